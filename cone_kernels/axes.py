@@ -1,0 +1,63 @@
+"""The axes of the cone: top eigenvectors of a state's second moments, and the mean direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cone_kernels.metrics import covariance, mean_vector, symmetric
+from cone_kernels.moments import Moments
+from cone_kernels.ops.top_eigenvectors import TopEigenvectors, top_eigenvectors
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The three directions that the literature calls the axis of the cone, and |cos| between them; L layers."""
+
+    centered: TopEigenvectors
+    """Top eigenvectors of the covariance: the cone axis."""
+    uncentered: TopEigenvectors
+    """Top eigenvectors of Σxxᵀ/n."""
+    mean_direction: Tensor
+    """(L, d), a unit vector."""
+    centered_mean_cosine: Tensor
+    """(L,)"""
+    uncentered_mean_cosine: Tensor
+    """(L,)"""
+    centered_uncentered_cosine: Tensor
+    """(L,)"""
+
+
+def axes(moments: Moments, k: int = 1) -> Axes:
+    """Cone axis, uncentred axis and mean direction, each layer; needs `second_moment`.
+
+    An axis points along the mean (dot ≥ 0); where |cos| with the mean is below 1e-3 its largest component is positive.
+    """
+    n = moments.count.sum(-1).double()
+    mean = mean_vector(moments)
+    direction = mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+    centered = _along(top_eigenvectors(covariance=covariance(moments), k=k), direction)
+    second = symmetric(moments.second_moment) / n[:, None, None]
+    uncentered = _along(top_eigenvectors(covariance=second, k=k), direction)
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(-1).abs()
+
+    first, other = centered.vectors[:, 0], uncentered.vectors[:, 0]
+    return Axes(
+        centered,
+        uncentered,
+        direction,
+        cosine(first, direction),
+        cosine(other, direction),
+        cosine(first, other),
+    )
+
+
+def _along(axis: TopEigenvectors, direction: Tensor) -> TopEigenvectors:
+    vectors = axis.vectors  # (L, k, d), largest component positive
+    cosine = torch.einsum("lkd,ld->lk", vectors, direction)
+    sign = torch.where(cosine <= -1e-3, -1.0, 1.0).to(vectors.dtype)
+    return replace(axis, vectors=vectors * sign[..., None])

@@ -1,0 +1,171 @@
+"""The one place that chooses which backend runs an op.
+
+A backend is a module of kernels with one function per op, of the op's name. `auto` takes the best available one for the
+tensor's device; a backend asked for by name, as an argument or through the environment variable CONE_KERNELS_BACKEND,
+runs or raises `BackendUnavailable`, and never falls back.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+OPS = ("row_moments", "pool_moments", "masked_mean_pool", "second_moment", "top_eigenvectors")
+ENVIRONMENT_VARIABLE = "CONE_KERNELS_BACKEND"
+
+
+class Backend(str, Enum):
+    """Who computes an op."""
+
+    REFERENCE = "reference"
+    CPU = "cpu"
+    TRITON = "triton"
+    CUDA = "cuda"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class BackendUnavailable(RuntimeError):  # noqa: N818 - the name says what is wrong, as torch's own do
+    """The backend asked for cannot run here; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a backend can do on this machine, and why not where it cannot."""
+
+    backend: Backend
+    available: bool
+    reason: str
+    ops: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+
+# Where the kernels of a backend are; a backend without an entry has no kernels in this version.
+_MODULES = {
+    Backend.REFERENCE: "cone_kernels.kernels.reference",
+    Backend.CPU: "cone_kernels.kernels.cpp",
+}
+_runs: list[list[tuple[str, Backend]]] = []
+
+
+@functools.cache
+def capabilities() -> dict[Backend, Capability]:
+    """What each backend can do here, in order of preference for `auto`.
+
+    Example:
+        >>> capabilities()[Backend.CPU].available
+        True
+    """
+    return {
+        Backend.CUDA: _cuda_capability(),
+        Backend.TRITON: Capability(Backend.TRITON, False, "this version has no Triton kernels"),
+        Backend.CPU: _cpu_capability(),
+        Backend.REFERENCE: _reference_capability(),
+    }
+
+
+def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
+    """The backend that runs `op` on tensors of `device`.
+
+    Args:
+        backend: a backend's name, or "auto": CONE_KERNELS_BACKEND where set, else the best one for the device.
+        device: where the op's tensors are.
+        op: one of `OPS`.
+
+    Raises:
+        ValueError: `backend` or the environment variable names no backend.
+        BackendUnavailable: the backend asked for cannot run this op here, or no backend can.
+    """
+    source = "backend"
+    if backend == "auto" and ENVIRONMENT_VARIABLE in os.environ:
+        source, backend = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
+    if backend == "auto":
+        for capability in capabilities().values():
+            if capability.available and op in capability.ops and device.type in capability.devices:
+                return capability.backend
+        raise BackendUnavailable(f"no backend runs {op} on device {device}: {_reasons()}")
+    try:
+        chosen = Backend(backend)
+    except ValueError:
+        wanted = ", ".join(["auto", *Backend])
+        raise ValueError(f"{source}: got {backend!r}; it must be one of {wanted}") from None
+    capability = capabilities()[chosen]
+    if not capability.available:
+        raise BackendUnavailable(f"{source}={chosen} cannot run {op}: {capability.reason}")
+    if op not in capability.ops:
+        raise BackendUnavailable(f"{source}={chosen} has no kernel for {op}; it has {', '.join(capability.ops)}")
+    if device.type not in capability.devices:
+        devices = ", ".join(capability.devices)
+        raise BackendUnavailable(f"{source}={chosen} cannot run {op} on device {device}; it runs on {devices}")
+    return chosen
+
+
+def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
+    """The function of `backend` for `op`; the run is noted for `record`."""
+    chosen = Backend(backend)
+    for runs in _runs:
+        runs.append((op, chosen))
+    function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen]), op)
+    return function
+
+
+@contextmanager
+def record() -> Iterator[list[tuple[str, Backend]]]:
+    """Collects (op, backend) of every kernel that runs inside the block.
+
+    Example:
+        >>> with record() as runs:
+        ...     _ = mean_pairwise_cosine(x, backend="cpu")
+        >>> runs
+        [('row_moments', <Backend.CPU: 'cpu'>)]
+    """
+    runs: list[tuple[str, Backend]] = []
+    _runs.append(runs)
+    try:
+        yield runs
+    finally:
+        _runs[:] = [other for other in _runs if other is not runs]
+
+
+def _reasons() -> str:
+    return "; ".join(
+        f"{capability.backend}: {capability.reason or 'runs on ' + ', '.join(capability.devices)}"
+        for capability in capabilities().values()
+    )
+
+
+def _missing_torch() -> str:
+    return "" if importlib.util.find_spec("torch") else "torch is not installed (pip install torch)"
+
+
+def _reference_capability() -> Capability:
+    missing = _missing_torch()
+    return Capability(Backend.REFERENCE, not missing, missing, OPS, ("cpu", "cuda"))
+
+
+def _cpu_capability() -> Capability:
+    missing = _missing_torch()
+    if not missing and importlib.util.find_spec("cone_kernels._cpu") is None:
+        missing = "the extension cone_kernels._cpu is not built (pip install . builds it)"
+    return Capability(Backend.CPU, not missing, missing, OPS, ("cpu",))
+
+
+def _cuda_capability() -> Capability:
+    if importlib.util.find_spec("cone_kernels._cuda") is None:
+        return Capability(Backend.CUDA, False, "the extension cone_kernels._cuda is not built (nvcc was not found)")
+    from cone_kernels import _cuda
+
+    count = _cuda.device_count()
+    seen = f"_cuda is built and sees {count} GPU{'s' if count != 1 else ''}"
+    return Capability(Backend.CUDA, False, f"this version has no CUDA kernels; {seen}")

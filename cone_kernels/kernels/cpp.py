@@ -1,0 +1,115 @@
+"""The C++ kernels: pointers, shapes and strides of CPU tensors handed to cone_kernels._cpu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cone_kernels import _cpu
+
+# cone::DType in csrc/include/cone/types.h
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
+    """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
+    n_layers, n, d = x.shape
+    status = torch.zeros((n_layers, n), dtype=torch.uint8)
+    _cpu.row_moments(
+        layers=_layer_addresses(x),
+        dtype=_DTYPES[x.dtype],
+        n=n,
+        d=d,
+        row_stride=x.stride(1),
+        col_stride=_column_stride(x),
+        groups_of_rows=_address(groups),
+        groups=sums["count"].shape[-1],
+        sums=_sum_addresses(sums),
+        status=status.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return status
+
+
+def pool_moments(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
+    layers = _same_strides(layers)
+    pooled = _pooled_like(layers, len(groups))
+    status = torch.empty((len(layers), len(groups)), dtype=torch.uint8)
+    _cpu.pool_moments(
+        **_hidden_states(layers, mask, cu_seqlens, len(groups)),
+        groups_of_sentences=groups.data_ptr(),
+        groups=sums["count"].shape[-1],
+        pooled=pooled.data_ptr(),
+        sums=_sum_addresses(sums),
+        status=status.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return pooled, status
+
+
+def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """The mean over each sentence's tokens (L, B, d), float32, or float64 for float64 layers."""
+    layers = _same_strides(layers)
+    n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
+    pooled = _pooled_like(layers, n_sentences)
+    _cpu.masked_mean_pool(
+        **_hidden_states(layers, mask, cu_seqlens, n_sentences),
+        pooled=pooled.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return pooled
+
+
+def _hidden_states(
+    layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
+) -> dict[str, object]:
+    first = layers[0]
+    return {
+        "layers": [layer.data_ptr() for layer in layers],
+        "dtype": _DTYPES[first.dtype],
+        "n_sentences": n_sentences,
+        "n_tokens": first.shape[-2],
+        "d": first.shape[-1],
+        "strides": (first.stride(0), first.stride(-2), _column_stride(first)),
+        "mask": _address(mask),
+        "cu_seqlens": _address(cu_seqlens),
+    }
+
+
+def _same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
+    # One call takes one set of strides; layers that differ in theirs are made contiguous.
+    if all(layer.stride() == layers[0].stride() for layer in layers):
+        return layers
+    return [layer.contiguous() for layer in layers]
+
+
+def _pooled_like(layers: Sequence[Tensor], n_sentences: int) -> Tensor:
+    dtype = torch.float64 if layers[0].dtype == torch.float64 else torch.float32
+    return torch.empty((len(layers), n_sentences, layers[0].shape[-1]), dtype=dtype)
+
+
+def _layer_addresses(x: Tensor) -> list[int]:
+    base, step = x.data_ptr(), x.stride(0) * x.element_size()
+    return [base + layer * step for layer in range(x.shape[0])]
+
+
+def _column_stride(x: Tensor) -> int:
+    # A single column has whatever stride; 1 keeps it on the fast path.
+    return 1 if x.shape[-1] == 1 else x.stride(-1)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:
+    return {field: total.data_ptr() for field, total in sums.items()}

@@ -1,0 +1,254 @@
+"""The geometry of the cone: pure functions of a state's sums, one value per layer.
+
+Every function takes `Moments` and returns float64 of shape (L,) unless it says otherwise. A value that the data does not
+define (a mean over no pair, say) is NaN, never 0, and nothing is clamped. `undefined_reason` says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cone_kernels.moments import ConeState, Moments
+
+_RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over groups; leading dimensions (L,), or (L, G) where each group in turn is left out."""
+
+    count: Tensor
+    unit_sum: Tensor  # (..., d)
+    unit_sq: Tensor
+    sentence_sq: Tensor | None
+    sentence_size_sq: Tensor | None
+    n_sentences: Tensor | None
+
+
+Statistic = Callable[[Totals], Tensor]
+
+
+def totals(moments: Moments) -> Totals:
+    """The first-order sums over all groups."""
+    return _totals(moments, lambda field, dim: field.sum(dim))
+
+
+def leave_one_out(moments: Moments) -> Totals:
+    """The first-order sums over all groups but one, for each group: (L, G, ...)."""
+    return _totals(moments, lambda field, dim: field.sum(dim, keepdim=True) - field)
+
+
+def anisotropy(moments: Moments) -> Tensor:
+    """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)); NaN for n < 2.
+
+    Example:
+        >>> anisotropy(state.sentence)
+        tensor([0.4929, 0.6958, ...], dtype=torch.float64)
+    """
+    return _anisotropy(totals(moments))
+
+
+def anisotropy_stderr(moments: Moments) -> Tensor:
+    """Grouped-jackknife standard error of `anisotropy`; NaN with fewer than two groups that are not empty."""
+    return jackknife_stderr(_anisotropy(leave_one_out(moments)), moments.count > 0)
+
+
+def within_sentence_cosine(moments: Moments) -> Tensor:
+    """W: mean cosine over pairs of distinct tokens of one sentence. Token level only."""
+    return _within(_token_totals(totals(moments)))
+
+
+def between_sentence_cosine(moments: Moments) -> Tensor:
+    """B: mean cosine over pairs of tokens of different sentences. Token level only."""
+    return _between(_token_totals(totals(moments)))
+
+
+def predicted_anisotropy(moments: Moments) -> Tensor:
+    """What averaging alone does to the cone: A_pred = B / ((1 + (T̄−1)·W)/T̄), T̄ tokens a sentence. Token level only."""
+    return _predicted(_token_totals(totals(moments)))
+
+
+def within_stderr(moments: Moments) -> Tensor:
+    """Grouped-jackknife standard error of `within_sentence_cosine`."""
+    return jackknife_stderr(_within(_token_totals(leave_one_out(moments))), moments.count > 0)
+
+
+def between_stderr(moments: Moments) -> Tensor:
+    """Grouped-jackknife standard error of `between_sentence_cosine`."""
+    return jackknife_stderr(_between(_token_totals(leave_one_out(moments))), moments.count > 0)
+
+
+def predicted_anisotropy_stderr(moments: Moments) -> Tensor:
+    """Grouped-jackknife standard error of `predicted_anisotropy`."""
+    return jackknife_stderr(_predicted(_token_totals(leave_one_out(moments))), moments.count > 0)
+
+
+def pooling_gap(state: ConeState) -> Tensor:
+    """Sentence-level less token-level anisotropy."""
+    return anisotropy(state.sentence) - anisotropy(state.token)
+
+
+def pooling_gap_stderr(state: ConeState) -> Tensor:
+    """Grouped-jackknife standard error of `pooling_gap`; a group is left out of both levels at once."""
+    gap = _anisotropy(leave_one_out(state.sentence)) - _anisotropy(leave_one_out(state.token))
+    return jackknife_stderr(gap, state.sentence.count > 0)
+
+
+def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:
+    """SE² = (G'−1)/G' · Σ_g (θ_(−g) − θ̄)² over the G' groups that are not empty.
+
+    Args:
+        left_out: (L, G) the statistic with group g left out.
+        not_empty: (L, G) bool.
+
+    Returns:
+        (L,) float64; NaN where G' < 2.
+    """
+    groups = not_empty.sum(-1).double()
+    values = torch.where(not_empty, left_out, 0.0)
+    mean = values.sum(-1) / groups
+    squares = torch.where(not_empty, (left_out - mean[:, None]).square(), 0.0).sum(-1)
+    return torch.where(groups >= 2, ((groups - 1) / groups * squares).sqrt(), torch.nan)
+
+
+def contributions(moments: Moments) -> Tensor:
+    """Each dimension's share of the anisotropy, c_j = (s_j² − Σu_j²)/(n(n−1)); (L, d), summing to A."""
+    n = moments.count.sum(-1).double()
+    own = moments.unit_sum.sum(1).square() - moments.unit_sq_sum  # (L, d)
+    return own / _or_nan(n * (n - 1), n >= 2)[:, None]
+
+
+def cosine_variance(moments: Moments) -> Tensor:
+    """Variance of the cosine over distinct pairs, (‖U‖_F² − n)/(n(n−1)) − A². Needs `unit_second_moment`."""
+    n = moments.count.sum(-1).double()
+    squares = symmetric(moments.unit_second_moment).square().sum((-2, -1))
+    return (squares - n) / _or_nan(n * (n - 1), n >= 2) - anisotropy(moments).square()
+
+
+def mean_norm(moments: Moments) -> Tensor:
+    """Mean length of the rows."""
+    n = moments.count.sum(-1).double()
+    return moments.norm_sum / _or_nan(n, n >= 1)
+
+
+def mean_vector(moments: Moments) -> Tensor:
+    """Mean of the rows, (L, d)."""
+    n = moments.count.sum(-1).double()
+    return moments.sum / _or_nan(n, n >= 1)[:, None]
+
+
+def symmetric(upper: Tensor) -> Tensor:
+    """The whole matrix (..., d, d) from its upper triangle."""
+    return upper.triu() + upper.triu(1).mT
+
+
+def covariance(moments: Moments) -> Tensor:
+    """C = (Σxxᵀ − ttᵀ/n)/(n−1), (L, d, d); NaN for n < 2. Needs `second_moment`."""
+    n = moments.count.sum(-1).double()[:, None, None]
+    t = moments.sum
+    return (symmetric(moments.second_moment) - t[:, :, None] * t[:, None, :] / n) / _or_nan(n - 1, n >= 2)
+
+
+def participation_ratio(covariances: Tensor) -> Tensor:
+    """PR = (tr C)²/‖C‖_F², between 1 and d, of covariances (..., d, d)."""
+    trace = covariances.diagonal(dim1=-2, dim2=-1).sum(-1)
+    squares = covariances.square().sum((-2, -1))
+    ratio: Tensor = trace.square() / _or_nan(squares, squares > 0)
+    return ratio
+
+
+def iso_score(covariances: Tensor) -> Tensor:
+    """IsoScore (Rudman et al. 2022) of covariances (..., d, d): (PR − 1)/(d − 1), an identity; NaN for d = 1."""
+    d = covariances.shape[-1]
+    return (participation_ratio(covariances) - 1) / (d - 1 if d > 1 else math.nan)
+
+
+def explained_variance_ratio(covariances: Tensor, values: Tensor) -> Tensor:
+    """λ/tr C of eigenvalues (..., k) of covariances (..., d, d): (..., k)."""
+    trace = covariances.diagonal(dim1=-2, dim2=-1).sum(-1)
+    ratio: Tensor = values / _or_nan(trace, trace > 0)[..., None]
+    return ratio
+
+
+def effective_rank(covariances: Tensor) -> Tensor:
+    """exp(entropy of λ/Σλ) (Roy & Vetterli 2007) of covariances (..., d, d), by a full eigendecomposition."""
+    # Rounding can leave an eigenvalue of a semidefinite matrix below zero; entropy takes 0 there.
+    values = torch.linalg.eigvalsh(covariances).clamp_min(0)
+    total = values.sum(-1, keepdim=True)
+    p = values / _or_nan(total, total > 0)
+    return torch.special.entr(p).sum(-1).exp()
+
+
+def rank_me(moments: Moments) -> Tensor:
+    """RankMe (Garrido et al. 2023, equation 1), from the uncentred singular values. Needs `second_moment`."""
+    # As above: σ² below zero is rounding.
+    sigma = torch.linalg.eigvalsh(symmetric(moments.second_moment)).clamp_min(0).sqrt()
+    total = sigma.sum(-1, keepdim=True)
+    p = sigma / _or_nan(total, total > 0) + _RANKME_EPSILON
+    return (-(p * p.log()).sum(-1)).exp()
+
+
+def undefined_reason(moments: Moments, layer: int) -> str | None:
+    """Why the anisotropy of the layer at this position is NaN, or None where it is defined."""
+    n = int(moments.count[layer].sum())
+    left_out = int((moments.n_zero + moments.n_nonfinite)[layer].sum())
+    if n >= 2:
+        return None
+    rows = {"sentence": "sentences", "token": "tokens"}[moments.level]
+    return f"{n} {rows} used ({left_out} left out as zero or not finite); a pair needs two"
+
+
+def _totals(moments: Moments, combine: Callable[[Tensor, int], Tensor]) -> Totals:
+    sums = moments._sums
+
+    def of(name: str) -> Tensor | None:
+        return combine(sums[name].double(), 1) if name in sums else None
+
+    return Totals(
+        combine(moments.count.double(), 1),
+        combine(moments.unit_sum, 1),
+        combine(moments.unit_sq_total, 1),
+        of("sentence_sq_sum"),
+        of("sentence_size_sq_sum"),
+        of("n_sentences"),
+    )
+
+
+def _token_totals(sums: Totals) -> Totals:
+    if sums.sentence_sq is None:
+        raise ValueError("moments: got the sentence level; within and between cosines are of the token level")
+    return sums
+
+
+def _or_nan(value: Tensor, defined: Tensor) -> Tensor:
+    return torch.where(defined, value, torch.nan)
+
+
+def _anisotropy(t: Totals) -> Tensor:
+    pairs = t.count * (t.count - 1)
+    return (t.unit_sum.square().sum(-1) - t.unit_sq) / _or_nan(pairs, t.count >= 2)
+
+
+def _within(t: Totals) -> Tensor:
+    assert t.sentence_sq is not None
+    assert t.sentence_size_sq is not None
+    pairs = t.sentence_size_sq - t.count
+    return (t.sentence_sq - t.unit_sq) / _or_nan(pairs, pairs > 0)
+
+
+def _between(t: Totals) -> Tensor:
+    assert t.sentence_sq is not None
+    assert t.sentence_size_sq is not None
+    pairs = t.count.square() - t.sentence_size_sq
+    return (t.unit_sum.square().sum(-1) - t.sentence_sq) / _or_nan(pairs, pairs > 0)
+
+
+def _predicted(t: Totals) -> Tensor:
+    assert t.n_sentences is not None
+    size = t.count / _or_nan(t.n_sentences, t.n_sentences > 0)
+    return _between(t) / ((1 + (size - 1) * _within(t)) / size)

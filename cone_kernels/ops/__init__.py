@@ -1,0 +1,1 @@
+"""Public functions on tensors: validation, registration with torch.library, choice of backend. One file per op."""

@@ -1,0 +1,115 @@
+"""Checks of what users pass to ops. Every error names the argument, what it got and what it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cone_kernels.sums import GROUPS
+
+ArrayLike = Tensor | np.ndarray[Any, Any]
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+T = TypeVar("T")
+
+
+def as_tensor(name: str, value: ArrayLike) -> Tensor:
+    """A tensor of the caller's memory; NumPy arrays are wrapped, not copied (unless a stride is negative)."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        if not value.dtype.isnative:
+            raise TypeError(f"{name}: got a NumPy array of foreign byte order {value.dtype}; use native byte order")
+        if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
+            value = value.copy()
+        return torch.from_numpy(value)
+    raise TypeError(f"{name}: got {type(value).__name__}; it must be a torch.Tensor or a numpy.ndarray")
+
+
+def float_tensor(name: str, value: ArrayLike, min_dims: int, shape: str) -> Tensor:
+    """`value` as a tensor of a floating dtype that the kernels take, with at least `min_dims` dimensions."""
+    tensor = as_tensor(name, value)
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {tensor.layout}; it must be a dense (strided) tensor")
+    if tensor.dtype not in FLOAT_DTYPES:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+        raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}; it must be one of {wanted}")
+    if tensor.dim() < min_dims:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
+    if tensor.shape[-1] == 0:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; its last dimension must not be empty")
+    if tensor.dtype == torch.float64 and tensor.device.type not in ("cpu", "meta"):
+        raise TypeError(f"{name}: got float64 on device {tensor.device}; float64 is for the CPU only")
+    return tensor
+
+
+def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: int, shape: str) -> list[Tensor]:
+    """Hidden states as a list of layers of `row_dims` dimensions, alike in shape, dtype, device and strides."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        stacked = float_tensor(name, value, row_dims, shape)
+        return list(stacked.reshape(-1, *stacked.shape[stacked.dim() - row_dims :]).unbind(0))
+    layers = [float_tensor(f"{name}[{i}]", layer, row_dims, shape) for i, layer in enumerate(value)]
+    for i, layer in enumerate(layers):
+        if layer.dim() != row_dims:
+            raise ValueError(f"{name}[{i}]: got shape {tuple(layer.shape)}; each layer must be {shape}")
+        for what in ("shape", "dtype", "device"):
+            got, wanted = getattr(layer, what), getattr(layers[0], what)
+            if got != wanted:
+                raise ValueError(f"{name}[{i}]: got {what} {got}; it must be as {name}[0]'s, {wanted}")
+    if not layers:
+        raise ValueError(f"{name}: got an empty sequence; it must have at least one layer")
+    return layers
+
+
+def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: torch.device) -> Tensor:
+    """A mask (B, T) of bool or of integers or floats that are all 0 or 1, as contiguous bool."""
+    mask = as_tensor(name, value)
+    if tuple(mask.shape) != (batch, tokens):
+        raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be (B, T) = {(batch, tokens)}")
+    if mask.device != device:
+        raise ValueError(f"{name}: got device {mask.device}; it must be on {device} as the hidden states are")
+    if mask.dtype == torch.bool:
+        return mask.contiguous()
+    tokens_kept = mask == 1
+    if not bool(torch.all(tokens_kept | (mask == 0))):
+        raise ValueError(f"{name}: got values other than 0 and 1; it must say for each token whether it counts")
+    return tokens_kept.contiguous()
+
+
+def sequence_starts(name: str, value: ArrayLike, rows: int) -> Tensor:
+    """cu_seqlens (B + 1): starts at 0, ends at the number of rows, never falls; as contiguous int64 on the CPU."""
+    starts = as_tensor(name, value)
+    if starts.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: got dtype {starts.dtype}; it must be int32 or int64")
+    if starts.dim() != 1 or starts.numel() == 0:
+        raise ValueError(f"{name}: got shape {tuple(starts.shape)}; it must be (B + 1,)")
+    starts = starts.to(torch.int64).contiguous()
+    if int(starts[0]) != 0 or int(starts[-1]) != rows or bool(torch.any(starts.diff() < 0)):
+        raise ValueError(f"{name}: got {starts.tolist()[:8]}...; it must rise from 0 to the number of rows, {rows}")
+    return starts
+
+
+def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) -> Tensor | None:
+    """Jackknife groups (n,) of rows with these ids (index in the corpus): id mod 64; None stays None."""
+    if ids is None:
+        return None
+    tensor = as_tensor(name, ids)
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: got dtype {tensor.dtype}; it must be int64")
+    if tuple(tensor.shape) != (n,):
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
+    if n > 0 and int(tensor.min()) < 0:
+        raise ValueError(f"{name}: got {int(tensor.min())}; ids are indices in the corpus, so 0 or more")
+    return tensor.to(device=device, dtype=torch.int64) % GROUPS
+
+
+def like_input(result: Tensor, *inputs: Any) -> Any:
+    """`result` as a NumPy array where the caller passed NumPy arrays, else as it is."""
+    first = inputs[0]
+    if not isinstance(first, (Tensor, np.ndarray)) and isinstance(first, Sequence):
+        first = first[0]
+    return result.numpy() if isinstance(first, np.ndarray) else result

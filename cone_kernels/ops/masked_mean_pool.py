@@ -1,0 +1,88 @@
+"""Masked mean pooling: sentence vectors from hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cone_kernels import backends
+from cone_kernels.ops.arguments import ArrayLike, as_tensor, float_tensor, like_input, sequence_starts, token_mask
+
+
+def masked_mean_pool(
+    hidden_states: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    cu_seqlens: ArrayLike | None = None,
+    backend: str = "auto",
+) -> Any:
+    """The mean of each sentence's tokens, from one read of the tokens that count.
+
+    Args:
+        hidden_states: (..., B, T, D) with `mask`, or packed (..., N, D) with `cu_seqlens`; float32, float64, bfloat16
+            or float16; leading dimensions are batch dimensions. Any strides.
+        mask: (B, T) bool, or numbers that are 0 or 1: 1 = the token counts. The same for all leading dimensions.
+        cu_seqlens: (B + 1,) int: the sentences' first rows in a packed tensor, and N.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        (..., B, D) float32, or float64 for float64 input. NaN for a sentence without a token: it has no mean. A NumPy
+        array for a NumPy array.
+
+    Raises:
+        TypeError: a dtype or type is not taken.
+        ValueError: a shape, device or value is not as above, or not exactly one of mask and cu_seqlens is given.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> masked_mean_pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
+        tensor([[2.]])
+    """
+    row_dims, shape = (3, "(..., B, T, D)") if cu_seqlens is None else (2, "(..., N, D)")
+    hidden = float_tensor("hidden_states", hidden_states, row_dims, shape)
+    mask, cu_seqlens = token_selection(hidden, mask, cu_seqlens)
+    chosen = backends.resolve(backend, hidden.device, "masked_mean_pool")
+    return like_input(_masked_mean_pool(hidden, mask, cu_seqlens, chosen.value), hidden_states)
+
+
+def token_selection(
+    hidden: Tensor, mask: ArrayLike | None, cu_seqlens: ArrayLike | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """`mask` as bool (B, T) or `cu_seqlens` as int64 (B + 1,), checked against hidden (..., B, T, D) or (..., N, D)."""
+    if (mask is None) == (cu_seqlens is None):
+        got = "neither" if mask is None else "both"
+        raise ValueError(f"mask, cu_seqlens: got {got}; exactly one of them must be given")
+    if mask is not None:
+        return token_mask("mask", mask, hidden.shape[-3], hidden.shape[-2], hidden.device), None
+    assert cu_seqlens is not None
+    return None, sequence_starts("cu_seqlens", as_tensor("cu_seqlens", cu_seqlens), hidden.shape[-2])
+
+
+@torch.library.custom_op("cone_kernels::masked_mean_pool", mutates_args=())
+def _masked_mean_pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
+    row_dims = 3 if mask is not None else 2
+    batch, rows = hidden.shape[: hidden.dim() - row_dims], hidden.shape[hidden.dim() - row_dims :]
+    layers: Sequence[Tensor] = hidden.reshape(-1, *rows).unbind(0)
+    n_sentences = _sentence_count(hidden, cu_seqlens)
+    if not layers:
+        return _empty_pooled(hidden, mask, cu_seqlens)
+    pooled: Tensor = backends.kernel("masked_mean_pool", backend)(layers, mask, cu_seqlens)
+    return pooled.reshape(*batch, n_sentences, hidden.shape[-1])
+
+
+@_masked_mean_pool.register_fake
+def _(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
+    return _empty_pooled(hidden, mask, cu_seqlens)
+
+
+def _empty_pooled(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    row_dims = 3 if mask is not None else 2
+    shape = (*hidden.shape[: hidden.dim() - row_dims], _sentence_count(hidden, cu_seqlens), hidden.shape[-1])
+    return hidden.new_empty(shape, dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+
+
+def _sentence_count(hidden: Tensor, cu_seqlens: Tensor | None) -> int:
+    return hidden.shape[-3] if cu_seqlens is None else cu_seqlens.shape[0] - 1

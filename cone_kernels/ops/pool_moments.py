@@ -1,0 +1,123 @@
+"""Pooling and token-level moments of one or many layers, from one read of the hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cone_kernels import backends
+from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input
+from cone_kernels.ops.masked_mean_pool import token_selection
+from cone_kernels.sums import GROUPS, TOKEN_FIELDS, zero_sums
+
+
+class PoolMoments(NamedTuple):
+    """What `pool_moments` returns; leading dimensions as the hidden states'."""
+
+    pooled: Any
+    """(..., B, D) float32, or float64 for float64 input: the mean of each sentence's tokens."""
+    sums: dict[str, Any]
+    """The token level's plain sums by name; see `cone_kernels.sums`."""
+    status: Any
+    """(..., B) uint8: 0, or the sum of 1 (has a zero token), 2 (has one that is not finite), 4 (has no token)."""
+
+
+def pool_moments(
+    hidden_states: ArrayLike | Sequence[ArrayLike],
+    mask: ArrayLike | None = None,
+    *,
+    cu_seqlens: ArrayLike | None = None,
+    sentence_ids: ArrayLike | None = None,
+    backend: str = "auto",
+) -> PoolMoments:
+    """Pooled vectors, token-level sums and within-sentence sums, from one read of the tokens that count.
+
+    Args:
+        hidden_states: (..., B, T, D) with `mask`, or packed (..., N, D) with `cu_seqlens`; or a sequence of L layers
+            (B, T, D) or (N, D), which then makes the leading dimension. float32, float64, bfloat16 or float16.
+        mask: (B, T) bool, or numbers that are 0 or 1: 1 = the token counts. The same for all layers.
+        cu_seqlens: (B + 1,) int: the sentences' first rows in a packed tensor, and N.
+        sentence_ids: (B,) int64, each sentence's index in the corpus; its tokens belong to jackknife group id mod 64.
+            Default 0..B-1.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        PoolMoments(pooled, sums, status). Tokens whose norm is zero or not finite are left out of the sums and counted;
+        the pooled vector is the plain mean of all tokens that count, NaN where there is none.
+
+    Raises:
+        TypeError: a dtype or type is not taken.
+        ValueError: a shape, device or value is not as above, or not exactly one of mask and cu_seqlens is given.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> pooled, sums, status = pool_moments(hidden_states, attention_mask)
+        >>> sums["count"].sum()  # tokens used
+    """
+    row_dims, shape = (3, "(..., B, T, D)") if cu_seqlens is None else (2, "(..., N, D)")
+    layers = hidden_layers("hidden_states", hidden_states, row_dims, shape)
+    if not layers:
+        raise ValueError("hidden_states: got no layer; its leading dimensions must not be empty")
+    mask, cu_seqlens = token_selection(layers[0], mask, cu_seqlens)
+    n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
+    device = layers[0].device
+    groups = groups_of("sentence_ids", sentence_ids, n_sentences, device)
+    if groups is None:
+        groups = torch.arange(n_sentences, device=device) % GROUPS
+    sums = zero_sums(TOKEN_FIELDS, len(layers), layers[0].shape[-1], device=device)
+    pooled, status = pool_moments_(layers, mask, cu_seqlens, groups, list(sums.values()), backend)
+    stacked = hasattr(hidden_states, "shape")
+    batch = tuple(hidden_states.shape[:-row_dims]) if stacked else (len(layers),)  # type: ignore[union-attr]
+
+    def shaped(tensor: Tensor) -> Any:
+        return like_input(tensor.reshape((*batch, *tensor.shape[1:])), hidden_states)
+
+    return PoolMoments(shaped(pooled), {name: shaped(total) for name, total in sums.items()}, shaped(status))
+
+
+def pool_moments_(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    sums: Sequence[Tensor],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Adds the layers' tokens to `sums`, tensors in the order of `TOKEN_FIELDS`; arguments as checked above.
+
+    Returns pooled (L, B, D) and status (L, B).
+    """
+    chosen = backends.resolve(backend, layers[0].device, "pool_moments")
+    pooled, status = _pool_moments_(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
+    return pooled, status
+
+
+@torch.library.custom_op("cone_kernels::pool_moments_", mutates_args=("sums",))
+def _pool_moments_(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    sums: Sequence[Tensor],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    by_name = dict(zip(TOKEN_FIELDS, sums, strict=True))
+    pooled, status = backends.kernel("pool_moments", backend)(layers, mask, cu_seqlens, groups, by_name)
+    return pooled, status
+
+
+@_pool_moments_.register_fake
+def _(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    sums: Sequence[Tensor],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    first, batch = layers[0], (len(layers), groups.shape[0])
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return first.new_empty((*batch, first.shape[-1]), dtype=dtype), first.new_empty(batch, dtype=torch.uint8)

@@ -1,0 +1,68 @@
+"""Row moments: everything that needs no d×d matrix, from one read of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cone_kernels import backends
+from cone_kernels.ops.arguments import ArrayLike, float_tensor, groups_of, like_input
+from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
+
+
+def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend: str = "auto") -> dict[str, Any]:
+    """The plain sums of the rows of `x` by jackknife group, from one read of `x`.
+
+    Rows whose squared norm is zero or not finite in float64 are left out and counted. u = x/‖x‖.
+
+    Args:
+        x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
+        sentence_ids: (n,) int64, each row's index in the corpus; row i belongs to group id mod 64. Default 0..n-1.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        Sums by name, float64 (counts int64): `count`, `n_zero`, `n_nonfinite`, `unit_sq_total` (..., 64), `unit_sum`
+        (..., 64, d), `unit_sq_sum`, `sum`, `sq_sum` (..., d), `norm_sum`, `norm_sq_sum` (...).
+
+    Raises:
+        TypeError: a dtype or type is not taken.
+        ValueError: a shape, device or value is not as above.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> row_moments(torch.eye(3))["count"].sum()
+        tensor(3)
+    """
+    rows = float_tensor("x", x, 2, "(..., n, d)")
+    *batch, n, d = rows.shape
+    groups = groups_of("sentence_ids", sentence_ids, n, rows.device)
+    flat = rows.reshape(-1, n, d)
+    sums = zero_sums(ROW_FIELDS, flat.shape[0], d, device=rows.device)
+    row_moments_(flat, groups, list(sums.values()), backend)
+    return {field: like_input(total.reshape((*batch, *total.shape[1:])), x) for field, total in sums.items()}
+
+
+def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str = "auto") -> Tensor:
+    """Adds the rows of x (L, n, d) to `sums`, tensors in the order of `ROW_FIELDS` or only `COSINE_FIELDS`.
+
+    groups: (n,) int64 in [0, 64), or -1 for a row to pass over; None: row i is in group i mod 64. Returns the status
+    (L, n) uint8: 0 used, 1 zero, 2 not finite.
+    """
+    chosen = backends.resolve(backend, x.device, "row_moments")
+    result: Tensor = _row_moments_(x, groups, list(sums), chosen.value)
+    return result
+
+
+@torch.library.custom_op("cone_kernels::row_moments_", mutates_args=("sums",))
+def _row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str) -> Tensor:
+    fields = ROW_FIELDS if len(sums) == len(ROW_FIELDS) else COSINE_FIELDS
+    result: Tensor = backends.kernel("row_moments", backend)(x, groups, dict(zip(fields, sums, strict=True)))
+    return result
+
+
+@_row_moments_.register_fake
+def _(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.uint8)

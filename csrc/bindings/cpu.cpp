@@ -1,0 +1,149 @@
+// cone_kernels._cpu: the CPU kernels over raw pointers. Pointers come as integers, tensors' shapes and strides in
+// elements; cone_kernels/kernels/cpp.py is the only caller and has checked them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cone/moments.h"
+#include "cone/second_moment.h"
+#include "cone/top_eigenvectors.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+using Pointers = std::map<std::string, Address>;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+T* field(const Pointers& pointers, const char* name) {
+  const auto found = pointers.find(name);
+  return found == pointers.end() ? nullptr : at<T>(found->second);
+}
+
+std::vector<const void*> layer_pointers(const std::vector<Address>& layers) {
+  std::vector<const void*> pointers;
+  for (const Address address : layers) pointers.push_back(at<const void>(address));
+  return pointers;
+}
+
+cone::MomentSums moment_sums(const Pointers& sums, int64_t groups) {
+  return {groups,
+          field<int64_t>(sums, "count"),
+          field<int64_t>(sums, "n_zero"),
+          field<int64_t>(sums, "n_nonfinite"),
+          field<double>(sums, "unit_sum"),
+          field<double>(sums, "unit_sq_total"),
+          field<double>(sums, "unit_sq_sum"),
+          field<double>(sums, "sum"),
+          field<double>(sums, "sq_sum"),
+          field<double>(sums, "norm_sum"),
+          field<double>(sums, "norm_sq_sum")};
+}
+
+void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                 int64_t col_stride, Address groups_of_rows, int64_t groups, const Pointers& sums, Address status,
+                 int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::row_moments({pointers.data(),
+                     int64_t(pointers.size()),
+                     {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                     at<const int64_t>(groups_of_rows),
+                     moment_sums(sums, groups),
+                     at<uint8_t>(status),
+                     threads});
+}
+
+using Strides = std::tuple<int64_t, int64_t, int64_t>;
+
+cone::HiddenStates hidden_states(const std::vector<const void*>& layers, int dtype, int64_t n_sentences,
+                                 int64_t n_tokens, int64_t d, const Strides& strides, Address mask,
+                                 Address cu_seqlens) {
+  return {layers.data(),
+          int64_t(layers.size()),
+          cone::DType(dtype),
+          n_sentences,
+          n_tokens,
+          d,
+          std::get<0>(strides),
+          std::get<1>(strides),
+          std::get<2>(strides),
+          at<const uint8_t>(mask),
+          at<const int64_t>(cu_seqlens)};
+}
+
+void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
+                  const Strides& strides, Address mask, Address cu_seqlens, Address groups_of_sentences, int64_t groups,
+                  Address pooled, const Pointers& sums, Address status, int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::pool_moments({hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens),
+                      at<const int64_t>(groups_of_sentences), at<void>(pooled), moment_sums(sums, groups),
+                      field<double>(sums, "sentence_sq_sum"), field<double>(sums, "sentence_size_sq_sum"),
+                      field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), threads});
+}
+
+void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
+                      const Strides& strides, Address mask, Address cu_seqlens, Address pooled, int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::masked_mean_pool(
+      {hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<void>(pooled), threads});
+}
+
+const std::vector<std::pair<std::string, cone::Isa>> kIsas = {
+    {"baseline", cone::Isa::kBaseline}, {"avx2", cone::Isa::kAvx2}, {"avx512", cone::Isa::kAvx512}};
+
+std::string active_isa() {
+  for (const auto& [name, isa] : kIsas)
+    if (isa == cone::active_isa()) return name;
+  return "unknown";
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const auto& [name, isa] : kIsas)
+    if (cone::isa_supported(isa)) names.push_back(name);
+  return names;
+}
+
+void force_isa(const std::string& wanted) {
+  for (const auto& [name, isa] : kIsas)
+    if (name == wanted && cone::isa_supported(isa)) return cone::force_isa(isa);
+  throw py::value_error("isa: got '" + wanted + "', which is not built in or not known to this processor");
+}
+
+constexpr bool kThreads =
+#ifdef _OPENMP
+    true;
+#else
+    false;
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of cone_kernels, over raw pointers.";
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
+  m.def("row_moments", &row_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
+        py::arg("row_stride"), py::arg("col_stride"), py::arg("groups_of_rows"), py::arg("groups"), py::arg("sums"),
+        py::arg("status"), py::arg("threads"), Unlocked());
+  m.def("pool_moments", &pool_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
+        py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"),
+        py::arg("groups_of_sentences"), py::arg("groups"), py::arg("pooled"), py::arg("sums"), py::arg("status"),
+        py::arg("threads"), Unlocked());
+  m.def("masked_mean_pool", &masked_mean_pool, py::kw_only(), py::arg("layers"), py::arg("dtype"),
+        py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
+        py::arg("cu_seqlens"), py::arg("pooled"), py::arg("threads"), Unlocked());
+  m.def("isa", &active_isa, "The instruction set in force.");
+  m.def("supported_isas", &supported_isas, "The instruction sets built in and known to this processor.");
+  m.def("force_isa", &force_isa, py::arg("isa"), "Makes every kernel run with this instruction set.");
+  m.attr("threads") = kThreads;
+}

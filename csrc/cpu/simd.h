@@ -1,0 +1,185 @@
+// Vectors of the instruction set that this translation unit is compiled for (namespace CONE_ISA). Everything is in an
+// anonymous namespace: code of one instruction set must never be linked into another.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "cone/types.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace cone {
+namespace CONE_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+template <class T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T, kVectorBytes>::type;
+
+// The type that rows of In are summed in.
+template <class In>
+using ComputeOf = std::conditional_t<std::is_same_v<In, double>, double, float>;
+
+inline float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+inline float widen(Float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
+  const uint32_t exponent = (x.bits >> 10) & 31, mantissa = x.bits & 0x3ff;
+  if (exponent == 0) {
+    const float magnitude = float(mantissa) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+
+template <class C>
+inline Vec<C> broadcast(C value) {
+  return value - Vec<C>{};
+}
+
+template <class T, int kBytes>
+using VecOf = typename VectorOf<T, kBytes>::type;
+
+// GCC 12 converts the halves of a 512-bit vector apart unless told the instruction.
+inline Vec<double> to_double(VecOf<float, kVectorBytes / 2> v) {
+#if defined(__AVX512F__)
+  return Vec<double>(_mm512_maskz_cvtps_pd(0xff, __m256(v)));
+#else
+  return __builtin_convertvector(v, Vec<double>);
+#endif
+}
+
+// kLanes<C> consecutive elements, widened to the compute type.
+template <class C, class In>
+inline Vec<C> load(const In* p) {
+  constexpr int kCount = kLanes<C>;
+  if constexpr (std::is_same_v<C, In>) {
+    Vec<C> out;
+    std::memcpy(&out, p, sizeof out);
+    return out;
+  } else if constexpr (std::is_same_v<In, float>) {
+    VecOf<float, kVectorBytes / 2> narrow;
+    std::memcpy(&narrow, p, sizeof narrow);
+    return to_double(narrow);
+  } else if constexpr (std::is_same_v<In, BFloat16> && std::is_same_v<C, float>) {
+    VecOf<uint16_t, kCount * 2> narrow;
+    std::memcpy(&narrow, p, sizeof narrow);
+    const Vec<uint32_t> bits = __builtin_convertvector(narrow, Vec<uint32_t>) << 16;
+    Vec<C> out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
+    return Vec<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
+    return Vec<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#endif
+  } else {
+    Vec<C> out;
+    for (int lane = 0; lane < kCount; ++lane) out[lane] = C(widen(p[lane]));
+    return out;
+  }
+}
+
+// The first `count` elements, zeros behind them: for the ragged end of a row.
+template <class C, class In>
+inline Vec<C> load_first(const In* p, int64_t count) {
+  In padded[kLanes<C>];
+  std::memset(static_cast<void*>(padded), 0, sizeof padded);
+  std::memcpy(static_cast<void*>(padded), p, size_t(count) * sizeof(In));
+  return load<C>(padded);
+}
+
+// Half of a vector: kWhich 0 is the lower one.
+template <int kWhich, class T, int kBytes, size_t... kLane>
+inline VecOf<T, kBytes / 2> half_of(VecOf<T, kBytes> v, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane + kWhich * sizeof...(kLane))...);
+}
+template <int kWhich, class T, int kBytes>
+inline VecOf<T, kBytes / 2> half(VecOf<T, kBytes> v) {
+  return half_of<kWhich, T, kBytes>(v, std::make_index_sequence<kBytes / 2 / sizeof(T)>{});
+}
+
+// Lanes added pairwise, so in an order that depends on the width alone.
+template <class T, int kBytes = kVectorBytes>
+inline T add_lanes(VecOf<T, kBytes> v) {
+  if constexpr (kBytes == 2 * sizeof(T)) {
+    return v[0] + v[1];
+  } else {
+    return add_lanes<T, kBytes / 2>(half<0, T, kBytes>(v) + half<1, T, kBytes>(v));
+  }
+}
+
+// Adds the lanes to as many float64 numbers.
+inline void add_to(double* to, Vec<double> v) {
+  const Vec<double> sum = load<double>(to) + v;
+  std::memcpy(to, &sum, sizeof sum);
+}
+inline void add_to(double* to, Vec<float> v) {
+  add_to(to, to_double(half<0, float, kVectorBytes>(v)));
+  add_to(to + kLanes<double>, to_double(half<1, float, kVectorBytes>(v)));
+}
+
+// Lanes folded to half as many in float64.
+inline Vec<double> to_double_sum(Vec<double> v) { return v; }
+inline Vec<double> to_double_sum(Vec<float> v) {
+  return to_double(half<0, float, kVectorBytes>(v)) + to_double(half<1, float, kVectorBytes>(v));
+}
+
+// Adds the first `count` lanes.
+template <class C>
+inline void add_first_to(double* to, Vec<C> v, int64_t count) {
+  C lanes[kLanes<C>];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] += double(lanes[lane]);
+}
+
+// Calls body with a pointer of the element type that `dtype` names.
+template <class Body>
+inline void with_element_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return body(static_cast<const float*>(nullptr));
+    case DType::kFloat64:
+      return body(static_cast<const double*>(nullptr));
+    case DType::kBFloat16:
+      return body(static_cast<const BFloat16*>(nullptr));
+    case DType::kFloat16:
+      return body(static_cast<const Float16*>(nullptr));
+  }
+}
+
+}  // namespace
+}  // namespace CONE_ISA
+}  // namespace cone

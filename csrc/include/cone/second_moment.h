@@ -1,0 +1,25 @@
+// Second moments of rows about a pilot vector.
+#pragma once
+
+#include "cone/types.h"
+
+namespace cone {
+
+struct SecondMomentArgs {
+  const void* const* layers;  // (L) first elements, each a view of shape and strides `rows`
+  int64_t n_layers;
+  RowView rows;           // rows.data is not read
+  const uint8_t* use;     // (L, n): rows to take, 1 or 0; null: all
+  const double* weights;  // (L, n): each row is scaled by its weight (1/‖x‖ for unit rows); null: 1
+  const double* pilot;    // (L, d): subtracted from each (scaled) row before the product; null: zero
+  double* moment;         // (L, d, d) += Σ x xᵀ, plain and not centred; only the upper triangle (i ≤ j) is touched
+  int threads;
+};
+
+// Adds Σ x xᵀ to `moment`. Each product is taken of rows less the pilot, in float32 for float32, bfloat16 and float16
+// rows over at most 512 rows (float64 rows: in float64), and corrected to the plain sum in float64, so that
+// cancellation does not eat the covariance. Only the upper triangle is computed and written. The order of addition is
+// fixed by the shape alone, whatever the number of threads.
+void second_moment(const SecondMomentArgs& args);
+
+}  // namespace cone

@@ -1,0 +1,118 @@
+"""Builds the C++ and CUDA extensions. Metadata is in pyproject.toml; torch is neither imported nor linked.
+
+CONE_CUDA=auto|0|1   build cone_kernels._cuda where nvcc is found (auto), never (0), or fail without nvcc (1)
+CONE_CUDA_ARCHS      the compute capabilities to build for, default "80;90"
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CSRC = Path("csrc")
+FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0", "-Wall"]
+
+# Every kernel source is compiled once per instruction set; csrc/cpu/isa.cpp chooses among them at run time.
+X86_ISAS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+KERNEL_SOURCES = ["row_moments.cpp", "pool_moments.cpp", "masked_mean_pool.cpp", "second_moment.cpp", "top_eigenvectors.cpp"]
+COMMON_SOURCES = ["cpu/isa.cpp", "bindings/cpu.cpp"]
+
+
+def cuda_wanted() -> str | None:
+    """The nvcc to build `_cuda` with, or None, as CONE_CUDA asks."""
+    choice = os.environ.get("CONE_CUDA", "auto")
+    if choice not in {"auto", "0", "1"}:
+        sys.exit(f"CONE_CUDA is {choice!r}; it must be auto, 0 or 1")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+    if choice == "1" and nvcc is None:
+        sys.exit("CONE_CUDA=1 asks for the CUDA extension, but no nvcc was found (set CUDA_HOME or PATH)")
+    return None if choice == "0" else nvcc
+
+
+class BuildExtensions(build_ext):
+    """Compiles each kernel source per instruction set, and the CUDA sources with nvcc."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name.endswith("_cuda"):
+            self.build_cuda(ext)
+            return
+        isas = {"baseline": [], **self.supported_isas()}
+        macros = [(f"CONE_HAVE_{isa.upper()}", "1") for isa in isas]
+        openmp = ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
+        if not openmp:
+            print("cone_kernels: the compiler has no OpenMP; the CPU kernels will run on one thread")
+        jobs = [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in KERNEL_SOURCES]
+        jobs += [(CSRC / name, "common", []) for name in COMMON_SOURCES]
+
+        def build(job: tuple[Path, str, list[str]]) -> list[str]:
+            source, isa, flags = job
+            defines = macros + ([("CONE_ISA", isa)] if isa != "common" else [])
+            return self.compiler.compile(
+                [str(source)],
+                output_dir=str(Path(self.build_temp) / isa),
+                macros=defines,
+                include_dirs=[str(CSRC / "include"), str(CSRC), *ext.include_dirs, *self.include_dirs],
+                extra_postargs=[*FLAGS, *openmp, *flags],
+                depends=[str(header) for header in CSRC.rglob("*.h")],
+            )
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = [obj for objs in pool.map(build, jobs) for obj in objs]
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(objects, target, extra_postargs=openmp, target_lang="c++")
+
+    def supported_isas(self) -> dict[str, list[str]]:
+        if platform.machine().lower() not in {"x86_64", "amd64"}:
+            return {}
+        return {isa: flags for isa, flags in X86_ISAS.items() if self.accepts(flags)}
+
+    def accepts(self, flags: list[str]) -> bool:
+        """Whether the compiler builds and links an empty program with these flags."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "probe.cpp"
+            source.write_text("int main() { return 0; }\n")
+            command = [*self.compiler.compiler_so, *flags, "-shared", str(source), "-o", str(source) + ".so"]
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def build_cuda(self, ext: Extension) -> None:
+        nvcc = cuda_wanted()
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        archs = os.environ.get("CONE_CUDA_ARCHS", "80;90").split(";")
+        gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        includes = [f"-I{path}" for path in (CSRC / "include", CSRC, *ext.include_dirs, *self.include_dirs)]
+        command = [str(nvcc), "-std=c++17", "-O3", "-shared", "-cudart=static", "-Xcompiler=-fPIC"]
+        command += ["-Xcompiler=-fvisibility=hidden", *gencode, *includes, *ext.sources, "-o", str(target)]
+        print(" ".join(command))
+        subprocess.run(command, check=True)
+
+
+def extensions() -> list[Extension]:
+    include = [pybind11.get_include()]
+    found = [Extension("cone_kernels._cpu", [str(CSRC / "bindings" / "cpu.cpp")], include, language="c++")]
+    if cuda_wanted() is None:
+        print("cone_kernels: no CUDA extension (nvcc was not found, or CONE_CUDA=0)")
+    else:
+        sources = [str(CSRC / "bindings" / "cuda.cpp")]
+        sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / CSRC / "cuda").glob("*.cu"))
+        found.append(Extension("cone_kernels._cuda", sources, include, language="c++"))
+    return found
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})
