@@ -28,7 +28,8 @@ X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-KERNEL_SOURCES = ["row_moments.cpp", "pool_moments.cpp", "masked_mean_pool.cpp", "second_moment.cpp", "top_eigenvectors.cpp"]
+OPS = ["row_moments", "pool_moments", "masked_mean_pool", "second_moment", "top_eigenvectors"]
+KERNEL_SOURCES = [f"{op}.cpp" for op in OPS]
 COMMON_SOURCES = ["cpu/isa.cpp", "bindings/cpu.cpp"]
 
 
@@ -51,6 +52,7 @@ class BuildExtensions(build_ext):
         if ext.name.endswith("_cuda"):
             self.build_cuda(ext)
             return
+        # Baseline comes first: inline functions that several objects share are taken from the first one that has them.
         isas = {"baseline": [], **self.supported_isas()}
         macros = [(f"CONE_HAVE_{isa.upper()}", "1") for isa in isas]
         openmp = ["-fopenmp"] if self.accepts(["-fopenmp"]) else []

@@ -1,7 +1,7 @@
 """The geometry of the cone: pure functions of a state's sums, one value per layer.
 
-Every function takes `Moments` and returns float64 of shape (L,) unless it says otherwise. A value that the data does not
-define (a mean over no pair, say) is NaN, never 0, and nothing is clamped. `undefined_reason` says why.
+Every function takes `Moments` and returns float64 of shape (L,) unless it says otherwise. A value that the data does
+not define (a mean over no pair, say) is NaN, never 0, and nothing is clamped. `undefined_reason` says why.
 """
 
 from __future__ import annotations

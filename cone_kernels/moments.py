@@ -18,6 +18,7 @@ from cone_kernels.ops.arguments import float_tensor, groups_of, hidden_layers
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.ops.row_moments import row_moments_
+from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.pending_rows import PendingRows
 from cone_kernels.sums import (
     GROUPS,
@@ -203,23 +204,22 @@ class Moments:
         for position, pending in list(enumerate(self._pending))[at]:
             row = position if at.start is None else position - at.start
             used = (status[row] == 0) & (groups >= 0)
-            pending.extend(x[row] if bool(used.all()) else x[row][used])
+            pending.extend(x[row] if bool(used.all()) else x[row][used], backend)
             if pending.full:
                 self._add_products(self._sums, position, pending.take_blocks())
         return status
 
     def _add_products(self, sums: dict[str, Tensor], position: int, rows: Tensor) -> None:
-        from cone_kernels.ops.second_moment import second_moment_
-
+        backend = self._pending[position].backend
         count = self._sums["count"][position].sum()
         if "second_moment" in sums:
             pilot = self._sums["sum"][position] / count  # (d,)
-            second_moment_(sums["second_moment"][position, None], rows[None], pilot=pilot[None])
+            second_moment_(sums["second_moment"][position, None], rows[None], pilot=pilot[None], backend=backend)
         if "unit_second_moment" in sums:
             pilot = self._sums["unit_sum"][position].sum(0) / count
             weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (n,)
             moment = sums["unit_second_moment"][position, None]
-            second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None])
+            second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None], backend=backend)
 
 
 @dataclass(eq=False)
@@ -236,7 +236,7 @@ class ConeState:
     token: Moments
     info: dict[str, Any]
     first_left_out: Tensor
-    """(L, 8) int64: the smallest ids of sentences left out, or with a token left out; 2**63 - 1 where there are less."""
+    """(L, 8) int64: the smallest ids of sentences left out or with a token left out; 2**63 - 1 where there are less."""
     backend: str = "auto"
 
     @classmethod
@@ -292,7 +292,7 @@ class ConeState:
         row_dims, shape = (3, "(B, T, D)") if cu_seqlens is None else (2, "(N, D)")
         hidden = hidden_layers("hidden_states", list(hidden_states), row_dims, shape)
         if len(hidden) != len(numbers):
-            raise ValueError(f"hidden_states: got {len(hidden)} layers; it must be {len(numbers)}, for layers {numbers}")
+            raise ValueError(f"hidden_states: got {len(hidden)} layers; it must be {len(numbers)}, one per layer")
         if hidden[0].shape[-1] != self.sentence.dim:
             raise ValueError(f"hidden_states: got width {hidden[0].shape[-1]}; the state has {self.sentence.dim}")
         unknown = sorted(set(numbers) - set(self.layers))
@@ -368,14 +368,11 @@ class ConeState:
             StateFileError: the file is damaged, or not of this kind.
         """
         tensors, info = state_file.read(path, "state", "sentence", "token")
-        levels = {
-            level: Moments.restore(
-                path,
-                {name.removeprefix(f"{level}."): value for name, value in tensors.items() if name.startswith(f"{level}.")},
-                info[level],
-            )
-            for level in _FIELDS
-        }
+        levels = {}
+        for level in _FIELDS:
+            prefix = f"{level}."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            levels[level] = Moments.restore(path, own, info[level])
         left_out = tensors.get("first_left_out", torch.empty(0))
         shape = (len(levels["sentence"].layers), 8)
         state_file.check_tensor(path, "first_left_out", left_out, shape, torch.int64)
@@ -383,15 +380,15 @@ class ConeState:
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         levels = {"sentence": self.sentence, "token": self.token}
-        tensors = {f"{level}.{name}": value for level, moments in levels.items() for name, value in moments.sums.items()}
+        tensors = {f"{level}.{name}": value for level, part in levels.items() for name, value in part.sums.items()}
         identities = {level: moments._identity() for level, moments in levels.items()}
         return tensors | {"first_left_out": self.first_left_out}, {"state": self.info, **identities}
 
 
 def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raises ValueError naming every key in which the two differ."""
-    keys = sorted(set(mine) | set(theirs))
-    differing = [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys if mine.get(key) != theirs.get(key)]
+    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
+    differing = [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]
     if differing:
         raise ValueError(f"merge: the two {what} differ in {', '.join(differing)}")
 

@@ -15,14 +15,16 @@ class PendingRows:
         self._dim = dim
         self._parts: list[Tensor] = []
         self._size = 0
+        self.backend = "auto"
 
     @property
     def full(self) -> bool:
         """Whether there is a whole block."""
         return self._size >= BLOCK_ROWS
 
-    def extend(self, rows: Tensor) -> None:
-        """Copies rows (n, d) to the end."""
+    def extend(self, rows: Tensor, backend: str) -> None:
+        """Copies rows (n, d) to the end; `backend` is to multiply them."""
+        self.backend = backend
         self._parts.append(rows.detach().clone())
         self._size += len(rows)
 

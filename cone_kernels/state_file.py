@@ -36,7 +36,7 @@ def fingerprint(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
-    """Writes aside, syncs to the disk and renames, so that `path` is the old file or the new one; returns the sha256."""
+    """Writes aside, syncs and renames, so that `path` is the old file or the new one; returns the sha256."""
     sha256 = fingerprint(tensors, info)
     metadata = {"schema": SCHEMA, "info": json.dumps(info, sort_keys=True, allow_nan=False), "sha256": sha256}
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)

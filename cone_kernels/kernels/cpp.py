@@ -69,6 +69,72 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
     return pooled
 
 
+def second_moment(
+    moment: Tensor,
+    x: Tensor,
+    use: Tensor | None,
+    weights: Tensor | None,
+    pilot: Tensor | None,
+    about_pilot: bool,
+) -> None:
+    """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
+    _cpu.second_moment(
+        **_rows(x),
+        use=_address(use),
+        weights=_address(weights),
+        pilot=_address(pilot),
+        about_pilot=about_pilot,
+        moment=moment.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def top_eigenvectors(
+    x: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
+    n_layers, _, d = x.shape
+    block = min(d, max(8, (k + 8) // 8 * 8))  # vectors are multiplied eight at a time
+    start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = torch.empty((n_layers, k), dtype=torch.float64)
+    residuals = torch.empty((n_layers, k), dtype=torch.float64)
+    vectors = torch.empty((n_layers, k, d), dtype=torch.float64)
+    iterations = torch.empty(n_layers, dtype=torch.int64)
+    next_value = torch.empty(n_layers, dtype=torch.float64)
+    mean = None if covariance else torch.empty((n_layers, d), dtype=torch.float64)
+    converged = torch.empty(n_layers, dtype=torch.bool)
+    _cpu.top_eigenvectors(
+        **_rows(x),
+        covariance=covariance,
+        center=center,
+        k=k,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        start=start.data_ptr(),
+        block=block,
+        values=values.data_ptr(),
+        vectors=vectors.data_ptr(),
+        residuals=residuals.data_ptr(),
+        iterations=iterations.data_ptr(),
+        next_value=next_value.data_ptr(),
+        mean=_address(mean),
+        converged=converged.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return values, vectors, residuals, iterations, next_value, converged, mean
+
+
+def _rows(x: Tensor) -> dict[str, object]:
+    return {
+        "layers": _layer_addresses(x),
+        "dtype": _DTYPES[x.dtype],
+        "n": x.shape[1],
+        "d": x.shape[2],
+        "row_stride": x.stride(1),
+        "col_stride": _column_stride(x),
+    }
+
+
 def _hidden_states(
     layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
 ) -> dict[str, object]:

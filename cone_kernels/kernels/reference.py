@@ -95,6 +95,46 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
     return torch.stack(pooled).to(dtype)
 
 
+def second_moment(
+    moment: Tensor,
+    x: Tensor,
+    use: Tensor | None,
+    weights: Tensor | None,
+    pilot: Tensor | None,
+    about_pilot: bool,
+) -> None:
+    """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
+    for layer, rows in enumerate(x.double()):
+        if weights is not None:
+            rows = rows * weights[layer, :, None]
+        if use is not None:
+            rows = rows[use[layer]]
+        if about_pilot and pilot is not None:
+            rows = rows - pilot[layer]
+        moment[layer] += (rows.mT @ rows).triu()
+
+
+def top_eigenvectors(
+    x: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
+    matrix, mean = x.double(), None
+    if not covariance:
+        mean, n = matrix.mean(-2), x.shape[-2]
+        rows = matrix - mean[:, None, :] if center else matrix
+        matrix = rows.mT @ rows / (n - 1 if center else n)
+    d = x.shape[-1]
+    finite = torch.isfinite(matrix).flatten(1).all(1)[:, None]  # (L, 1)
+    theta, columns = torch.linalg.eigh(torch.where(finite[..., None], matrix, 0.0))  # ascending, vectors in columns
+    theta = torch.where(finite, theta, torch.nan)
+    values, vectors = theta.flip(-1)[:, :k], columns.flip(-1).mT[:, :k]  # (L, k), (L, k, d)
+    residuals = torch.linalg.vector_norm(vectors @ matrix - values[..., None] * vectors, dim=-1)
+    next_value = theta[:, d - k - 1] if k < d else torch.full_like(theta[:, 0], torch.nan)
+    converged = (residuals <= tolerance * theta.abs().amax(-1, keepdim=True)).all(-1)
+    iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return values.clone(), vectors.clone(), residuals, iterations, next_value.clone(), converged, mean
+
+
 def _sentences(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> list[Tensor]:
     if mask is not None:
         return [tokens[kept] for tokens, kept in zip(hidden, mask, strict=True)]

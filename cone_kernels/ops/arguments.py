@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -47,11 +48,16 @@ def float_tensor(name: str, value: ArrayLike, min_dims: int, shape: str) -> Tens
     return tensor
 
 
+def flatten_batch(x: Tensor, row_dims: int) -> Tensor:
+    """(..., rows) as (L, rows), L the product of the batch dimensions; a copy only where no view can be had."""
+    split = x.dim() - row_dims
+    return x.reshape(math.prod(x.shape[:split]), *x.shape[split:])
+
+
 def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: int, shape: str) -> list[Tensor]:
     """Hidden states as a list of layers of `row_dims` dimensions, alike in shape, dtype, device and strides."""
     if isinstance(value, (Tensor, np.ndarray)):
-        stacked = float_tensor(name, value, row_dims, shape)
-        return list(stacked.reshape(-1, *stacked.shape[stacked.dim() - row_dims :]).unbind(0))
+        return list(flatten_batch(float_tensor(name, value, row_dims, shape), row_dims).unbind(0))
     layers = [float_tensor(f"{name}[{i}]", layer, row_dims, shape) for i, layer in enumerate(value)]
     for i, layer in enumerate(layers):
         if layer.dim() != row_dims:

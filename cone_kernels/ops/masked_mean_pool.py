@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, as_tensor, float_tensor, like_input, sequence_starts, token_mask
+from cone_kernels.ops.arguments import (
+    ArrayLike,
+    as_tensor,
+    flatten_batch,
+    float_tensor,
+    like_input,
+    sequence_starts,
+    token_mask,
+)
 
 
 def masked_mean_pool(
@@ -63,14 +70,11 @@ def token_selection(
 
 @torch.library.custom_op("cone_kernels::masked_mean_pool", mutates_args=())
 def _masked_mean_pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
-    row_dims = 3 if mask is not None else 2
-    batch, rows = hidden.shape[: hidden.dim() - row_dims], hidden.shape[hidden.dim() - row_dims :]
-    layers: Sequence[Tensor] = hidden.reshape(-1, *rows).unbind(0)
-    n_sentences = _sentence_count(hidden, cu_seqlens)
-    if not layers:
-        return _empty_pooled(hidden, mask, cu_seqlens)
-    pooled: Tensor = backends.kernel("masked_mean_pool", backend)(layers, mask, cu_seqlens)
-    return pooled.reshape(*batch, n_sentences, hidden.shape[-1])
+    layers = flatten_batch(hidden, 3 if mask is not None else 2).unbind(0)
+    pooled = _empty_pooled(hidden, mask, cu_seqlens)
+    if layers:
+        pooled = backends.kernel("masked_mean_pool", backend)(layers, mask, cu_seqlens).reshape(pooled.shape)
+    return pooled
 
 
 @_masked_mean_pool.register_fake
@@ -80,9 +84,6 @@ def _(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: s
 
 def _empty_pooled(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     row_dims = 3 if mask is not None else 2
-    shape = (*hidden.shape[: hidden.dim() - row_dims], _sentence_count(hidden, cu_seqlens), hidden.shape[-1])
+    n_sentences = hidden.shape[-3] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = (*hidden.shape[: hidden.dim() - row_dims], n_sentences, hidden.shape[-1])
     return hidden.new_empty(shape, dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-
-
-def _sentence_count(hidden: Tensor, cu_seqlens: Tensor | None) -> int:
-    return hidden.shape[-3] if cu_seqlens is None else cu_seqlens.shape[0] - 1

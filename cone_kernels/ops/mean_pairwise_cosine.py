@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
+from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input
 from cone_kernels.sums import COSINE_FIELDS, zero_sums
 
 
@@ -47,9 +47,8 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
 
 @torch.library.custom_op("cone_kernels::mean_pairwise_cosine", mutates_args=())
 def _mean_pairwise_cosine(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    *batch, n, d = x.shape
-    flat = x.reshape(-1, n, d)
-    sums = zero_sums(COSINE_FIELDS, flat.shape[0], d, groups=1, device=x.device)
+    flat, batch = flatten_batch(x, 2), x.shape[:-2]
+    sums = zero_sums(COSINE_FIELDS, flat.shape[0], x.shape[-1], groups=1, device=x.device)
     backends.kernel("row_moments", backend)(flat, None, sums)
     count = sums["count"].sum(-1).double()
     unit_sum = sums["unit_sum"].sum(-2)  # (L, d)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, float_tensor, groups_of, like_input
+from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, groups_of, like_input
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
 
@@ -39,7 +39,7 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
     rows = float_tensor("x", x, 2, "(..., n, d)")
     *batch, n, d = rows.shape
     groups = groups_of("sentence_ids", sentence_ids, n, rows.device)
-    flat = rows.reshape(-1, n, d)
+    flat = flatten_batch(rows, 2)
     sums = zero_sums(ROW_FIELDS, flat.shape[0], d, device=rows.device)
     row_moments_(flat, groups, list(sums.values()), backend)
     return {field: like_input(total.reshape((*batch, *total.shape[1:])), x) for field, total in sums.items()}

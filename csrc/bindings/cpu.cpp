@@ -98,6 +98,47 @@ void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_s
       {hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<void>(pooled), threads});
 }
 
+void second_moment(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                   int64_t col_stride, Address use, Address weights, Address pilot, bool about_pilot, Address moment,
+                   int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::second_moment({pointers.data(),
+                       int64_t(pointers.size()),
+                       {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                       at<const uint8_t>(use),
+                       at<const double>(weights),
+                       at<const double>(pilot),
+                       about_pilot,
+                       at<double>(moment),
+                       threads});
+}
+
+void top_eigenvectors(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                      int64_t col_stride, bool covariance, bool center, int64_t k, double tolerance,
+                      int64_t max_iterations, Address start, int64_t block, Address values, Address vectors,
+                      Address residuals, Address iterations, Address next_value, Address mean, Address converged,
+                      int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::top_eigenvectors({pointers.data(),
+                          int64_t(pointers.size()),
+                          {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                          covariance,
+                          center,
+                          k,
+                          tolerance,
+                          max_iterations,
+                          at<const double>(start),
+                          block,
+                          at<double>(values),
+                          at<double>(vectors),
+                          at<double>(residuals),
+                          at<int64_t>(iterations),
+                          at<double>(next_value),
+                          at<double>(mean),
+                          at<uint8_t>(converged),
+                          threads});
+}
+
 const std::vector<std::pair<std::string, cone::Isa>> kIsas = {
     {"baseline", cone::Isa::kBaseline}, {"avx2", cone::Isa::kAvx2}, {"avx512", cone::Isa::kAvx512}};
 
@@ -142,6 +183,14 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("masked_mean_pool", &masked_mean_pool, py::kw_only(), py::arg("layers"), py::arg("dtype"),
         py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
         py::arg("cu_seqlens"), py::arg("pooled"), py::arg("threads"), Unlocked());
+  m.def("second_moment", &second_moment, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
+        py::arg("row_stride"), py::arg("col_stride"), py::arg("use"), py::arg("weights"), py::arg("pilot"),
+        py::arg("about_pilot"), py::arg("moment"), py::arg("threads"), Unlocked());
+  m.def("top_eigenvectors", &top_eigenvectors, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
+        py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("covariance"), py::arg("center"),
+        py::arg("k"), py::arg("tolerance"), py::arg("max_iterations"), py::arg("start"), py::arg("block"),
+        py::arg("values"), py::arg("vectors"), py::arg("residuals"), py::arg("iterations"), py::arg("next_value"),
+        py::arg("mean"), py::arg("converged"), py::arg("threads"), Unlocked());
   m.def("isa", &active_isa, "The instruction set in force.");
   m.def("supported_isas", &supported_isas, "The instruction sets built in and known to this processor.");
   m.def("force_isa", &force_isa, py::arg("isa"), "Makes every kernel run with this instruction set.");

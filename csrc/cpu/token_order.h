@@ -14,7 +14,7 @@ namespace {
 class TokenOrder {
  public:
   explicit TokenOrder(const HiddenStates& hidden) : hidden_(hidden) {
-    if (hidden.mask == nullptr) return;
+    if (hidden.cu_seqlens != nullptr) return;
     starts_.reserve(size_t(hidden.n_sentences) + 1);
     for (int64_t b = 0; b < hidden.n_sentences; ++b) {
       starts_.push_back(int64_t(positions_.size()));
@@ -25,14 +25,14 @@ class TokenOrder {
   }
 
   int64_t start(int64_t sentence) const {
-    return hidden_.mask ? starts_[size_t(sentence)] : hidden_.cu_seqlens[sentence];
+    return hidden_.cu_seqlens ? hidden_.cu_seqlens[sentence] : starts_[size_t(sentence)];
   }
   int64_t size(int64_t sentence) const { return start(sentence + 1) - start(sentence); }
   int64_t total() const { return start(hidden_.n_sentences) - start(0); }
 
   // Offset in elements of token k of a sentence from the first element of the layer.
   int64_t offset(int64_t sentence, int64_t k) const {
-    if (hidden_.mask == nullptr) return (start(sentence) + k) * hidden_.token_stride;
+    if (hidden_.cu_seqlens != nullptr) return (start(sentence) + k) * hidden_.token_stride;
     return sentence * hidden_.sentence_stride + positions_[size_t(start(sentence) + k)] * hidden_.token_stride;
   }
 

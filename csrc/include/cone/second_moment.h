@@ -12,14 +12,15 @@ struct SecondMomentArgs {
   const uint8_t* use;     // (L, n): rows to take, 1 or 0; null: all
   const double* weights;  // (L, n): each row is scaled by its weight (1/‖x‖ for unit rows); null: 1
   const double* pilot;    // (L, d): subtracted from each (scaled) row before the product; null: zero
-  double* moment;         // (L, d, d) += Σ x xᵀ, plain and not centred; only the upper triangle (i ≤ j) is touched
+  bool about_pilot;       // add Σ (x − pilot)(x − pilot)ᵀ instead of the plain sum
+  double* moment;         // (L, d, d) += Σ x xᵀ; only the upper triangle (i ≤ j) is read and written
   int threads;
 };
 
-// Adds Σ x xᵀ to `moment`. Each product is taken of rows less the pilot, in float32 for float32, bfloat16 and float16
-// rows over at most 512 rows (float64 rows: in float64), and corrected to the plain sum in float64, so that
-// cancellation does not eat the covariance. Only the upper triangle is computed and written. The order of addition is
-// fixed by the shape alone, whatever the number of threads.
+// Each product is taken of rows less the pilot, in float32 for float32, bfloat16 and float16 rows over at most 512 rows
+// (float64 rows: in float64), and corrected to the plain sum in float64, so that cancellation does not eat the
+// covariance. Columns whose squares might leave float32 are scaled by a power of two for the product. The order of
+// addition is fixed by the shape and by `use`, whatever the number of threads.
 void second_moment(const SecondMomentArgs& args);
 
 }  // namespace cone

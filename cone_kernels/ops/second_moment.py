@@ -1,0 +1,157 @@
+"""Second moments and covariances of rows, accurate when the mean is far from zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cone_kernels import backends
+from cone_kernels.ops.arguments import ArrayLike, as_tensor, flatten_batch, float_tensor, like_input
+
+
+def second_moment(
+    x: ArrayLike,
+    *,
+    center: bool = False,
+    row_scale: ArrayLike | None = None,
+    pilot: ArrayLike | None = None,
+    backend: str = "auto",
+) -> Any:
+    """Σ x xᵀ of the rows of `x`, or their covariance.
+
+    The rows less a pilot vector are multiplied (float32 rows in float32 over at most 512 rows, then float64), and the
+    pilot is put back in float64, so that a large mean costs no digits of the covariance. Rows are the observations, as
+    in scikit-learn; `torch.cov` has them in columns: `second_moment(x, center=True)` is `torch.cov(x.mT)`.
+
+    Args:
+        x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
+        center: return the covariance Σ(x−m)(x−m)ᵀ/(n−1), m the mean of the rows, instead of the plain sum.
+        row_scale: (..., n), each row is multiplied by it first: 1/‖x‖ gives Σ u uᵀ of the unit rows.
+        pilot: (..., d) or (d,), any vector near the mean of the (scaled) rows: it decides the rounding and nothing
+            else. Default the mean if `center`, else zero.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        (..., d, d) float64, symmetric. NaN if `center` and n < 2: there is no covariance. A row that is not finite
+        leaves its columns not finite. A NumPy array for a NumPy array.
+
+    Raises:
+        TypeError: a dtype or type is not taken.
+        ValueError: a shape, device or value is not as above.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> second_moment(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[10., 14.],
+                [14., 20.]], dtype=torch.float64)
+    """
+    rows = float_tensor("x", x, 2, "(..., n, d)")
+    *batch, n, d = rows.shape
+    scale = None if row_scale is None else _float64("row_scale", row_scale, (*batch, n), rows.device)
+    if pilot is not None:
+        pilot = as_tensor("pilot", pilot)
+        pilot = _float64("pilot", pilot.expand(*batch, d) if pilot.shape == (d,) else pilot, (*batch, d), rows.device)
+    chosen = backends.resolve(backend, rows.device, "second_moment")
+    return like_input(_second_moment(rows, center, scale, pilot, chosen.value), x)
+
+
+def second_moment_(
+    moment: Tensor,
+    x: Tensor,
+    *,
+    use: Tensor | None = None,
+    weights: Tensor | None = None,
+    pilot: Tensor | None = None,
+    backend: str = "auto",
+) -> None:
+    """Adds Σ x xᵀ to the upper triangle of `moment` (L, d, d), contiguous float64, for rows x (L, n, d).
+
+    use: (L, n) bool, the rows to take. weights: (L, n), each row is multiplied by its weight. pilot: (L, d).
+    """
+    if moment.dtype != torch.float64 or not moment.is_contiguous():
+        raise ValueError(f"moment: got {moment.dtype} with strides {moment.stride()}; it must be contiguous float64")
+    if moment.shape != (x.shape[0], x.shape[2], x.shape[2]):
+        raise ValueError(f"moment: got shape {tuple(moment.shape)}; for x of {tuple(x.shape)} it must be (L, d, d)")
+    layers, n, d = x.shape
+    if use is not None and (use.dtype != torch.bool or use.shape != (layers, n)):
+        raise ValueError(f"use: got {use.dtype} {tuple(use.shape)}; it must be bool ({layers}, {n})")
+    scale = None if weights is None else _float64("weights", weights, (layers, n), x.device)
+    about = None if pilot is None else _float64("pilot", pilot, (layers, d), x.device)
+    chosen = backends.resolve(backend, x.device, "second_moment")
+    _second_moment_(moment, x, None if use is None else use.contiguous(), scale, about, False, chosen.value)
+
+
+def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    tensor = as_tensor(name, value)
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}; it must be floating")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: got device {tensor.device}; it must be on {device} as x is")
+    return tensor.to(torch.float64).contiguous()
+
+
+@torch.library.custom_op("cone_kernels::second_moment_", mutates_args=("moment",))
+def _second_moment_(
+    moment: Tensor,
+    x: Tensor,
+    use: Tensor | None,
+    weights: Tensor | None,
+    pilot: Tensor | None,
+    about_pilot: bool,
+    backend: str,
+) -> None:
+    backends.kernel("second_moment", backend)(moment, x, use, weights, pilot, about_pilot)
+
+
+@_second_moment_.register_fake
+def _(
+    moment: Tensor,
+    x: Tensor,
+    use: Tensor | None,
+    weights: Tensor | None,
+    pilot: Tensor | None,
+    about_pilot: bool,
+    backend: str,
+) -> None:
+    return None
+
+
+@torch.library.custom_op("cone_kernels::second_moment", mutates_args=())
+def _second_moment(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | None, backend: str) -> Tensor:
+    rows = flatten_batch(x, 2)  # (L, n, d)
+    n_layers, n, d = rows.shape
+    scale = None if row_scale is None else row_scale.reshape(n_layers, n)
+    about = None if pilot is None else pilot.reshape(n_layers, d)
+    moment = torch.zeros((n_layers, d, d), dtype=torch.float64, device=x.device)
+    multiply = backends.kernel("second_moment", backend)
+    if center:
+        mean = _mean(rows, scale)  # (L, d)
+        about = mean if about is None else about
+        multiply(moment, rows, None, scale, about, True)
+        offset = mean - about
+        moment -= n * offset[:, :, None] * offset[:, None, :]
+        moment /= n - 1 if n > 1 else torch.nan
+    else:
+        multiply(moment, rows, None, scale, about, False)
+    lower = moment.mT.tril(-1)
+    return (moment.triu_() + lower).reshape(*x.shape[:-2], d, d)
+
+
+@_second_moment.register_fake
+def _(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | None, backend: str) -> Tensor:
+    return x.new_empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), dtype=torch.float64)
+
+
+def _mean(rows: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return rows.mean(-2, dtype=torch.float64)
+    n_layers, n, d = rows.shape
+    total = torch.zeros((n_layers, d), dtype=torch.float64, device=rows.device)
+    for start in range(0, n, 4096):
+        part = slice(start, start + 4096)
+        total += (rows[:, part].double() * scale[:, part, None]).sum(-2)
+    return total / n if n else total

@@ -1,0 +1,140 @@
+"""Top eigenvectors of covariances, or of data whose covariance is never formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cone_kernels import backends
+from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input
+
+# An axis whose |cos| with the mean is below this takes its sign from its largest component.
+_MEAN_DECIDES_SIGN = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class TopEigenvectors:
+    """What `top_eigenvectors` returns; leading dimensions as the input's, everything float64 unless said."""
+
+    values: Any
+    """(..., k) eigenvalues, descending."""
+    vectors: Any
+    """(..., k, d) unit eigenvectors, one a row."""
+    residuals: Any
+    """(..., k) ‖C v − λ v‖: the eigenvalue's error is at most this."""
+    iterations: Any
+    """(...) int64, products with a block of vectors, so reads of `x`; 0 from the reference's direct solver."""
+    eigengap: Any
+    """(...) λ_k − λ_(k+1); NaN where k = d. Good to three digits of λ_1 or better."""
+    converged: Any
+    """(...) bool: every residual ≤ tolerance · λ_1."""
+
+
+def top_eigenvectors(
+    x: ArrayLike | None = None,
+    k: int = 1,
+    *,
+    covariance: ArrayLike | None = None,
+    center: bool = True,
+    tolerance: float | None = None,
+    max_iterations: int = 500,
+    backend: str = "auto",
+) -> TopEigenvectors:
+    """The k largest eigenvalues and their eigenvectors, from data or from a covariance.
+
+    Block subspace iteration with Rayleigh-Ritz on the blocks kept (block Krylov, Musco & Musco 2015). Data is read once
+    for the mean and once an iteration. Only as many digits as `tolerance` asks for are computed; look at `converged`.
+
+    Args:
+        x: data (..., n, d) float32, float64, bfloat16 or float16, any strides; leading dimensions are batch dimensions.
+            C = Σ(x−m)(x−m)ᵀ/(n−1), or Σxxᵀ/n without `center`; it is never formed. Either this or `covariance`.
+        k: how many, 1 to d.
+        covariance: (..., d, d) symmetric positive semidefinite, in the same dtypes; both of its triangles are read.
+        center: subtract the mean of the rows; for `x` alone.
+        tolerance: largest ‖C v − λ v‖/λ_1 that counts as converged. Default 1e-8; for float32, bfloat16 and float16
+            data 1e-6, as their products are taken in float32 within a block of rows.
+        max_iterations: products with a block of vectors after which an unconverged answer is returned as it is.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        `TopEigenvectors`, NumPy arrays in it for a NumPy array. Sign: from data, a vector points along the mean; where
+        |cos| with the mean is below 1e-3, and from a covariance, its component of largest magnitude is positive.
+
+    Raises:
+        TypeError: a dtype or type is not taken.
+        ValueError: a shape, device or value is not as above, not exactly one of `x` and `covariance` is given, `x` has
+            too few rows (2, or 1 without `center`), or the input has entries that are not finite.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> top_eigenvectors(covariance=torch.diag(torch.tensor([1.0, 3.0, 2.0]))).vectors
+        tensor([[0., 1., 0.]], dtype=torch.float64)
+    """
+    if (x is None) == (covariance is None):
+        got = "neither" if x is None else "both"
+        raise ValueError(f"x, covariance: got {got}; exactly one of them must be given")
+    name, given = ("x", x) if x is not None else ("covariance", covariance)
+    assert given is not None
+    matrix = float_tensor(name, given, 2, "(..., n, d)" if name == "x" else "(..., d, d)")
+    n, d = matrix.shape[-2:]
+    if name == "covariance" and n != d:
+        raise ValueError(f"covariance: got shape {tuple(matrix.shape)}; it must be (..., d, d)")
+    if name == "x" and n < 1 + center:
+        raise ValueError(f"x: got {n} rows; it must have at least {1 + center} with center={center}")
+    if not 1 <= k <= d:
+        raise ValueError(f"k: got {k}; it must be from 1 to d = {d}")
+    if tolerance is None:
+        tolerance = 1e-8 if name == "covariance" or matrix.dtype == torch.float64 else 1e-6
+    if not tolerance > 0:
+        raise ValueError(f"tolerance: got {tolerance}; it must be above 0")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations: got {max_iterations}; it must be at least 1")
+    chosen = backends.resolve(backend, matrix.device, "top_eigenvectors")
+    found = _top_eigenvectors(matrix, name == "covariance", center, k, tolerance, max_iterations, chosen.value)
+    if not bool(torch.isfinite(found[0]).all()):
+        raise ValueError(f"{name}: has entries that are not finite, or too large for a float64 eigenvalue")
+    return TopEigenvectors(*(like_input(field, given) for field in found))
+
+
+@torch.library.custom_op("cone_kernels::top_eigenvectors", mutates_args=())
+def _top_eigenvectors(
+    matrix: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    flat, batch, d = flatten_batch(matrix, 2), matrix.shape[:-2], matrix.shape[-1]
+    values, vectors, residuals, iterations, next_value, converged, mean = backends.kernel("top_eigenvectors", backend)(
+        flat, covariance, center, k, tolerance, max_iterations
+    )
+    return (
+        values.reshape(*batch, k),
+        _signed(vectors, mean).reshape(*batch, k, d),
+        residuals.reshape(*batch, k),
+        iterations.reshape(batch),
+        (values[:, -1] - next_value).reshape(batch),
+        converged.reshape(batch),
+    )
+
+
+@_top_eigenvectors.register_fake
+def _(
+    matrix: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *batch, _, d = matrix.shape
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return matrix.new_empty((*batch, *shape), dtype=dtype)
+
+    return empty(k), empty(k, d), empty(k), empty(dtype=torch.int64), empty(), empty(dtype=torch.bool)
+
+
+def _signed(vectors: Tensor, mean: Tensor | None) -> Tensor:
+    """Vectors (L, k, d) with the sign that `top_eigenvectors` promises; mean (L, d)."""
+    largest = vectors.abs().argmax(-1, keepdim=True)
+    deciding = vectors.gather(-1, largest)[..., 0]  # (L, k)
+    if mean is not None:
+        norm = torch.linalg.vector_norm(mean, dim=-1)  # (L,)
+        along = torch.einsum("lkd,ld->lk", vectors, mean)
+        deciding = torch.where(along.abs() >= _MEAN_DECIDES_SIGN * norm[:, None], along, deciding)
+    return vectors * torch.where(deciding < 0, -1.0, 1.0).to(vectors.dtype)[..., None]

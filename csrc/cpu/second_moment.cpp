@@ -1,0 +1,206 @@
+// Second moments: rows less the pilot are packed into column panels, and the upper triangle of their product is
+// computed in register tiles, block of rows by block of rows.
+#include "cone/second_moment.h"
+
+#include <cmath>
+
+#include "cone/parallel.h"
+#include "cpu/row_access.h"
+#include "cpu/scratch.h"
+#include "cpu/simd.h"
+
+namespace cone {
+namespace CONE_ISA {
+namespace {
+
+constexpr int64_t kBlockRows = 512;  // products summed in the compute type before they are added to float64
+constexpr int64_t kWaveBytes = int64_t(8) << 20;  // packed rows of the layers that are worked on together
+
+// A register tile is kTileRows columns of one panel times the kPanelVectors vectors of another.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8, kPanelVectors = 2;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 4, kPanelVectors = 3;
+#else
+constexpr int kTileRows = 4, kPanelVectors = 2;
+#endif
+template <class C>
+constexpr int kPanel = kPanelVectors * kLanes<C>;
+template <class C>
+constexpr int kStripPanels = 128 / kPanel<C>;  // a task packs one strip, or multiplies two
+template <class C>
+constexpr int kStrip = kStripPanels<C> * kPanel<C>;
+
+// One layer's packed block of rows and what the product needs beside it. Columns are padded to whole strips.
+template <class C>
+struct Layer {
+  C* packed;                   // (panels, kBlockRows, kPanel)
+  double* pilot;               // (columns)
+  double* sum;                 // (columns) t = Σ (x − pilot), of the rows as they were packed
+  double* unscale;             // (columns) packed value · unscale = x − pilot
+  const int64_t* row_numbers;  // rows to take; null: all
+  int64_t n_rows;
+};
+
+// Outside this range squares of float32 values might leave float32, so that the column is scaled by a power of two.
+template <class C>
+bool needs_scale(double largest) {
+  return std::is_same_v<C, float> && largest > 0 && largest < HUGE_VAL && !(largest > 0x1p-40 && largest < 0x1p40);
+}
+
+// Packs rows [first, first + rows) of one strip, and adds them to `sum`.
+template <class C, class In>
+void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, int64_t strip, int64_t first,
+                int64_t rows) {
+  constexpr int kWidth = kStrip<C>;
+  const RowView& view = args.rows;
+  const int64_t j0 = strip * kWidth, columns = view.d - j0 < kWidth ? view.d - j0 : kWidth;
+  const In* data = static_cast<const In*>(args.layers[l]) + j0 * view.col_stride;
+  const double* pilot = layer.pilot + j0;
+  C* packed = layer.packed + j0 * kBlockRows;
+  C raw[kWidth] = {};
+  double scale[kWidth], sum[kWidth], largest[kWidth];
+  for (int j = 0; j < kWidth; ++j) scale[j] = 1;
+
+  for (bool again = true; again;) {
+    for (int j = 0; j < kWidth; ++j) sum[j] = largest[j] = 0;
+    for (int64_t k = 0; k < rows; ++k) {
+      const int64_t i = layer.row_numbers ? layer.row_numbers[first + k] : first + k;
+      const double weight = args.weights ? args.weights[l * view.n + i] : 1;
+      widen_row<C>(data + i * view.row_stride, view.col_stride, columns, raw);
+      for (int panel = 0; panel < kStripPanels<C>; ++panel) {
+        C* out = packed + (panel * kBlockRows + k) * kPanel<C>;
+        for (int c = 0; c < kPanel<C>; ++c) {
+          const int j = panel * kPanel<C> + c;
+          const double x = double(raw[j]) * weight - pilot[j];
+          const double magnitude = std::fabs(x);
+          largest[j] = magnitude > largest[j] ? magnitude : largest[j];
+          out[c] = C(x * scale[j]);
+          sum[j] += double(out[c]);
+        }
+      }
+    }
+    again = false;
+    for (int j = 0; j < columns; ++j)
+      if (scale[j] == 1 && needs_scale<C>(largest[j])) {
+        again = true;
+        scale[j] = std::ldexp(1.0, -std::ilogb(largest[j]));
+      }
+  }
+  for (int j = 0; j < columns; ++j) {
+    layer.unscale[j0 + j] = 1 / scale[j];
+    layer.sum[j0 + j] += sum[j] / scale[j];
+  }
+}
+
+// tile (kTileRows, kPanel) = aᵀ b over `rows` packed rows.
+template <class C>
+void multiply_panels(const C* a, const C* b, int64_t rows, C* tile) {
+  Vec<C> acc[kTileRows][kPanelVectors] = {};
+  for (int64_t k = 0; k < rows; ++k, a += kPanel<C>, b += kPanel<C>) {
+    Vec<C> right[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) right[v] = load<C>(b + v * kLanes<C>);
+    for (int i = 0; i < kTileRows; ++i) {
+      const Vec<C> left = broadcast(a[i]);
+      for (int v = 0; v < kPanelVectors; ++v) acc[i][v] += left * right[v];
+    }
+  }
+  std::memcpy(tile, acc, sizeof acc);
+}
+
+// Adds the product of strips s <= t to the moment; after the last block also p tᵀ + t pᵀ + n p pᵀ.
+template <class C>
+void multiply_strips(const Layer<C>& layer, int64_t s, int64_t t, int64_t rows, bool last, int64_t d, double* moment) {
+  constexpr int kWidth = kStrip<C>;
+  const double* pilot = layer.pilot;
+  for (int64_t j0 = t * kWidth; j0 < (t + 1) * kWidth && j0 < d; j0 += kPanel<C>) {
+    const int64_t j_end = j0 + kPanel<C> < d ? j0 + kPanel<C> : d;
+    for (int64_t i0 = s * kWidth; i0 < (s + 1) * kWidth && i0 < j_end; i0 += kTileRows) {
+      C tile[kTileRows * kPanel<C>];
+      multiply_panels(layer.packed + i0 / kPanel<C> * kPanel<C> * kBlockRows + i0 % kPanel<C>,
+                      layer.packed + j0 * kBlockRows, rows, tile);
+      for (int64_t i = i0; i < i0 + kTileRows && i < j_end; ++i) {
+        const C* product = tile + (i - i0) * kPanel<C> - j0;
+        double* out = moment + i * d;
+        const int64_t j_first = i > j0 ? i : j0;
+        for (int64_t j = j_first; j < j_end; ++j) out[j] += double(product[j]) * (layer.unscale[i] * layer.unscale[j]);
+        if (!last) continue;
+        for (int64_t j = j_first; j < j_end; ++j)
+          out[j] += pilot[i] * (layer.sum[j] + double(layer.n_rows) * pilot[j]) + layer.sum[i] * pilot[j];
+      }
+    }
+  }
+}
+
+// The strips s <= t of the triangle's task number `pair`, column of strips by column of strips.
+inline void strips_of_pair(int64_t pair, int64_t& s, int64_t& t) {
+  for (t = 0; pair > t; ++t) pair -= t + 1;
+  s = pair;
+}
+
+template <class C, class In>
+void second_moment_of(const SecondMomentArgs& args) {
+  const int64_t n = args.rows.n, d = args.rows.d;
+  const int64_t strips = (d + kStrip<C> - 1) / kStrip<C>, columns = strips * kStrip<C>;
+  const int64_t pairs = strips * (strips + 1) / 2;
+  const int64_t block_rows = n < kBlockRows ? n : kBlockRows, packed_size = columns * kBlockRows;
+  int64_t wave = kWaveBytes / (columns * block_rows * int64_t(sizeof(C)));
+  wave = wave < 1 ? 1 : wave > args.n_layers ? args.n_layers : wave;
+
+  const Scratch<C> packed(wave * packed_size);
+  const Scratch<double> vectors(wave * 3 * columns);
+  const Scratch<int64_t> row_numbers(args.use ? wave * n : 0);
+  const Scratch<Layer<C>> layers(wave);
+
+  for (int64_t l0 = 0; l0 < args.n_layers; l0 += wave) {
+    const int64_t count = args.n_layers - l0 < wave ? args.n_layers - l0 : wave;
+    int64_t most_rows = 0;
+    for (int64_t w = 0; w < count; ++w) {
+      Layer<C>& layer = layers[w];
+      double* pilot = vectors.get() + w * 3 * columns;
+      layer = {packed.get() + w * packed_size, pilot, pilot + columns, pilot + 2 * columns, nullptr, n};
+      for (int64_t j = 0; j < columns; ++j) {
+        pilot[j] = args.pilot && j < d ? args.pilot[(l0 + w) * d + j] : 0;
+        layer.sum[j] = 0;
+      }
+      if (args.use) {
+        int64_t* numbers = row_numbers.get() + w * n;
+        layer.row_numbers = numbers;
+        layer.n_rows = 0;
+        for (int64_t i = 0; i < n; ++i)
+          if (args.use[(l0 + w) * n + i]) numbers[layer.n_rows++] = i;
+      }
+      most_rows = layer.n_rows > most_rows ? layer.n_rows : most_rows;
+    }
+    for (int64_t first = 0; first < most_rows; first += kBlockRows) {
+      const auto rows_of = [&](int64_t w) {
+        const int64_t rest = layers[w].n_rows - first;
+        return rest < kBlockRows ? rest : kBlockRows;
+      };
+      parallel_for(count * strips, args.threads, [&](int64_t task) {
+        const int64_t w = task / strips;
+        if (rows_of(w) > 0) pack_strip<C, In>(args, layers[w], l0 + w, task % strips, first, rows_of(w));
+      });
+      parallel_for(count * pairs, args.threads, [&](int64_t task) {
+        const int64_t w = task / pairs;
+        int64_t s, t;
+        strips_of_pair(task % pairs, s, t);
+        const bool last = args.pilot && !args.about_pilot && first + kBlockRows >= layers[w].n_rows;
+        if (rows_of(w) > 0) multiply_strips(layers[w], s, t, rows_of(w), last, d, args.moment + (l0 + w) * d * d);
+      });
+    }
+  }
+}
+
+}  // namespace
+
+void second_moment(const SecondMomentArgs& args) {
+  if (args.rows.n == 0 || args.rows.d == 0) return;
+  with_element_type(args.rows.dtype, [&](const auto* element) {
+    using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
+    second_moment_of<ComputeOf<In>, In>(args);
+  });
+}
+
+}  // namespace CONE_ISA
+}  // namespace cone

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
+
+
+def supported_isas() -> list[str]:
+    from cone_kernels import _cpu
+
+    return list(_cpu.supported_isas())
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn, in force for the test."""
+    from cone_kernels import _cpu
+
+    if request.param not in _cpu.supported_isas():
+        pytest.skip(f"{request.param} is not built in or not known to this processor")
+    before = _cpu.isa()
+    _cpu.force_isa(request.param)
+    assert _cpu.isa() == request.param
+    yield request.param
+    _cpu.force_isa(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts torch's thread count back after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def snli() -> Path:
+    if not SNLI.exists():
+        pytest.skip(f"the SNLI dev set is not beside this checkout ({SNLI.name})")
+    return SNLI

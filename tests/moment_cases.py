@@ -1,0 +1,45 @@
+"""What the tests of row_moments and pool_moments share: shapes, views of rows, and the comparison with float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+WIDTHS = [*range(1, 35), 47, 63, 64, 65, 95, 96, 127, 128, 129, 130, 384, 1000]
+
+# Of the largest entry of a sum: rounding of the unit vectors to the compute type, float32 for the three narrow dtypes.
+RELATIVE = {torch.float32: 4e-7, torch.bfloat16: 4e-7, torch.float16: 4e-7, torch.float64: 2e-14}
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, shift: float = 0.5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, dtype=torch.float64, generator=generator) + shift).to(dtype)
+
+
+def assert_sums_close(got: dict[str, Tensor], wanted: dict[str, Tensor], relative: float) -> None:
+    """Counts exactly; sums to `relative` of the field's largest entry."""
+    assert sorted(got) == sorted(wanted)
+    for name, value in wanted.items():
+        assert got[name].shape == value.shape, name
+        assert got[name].dtype == value.dtype, name
+        if value.dtype == torch.int64:
+            assert torch.equal(got[name], value), name
+        else:
+            scale = value.abs().max().clamp_min(torch.finfo(torch.float64).tiny) if value.numel() else 1.0
+            assert got[name].numel() == 0 or float((got[name] - value).abs().max() / scale) <= relative, name
+
+
+def views(x: Tensor) -> dict[str, Tensor]:
+    """The same values (L, n, d) in memory of other layouts."""
+    padded = torch.full((x.shape[0], x.shape[1] + 2, x.shape[2] + 3), torch.nan, dtype=x.dtype)
+    padded[:, 1:-1, 2:-1] = x
+    spread = torch.full((x.shape[0], x.shape[1], 2 * x.shape[2] + 1), torch.nan, dtype=x.dtype)
+    spread[:, :, 1::2] = x
+    return {
+        "contiguous": x,
+        "offset and padded rows": padded[:, 1:-1, 2:-1],
+        "every second column": spread[:, :, 1::2],
+        "transposed": x.mT.contiguous().mT,
+        "layers inside": x.transpose(0, 1).contiguous().transpose(0, 1),
+    }

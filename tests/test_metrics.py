@@ -1,0 +1,214 @@
+"""Each formula against its definition computed the long way round, and against what others wrote."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from moment_cases import normal
+from torch import Tensor
+
+from cone_kernels import ConeState, Moments, metrics
+
+SENTENCES, TOKENS, DIM = 90, 6, 8
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def mean_pair(x: Tensor) -> float:
+    cosines = unit(x) @ unit(x).T
+    return float((cosines.sum() - cosines.trace()) / (len(x) * (len(x) - 1)))
+
+
+@pytest.fixture(scope="module")
+def hidden() -> Tensor:
+    topic = normal(SENTENCES, 1, DIM, dtype=torch.float64, seed=7)
+    return normal(SENTENCES, TOKENS, DIM, dtype=torch.float64, seed=8, shift=0.4) + topic
+
+
+@pytest.fixture(scope="module")
+def mask() -> Tensor:
+    lengths = torch.randint(1, TOKENS + 1, (SENTENCES,), generator=torch.Generator().manual_seed(1))
+    return torch.arange(TOKENS) < lengths[:, None]
+
+
+@pytest.fixture(scope="module")
+def state(hidden: Tensor, mask: Tensor) -> ConeState:
+    state = ConeState.empty([0], DIM, second_moment=True, unit_second_moment=True)
+    state.update([hidden], mask)
+    return state
+
+
+@pytest.fixture(scope="module")
+def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def test_anisotropy_at_both_levels(state: ConeState, hidden: Tensor, mask: Tensor, pooled: Tensor) -> None:
+    assert float(metrics.anisotropy(state.token)) == pytest.approx(mean_pair(hidden[mask]), rel=1e-12)
+    assert float(metrics.anisotropy(state.sentence)) == pytest.approx(mean_pair(pooled), rel=1e-12)
+    assert float(metrics.pooling_gap(state)) == pytest.approx(mean_pair(pooled) - mean_pair(hidden[mask]), rel=1e-11)
+
+
+def test_within_and_between(state: ConeState, hidden: Tensor, mask: Tensor) -> None:
+    owner = torch.arange(SENTENCES).repeat_interleave(mask.sum(1))
+    cosines = unit(hidden[mask]) @ unit(hidden[mask]).T
+    same = owner[:, None] == owner
+    distinct = ~torch.eye(len(owner), dtype=torch.bool)
+    within, between = float(cosines[same & distinct].mean()), float(cosines[~same].mean())
+    assert float(metrics.within_sentence_cosine(state.token)) == pytest.approx(within, rel=1e-12)
+    assert float(metrics.between_sentence_cosine(state.token)) == pytest.approx(between, rel=1e-12)
+    size = float(mask.sum()) / SENTENCES
+    predicted = between / ((1 + (size - 1) * within) / size)
+    assert float(metrics.predicted_anisotropy(state.token)) == pytest.approx(predicted, rel=1e-12)
+
+
+def test_prediction_is_exact_for_orthonormal_noise_of_one_length() -> None:
+    # Tokens a·m + b·e with e orthogonal to everything else: unit vectors, within and between cosine both a².
+    a, sentences, tokens = 0.6, 12, 4
+    noise = torch.eye(sentences * tokens, sentences * tokens + 1, dtype=torch.float64)
+    mean = torch.zeros(sentences * tokens + 1, dtype=torch.float64)
+    mean[-1] = 1
+    x = (a * mean + math.sqrt(1 - a * a) * noise).reshape(sentences, tokens, -1)
+    state = ConeState.empty([0], x.shape[-1])
+    state.update([x], torch.ones(sentences, tokens))
+    assert float(metrics.predicted_anisotropy(state.token)) == pytest.approx(
+        float(metrics.anisotropy(state.sentence)), rel=1e-12
+    )
+
+
+def long_jackknife(statistic: object, groups: Tensor) -> float:
+    values = np.array([statistic(groups != g) for g in groups.unique()])  # type: ignore[operator]
+    return float(np.sqrt((len(values) - 1) / len(values) * np.sum((values - values.mean()) ** 2)))
+
+
+def test_jackknife_is_the_recomputation_without_each_group(
+    state: ConeState, hidden: Tensor, mask: Tensor, pooled: Tensor
+) -> None:
+    groups = torch.arange(SENTENCES) % 64
+
+    def token(keep: Tensor) -> float:
+        return mean_pair(hidden[keep][mask[keep]])
+
+    def sentence(keep: Tensor) -> float:
+        return mean_pair(pooled[keep])
+
+    wanted = {
+        "token": (metrics.anisotropy_stderr(state.token), long_jackknife(token, groups)),
+        "sentence": (metrics.anisotropy_stderr(state.sentence), long_jackknife(sentence, groups)),
+        "gap": (
+            metrics.pooling_gap_stderr(state),
+            long_jackknife(lambda keep: sentence(keep) - token(keep), groups),
+        ),
+    }
+    for name, (got, value) in wanted.items():
+        assert float(got) == pytest.approx(value, rel=1e-9), name
+
+    def rebuilt(keep: Tensor) -> Moments:
+        part = ConeState.empty([0], DIM)
+        part.update([hidden[keep]], mask[keep])
+        return part.token
+
+    for statistic, stderr in (
+        (metrics.within_sentence_cosine, metrics.within_stderr),
+        (metrics.between_sentence_cosine, metrics.between_stderr),
+        (metrics.predicted_anisotropy, metrics.predicted_anisotropy_stderr),
+    ):
+        value = long_jackknife(lambda keep, statistic=statistic: float(statistic(rebuilt(keep))), groups)
+        assert float(stderr(state.token)) == pytest.approx(value, rel=1e-9)
+
+
+def test_standard_error_covers_the_truth() -> None:
+    # 200 samples of one distribution: the spread of A and the mean of its standard errors agree.
+    values, errors = [], []
+    for seed in range(200):
+        moments = Moments.empty("sentence", [0], 5)
+        moments.update(normal(640, 5, seed=seed))
+        values.append(float(metrics.anisotropy(moments)))
+        errors.append(float(metrics.anisotropy_stderr(moments)))
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.15)
+
+
+def test_contributions_sum_to_the_anisotropy(state: ConeState, pooled: Tensor) -> None:
+    got = metrics.contributions(state.sentence)[0]
+    assert float(got.sum()) == pytest.approx(mean_pair(pooled), rel=1e-12)
+    u = unit(pooled)
+    own = (u.sum(0).square() - u.square().sum(0)) / (len(u) * (len(u) - 1))
+    torch.testing.assert_close(got, own, rtol=1e-12, atol=1e-15)
+
+
+def test_spread_of_the_cosines(state: ConeState, pooled: Tensor) -> None:
+    cosines = unit(pooled) @ unit(pooled).T
+    pairs = cosines[~torch.eye(len(pooled), dtype=torch.bool)]
+    assert float(metrics.cosine_variance(state.sentence)) == pytest.approx(float(pairs.var(correction=0)), rel=1e-10)
+
+
+def test_norm_and_mean(state: ConeState, pooled: Tensor) -> None:
+    assert float(metrics.mean_norm(state.sentence)) == pytest.approx(
+        float(torch.linalg.vector_norm(pooled, dim=-1).mean()), rel=1e-14
+    )
+    torch.testing.assert_close(metrics.mean_vector(state.sentence)[0], pooled.mean(0), rtol=1e-13, atol=1e-15)
+
+
+def test_covariance_and_explained_variance_as_scikit_learn_has_them(state: ConeState, pooled: Tensor) -> None:
+    from sklearn.decomposition import PCA
+
+    pca = PCA(3, svd_solver="full").fit(pooled.numpy())
+    covariance = metrics.covariance(state.sentence)
+    np.testing.assert_allclose(covariance[0].numpy(), np.cov(pooled.numpy().T), rtol=1e-10, atol=1e-13)
+    values = torch.linalg.eigvalsh(covariance)[:, -3:].flip(-1)
+    np.testing.assert_allclose(values[0].numpy(), pca.explained_variance_, rtol=1e-10)
+    ratio = metrics.explained_variance_ratio(covariance, values)
+    np.testing.assert_allclose(ratio[0].numpy(), pca.explained_variance_ratio_, rtol=1e-10)
+
+
+def test_iso_score_as_its_authors_package_has_it(state: ConeState, pooled: Tensor) -> None:
+    from IsoScore import IsoScore
+
+    covariance = metrics.covariance(state.sentence)
+    assert float(metrics.iso_score(covariance)) == pytest.approx(float(IsoScore.IsoScore(pooled.numpy())), rel=1e-6)
+
+
+def test_participation_ratio_and_effective_rank_of_known_spectra() -> None:
+    flat, single = torch.eye(7, dtype=torch.float64), torch.diag(torch.tensor([3.0, 0, 0, 0])).double()
+    assert float(metrics.participation_ratio(flat)) == pytest.approx(7)
+    assert float(metrics.effective_rank(flat)) == pytest.approx(7)
+    assert float(metrics.iso_score(flat)) == pytest.approx(1)
+    assert float(metrics.participation_ratio(single)) == pytest.approx(1)
+    assert float(metrics.effective_rank(single)) == pytest.approx(1)
+    assert float(metrics.iso_score(single)) == pytest.approx(0, abs=1e-15)
+
+
+def test_rank_me_is_garridos_equation_1(state: ConeState, pooled: Tensor) -> None:
+    sigma = np.linalg.svd(pooled.numpy(), compute_uv=False)
+    p = sigma / sigma.sum() + 1e-7
+    assert float(metrics.rank_me(state.sentence)) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-7)
+
+
+def test_undefined_is_nan_with_a_reason() -> None:
+    one = Moments.empty("sentence", [4], 3, second_moment=True, unit_second_moment=True)
+    one.update(torch.tensor([[1.0, 2, 3], [0, 0, 0]]))
+    for value in (
+        metrics.anisotropy(one),
+        metrics.anisotropy_stderr(one),
+        metrics.cosine_variance(one),
+        metrics.contributions(one).sum(-1),
+        metrics.participation_ratio(metrics.covariance(one)),
+    ):
+        assert value.shape == (1,)
+        assert bool(value.isnan())
+    assert metrics.undefined_reason(one, 0) == ("1 sentences used (1 left out as zero or not finite); a pair needs two")
+    one.update(torch.ones(1, 3))
+    assert metrics.undefined_reason(one, 0) is None
+    tokens = Moments.empty("token", [0], 3)
+    for statistic in (metrics.within_sentence_cosine, metrics.between_sentence_cosine, metrics.predicted_anisotropy):
+        assert bool(statistic(tokens).isnan())
+
+
+def test_token_statistics_refuse_the_sentence_level(state: ConeState) -> None:
+    with pytest.raises(ValueError, match="moments: got the sentence level"):
+        metrics.within_sentence_cosine(state.sentence)
