@@ -15,11 +15,11 @@ from torch import Tensor
 
 from cone_kernels import state_file
 from cone_kernels.ops.arguments import float_tensor, groups_of, hidden_layers
-from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.pending_rows import PendingRows
+from cone_kernels.sentence_batch import SentenceBatch
 from cone_kernels.sums import (
     GROUPS,
     ROW_FIELDS,
@@ -32,7 +32,6 @@ from cone_kernels.sums import (
 )
 
 _FIELDS = {"sentence": SENTENCE_FIELDS, "token": TOKEN_FIELDS}
-_EMPTY_SENTENCE = 4  # kEmpty in csrc/include/cone/moments.h
 _NO_ID = torch.iinfo(torch.int64).max
 
 
@@ -298,42 +297,30 @@ class ConeState:
         unknown = sorted(set(numbers) - set(self.layers))
         if unknown:
             raise ValueError(f"layers: got {unknown}; the state has {self.layers}")
-        mask, cu_seqlens = token_selection(hidden[0], mask, cu_seqlens)
-        n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
-        positions = [self.layers.index(number) for number in numbers]
-        device = hidden[0].device
-        if sentence_ids is None:
-            sentence_ids = torch.arange(n_sentences, device=device) + self.sentence.rows_seen(positions[0])
-        groups = groups_of("sentence_ids", sentence_ids, n_sentences, device)
-        assert groups is not None
+        first_id = self.sentence.rows_seen(self.layers.index(numbers[0])) if sentence_ids is None else 0
+        return self.add(SentenceBatch.of(hidden[0], mask, cu_seqlens, sentence_ids, first_id), hidden, numbers)
+
+    def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+        """As `update`, for a batch checked before: what a probe calls for each layer."""
+        positions = [self.layers.index(number) for number in layers]
         # Sums are layer-major, so a run of neighbouring layers is one call.
         if positions == list(range(positions[0], positions[0] + len(positions))):
-            return self._add(positions[0], hidden, mask, cu_seqlens, sentence_ids, groups)
-        calls = zip(positions, hidden, strict=True)
-        return torch.cat([self._add(at, [one], mask, cu_seqlens, sentence_ids, groups) for at, one in calls])
+            return self._add(positions[0], hidden, batch)
+        return torch.cat([self._add(at, [one], batch) for at, one in zip(positions, hidden, strict=True)])
 
-    def _add(
-        self,
-        start: int,
-        hidden: list[Tensor],
-        mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        sentence_ids: Tensor,
-        groups: Tensor,
-    ) -> Tensor:
+    def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Tensor:
         at = slice(start, start + len(hidden))
         token_sums = [self.token._sums[name][at] for name in TOKEN_FIELDS]
-        pooled, status = pool_moments_(hidden, mask, cu_seqlens, groups, token_sums, self.backend)
-        empty = status[0] == _EMPTY_SENTENCE  # (B,), the same in every layer
-        if bool(empty.any()):
-            self.sentence._sums["n_empty"][at] += torch.bincount(groups[empty], minlength=GROUPS)
-            groups = torch.where(empty, -1, groups)
-        pooled_status = self.sentence._add_rows(at, pooled, groups, self.backend)
+        selection = batch.mask, batch.cu_seqlens
+        pooled, status = pool_moments_(hidden, *selection, batch.groups, token_sums, self.backend)
+        if batch.empty_by_group is not None:
+            self.sentence._sums["n_empty"][at] += batch.empty_by_group
+        pooled_status = self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
         left_out = (status | pooled_status) != 0
         if bool(left_out.any()):
             for position, bad in zip(range(at.start, at.stop), left_out, strict=True):
-                ids = sentence_ids.to(bad.device)[bad]
-                self.first_left_out[position] = _smallest(self.first_left_out[position], ids)
+                kept = self.first_left_out[position]
+                self.first_left_out[position] = _smallest(kept, batch.sentence_ids[bad])
         return status
 
     def merge(self, other: ConeState) -> ConeState:

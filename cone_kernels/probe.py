@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cone_kernels.calibration import Kind, as_tuple, bind_arguments, calibrating
 from cone_kernels.layer_points import LayerMap, LayerPoint, find_layer_points
 from cone_kernels.moments import ConeState
+from cone_kernels.sentence_batch import SentenceBatch
 from cone_kernels.watched_forward import WatchedForward, refuse_compiled, unwrapped
 
 _WHY_NOTHING = (
@@ -42,6 +43,7 @@ class _Forward:
     added: set[int] = field(default_factory=set)
     status: dict[int, Tensor] = field(default_factory=dict)
     cu_seqlens: Tensor | None = None  # (B + 1,) int64
+    batches: dict[bool, SentenceBatch] = field(default_factory=dict)
 
     def n_packed(self) -> int:
         """How many rows the batch has with its padding left out; fills in `cu_seqlens`."""
@@ -49,10 +51,21 @@ class _Forward:
             self.cu_seqlens = nn.functional.pad(self.mask.sum(dim=1).cumsum(0), (1, 0))
         return int(self.cu_seqlens[-1])
 
+    def batch_of(self, hidden: Tensor) -> SentenceBatch:
+        """The batch as layers of this form, padded or packed, take it; checked for the first of them."""
+        packed = hidden.dim() == 2
+        if packed not in self.batches:
+            mask, starts = (None, self.cu_seqlens) if packed else (self.mask, None)
+            self.batches[packed] = SentenceBatch.of(hidden, mask, starts, self.sentence_ids)
+        return self.batches[packed]
+
     def move_to(self, device: torch.device) -> None:
+        if device == self.mask.device:
+            return
         self.sentence_ids = self.sentence_ids.to(device)
         self.mask = self.mask.to(device)
         self.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
+        self.batches.clear()
 
 
 class ConeProbe:
@@ -276,13 +289,7 @@ class ConeProbe:
         with torch.inference_mode(False), torch.no_grad(), exact:
             if self._state is None:
                 self._state = self._empty_state(found, device)
-            status = self._state.update(
-                [hidden],
-                forward.mask if hidden.dim() == 3 else None,
-                cu_seqlens=forward.cu_seqlens if hidden.dim() == 2 else None,
-                sentence_ids=forward.sentence_ids,
-                layers=[layer],
-            )
+            status = self._state.add(forward.batch_of(hidden), [hidden], [layer])
         if self._strict:
             forward.status[layer] = status[0]
 

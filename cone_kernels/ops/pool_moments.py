@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input
+from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, traced
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import GROUPS, TOKEN_FIELDS, zero_sums
 
@@ -91,12 +91,12 @@ def pool_moments_(
     Returns pooled (L, B, D) and status (L, B).
     """
     chosen = backends.resolve(backend, layers[0].device, "pool_moments")
-    pooled, status = _pool_moments_(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
+    add = _pool_moments_ if traced(layers[0]) else _add_tokens
+    pooled, status = add(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
     return pooled, status
 
 
-@torch.library.custom_op("cone_kernels::pool_moments_", mutates_args=("sums",))
-def _pool_moments_(
+def _add_tokens(
     layers: Sequence[Tensor],
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -107,6 +107,9 @@ def _pool_moments_(
     by_name = dict(zip(TOKEN_FIELDS, sums, strict=True))
     pooled, status = backends.kernel("pool_moments", backend)(layers, mask, cu_seqlens, groups, by_name)
     return pooled, status
+
+
+_pool_moments_ = torch.library.custom_op("cone_kernels::pool_moments_", _add_tokens, mutates_args=("sums",))
 
 
 @_pool_moments_.register_fake

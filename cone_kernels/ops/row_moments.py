@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, groups_of, like_input
+from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, groups_of, like_input, traced
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
 
@@ -52,15 +52,18 @@ def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backe
     (L, n) uint8: 0 used, 1 zero, 2 not finite.
     """
     chosen = backends.resolve(backend, x.device, "row_moments")
-    result: Tensor = _row_moments_(x, groups, list(sums), chosen.value)
+    add = _row_moments_ if traced(x) else _add_rows
+    result: Tensor = add(x, groups, list(sums), chosen.value)
     return result
 
 
-@torch.library.custom_op("cone_kernels::row_moments_", mutates_args=("sums",))
-def _row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str) -> Tensor:
+def _add_rows(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str) -> Tensor:
     fields = ROW_FIELDS if len(sums) == len(ROW_FIELDS) else COSINE_FIELDS
     result: Tensor = backends.kernel("row_moments", backend)(x, groups, dict(zip(fields, sums, strict=True)))
     return result
+
+
+_row_moments_ = torch.library.custom_op("cone_kernels::row_moments_", _add_rows, mutates_args=("sums",))
 
 
 @_row_moments_.register_fake

@@ -21,7 +21,7 @@ def second_moment(
 ) -> Any:
     """Σ x xᵀ of the rows of `x`, or their covariance.
 
-    The rows less a pilot vector are multiplied (float32 rows in float32 over at most 512 rows, then float64), and the
+    The rows less a pilot vector are multiplied (float32 rows in float32 over at most 128 rows, then float64), and the
     pilot is put back in float64, so that a large mean costs no digits of the covariance. Rows are the observations, as
     in scikit-learn; `torch.cov` has them in columns: `second_moment(x, center=True)` is `torch.cov(x.mT)`.
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input
 
-# An axis whose |cos| with the mean is below this takes its sign from its largest component.
-_MEAN_DECIDES_SIGN = 1e-3
+# An axis whose |cos| with the mean is below this takes its sign from its largest component, and so does one whose
+# product with the mean, in units of the largest deviation √λ_1, is what rounding leaves of data that was centred.
+_MEAN_DECIDES_SIGN, _CENTERED = 1e-3, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,7 @@ def _top_eigenvectors(
     )
     return (
         values.reshape(*batch, k),
-        _signed(vectors, mean).reshape(*batch, k, d),
+        _signed(vectors, mean, values).reshape(*batch, k, d),
         residuals.reshape(*batch, k),
         iterations.reshape(batch),
         (values[:, -1] - next_value).reshape(batch),
@@ -129,12 +130,13 @@ def _(
     return empty(k), empty(k, d), empty(k), empty(dtype=torch.int64), empty(), empty(dtype=torch.bool)
 
 
-def _signed(vectors: Tensor, mean: Tensor | None) -> Tensor:
-    """Vectors (L, k, d) with the sign that `top_eigenvectors` promises; mean (L, d)."""
+def _signed(vectors: Tensor, mean: Tensor | None, values: Tensor) -> Tensor:
+    """Vectors (L, k, d) with the sign that `top_eigenvectors` promises; mean (L, d), values (L, k)."""
     largest = vectors.abs().argmax(-1, keepdim=True)
     deciding = vectors.gather(-1, largest)[..., 0]  # (L, k)
     if mean is not None:
         norm = torch.linalg.vector_norm(mean, dim=-1)  # (L,)
         along = torch.einsum("lkd,ld->lk", vectors, mean)
-        deciding = torch.where(along.abs() >= _MEAN_DECIDES_SIGN * norm[:, None], along, deciding)
+        least = torch.maximum(_MEAN_DECIDES_SIGN * norm, _CENTERED * values[:, 0].clamp_min(0).sqrt())  # (L,)
+        deciding = torch.where(along.abs() >= least[:, None], along, deciding)
     return vectors * torch.where(deciding < 0, -1.0, 1.0).to(vectors.dtype)[..., None]
