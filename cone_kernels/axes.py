@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cone_kernels.metrics import covariance, mean_vector, symmetric
 from cone_kernels.moments import Moments
-from cone_kernels.ops.top_eigenvectors import TopEigenvectors, top_eigenvectors
+from cone_kernels.ops.top_eigenvectors import TopEigenvectors, signed_along, top_eigenvectors
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ def axes(moments: Moments, k: int = 1) -> Axes:
     n = moments.count.sum(-1).double()
     mean = mean_vector(moments)
     direction = mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
-    centered = _along(top_eigenvectors(covariance=covariance(moments), k=k), direction)
-    second = symmetric(moments.second_moment) / n[:, None, None]
-    uncentered = _along(top_eigenvectors(covariance=second, k=k), direction)
+    centered, uncentered = (
+        _along_mean(top_eigenvectors(covariance=matrix, k=k), mean)
+        for matrix in (covariance(moments), symmetric(moments.second_moment) / n[:, None, None])
+    )
 
     def cosine(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(-1).abs()
@@ -56,8 +57,5 @@ def axes(moments: Moments, k: int = 1) -> Axes:
     )
 
 
-def _along(axis: TopEigenvectors, direction: Tensor) -> TopEigenvectors:
-    vectors = axis.vectors  # (L, k, d), largest component positive
-    cosine = torch.einsum("lkd,ld->lk", vectors, direction)
-    sign = torch.where(cosine <= -1e-3, -1.0, 1.0).to(vectors.dtype)
-    return replace(axis, vectors=vectors * sign[..., None])
+def _along_mean(found: TopEigenvectors, mean: Tensor) -> TopEigenvectors:
+    return replace(found, vectors=signed_along(found.vectors, found.values, mean))

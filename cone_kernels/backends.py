@@ -91,10 +91,10 @@ def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
     if backend == "auto" and ENVIRONMENT_VARIABLE in os.environ:
         source, backend = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
     if backend == "auto":
-        for capability in capabilities().values():
-            if capability.available and op in capability.ops and device.type in capability.devices:
-                return capability.backend
-        raise BackendUnavailable(f"no backend runs {op} on device {device}: {_reasons()}")
+        name = _preferred(device.type, op)
+        if not name:
+            raise BackendUnavailable(f"no backend runs {op} on device {device}: {_reasons()}")
+        return Backend(name)
     try:
         chosen = Backend(backend)
     except ValueError:
@@ -136,6 +136,17 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
         yield runs
     finally:
         _runs[:] = [other for other in _runs if other is not runs]
+
+
+def _preferred(device_type: str, op: str) -> str:
+    for capability in capabilities().values():
+        if capability.available and op in capability.ops and device_type in capability.devices:
+            return capability.backend.value
+    return ""
+
+
+# torch.compile takes the answer as a constant instead of tracing the search; as assume_constant_result, without torch.
+_preferred._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _reasons() -> str:

@@ -126,3 +126,9 @@ def test_twenty_million_rows(dtype: torch.dtype) -> None:
         unit_sq += float(u.square().sum())
     wanted = (float(unit_sum.square().sum()) - unit_sq) / (n * (n - 1))
     assert float(mean_pairwise_cosine(x)) == pytest.approx(wanted, rel=RELATIVE[dtype])
+
+
+def test_compiles_whole() -> None:
+    compiled = torch.compile(lambda x: mean_pairwise_cosine(x) * 2, fullgraph=True, backend="aot_eager")
+    x = normal(2, 10, 5)
+    assert torch.equal(compiled(x), mean_pairwise_cosine(x) * 2)

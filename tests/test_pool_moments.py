@@ -248,3 +248,13 @@ def test_layers_must_be_alike() -> None:
         pool_moments([HIDDEN, HIDDEN.double()], MASK)
     with pytest.raises(ValueError, match="at least one layer"):
         pool_moments([], MASK)
+
+
+def test_compiles_whole() -> None:
+    def both(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return masked_mean_pool(hidden, mask), pool_moments(hidden, mask).sums["unit_sum"]
+
+    hidden, mask = normal(3, 4, 5), torch.ones(3, 4, dtype=torch.bool)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(compiled(hidden, mask), both(hidden, mask), strict=True):
+        assert torch.equal(got, wanted)

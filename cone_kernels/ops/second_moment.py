@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, as_tensor, flatten_batch, float_tensor, like_input
+from cone_kernels.ops.arguments import ArrayLike, as_tensor, flatten_batch, float_tensor, like_input, traced
 
 
 def second_moment(
@@ -80,7 +80,8 @@ def second_moment_(
     scale = None if weights is None else _float64("weights", weights, (layers, n), x.device)
     about = None if pilot is None else _float64("pilot", pilot, (layers, d), x.device)
     chosen = backends.resolve(backend, x.device, "second_moment")
-    _second_moment_(moment, x, None if use is None else use.contiguous(), scale, about, False, chosen.value)
+    add = _second_moment_ if traced(x) else _add_products
+    add(moment, x, None if use is None else use.contiguous(), scale, about, False, chosen.value)
 
 
 def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -94,8 +95,7 @@ def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.
     return tensor.to(torch.float64).contiguous()
 
 
-@torch.library.custom_op("cone_kernels::second_moment_", mutates_args=("moment",))
-def _second_moment_(
+def _add_products(
     moment: Tensor,
     x: Tensor,
     use: Tensor | None,
@@ -105,6 +105,9 @@ def _second_moment_(
     backend: str,
 ) -> None:
     backends.kernel("second_moment", backend)(moment, x, use, weights, pilot, about_pilot)
+
+
+_second_moment_ = torch.library.custom_op("cone_kernels::second_moment_", _add_products, mutates_args=("moment",))
 
 
 @_second_moment_.register_fake

@@ -47,7 +47,8 @@ def top_eigenvectors(
     """The k largest eigenvalues and their eigenvectors, from data or from a covariance.
 
     Block subspace iteration with Rayleigh-Ritz on the blocks kept (block Krylov, Musco & Musco 2015). Data is read once
-    for the mean and once an iteration. Only as many digits as `tolerance` asks for are computed; look at `converged`.
+    for the mean and once an iteration, after a few steps on every 16th row where there are 2048 rows or more. Only as
+    many digits as `tolerance` asks for are computed; look at `converged`.
 
     Args:
         x: data (..., n, d) float32, float64, bfloat16 or float16, any strides; leading dimensions are batch dimensions.
@@ -95,8 +96,6 @@ def top_eigenvectors(
         raise ValueError(f"max_iterations: got {max_iterations}; it must be at least 1")
     chosen = backends.resolve(backend, matrix.device, "top_eigenvectors")
     found = _top_eigenvectors(matrix, name == "covariance", center, k, tolerance, max_iterations, chosen.value)
-    if not bool(torch.isfinite(found[0]).all()):
-        raise ValueError(f"{name}: has entries that are not finite, or too large for a float64 eigenvalue")
     return TopEigenvectors(*(like_input(field, given) for field in found))
 
 
@@ -108,9 +107,12 @@ def _top_eigenvectors(
     values, vectors, residuals, iterations, next_value, converged, mean = backends.kernel("top_eigenvectors", backend)(
         flat, covariance, center, k, tolerance, max_iterations
     )
+    if not bool(torch.isfinite(values).all()):
+        name = "covariance" if covariance else "x"
+        raise ValueError(f"{name}: has entries that are not finite, or too large for a float64 eigenvalue")
     return (
         values.reshape(*batch, k),
-        _signed(vectors, mean, values).reshape(*batch, k, d),
+        signed_along(vectors, values, mean).reshape(*batch, k, d),
         residuals.reshape(*batch, k),
         iterations.reshape(batch),
         (values[:, -1] - next_value).reshape(batch),
@@ -130,8 +132,8 @@ def _(
     return empty(k), empty(k, d), empty(k), empty(dtype=torch.int64), empty(), empty(dtype=torch.bool)
 
 
-def _signed(vectors: Tensor, mean: Tensor | None, values: Tensor) -> Tensor:
-    """Vectors (L, k, d) with the sign that `top_eigenvectors` promises; mean (L, d), values (L, k)."""
+def signed_along(vectors: Tensor, values: Tensor, mean: Tensor | None) -> Tensor:
+    """Vectors (L, k, d) with the sign that `top_eigenvectors` promises; values (L, k), mean (L, d)."""
     largest = vectors.abs().argmax(-1, keepdim=True)
     deciding = vectors.gather(-1, largest)[..., 0]  # (L, k)
     if mean is not None:

@@ -35,13 +35,15 @@ void multiply_rows(const C* a, int64_t stride, int64_t count, const C* b, C* sum
   Part<C> acc[kRows][kParts<C>] = {};
   for (int64_t l = 0; l < count; ++l) {
     Part<C> right[kParts<C>];
-    std::memcpy(right, b + l * kColumns, sizeof right);
+    for (int p = 0; p < kParts<C>; ++p) std::memcpy(&right[p], b + l * kColumns + p * kPartLanes<C>, sizeof right[p]);
     for (int i = 0; i < kRows; ++i) {
       const Part<C> left = a[kTransposed ? l * stride + i : i * stride + l] - Part<C>{};
       for (int p = 0; p < kParts<C>; ++p) acc[i][p] += left * right[p];
     }
   }
-  std::memcpy(sums, acc, sizeof acc);
+  for (int i = 0; i < kRows; ++i)
+    for (int p = 0; p < kParts<C>; ++p)
+      std::memcpy(sums + i * kColumns + p * kPartLanes<C>, &acc[i][p], sizeof acc[i][p]);
 }
 
 // The same for `rows` <= kMicroRows rows, added to out (rows, 8).

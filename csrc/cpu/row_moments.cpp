@@ -1,12 +1,11 @@
 #include "cone/parallel.h"
-#include "cpu/block_sums.h"
+#include "cpu/shared_sums.h"
 
 namespace cone {
 namespace CONE_ISA {
 namespace {
 
-// Rows sorted by group at a time. With 64 groups a group then has about 8 rows: enough to add them in registers, and
-// few enough that rows 64 apart, whose addresses differ by a multiple of a power of two, share the ways of a cache set.
+// Rows sorted by group at a time: with 64 groups about 8 rows of each.
 constexpr int64_t kWindowRows = 512;
 
 // A task is a range of rows of one layer and has sums of its own, which must stay small beside the rows.
@@ -37,10 +36,10 @@ class Window {
   int64_t row(int64_t k) const { return order_[size_t(k)]; }
   int64_t group_of(int64_t row) const { return groups_of_rows_ ? groups_of_rows_[row] : row % groups_; }
 
-  // Rows from k on that are of the same group, at most `limit`.
-  int run(int64_t k, int limit) const {
-    int n = 1;
-    while (n < limit && k + n < size_ && group_of(row(k + n)) == group_of(row(k))) ++n;
+  // How many rows from k on are of one group, at most kRowsPerFlush.
+  int64_t run(int64_t k) const {
+    int64_t n = 1;
+    while (n < kRowsPerFlush && k + n < size_ && group_of(row(k + n)) == group_of(row(k))) ++n;
     return n;
   }
 
@@ -57,32 +56,47 @@ struct GroupSums {
   std::vector<RowTally> tallies;
 };
 
+// Takes a run of rows of one group, whose segment number is its group.
+template <Wanted kWanted>
+struct FinishRun {
+  int64_t d;
+  GroupSums& own;
+  double* sum;
+
+  template <class T>
+  void operator()(int64_t group, const RowTally& tally, const T* unit, const T* plain) const {
+    add_widened(own.unit_sum + group * d, unit, d);
+    if (kWanted == kAllSums) add_widened(sum, plain, d);
+    RowTally& total = own.tallies[size_t(group)];
+    total.count += tally.count;
+    total.n_zero += tally.n_zero;
+    total.n_nonfinite += tally.n_nonfinite;
+    total.norm_sum += tally.norm_sum;
+    total.norm_sq_sum += tally.norm_sq_sum;
+    total.unit_sq += tally.unit_sq;
+  }
+};
+
 template <class In, Wanted kWanted>
 void add_range(const RowMomentsArgs& args, int64_t layer, int64_t begin, int64_t end, SharedSums& shared, int64_t task,
                GroupSums& own) {
   const RowView& x = args.rows;
-  const int block = block_rows(x.d, sizeof(In));
   const In* base = static_cast<const In*>(args.layers[layer]);
   Window window(args.groups, args.sums.groups);
-  RowGatherer<In> gatherer(x.d, x.col_stride, block);
-  const In *rows[kMaxBlockRows], *ahead[kMaxBlockRows];
-  uint8_t status[kMaxBlockRows];
+  const FinishRun<kWanted> finish{x.d, own, shared.sum(task)};
+  RowPipeline<In, kWanted, FinishRun<kWanted>> pipeline(x.d, x.col_stride, shared.sq_sum(task),
+                                                        shared.unit_sq_sum(task), finish);
+  if (args.status) pipeline.write_status(args.status + layer * x.n);
   for (int64_t from = begin; from < end; from += kWindowRows) {
     window.sort(from, from + kWindowRows < end ? from + kWindowRows : end);
-    for (int64_t k = 0; k < window.size();) {
-      const int n = window.run(k, block);
-      const int64_t group = window.group_of(window.row(k)), left = window.size() - k - n;
-      const int n_ahead = x.col_stride != 1 ? 0 : int(left < n ? left : n);
-      gatherer.take([&](int r) { return base + window.row(k + r) * x.row_stride; }, n, rows);
-      for (int r = 0; r < n_ahead; ++r) ahead[r] = base + window.row(k + n + r) * x.row_stride;
-      const ColumnSums to = {own.unit_sum + group * x.d, shared.sum(task), shared.sq_sum(task),
-                             shared.unit_sq_sum(task)};
-      add_rows<In, kWanted>(rows, n, ahead, n_ahead, x.d, to, own.tallies[size_t(group)], status);
-      if (args.status)
-        for (int r = 0; r < n; ++r) args.status[layer * x.n + window.row(k + r)] = status[r];
-      k += n;
+    for (int64_t k = 0, n; k < window.size(); k += n) {
+      n = window.run(k);
+      pipeline.add(
+          window.group_of(window.row(k)), n, [&](int64_t i) { return window.row(k + i); },
+          [&](int64_t row) { return base + row * x.row_stride; });
     }
   }
+  pipeline.drain();
 }
 
 template <class In, Wanted kWanted>
@@ -98,21 +112,14 @@ void add_layers(const RowMomentsArgs& args) {
     own.unit_sum = tasks > 1 ? own.own_unit_sum.data() : args.sums.unit_sum + task * groups * d;
     const int64_t part = task % tasks;
     add_range<In, kWanted>(args, task / tasks, n * part / tasks, n * (part + 1) / tasks, shared, task, own);
-    RowTally all;
-    for (const RowTally& tally : own.tallies) {
-      all.norm_sum += tally.norm_sum;
-      all.norm_sq_sum += tally.norm_sq_sum;
-    }
-    shared.set_norms(task, all);
+    for (const RowTally& tally : own.tallies) shared.add_norms(task, tally);
   });
   parallel_for(args.n_layers, args.threads, [&](int64_t layer) {
     shared.add_to(args.sums, layer, layer * tasks, (layer + 1) * tasks);
     for (int64_t task = layer * tasks; task < (layer + 1) * tasks; ++task) {
-      for (int64_t g = 0; g < groups; ++g)
-        add_tally(args.sums, layer * groups + g, sums[size_t(task)].tallies[size_t(g)]);
-      double* unit_sum = args.sums.unit_sum + layer * groups * d;
-      const std::vector<double>& own = sums[size_t(task)].own_unit_sum;
-      for (size_t j = 0; j < own.size(); ++j) unit_sum[j] += own[j];
+      const GroupSums& own = sums[size_t(task)];
+      for (int64_t g = 0; g < groups; ++g) add_tally(args.sums, layer * groups + g, own.tallies[size_t(g)]);
+      add_widened(args.sums.unit_sum + layer * groups * d, own.own_unit_sum.data(), int64_t(own.own_unit_sum.size()));
     }
   });
 }

@@ -13,7 +13,8 @@ namespace cone {
 namespace CONE_ISA {
 namespace {
 
-constexpr int64_t kBlockRows = 512;  // products summed in the compute type before they are added to float64
+constexpr int64_t kBlockRows = 512;               // packed together
+constexpr int64_t kSumRows = 128;                 // summed in the compute type, then added to float64
 constexpr int64_t kWaveBytes = int64_t(8) << 20;  // packed rows of the layers that are worked on together
 
 // A register tile is kTileRows columns of one panel times the kPanelVectors vectors of another.
@@ -36,7 +37,7 @@ template <class C>
 struct Layer {
   C* packed;                   // (panels, kBlockRows, kPanel)
   double* pilot;               // (columns)
-  double* sum;                 // (columns) t = Σ (x − pilot), of the rows as they were packed
+  double* sum;                 // (columns) t = Σ (x − pilot)
   double* unscale;             // (columns) packed value · unscale = x − pilot
   const int64_t* row_numbers;  // rows to take; null: all
   int64_t n_rows;
@@ -48,7 +49,8 @@ bool needs_scale(double largest) {
   return std::is_same_v<C, float> && largest > 0 && largest < HUGE_VAL && !(largest > 0x1p-40 && largest < 0x1p40);
 }
 
-// Packs rows [first, first + rows) of one strip, and adds them to `sum`.
+// Packs rows [first, first + rows) of one strip, and adds them to `sum`: as they are before they are rounded, for that
+// error is much the same for all rows, and `sum` is multiplied by the pilot.
 template <class C, class In>
 void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, int64_t strip, int64_t first,
                 int64_t rows) {
@@ -76,7 +78,7 @@ void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, 
           const double magnitude = std::fabs(x);
           largest[j] = magnitude > largest[j] ? magnitude : largest[j];
           out[c] = C(x * scale[j]);
-          sum[j] += double(out[c]);
+          sum[j] += x;
         }
       }
     }
@@ -89,7 +91,7 @@ void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, 
   }
   for (int j = 0; j < columns; ++j) {
     layer.unscale[j0 + j] = 1 / scale[j];
-    layer.sum[j0 + j] += sum[j] / scale[j];
+    layer.sum[j0 + j] += sum[j];
   }
 }
 
@@ -116,14 +118,19 @@ void multiply_strips(const Layer<C>& layer, int64_t s, int64_t t, int64_t rows, 
   for (int64_t j0 = t * kWidth; j0 < (t + 1) * kWidth && j0 < d; j0 += kPanel<C>) {
     const int64_t j_end = j0 + kPanel<C> < d ? j0 + kPanel<C> : d;
     for (int64_t i0 = s * kWidth; i0 < (s + 1) * kWidth && i0 < j_end; i0 += kTileRows) {
-      C tile[kTileRows * kPanel<C>];
-      multiply_panels(layer.packed + i0 / kPanel<C> * kPanel<C> * kBlockRows + i0 % kPanel<C>,
-                      layer.packed + j0 * kBlockRows, rows, tile);
+      const C* left = layer.packed + i0 / kPanel<C> * kPanel<C> * kBlockRows + i0 % kPanel<C>;
+      const C* right = layer.packed + j0 * kBlockRows;
+      double sums[kTileRows * kPanel<C>] = {};
+      for (int64_t k = 0; k < rows; k += kSumRows) {
+        C tile[kTileRows * kPanel<C>];
+        multiply_panels(left + k * kPanel<C>, right + k * kPanel<C>, rows - k < kSumRows ? rows - k : kSumRows, tile);
+        for (int c = 0; c < kTileRows * kPanel<C>; ++c) sums[c] += double(tile[c]);
+      }
       for (int64_t i = i0; i < i0 + kTileRows && i < j_end; ++i) {
-        const C* product = tile + (i - i0) * kPanel<C> - j0;
+        const double* product = sums + (i - i0) * kPanel<C> - j0;
         double* out = moment + i * d;
         const int64_t j_first = i > j0 ? i : j0;
-        for (int64_t j = j_first; j < j_end; ++j) out[j] += double(product[j]) * (layer.unscale[i] * layer.unscale[j]);
+        for (int64_t j = j_first; j < j_end; ++j) out[j] += product[j] * (layer.unscale[i] * layer.unscale[j]);
         if (!last) continue;
         for (int64_t j = j_first; j < j_end; ++j)
           out[j] += pilot[i] * (layer.sum[j] + double(layer.n_rows) * pilot[j]) + layer.sum[i] * pilot[j];

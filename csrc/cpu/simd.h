@@ -141,28 +141,21 @@ inline T add_lanes(VecOf<T, kBytes> v) {
   }
 }
 
-// Adds the lanes to as many float64 numbers.
-inline void add_to(double* to, Vec<double> v) {
-  const Vec<double> sum = load<double>(to) + v;
+template <class T>
+inline void add_in_place(T* to, Vec<T> v) {
+  const Vec<T> sum = load<T>(to) + v;
   std::memcpy(to, &sum, sizeof sum);
 }
-inline void add_to(double* to, Vec<float> v) {
-  add_to(to, to_double(half<0, float, kVectorBytes>(v)));
-  add_to(to + kLanes<double>, to_double(half<1, float, kVectorBytes>(v)));
-}
 
-// Lanes folded to half as many in float64.
-inline Vec<double> to_double_sum(Vec<double> v) { return v; }
-inline Vec<double> to_double_sum(Vec<float> v) {
-  return to_double(half<0, float, kVectorBytes>(v)) + to_double(half<1, float, kVectorBytes>(v));
+// to[i] += from[i] for n numbers.
+inline void add_widened(double* to, const double* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
-
-// Adds the first `count` lanes.
-template <class C>
-inline void add_first_to(double* to, Vec<C> v, int64_t count) {
-  C lanes[kLanes<C>];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int64_t lane = 0; lane < count; ++lane) to[lane] += double(lanes[lane]);
+inline void add_widened(double* to, const float* from, int64_t n) {
+  constexpr int V = kLanes<double>;
+  int64_t i = 0;
+  for (; i + V <= n; i += V) add_in_place(to + i, load<double>(from + i));
+  for (; i < n; ++i) to[i] += double(from[i]);
 }
 
 // Calls body with a pointer of the element type that `dtype` names.

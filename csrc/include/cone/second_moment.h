@@ -17,7 +17,7 @@ struct SecondMomentArgs {
   int threads;
 };
 
-// Each product is taken of rows less the pilot, in float32 for float32, bfloat16 and float16 rows over at most 512 rows
+// Each product is taken of rows less the pilot, in float32 for float32, bfloat16 and float16 rows over at most 128 rows
 // (float64 rows: in float64), and corrected to the plain sum in float64, so that cancellation does not eat the
 // covariance. Columns whose squares might leave float32 are scaled by a power of two for the product. The order of
 // addition is fixed by the shape and by `use`, whatever the number of threads.

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_extension_neither_imports_nor_links_torch() -> None:
+    code = "import sys, cone_kernels._cpu; print('torch' in sys.modules, 'libtorch' in open('/proc/self/maps').read())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
+
+
+def test_torch_and_the_extension_share_one_openmp() -> None:
+    code = (
+        "import torch, cone_kernels._cpu\n"
+        "lines = [line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line]\n"
+        "print(len(set(lines)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "1"
+
+
+def test_setup_imports_no_torch() -> None:
+    assert "torch" not in {line.split()[1] for line in imports(ROOT / "setup.py")}
+
+
+def imports(path: Path) -> list[str]:
+    lines = path.read_text().splitlines()
+    return [line for line in lines if line.startswith(("import ", "from "))]
+
+
+@pytest.mark.slow
+def test_installs_where_there_is_no_torch_and_no_nvcc(tmp_path: Path) -> None:
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    environment = {**os.environ, "CONE_CUDA": "0"}
+    environment.pop("PYTHONPATH", None)
+    install = [python, "-m", "pip", "install", "--quiet", str(ROOT)]
+    subprocess.run(install, check=True, env=environment, cwd=tmp_path)
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, *command], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+
+    imported = run("-c", "import cone_kernels, cone_kernels._cpu as c, sys; print(c.supported_isas()[0])")
+    assert imported.stdout.strip() == "baseline", imported.stderr
+    assert run("-m", "cone_kernels", "--help").returncode == 0
+    doctor = run("-m", "cone_kernels", "doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    assert "torch is not installed" in " ".join(doctor.stdout.split())
+    missing = run("-c", "import cone_kernels; cone_kernels.mean_pairwise_cosine")
+    assert "No module named 'torch'" in missing.stderr
