@@ -144,14 +144,16 @@ def mean_vector(moments: Moments) -> Tensor:
 
 def symmetric(upper: Tensor) -> Tensor:
     """The whole matrix (..., d, d) from its upper triangle."""
-    return upper.triu() + upper.triu(1).mT
+    whole: Tensor = upper.triu() + upper.triu(1).mT
+    return whole
 
 
 def covariance(moments: Moments) -> Tensor:
     """C = (Σxxᵀ − ttᵀ/n)/(n−1), (L, d, d); NaN for n < 2. Needs `second_moment`."""
     n = moments.count.sum(-1).double()[:, None, None]
     t = moments.sum
-    return (symmetric(moments.second_moment) - t[:, :, None] * t[:, None, :] / n) / _or_nan(n - 1, n >= 2)
+    centered: Tensor = symmetric(moments.second_moment) - t[:, :, None] * t[:, None, :] / n
+    return centered / _or_nan(n - 1, n >= 2)
 
 
 def participation_ratio(covariances: Tensor) -> Tensor:
@@ -181,7 +183,8 @@ def effective_rank(covariances: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh(covariances).clamp_min(0)
     total = values.sum(-1, keepdim=True)
     p = values / _or_nan(total, total > 0)
-    return torch.special.entr(p).sum(-1).exp()
+    rank: Tensor = torch.special.entr(p).sum(-1).exp()
+    return rank
 
 
 def rank_me(moments: Moments) -> Tensor:
@@ -190,7 +193,8 @@ def rank_me(moments: Moments) -> Tensor:
     sigma = torch.linalg.eigvalsh(symmetric(moments.second_moment)).clamp_min(0).sqrt()
     total = sigma.sum(-1, keepdim=True)
     p = sigma / _or_nan(total, total > 0) + _RANKME_EPSILON
-    return (-(p * p.log()).sum(-1)).exp()
+    rank: Tensor = (-(p * p.log()).sum(-1)).exp()
+    return rank
 
 
 def undefined_reason(moments: Moments, layer: int) -> str | None:

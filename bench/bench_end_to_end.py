@@ -1,0 +1,92 @@
+"""A whole run over a real model (all-MiniLM-L6-v2): against the bare forward and against the naive script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import torch
+from timing import medians
+
+from cone_kernels import ConeProbe, metrics
+from cone_kernels.captions import captions
+from cone_kernels.corpora import Corpus
+from cone_kernels.models import LoadedModel, load_model, packaged_minilm
+from cone_kernels.runner import TOKEN_BUDGET, length_batches, run
+
+SENTENCES = 3000
+SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model(packaged_minilm(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    return list(Corpus(SNLI, limit=SENTENCES)) if SNLI.exists() else list(captions(SENTENCES))
+
+
+def test_probe_against_the_bare_forward(
+    benchmark: Any, report: Callable[..., None], loaded: LoadedModel, sentences: list[str]
+) -> None:
+    """All layers, both levels, second moments of the sentence level, over the batches that a run makes."""
+    ids = loaded.tokenizer(sentences)["input_ids"]
+    batches = [
+        torch.tensor([ids[i] for i in batch]) for batch in length_batches([len(row) for row in ids], TOKEN_BUDGET["cpu"])
+    ]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                loaded.model(input_ids=batch, attention_mask=torch.ones_like(batch))
+
+    def probed(**options: bool) -> ConeProbe:
+        with ConeProbe(loaded.model, **options) as probe:
+            forward()
+        return probe
+
+    assert int(probed(second_moment=True).state.sentence.count[0].sum()) == len(sentences)
+    seconds = medians(
+        {
+            "bare": forward,
+            "probed": lambda: probed(second_moment=True),
+            "without second moments": probed,
+        },
+        rounds=7,
+    )
+    benchmark.pedantic(lambda: probed(second_moment=True), rounds=3)
+    report(
+        sentences=len(sentences),
+        tokens=sum(map(len, ids)),
+        bare_forward_seconds=seconds["bare"],
+        times_bare_forward=seconds["probed"] / seconds["bare"],
+        target_times_bare_forward=1.03,
+        times_bare_forward_without_second_moments=seconds["without second moments"] / seconds["bare"],
+    )
+
+
+def test_run_against_the_naive_script(
+    benchmark: Any, report: Callable[..., None], loaded: LoadedModel, sentences: list[str]
+) -> None:
+    curve = metrics.anisotropy(run(loaded, sentences).state.sentence)
+    wanted = torch.tensor(naive.layer_curve(loaded.model, loaded.tokenizer, sentences), dtype=torch.float64)
+    torch.testing.assert_close(curve, wanted, rtol=1e-4, atol=1e-5)
+    seconds = medians(
+        {
+            "ours": lambda: run(loaded, sentences, second_moment=True),
+            "naive": lambda: naive.layer_curve(loaded.model, loaded.tokenizer, sentences),
+        },
+        rounds=3,
+    )
+    benchmark.pedantic(lambda: run(loaded, sentences), rounds=2)
+    report(
+        sentences_per_second=len(sentences) / seconds["ours"],
+        naive_sentences_per_second=len(sentences) / seconds["naive"],
+        times_naive=seconds["naive"] / seconds["ours"],
+        target_times_naive=2,
+    )
