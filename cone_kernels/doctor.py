@@ -115,7 +115,7 @@ def memory() -> dict[str, int | None]:
 
 
 def bandwidth() -> dict[str, Any]:
-    """Memory bandwidth, best of five: `torch.sum` reading 256 MiB of float32, or numpy's copy where torch is missing."""
+    """Memory bandwidth, best of five: `torch.sum` of 256 MiB of float32, or numpy's copy where torch is missing."""
     import numpy as np
 
     if importlib.util.find_spec("torch"):

@@ -233,7 +233,7 @@ def _levels(moments: Moments) -> list[Level]:
     for at in range(len(moments.layers)):
         reason = metrics.undefined_reason(moments, at)
         if reason is None and math.isnan(stderr[at]):
-            reason = f"stderr: the sentences fall into {groups[at]} jackknife groups, each too small to leave out"
+            reason = f"stderr: the jackknife has {groups[at]} groups; it needs two that leave pairs behind"
         numbers = {name: values[at] for name, values in counts.items()}
         levels.append(Level(anisotropy[at], stderr[at], mean_norm=mean_norm[at], reason=reason, **numbers))
     return levels

@@ -1,0 +1,79 @@
+"""`cone doctor` tells what is there and why something is missing, and never fails for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cone_kernels import _cpu, doctor
+from cone_kernels.backends import capabilities
+from cone_kernels.cli import main
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "BANDWIDTH_BYTES", 1 << 20)
+
+
+def test_json_alone_on_stdout(quick: None) -> None:
+    done = CliRunner().invoke(main, ["doctor", "--json", "-"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["schema"] == "cone_kernels/doctor/1"
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["cpu"]["isa"] == _cpu.isa()
+    assert found["cpu"]["supported_isas"] == _cpu.supported_isas()
+    assert found["cpu"]["torch_threads"] == torch.get_num_threads()
+    assert found["bandwidth"]["gb_per_s"] > 0
+    for backend in found["backends"]:
+        capability = capabilities()[backend["backend"]]
+        assert (backend["available"], backend["reason"]) == (capability.available, capability.reason)
+        assert backend["available"] or backend["reason"]
+
+
+def test_what_is_printed(quick: None) -> None:
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 0
+    for capability in capabilities().values():
+        line = next(line for line in done.stdout.splitlines() if line[6:].startswith(f"{capability.backend} "))
+        assert line.split()[0] == ("yes" if capability.available else "no")
+        assert capability.reason in line
+    assert f"torch {torch.__version__}" in done.stdout
+    assert "GB/s (torch.sum, bytes read)" in done.stdout
+
+
+def test_bandwidth_is_that_of_the_bytes_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_best_seconds", lambda work: 0.5)
+    monkeypatch.setattr(doctor, "BANDWIDTH_BYTES", 1 << 20)
+    assert doctor.bandwidth()["gb_per_s"] == (1 << 20) / 0.5 / 1e9
+
+
+def test_without_torch_and_without_the_extension() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'cone_kernels._cpu', 'cone_kernels._cuda'): sys.modules[name] = None\n"
+        "from cone_kernels.cli import main\n"
+        "main(['doctor', '--json', '-'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert not any(backend["available"] for backend in found["backends"])
+    reasons = {backend["backend"]: backend["reason"] for backend in found["backends"]}
+    assert "torch is not installed" in reasons["cpu"]
+    assert "torch is not installed" in reasons["reference"]
+    assert "torch is not installed" in found["bandwidth"]["method"]
+    assert (found["cpu"]["torch_threads"], found["cpu"]["isa"], found["gpus"]) == (None, None, [])
+
+
+def test_memory_is_the_systems(tmp_path: Path) -> None:
+    found = doctor.memory()
+    assert found["total_bytes"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < found["available_bytes"] <= found["total_bytes"]
