@@ -6,49 +6,57 @@ namespace cone {
 namespace CONE_ISA {
 namespace {
 
-constexpr int64_t kSentencesPerTask = 8;
+constexpr int64_t kSentencesPerTask = 16;
 
-// Adds a sentence's tokens, four at a time, to `sum` (d).
+// Takes a sentence whose tokens have all been added.
 template <class In>
-void add_tokens(const TokenOrder& order, const In* base, int64_t sentence, int64_t d, const std::vector<In>& no_row,
-                std::vector<ComputeOf<In>>& columns, double* sum) {
-  using C = ComputeOf<In>;
-  const Columns<C> sums = {nullptr, columns.data(), nullptr, nullptr};
-  const int64_t size = order.size(sentence);
-  for (int64_t begin = 0; begin < size; begin += kRowsPerFlush) {
-    std::memset(columns.data(), 0, columns.size() * sizeof(C));
-    const int64_t end = begin + kRowsPerFlush < size ? begin + kRowsPerFlush : size;
-    for (int64_t k = begin; k < end; k += kChunkRows) {
-      const In* rows[kChunkRows];
-      for (int64_t r = 0; r < kChunkRows; ++r)
-        rows[r] = k + r < end ? base + order.offset(sentence, k + r) : no_row.data();
-      add_plain<C, In>(rows, d, sums);
+struct FinishMean {
+  using Out = ComputeOf<In>;
+  const HiddenStates& hidden;
+  const TokenOrder& order;
+  const In* base;
+  Out* pooled;  // (B, d)
+
+  template <class T>
+  void operator()(int64_t sentence, const RowTally&, const T*, const T* plain) const {
+    constexpr int V = kLanes<double>;
+    Out* to = pooled + sentence * hidden.d;
+    const double scale = 1 / double(order.size(sentence));
+    Vec<double> zeros{};  // NaN where a mean is not finite
+    int64_t j = 0;
+    for (; j + V <= hidden.d; j += V) {
+      const Vec<double> mean = load<double>(plain + j) * scale;
+      store(to + j, mean);
+      zeros += mean * 0.0;
     }
-    add_widened(sum, columns.data(), d);
+    double tail = 0;
+    for (; j < hidden.d; ++j) {
+      to[j] = Out(double(plain[j]) * scale);
+      tail += double(to[j]) * 0.0;
+    }
+    // A sum that left float32 need not leave float64. NaN is not 0 either.
+    if (add_lanes<double>(zeros) + tail != 0) pool_plainly(hidden, order, base, sentence, to);
   }
-}
+};
 
 // Pools sentences [begin, end) of one layer.
 template <class In>
 void pool_sentences(const HiddenStates& hidden, const TokenOrder& order, int64_t layer, int64_t begin, int64_t end,
-                    ComputeOf<In>* pooled) {
-  using C = ComputeOf<In>;
+                    void* pooled) {
+  using Out = ComputeOf<In>;
   const In* base = static_cast<const In*>(hidden.layers[layer]);
-  const std::vector<In> no_row(static_cast<size_t>(hidden.d));
-  std::vector<C> columns(static_cast<size_t>(hidden.d + kLanes<C>));
-  std::vector<double> sum(static_cast<size_t>(hidden.d));
-  for (int64_t sentence = begin; sentence < end; ++sentence, pooled += hidden.d) {
-    bool finite = hidden.col_stride == 1;
-    if (finite) add_tokens(order, base, sentence, hidden.d, no_row, columns, sum.data());
-    const double scale = 1 / double(order.size(sentence));
-    for (int64_t j = 0; j < hidden.d; ++j) {
-      finite &= bool(std::isfinite(sum[size_t(j)] * scale));
-      pooled[j] = C(sum[size_t(j)] * scale);
-      sum[size_t(j)] = 0;
+  const FinishMean<In> finish{hidden, order, base, static_cast<Out*>(pooled) + layer * hidden.n_sentences * hidden.d};
+  RowPipeline<In, kPlainSum, FinishMean<In>> pipeline(hidden.d, hidden.col_stride, nullptr, nullptr, finish);
+  for (int64_t sentence = begin; sentence < end; ++sentence) {
+    if (order.size(sentence) == 0) {
+      pool_plainly(hidden, order, base, sentence, finish.pooled + sentence * hidden.d);
+      continue;
     }
-    // A sum that left float32 need not leave float64; strided columns are not worth a path of their own.
-    if (!finite) pool_plainly(hidden, order, base, sentence, pooled);
+    pipeline.add(
+        sentence, order.size(sentence), [](int64_t k) { return k; },
+        [&](int64_t k) { return base + order.offset(sentence, k); });
   }
+  pipeline.drain();
 }
 
 template <class In>
@@ -57,9 +65,9 @@ void pool_layers(const MaskedMeanPoolArgs& args) {
   const TokenOrder order(hidden);
   const int64_t tasks = (hidden.n_sentences + kSentencesPerTask - 1) / kSentencesPerTask;
   parallel_for(hidden.n_layers * tasks, args.threads, [&](int64_t task) {
-    const int64_t layer = task / tasks, begin = task % tasks * kSentencesPerTask, past = begin + kSentencesPerTask;
-    auto* pooled = static_cast<ComputeOf<In>*>(args.pooled) + (layer * hidden.n_sentences + begin) * hidden.d;
-    pool_sentences<In>(hidden, order, layer, begin, past < hidden.n_sentences ? past : hidden.n_sentences, pooled);
+    const int64_t begin = task % tasks * kSentencesPerTask, past = begin + kSentencesPerTask;
+    pool_sentences<In>(hidden, order, task / tasks, begin, past < hidden.n_sentences ? past : hidden.n_sentences,
+                       args.pooled);
   });
 }
 

@@ -34,8 +34,8 @@ struct FinishSentence {
     const HiddenStates& hidden = args.hidden;
     const int64_t d = hidden.d, at = layer * args.sums.groups + args.groups[sentence];
     Out* pooled = static_cast<Out*>(args.pooled) + (layer * hidden.n_sentences + sentence) * d;
-    args.sentence_sq_sum[at] += add_unit_sum(unit, d, args.sums.unit_sum + at * d);
-    add_sum(plain, d, 1 / double(order.size(sentence)), pooled, shared.sum(task));
+    args.sentence_sq_sum[at] += add_columns_of_sentence(unit, plain, d, 1 / double(order.size(sentence)),
+                                                        args.sums.unit_sum + at * d, shared.sum(task), pooled);
     if (tally.seen & kNonfinite) {
       pool_plainly(hidden, order, static_cast<const In*>(hidden.layers[layer]), sentence, pooled);
     }
@@ -53,33 +53,28 @@ struct FinishSentence {
   }
 
  private:
-  // Adds g = Σ u of the sentence to its group's and returns ‖g‖².
+  // Adds g = Σ u of the sentence to its group's and Σ x to the task's, writes the pooled vector, and returns ‖g‖².
   template <class T>
-  static double add_unit_sum(const T* unit, int64_t d, double* group_unit_sum) {
+  static double add_columns_of_sentence(const T* unit, const T* plain, int64_t d, double scale, double* group_unit_sum,
+                                        double* task_sum, Out* pooled) {
     constexpr int V = kLanes<double>;
     Vec<double> squares{};
     double tail = 0;
     int64_t j = 0;
     for (; j + V <= d; j += V) {
-      const Vec<double> g = load<double>(unit + j);
+      const Vec<double> g = load<double>(unit + j), x = load<double>(plain + j);
       squares += g * g;
       add_in_place(group_unit_sum + j, g);
+      add_in_place(task_sum + j, x);
+      store(pooled + j, x * scale);
     }
     for (; j < d; ++j) {
       tail += double(unit[j]) * double(unit[j]);
       group_unit_sum[j] += double(unit[j]);
+      task_sum[j] += double(plain[j]);
+      pooled[j] = Out(double(plain[j]) * scale);
     }
     return add_lanes<double>(squares) + tail;
-  }
-
-  // Writes the pooled vector and adds the sentence's sum to the task's.
-  template <class T>
-  static void add_sum(const T* __restrict plain, int64_t d, double scale, Out* __restrict pooled,
-                      double* __restrict task_sum) {
-    for (int64_t j = 0; j < d; ++j) {
-      pooled[j] = Out(double(plain[j]) * scale);
-      task_sum[j] += double(plain[j]);
-    }
   }
 };
 

@@ -15,6 +15,7 @@ namespace CONE_ISA {
 namespace {
 
 constexpr int kChunkRows = 2;      // two chunks and the sums stay in the first-level cache at d = 1024
+constexpr int kStages = 6;         // chunks on their way, so that what ends a segment does not stall the memory
 constexpr int kRowsPerFlush = 32;  // rows added in the compute type before they are added to float64
 constexpr int kCacheLine = 64;
 
@@ -61,7 +62,8 @@ inline void add_columns(const In* const* rows, const Vec<C>* scales, int64_t j, 
   }
 }
 
-// Adds the columns of a chunk to the sums, takes the squared norms of the next, and fetches the one ahead. The next
+// Adds the columns of a chunk to the sums, takes the squared norms of the next (plain sums need none), and fetches the
+// one ahead. The next
 // chunk is what comes from memory, and memory is fastest in order: kChunkRows vectors of it for each vector of columns.
 template <class C, class In, Wanted kWanted>
 void sweep(const In* const* rows, const C* inverse_norms, const In* const* next, const In* const* ahead, C* norm_sq,
@@ -80,12 +82,12 @@ void sweep(const In* const* rows, const C* inverse_norms, const In* const* next,
     Vec<C> squares[kChunkRows] = {};
     for (int64_t i = 0; i < whole; i += V) {
 #pragma GCC unroll 8
-      for (int k = 0; k < kChunkRows; ++k) {
+      for (int k = 0; k < kChunkRows && kWanted != kPlainSum; ++k) {
         const Vec<C> x = load<C>(from + kChunkRows * i + k * V);
         squares[k] += x * x;
       }
-      // Where the sums fill the cache, the processor's own prefetching does not keep up.
-      if (kWanted == kAllSums)
+      // Reading norms in order is what the processor prefetches well by itself, unless the sums fill the cache.
+      if (kWanted != kUnitSum)
         for (int byte = 0; byte < kStep * int(sizeof(In)); byte += kCacheLine)
           __builtin_prefetch(reinterpret_cast<const char*>(fetched + kChunkRows * i) + byte, 0, 2);
       add_columns<C, In, kWanted, false>(now, scales, r * whole + i, d, sums);
@@ -97,29 +99,20 @@ void sweep(const In* const* rows, const C* inverse_norms, const In* const* next,
   // What whole steps leave over.
   int64_t j = kChunkRows * whole;
   for (; j + V <= d; j += V) {
-    for (int r = 0; r < kChunkRows; ++r) {
+    for (int r = 0; r < kChunkRows && kWanted != kPlainSum; ++r) {
       const Vec<C> x = load<C>(next[r] + j);
       ragged[r] += x * x;
     }
     add_columns<C, In, kWanted, false>(now, scales, j, d, sums);
   }
   if (j < d) {
-    for (int r = 0; r < kChunkRows; ++r) {
+    for (int r = 0; r < kChunkRows && kWanted != kPlainSum; ++r) {
       const Vec<C> x = load_first<C>(next[r] + j, d - j);
       ragged[r] += x * x;
     }
     add_columns<C, In, kWanted, true>(now, scales, j, d, sums);
   }
   for (int r = 0; r < kChunkRows; ++r) norm_sq[r] += add_lanes<C>(ragged[r]);
-}
-
-// The columns of a chunk alone.
-template <class C, class In>
-void add_plain(const In* const* rows, int64_t d, const Columns<C>& sums) {
-  constexpr int V = kLanes<C>;
-  int64_t j = 0;
-  for (; j + V <= d; j += V) add_columns<C, In, kPlainSum, false>(rows, nullptr, j, d, sums);
-  if (j < d) add_columns<C, In, kPlainSum, true>(rows, nullptr, j, d, sums);
 }
 
 // Rows pass through segment by segment (a sentence, or rows of one group). When the last row of a segment has been
@@ -139,11 +132,12 @@ class RowPipeline {
         unit_sq_sum_(unit_sq_sum),
         finish_(finish),
         no_row_(size_t(d)),
-        copies_(col_stride == 1 ? 0 : size_t(3 * kChunkRows * d)),
+        copies_(col_stride == 1 ? 0 : size_t(kStages * kChunkRows * d)),
         columns_(4 * spacing_, C(0)) {
     C* first = columns_.get();
     sums_ = {first, first + spacing_, first + 2 * spacing_, first + 3 * spacing_};
-    for (int r = 0; r < kChunkRows; ++r) now_.rows[r] = next_.rows[r] = no_row_.data();
+    for (Chunk& chunk : stages_)
+      for (const In*& row : chunk.rows) row = no_row_.data();
   }
 
   // Writes the status of each row left out to status[its id].
@@ -153,22 +147,24 @@ class RowPipeline {
   template <class IdAt, class RowAt>
   void add(int64_t segment, int64_t size, const IdAt& id_at, const RowAt& row_at) {
     for (int64_t k = 0; k < size; k += kChunkRows) {
-      Chunk next;
-      next.segment = segment;
-      next.n = int(size - k < kChunkRows ? size - k : kChunkRows);
-      next.last = k + kChunkRows >= size;
-      for (int r = 0; r < next.n; ++r) {
-        next.ids[r] = id_at(k + r);
-        next.sources[r] = row_at(next.ids[r]);
+      Chunk& newest = stage(kStages - 1);
+      newest.segment = segment;
+      newest.n = int(size - k < kChunkRows ? size - k : kChunkRows);
+      newest.last = k + kChunkRows >= size;
+      for (int r = 0; r < newest.n; ++r) {
+        newest.ids[r] = id_at(k + r);
+        newest.sources[r] = row_at(newest.ids[r]);
       }
-      push(next);
+      advance();
     }
   }
 
   // Adds what is still under way; call once, at the end.
   void drain() {
-    push(Chunk{});
-    push(Chunk{});
+    for (int stages = 1; stages < kStages; ++stages) {
+      stage(kStages - 1) = Chunk{};
+      advance();
+    }
     flush_squares();
   }
 
@@ -188,32 +184,36 @@ class RowPipeline {
     int64_t id;
   };
 
-  void push(Chunk ahead) {
-    make_contiguous(ahead);
+  // The chunk that is summed is stage 0, the one whose norms are taken stage 1; the last one is being fetched.
+  Chunk& stage(int which) { return stages_[(turn_ + which) % kStages]; }
+
+  // Moves every chunk on by one stage, after the newest has been filled in.
+  void advance() {
+    Chunk &now = stage(0), &next = stage(1), &newest = stage(kStages - 1);
+    make_contiguous(newest);
     C norm_sq[kChunkRows];
-    sweep<C, In, kWanted>(now_.rows, now_.inverse_norms, next_.rows, ahead.rows, norm_sq, d_, sums_);
-    rows_in_segment_ += now_.n;
-    rows_in_squares_ += now_.n;
+    sweep<C, In, kWanted>(now.rows, now.inverse_norms, next.rows, newest.rows, norm_sq, d_, sums_);
+    rows_in_segment_ += now.n;
+    rows_in_squares_ += now.n;
     if (rows_in_squares_ >= kRowsPerFlush) flush_squares();
-    if (now_.last) {
-      finish_segment(now_.segment);
+    if (now.last) {
+      finish_segment(now.segment);
     } else if (rows_in_segment_ >= kRowsPerFlush) {
       widen_segment();
     }
-    for (int r = 0; r < next_.n; ++r) tally_row(next_, r, norm_sq[r]);
-    now_ = next_;
-    next_ = ahead;
+    for (int r = 0; r < next.n && kWanted != kPlainSum; ++r) tally_row(next, r, norm_sq[r]);
+    turn_ = (turn_ + 1) % kStages;
   }
 
   void make_contiguous(Chunk& chunk) {
     for (int r = 0; r < kChunkRows; ++r) {
       chunk.rows[r] = r < chunk.n ? chunk.sources[r] : no_row_.data();
+      chunk.inverse_norms[r] = 0;
       if (r >= chunk.n || col_stride_ == 1) continue;
-      In* copy = copies_.data() + (turn_ * kChunkRows + r) * d_;
+      In* copy = copies_.data() + ((&chunk - stages_) * kChunkRows + r) * d_;
       for (int64_t j = 0; j < d_; ++j) copy[j] = chunk.sources[r][j * col_stride_];
       chunk.rows[r] = copy;
     }
-    turn_ = (turn_ + 1) % 3;
   }
 
   void tally_row(Chunk& chunk, int r, C norm_sq) {
@@ -311,12 +311,12 @@ class RowPipeline {
   const Scratch<C> columns_;
   std::vector<double> wide_columns_;  // of a segment that needs float64: Σ u, Σ x
   Columns<C> sums_;
-  Chunk now_, next_;
+  Chunk stages_[kStages];
   RowTally tally_;
   std::vector<SlowRow> slow_rows_;
   int64_t rows_in_segment_ = 0, rows_in_squares_ = 0;
   uint8_t* status_ = nullptr;
-  int turn_ = 0;  // of the three copies of strided chunks
+  int turn_ = 0;
   bool wide_ = false;
 };
 

@@ -79,6 +79,21 @@ inline Vec<double> to_double(VecOf<float, kVectorBytes / 2> v) {
 #endif
 }
 
+inline VecOf<float, kVectorBytes / 2> to_float(Vec<double> v) {
+#if defined(__AVX512F__)
+  return VecOf<float, kVectorBytes / 2>(_mm512_maskz_cvtpd_ps(0xff, __m512d(v)));
+#else
+  return __builtin_convertvector(v, VecOf<float, kVectorBytes / 2>);
+#endif
+}
+
+// Stores kLanes<double> numbers.
+inline void store(double* to, Vec<double> v) { std::memcpy(to, &v, sizeof v); }
+inline void store(float* to, Vec<double> v) {
+  const auto narrow = to_float(v);
+  std::memcpy(to, &narrow, sizeof narrow);
+}
+
 // kLanes<C> consecutive elements, widened to the compute type.
 template <class C, class In>
 inline Vec<C> load(const In* p) {
