@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -76,11 +77,19 @@ class Recording:
 
 def bind_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """The arguments of a call by name, those of ``**kwargs`` too; None where the call does not fit ``forward``."""
-    signature = inspect.signature(model.forward)
+    forward = model.forward
+    while not inspect.ismethod(forward) and hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    # The signature of a class's forward is the same for every call; only that of an instance's own is looked up anew.
+    function = getattr(forward, "__func__", None)
+    own = () if function is None else (model,)
+    signature = inspect.signature(forward) if function is None else _signature(function)
     try:
-        bound = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*own, *args, **kwargs).arguments
     except TypeError:
         return None
+    if own:
+        del bound[next(iter(bound))]
     arguments: dict[str, Any] = {}
     for name, value in bound.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -88,6 +97,11 @@ def bind_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         else:
             arguments[name] = value
     return arguments
+
+
+@functools.lru_cache(maxsize=16)
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 def record_forward(

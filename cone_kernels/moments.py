@@ -53,6 +53,7 @@ class Moments:
     dim: int
     _sums: dict[str, Tensor] = field(repr=False)
     _pending: tuple[PendingRows, ...] = field(default=(), repr=False)
+    _views: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(
@@ -197,13 +198,21 @@ class Moments:
     def _identity(self) -> dict[str, Any]:
         return {"level": self.level, "layers": list(self.layers), "dim": self.dim, "fields": list(self._sums)}
 
+    def _sums_at(self, at: slice) -> list[Tensor]:
+        # Views of some layers, kept: a probe asks for the same ones batch after batch, and sums are added to in place.
+        key = (at.start or 0, len(self.layers) if at.stop is None else at.stop)
+        if key not in self._views:
+            self._views[key] = [self._sums[name][at] for name in _FIELDS[self.level]]
+        return self._views[key]
+
     def _add_rows(self, at: slice, x: Tensor, groups: Tensor, backend: str) -> Tensor:
-        views = [self._sums[name][at] for name in ROW_FIELDS]
-        status = row_moments_(x, groups, views, backend)
+        status = row_moments_(x, groups, self._sums_at(at)[: len(ROW_FIELDS)], backend)
+        if not self._pending:
+            return status
+        all_used = not bool(status.any()) and not bool((groups < 0).any())
         for position, pending in list(enumerate(self._pending))[at]:
             row = position if at.start is None else position - at.start
-            used = (status[row] == 0) & (groups >= 0)
-            pending.extend(x[row] if bool(used.all()) else x[row][used], backend)
+            pending.extend(x[row] if all_used else x[row][(status[row] == 0) & (groups >= 0)], backend)
             if pending.full:
                 self._add_products(self._sums, position, pending.take_blocks())
         return status
@@ -310,17 +319,17 @@ class ConeState:
 
     def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Tensor:
         at = slice(start, start + len(hidden))
-        token_sums = [self.token._sums[name][at] for name in TOKEN_FIELDS]
-        selection = batch.mask, batch.cu_seqlens
-        pooled, status = pool_moments_(hidden, *selection, batch.groups, token_sums, self.backend)
+        token_sums = self.token._sums_at(at)
+        pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
         if batch.empty_by_group is not None:
             self.sentence._sums["n_empty"][at] += batch.empty_by_group
         pooled_status = self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
-        left_out = (status | pooled_status) != 0
-        if bool(left_out.any()):
+        if bool(status.any()) or bool(pooled_status.any()):
+            left_out = (status | pooled_status) != 0
             for position, bad in zip(range(at.start, at.stop), left_out, strict=True):
-                kept = self.first_left_out[position]
-                self.first_left_out[position] = _smallest(kept, batch.sentence_ids[bad])
+                if bool(bad.any()):
+                    kept = self.first_left_out[position]
+                    self.first_left_out[position] = _smallest(kept, batch.sentence_ids[bad])
         return status
 
     def merge(self, other: ConeState) -> ConeState:

@@ -100,7 +100,7 @@ void add_sentences(const PoolMomentsArgs& args, const TokenOrder& order, const s
 // Tasks a layer is cut into: task p takes the groups g ≡ p (mod tasks). A power of two that depends on the shape alone.
 int64_t tasks_of_tokens(int64_t elements, int64_t groups) {
   int64_t tasks = 1;
-  while (tasks * 2 <= groups && tasks * (int64_t{1} << 19) < elements) tasks *= 2;
+  while (tasks * 2 <= groups && tasks * (int64_t{1} << 17) < elements) tasks *= 2;
   return tasks;
 }
 
