@@ -12,12 +12,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
 
 
-def supported_isas() -> list[str]:
-    from cone_kernels import _cpu
-
-    return list(_cpu.supported_isas())
-
-
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn, in force for the test."""
@@ -38,6 +32,12 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """Threads cost tiny products far more time than they save."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,7 @@ from torch import Tensor, nn
 from cone_kernels.probe import ConeProbe
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    # Threads cost tiny products far more time than they save.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hooks_of(model: nn.Module) -> list[tuple[str, int, int, bool]]:

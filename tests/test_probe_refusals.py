@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +15,7 @@ from torch import Tensor, nn
 from cone_kernels.probe import ConeProbe
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    # Threads cost tiny products far more time than they save.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_forward_that_stops_half_way_is_not_passed_over() -> None:

@@ -21,10 +21,7 @@ from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runner import Progress, length_batches, run
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads: None) -> None:
-    """Tiny models spend more time on meeting threads than on work."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
