@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cone_kernels.probe import ConeProbe
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

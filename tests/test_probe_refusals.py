@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cone_kernels.probe import ConeProbe
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -20,7 +20,6 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runner import Progress, length_batches, run
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
