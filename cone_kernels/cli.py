@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FAILED, TOO_MUCH_DROPPED, INTERRUPTED = 1, 3, 75
 
-# Python swallows an exception that a signal raises inside a destructor, so the signal is remembered as well.
+# Python drops what is raised inside a destructor, so a signal that arrives there is only remembered.
 _interrupted = threading.Event()
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -73,7 +73,8 @@ def _terminable() -> Iterator[None]:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, signal.SIG_DFL)
         _interrupted.set()
-        raise KeyboardInterrupt
+        if not _in_destructor(frame):
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,6 +88,12 @@ def _terminable() -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _in_destructor(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _interruptible(progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
