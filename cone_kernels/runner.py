@@ -193,6 +193,7 @@ class _Encoded:
 
     @classmethod
     def of(cls, loaded: LoadedModel, texts: list[str]) -> _Encoded:
+        """The texts as token ids, cut at the model's longest input and counted where they were."""
         tokenizer, limit = loaded.tokenizer, loaded.max_length
         options: dict[str, Any] = {"padding": False, "verbose": False}
         cut: dict[str, Any] = {"truncation": False}

@@ -61,6 +61,7 @@ def _plainly(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP or one-device DataParallel; TypeError or RuntimeError where there is none to watch."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, wants a torch.nn.Module")
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -74,6 +75,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def refuse_compiled(model: nn.Module) -> None:
+    """Raises RuntimeError where the model or a submodule is scripted or compiled: hooks do not fire there."""
     for name, module in model.named_modules():
         where = f"its submodule {name!r}" if name else type(model).__name__
         if isinstance(module, torch.jit.ScriptModule):

@@ -19,7 +19,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, shift
     return (torch.randn(*shape, dtype=torch.float64, generator=generator) + shift).to(dtype)
 
 
-# Second moments of float32 rows: up to 512 products are added in float32.
+# Second moments of float32 rows: up to 128 products are added in float32.
 SECOND_MOMENT_RELATIVE = 1e-6
 
 

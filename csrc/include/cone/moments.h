@@ -1,10 +1,10 @@
-// The plain sums that the kernels add to, and the two kernels that make them: row_moments and pool_moments.
+// The plain sums that the kernels add to, and the kernels that make them: row_moments, pool_moments, masked_mean_pool.
 //
 // Precision: rows are widened to the compute type before anything is squared. float32, bfloat16 and float16 rows are
-// summed in float32 over at most kBlockRows rows in registers and then added to float64; rows whose squared norm leaves
-// the safe range of float32, and float64 rows, are computed in float64 throughout.
-// Repeatability: work is cut into tasks by shape alone, each group belongs to one task, and the tasks' partial sums are
-// added in task order. The number of threads changes nothing.
+// summed in float32 over some 32 rows and then added to float64; rows whose squared norm leaves the safe range of
+// float32, and float64 rows, are computed in float64 throughout.
+// Repeatability: work is cut into tasks by shape alone, and sums that tasks share are added in task order. The number
+// of threads changes nothing.
 #pragma once
 
 #include "cone/types.h"
