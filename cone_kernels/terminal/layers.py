@@ -1,0 +1,79 @@
+"""The table of all layers, with a bar a level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cone_kernels.terminal.console import bar, number
+
+if TYPE_CHECKING:
+    from cone_kernels.experiments.layers import LayersResult
+
+_BAR_WIDTH = 10
+
+
+def print_layers(console: Console, result: LayersResult) -> None:
+    """The table of all layers, with a bar a level that starts at 0 and ends at 1; then what the curve says."""
+    width = min(24, _BAR_WIDTH + max(0, console.width - 80) // 2)
+    table = _table("layer")
+    for heading in ("sentence", "token"):
+        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("s.e.", justify="right", style="dim", no_wrap=True)
+        table.add_column("", no_wrap=True)
+    table.add_column("sentences", justify="right", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    for row in result.layers:
+        cells: list[str | Text] = [str(row.layer)]
+        for level, colour in ((row.sentence, "cyan"), (row.token, "magenta")):
+            drawn = Text(bar(level.anisotropy, width, console), colour)
+            cells += [number(level.anisotropy), number(level.stderr), drawn]
+        table.add_row(*cells, f"{row.sentence.count:,}", f"{row.token.count:,}")
+    console.print(table)
+    console.print("mean cosine of two sentences, of two tokens; s.e.: standard error", style="dim")
+    reasons = (level.reason for row in result.layers for level in (row.sentence, row.token))
+    for reason in dict.fromkeys(reason for reason in reasons if reason):
+        console.print(f"- is not defined: {reason}", style="yellow")
+    if any(row.geometry for row in result.layers):
+        console.print()
+        _print_geometry(console, result)
+    if result.published:
+        _print_published(console, result.published)
+    if result.summary():
+        console.print()
+    for line in result.summary():
+        console.print(line)
+
+
+def _print_geometry(console: Console, result: LayersResult) -> None:
+    table = _table("layer", "PR", "IsoScore", "λ1 share", "eff. rank", "RankMe")
+    table.add_column("rogue dimensions")
+    for row in result.layers:
+        rogue = ", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions)
+        if row.geometry is None:
+            table.add_row(str(row.layer), *"-----", rogue)
+            continue
+        found = row.geometry
+        ranks = [f"{value:.1f}" for value in (found.effective_rank, found.rank_me)]
+        share = f"{found.explained_variance_ratio:.1%}"
+        cells = [f"{found.participation_ratio:.1f}", number(found.iso_score), share, *ranks]
+        table.add_row(str(row.layer), *cells, rogue)
+    console.print(table)
+    what = "of the sentence vectors around their mean; PR: participation ratio; in brackets: share of the mean cosine"
+    console.print(what, style="dim")
+
+
+def _print_published(console: Console, published: dict[str, Any]) -> None:
+    curve = ", ".join(f"{value:.3f}" for value in published["anisotropy"])
+    last = len(published["anisotropy"]) - 1
+    console.print(f"\n{published['source']}, layers 0 to {last}: {curve}", style="dim")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

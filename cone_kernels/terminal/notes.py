@@ -1,0 +1,38 @@
+"""The notes below a result: how fast it went, and what was left out, cut or replaced, where anything was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cone_kernels.terminal.progress import rates_of
+
+if TYPE_CHECKING:
+    from cone_kernels.experiments.result import ExperimentResult
+
+
+def print_notes(console: Console, result: ExperimentResult) -> None:
+    """Prints them; of a result from a saved state there are none."""
+    corpus, manifest = result.corpus, result.manifest
+    seconds = manifest.get("seconds", {}).get("run")
+    if seconds is None:
+        return
+    ran = f"{corpus['sentences']:,} sentences, {corpus['tokens']:,} tokens in {seconds:.1f} s"
+    console.print(f"{ran}: {rates_of(corpus['sentences'], corpus['tokens'], seconds)}", style="dim")
+    dropped = {reason: count for reason, count in corpus["dropped"].items() if count}
+    for what, counts in (("dropped", dropped), ("replaced", {k: v for k, v in corpus["replaced"].items() if v})):
+        if counts:
+            listed = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())
+            console.print(f"{what}: {listed}", style="yellow", soft_wrap=True)
+    for example in corpus["examples"]:
+        console.print(f"  {example}", style="yellow", soft_wrap=True, markup=False)
+    if corpus["truncated"]:
+        limit = f" at {manifest['max_length']} tokens" if "max_length" in manifest else ""
+        console.print(f"truncated: {corpus['truncated']:,} sentences{limit}", style="yellow")
+    if corpus["left_out"]:
+        what = f"left out: up to {corpus['left_out']:,} sentence vectors of a layer, zero or not finite"
+        console.print(what, style="yellow")
+    if manifest.get("out_of_memory"):
+        budget = manifest["token_budget"]
+        console.print(f"out of memory: batches were halved down to {budget:,} tokens", style="yellow")
