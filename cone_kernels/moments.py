@@ -1,233 +1,36 @@
-"""The mergeable state: plain sums per layer at the sentence and the token level.
-
-Every field is a sum, so merging is adding: associative, with the empty state as identity. float64 sums, int64 counts.
-"""
+"""The mergeable state of a model: its sums at the sentence and the token level, and under other poolings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cone_kernels import state_file
-from cone_kernels.ops.arguments import float_tensor, groups_of, hidden_layers
+from cone_kernels.level_moments import Moments, refuse_differences
+from cone_kernels.ops.arguments import hidden_layers
 from cone_kernels.ops.pool_moments import pool_moments_
-from cone_kernels.ops.row_moments import row_moments_
-from cone_kernels.ops.second_moment import second_moment_
-from cone_kernels.pending_rows import PendingRows
+from cone_kernels.pooling_names import POOLINGS, pooling_names
+from cone_kernels.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.sentence_batch import SentenceBatch
-from cone_kernels.sums import (
-    GROUPS,
-    ROW_FIELDS,
-    SECOND_MOMENT_FIELDS,
-    SENTENCE_FIELDS,
-    TOKEN_FIELDS,
-    field_dtype,
-    field_shape,
-    zero_sums,
-)
 
-_FIELDS = {"sentence": SENTENCE_FIELDS, "token": TOKEN_FIELDS}
+__all__ = ["Added", "ConeState", "Moments"]
+
+_POOLING = "poolings."
 _NO_ID = torch.iinfo(torch.int64).max
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """The sums of one level, all layers stacked; L layers, 64 jackknife groups, width d.
+class Added(NamedTuple):
+    """What `ConeState.add` gives for the L layers and B sentences of a batch."""
 
-    `sums` has the fields of `cone_kernels.sums` by name; each is an attribute too (`moments.unit_sum`). Made by
-    `Moments.empty`, filled by `update`, combined by `merge`.
-
-    Example:
-        >>> moments = Moments.empty("sentence", layers=[0], dim=384)
-        >>> moments.update(vectors)  # (1, n, 384)
-        >>> metrics.anisotropy(moments)
-    """
-
-    level: str
-    layers: tuple[int, ...]
-    dim: int
-    _sums: dict[str, Tensor] = field(repr=False)
-    _pending: tuple[PendingRows, ...] = field(default=(), repr=False)
-    _views: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def empty(
-        cls,
-        level: str,
-        layers: Sequence[int],
-        dim: int,
-        *,
-        second_moment: bool = False,
-        unit_second_moment: bool = False,
-        device: torch.device | str | None = None,
-    ) -> Moments:
-        """The state of no rows: the identity of `merge`.
-
-        Args:
-            level: "sentence" or "token".
-            layers: the layers' numbers, as in Hugging Face's `hidden_states`.
-            dim: the width d of the rows.
-            second_moment: also keep Σ x xᵀ (d, d) per layer.
-            unit_second_moment: also keep Σ u uᵀ (d, d) per layer.
-            device: where the sums are.
-
-        Raises:
-            ValueError: an unknown level, no or repeated layers, or a width below 1.
-        """
-        if level not in _FIELDS:
-            raise ValueError(f"level: got {level!r}; it must be 'sentence' or 'token'")
-        numbers = tuple(int(layer) for layer in layers)
-        if not numbers or len(set(numbers)) != len(numbers):
-            raise ValueError(f"layers: got {numbers}; it must be distinct layer numbers, at least one")
-        if dim < 1:
-            raise ValueError(f"dim: got {dim}; it must be 1 or more")
-        wanted = dict(zip(SECOND_MOMENT_FIELDS, (second_moment, unit_second_moment), strict=True))
-        fields = [*_FIELDS[level], *(name for name, keep in wanted.items() if keep)]
-        return cls._of(level, numbers, dim, zero_sums(fields, len(numbers), dim, device=device))
-
-    @classmethod
-    def _of(cls, level: str, layers: tuple[int, ...], dim: int, sums: dict[str, Tensor]) -> Moments:
-        kept = any(name in sums for name in SECOND_MOMENT_FIELDS)
-        pending = tuple(PendingRows(dim) for _ in layers) if kept else ()
-        return cls(level, layers, dim, sums, pending)
-
-    @property
-    def sums(self) -> dict[str, Tensor]:
-        """Every sum by name. Second moments are copies that include the rows still waiting for their product."""
-        complete = dict(self._sums)
-        for name in SECOND_MOMENT_FIELDS:
-            if name in complete:
-                complete[name] = complete[name].clone()
-        for position, pending in enumerate(self._pending):
-            rows = pending.waiting()
-            if len(rows) > 0:
-                self._add_products(complete, position, rows)
-        return complete
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self._sums:
-            raise AttributeError(f"Moments of level {self.level!r} has no field {name!r}")
-        return self.sums[name] if name in SECOND_MOMENT_FIELDS else self._sums[name]
-
-    def update(self, x: Tensor, *, sentence_ids: Tensor | None = None, backend: str = "auto") -> Tensor:
-        """Adds rows in place, one read of `x`.
-
-        Args:
-            x: (L, n, d), or (n, d) for a state of one layer.
-            sentence_ids: (n,) int64 index in the corpus, the same for all layers; group = id mod 64. Default: ids
-                count on from the rows seen so far.
-            backend: as in `row_moments`.
-
-        Returns:
-            (L, n) uint8: 0 used, 1 left out as zero, 2 left out as not finite.
-
-        Raises:
-            TypeError, ValueError: as `row_moments`; ValueError where L or d is not this state's.
-        """
-        rows = float_tensor("x", x, 2, "(L, n, d) or (n, d)")
-        rows = rows[None] if rows.dim() == 2 else rows
-        if rows.dim() != 3 or rows.shape[0] != len(self.layers) or rows.shape[2] != self.dim:
-            wanted = f"(L, n, d) = ({len(self.layers)}, n, {self.dim})"
-            raise ValueError(f"x: got shape {tuple(x.shape)}; it must be {wanted}")
-        groups = groups_of("sentence_ids", sentence_ids, rows.shape[1], rows.device)
-        if groups is None:
-            groups = (torch.arange(rows.shape[1], device=rows.device) + self.rows_seen(0)) % GROUPS
-        return self._add_rows(slice(None), rows, groups, backend)
-
-    def rows_seen(self, position: int) -> int:
-        """Rows used or left out so far in the layer at this position of `layers`."""
-        names = ("count", "n_zero", "n_nonfinite", *(("n_empty",) if self.level == "sentence" else ()))
-        return int(sum(self._sums[name][position].sum() for name in names))
-
-    def merge(self, other: Moments) -> Moments:
-        """The state of both sets of rows; neither input changes.
-
-        Raises:
-            ValueError: the states differ in level, layers, width or fields, each named.
-        """
-        refuse_differences("Moments", self._identity(), other._identity())
-        total = {name: value + other.sums[name] for name, value in self.sums.items()}
-        return Moments._of(self.level, self.layers, self.dim, total)
-
-    def select(self, layer: int) -> Moments:
-        """A copy of one layer's sums, as a state of that layer alone.
-
-        Raises:
-            ValueError: the state has no such layer.
-        """
-        if layer not in self.layers:
-            raise ValueError(f"layer: got {layer}; the state has layers {self.layers}")
-        at = self.layers.index(layer)
-        sums = {name: value[at : at + 1].clone() for name, value in self.sums.items()}
-        return Moments._of(self.level, (layer,), self.dim, sums)
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
-        return state_file.fingerprint(self.sums, {"moments": self._identity()})
-
-    def save(self, path: str | os.PathLike[str]) -> str:
-        """Writes a safetensors file, whole or not at all; returns its fingerprint."""
-        return state_file.write(path, self.sums, {"moments": self._identity()})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Moments:
-        """Reads what `save` wrote.
-
-        Raises:
-            StateFileError: the file is damaged, or not of this kind.
-        """
-        tensors, info = state_file.read(path, "moments")
-        return cls.restore(path, tensors, info["moments"])
-
-    @classmethod
-    def restore(cls, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], identity: Any) -> Moments:
-        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
-        level, layers, dim, fields = state_file.checked_identity(path, identity, _FIELDS, SECOND_MOMENT_FIELDS)
-        if sorted(tensors) != sorted(fields):
-            raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)}; its header says {sorted(fields)}")
-        for name in fields:
-            shape, dtype = field_shape(name, len(layers), dim), field_dtype(name)
-            state_file.check_tensor(path, name, tensors[name], shape, dtype)
-        return cls._of(level, layers, dim, {name: tensors[name] for name in fields})
-
-    def _identity(self) -> dict[str, Any]:
-        return {"level": self.level, "layers": list(self.layers), "dim": self.dim, "fields": list(self._sums)}
-
-    def _sums_at(self, at: slice) -> list[Tensor]:
-        # Views of some layers, kept: a probe asks for the same ones batch after batch, and sums are added to in place.
-        key = (at.start or 0, len(self.layers) if at.stop is None else at.stop)
-        if key not in self._views:
-            self._views[key] = [self._sums[name][at] for name in _FIELDS[self.level]]
-        return self._views[key]
-
-    def _add_rows(self, at: slice, x: Tensor, groups: Tensor, backend: str) -> Tensor:
-        status = row_moments_(x, groups, self._sums_at(at)[: len(ROW_FIELDS)], backend)
-        if not self._pending:
-            return status
-        all_used = not bool(status.any()) and not bool((groups < 0).any())
-        for position, pending in list(enumerate(self._pending))[at]:
-            row = position if at.start is None else position - at.start
-            pending.extend(x[row] if all_used else x[row][(status[row] == 0) & (groups >= 0)], backend)
-            if pending.full:
-                self._add_products(self._sums, position, pending.take_blocks())
-        return status
-
-    def _add_products(self, sums: dict[str, Tensor], position: int, rows: Tensor) -> None:
-        backend = self._pending[position].backend
-        count = self._sums["count"][position].sum()
-        if "second_moment" in sums:
-            pilot = self._sums["sum"][position] / count  # (d,)
-            second_moment_(sums["second_moment"][position, None], rows[None], pilot=pilot[None], backend=backend)
-        if "unit_second_moment" in sums:
-            pilot = self._sums["unit_sum"][position].sum(0) / count
-            weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (n,)
-            moment = sums["unit_second_moment"][position, None]
-            second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None], backend=backend)
+    status: Tensor
+    """(L, B) uint8, as `ConeState.update` returns it."""
+    pooled: Tensor
+    """(L, B, D) float32 (float64 for float64 input): the mean of each sentence's tokens, NaN where there is none."""
 
 
 @dataclass(eq=False)
@@ -246,6 +49,8 @@ class ConeState:
     first_left_out: Tensor
     """(L, 8) int64: the smallest ids of sentences left out or with a token left out; 2**63 - 1 where there are less."""
     backend: str = "auto"
+    poolings: dict[str, Moments] = field(default_factory=dict)
+    """The sentence level under other poolings than the mean, by name."""
 
     @classmethod
     def empty(
@@ -255,22 +60,47 @@ class ConeState:
         *,
         second_moment: bool = False,
         unit_second_moment: bool = False,
+        poolings: str | Sequence[str] = (),
         backend: str = "auto",
         device: torch.device | str | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> ConeState:
-        """The state of no sentence. The second moments are those of the sentence level; `info` is JSON and is compared
-        when states merge; the rest as in `Moments.empty`."""
+        """The state of no sentence.
+
+        Args:
+            layers, dim, device: as in `Moments.empty`.
+            second_moment, unit_second_moment: those of the sentence level.
+            poolings: further ways to make a sentence's vector, names of `cone_kernels.pooling_names.POOLINGS` or "all"; the
+                mean is kept in any case.
+            backend: as in `pool_moments`.
+            info: JSON, compared when states merge.
+
+        Raises:
+            ValueError: as `Moments.empty`; a pooling is unknown or named twice.
+        """
+        others = [name for name in pooling_names(poolings) if name != "mean"]
         keep = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
         sentence = Moments.empty("sentence", layers, dim, device=device, **keep)
         token = Moments.empty("token", layers, dim, device=device)
         left_out = torch.full((len(sentence.layers), 8), _NO_ID, device=device)
-        return cls(sentence, token, dict(info or {}), left_out, backend)
+        kept = {name: Moments.empty("sentence", layers, dim, device=device) for name in others}
+        return cls(sentence, token, dict(info or {}), left_out, backend, kept)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers' numbers."""
         return self.sentence.layers
+
+    def pooled(self, pooling: str) -> Moments:
+        """The sentence level under a pooling; `sentence` for the mean.
+
+        Raises:
+            ValueError: the state does not keep this pooling.
+        """
+        kept = {"mean": self.sentence, **self.poolings}
+        if pooling not in kept:
+            raise ValueError(f"pooling: got {pooling!r}; the state keeps {', '.join(kept)}")
+        return kept[pooling]
 
     def update(
         self,
@@ -280,6 +110,7 @@ class ConeState:
         cu_seqlens: Tensor | None = None,
         sentence_ids: Tensor | None = None,
         layers: Sequence[int] | None = None,
+        special: Tensor | None = None,
     ) -> Tensor:
         """Adds a batch of sentences at both levels, in place; one read of the hidden states.
 
@@ -289,12 +120,14 @@ class ConeState:
             cu_seqlens: (B + 1,): first rows of the packed sentences, and N.
             sentence_ids: (B,) int64 index in the corpus. Default: ids count on from the sentences seen so far.
             layers: the numbers of the layers given; default all, in order.
+            special: (B, T), or packed (N,): 1 = a token that the tokenizer adds; for the pooling mean_without_special.
 
         Returns:
             (len(layers), B) uint8: 0, or the sum of 1 (a zero token), 2 (one that is not finite), 4 (no token).
 
         Raises:
-            TypeError, ValueError: as `pool_moments`; ValueError where layers or widths are not this state's.
+            TypeError, ValueError: as `pool_moments`; ValueError where layers or widths are not this state's, or
+                `special` is missing.
         """
         numbers = self.layers if layers is None else tuple(layers)
         row_dims, shape = (3, "(B, T, D)") if cu_seqlens is None else (2, "(N, D)")
@@ -307,38 +140,51 @@ class ConeState:
         if unknown:
             raise ValueError(f"layers: got {unknown}; the state has {self.layers}")
         first_id = self.sentence.rows_seen(self.layers.index(numbers[0])) if sentence_ids is None else 0
-        return self.add(SentenceBatch.of(hidden[0], mask, cu_seqlens, sentence_ids, first_id), hidden, numbers)
+        batch = SentenceBatch.of(hidden[0], mask, cu_seqlens, sentence_ids, first_id, special)
+        return self.add(batch, hidden, numbers).status
 
-    def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+    def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Added:
         """As `update`, for a batch checked before: what a probe calls for each layer."""
+        refuse_missing_special(self.poolings, batch.special)
         positions = [self.layers.index(number) for number in layers]
         # Sums are layer-major, so a run of neighbouring layers is one call.
         if positions == list(range(positions[0], positions[0] + len(positions))):
             return self._add(positions[0], hidden, batch)
-        return torch.cat([self._add(at, [one], batch) for at, one in zip(positions, hidden, strict=True)])
+        apart = [self._add(at, [one], batch) for at, one in zip(positions, hidden, strict=True)]
+        return Added(torch.cat([one.status for one in apart]), torch.cat([one.pooled for one in apart]))
 
-    def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Tensor:
+    def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Added:
         at = slice(start, start + len(hidden))
         token_sums = self.token._sums_at(at)
         pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
         if batch.empty_by_group is not None:
             self.sentence._sums["n_empty"][at] += batch.empty_by_group
-        pooled_status = self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
-        if bool(status.any()) or bool(pooled_status.any()):
-            left_out = (status | pooled_status) != 0
-            for position, bad in zip(range(at.start, at.stop), left_out, strict=True):
+        left_out = status | self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+        for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
+            left_out |= self._add_pooled(name, at, vectors, batch)
+        if bool(left_out.any()):
+            for position, bad in zip(range(at.start, at.stop), left_out != 0, strict=True):
                 if bool(bad.any()):
                     kept = self.first_left_out[position]
                     self.first_left_out[position] = _smallest(kept, batch.sentence_ids[bad])
-        return status
+        return Added(status, pooled)
+
+    def _add_pooled(self, pooling: str, at: slice, vectors: Tensor, batch: SentenceBatch) -> Tensor:
+        """Adds vectors (L, B, D); returns (L, B) uint8, not 0 for a sentence that was left out."""
+        moments, empty = self.poolings[pooling], rows_of(pooling, batch).empty
+        if empty is None:
+            return moments._add_rows(at, vectors, batch.groups, self.backend)
+        moments._sums["n_empty"][at] += batch.by_group(empty)
+        return moments._add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
 
     def merge(self, other: ConeState) -> ConeState:
         """The state of both sets of sentences; neither input changes.
 
         Raises:
-            ValueError: the states differ in `info`, layers, width or fields, each named.
+            ValueError: the states differ in `info`, poolings, layers, width or fields, each named.
         """
         refuse_differences("ConeState.info", self.info, other.info)
+        refuse_differences("ConeState", {"poolings": list(self.poolings)}, {"poolings": list(other.poolings)})
         pairs = zip(self.first_left_out, other.first_left_out, strict=True)
         return ConeState(
             self.sentence.merge(other.sentence),
@@ -346,6 +192,7 @@ class ConeState:
             dict(self.info),
             torch.stack([_smallest(a, b) for a, b in pairs]),
             self.backend,
+            {name: moments.merge(other.poolings[name]) for name, moments in self.poolings.items()},
         )
 
     def fingerprint(self) -> str:
@@ -363,30 +210,51 @@ class ConeState:
         Raises:
             StateFileError: the file is damaged, or not of this kind.
         """
-        tensors, info = state_file.read(path, "state", "sentence", "token")
-        levels = {}
-        for level in _FIELDS:
-            prefix = f"{level}."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            levels[level] = Moments.restore(path, own, info[level])
-        left_out = tensors.get("first_left_out", torch.empty(0))
-        shape = (len(levels["sentence"].layers), 8)
-        state_file.check_tensor(path, "first_left_out", left_out, shape, torch.int64)
-        return cls(levels["sentence"], levels["token"], info["state"], left_out, backend)
+        tensors, info = state_file.read(path, "state", "sentence", "token", optional="poolings")
+        if not isinstance(info["state"], dict):
+            raise state_file.StateFileError(f"{path}: state is {info['state']!r}; it must be an object")
+        identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info)
+        left_out = tensors.pop("first_left_out", torch.empty(0))
+        parts = {}
+        for key, identity in identities.items():
+            names = [name for name in tensors if name.rpartition(".")[0] == key]
+            own = {name.rpartition(".")[2]: tensors.pop(name) for name in names}
+            parts[key] = Moments.restore(path, own, identity)
+        sentence, token = parts.pop("sentence"), parts.pop("token")
+        if sentence.level != "sentence" or token.level != "token":
+            levels = f"sentence: {sentence.level}, token: {token.level}"
+            raise state_file.StateFileError(f"{path}: its parts are of other levels ({levels})")
+        for key, part in {"token": token, **parts}.items():
+            if (part.layers, part.dim) != (sentence.layers, sentence.dim):
+                raise state_file.StateFileError(f"{path}: {key} and sentence differ in layers or width")
+        if tensors:
+            raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)} that belong to nothing")
+        state_file.check_tensor(path, "first_left_out", left_out, (len(sentence.layers), 8), torch.int64)
+        poolings = {key.removeprefix(_POOLING): part for key, part in parts.items()}
+        return cls(sentence, token, info["state"], left_out, backend, poolings)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        levels = {"sentence": self.sentence, "token": self.token}
-        tensors = {f"{level}.{name}": value for level, part in levels.items() for name, value in part.sums.items()}
-        identities = {level: moments._identity() for level, moments in levels.items()}
-        return tensors | {"first_left_out": self.first_left_out}, {"state": self.info, **identities}
+        kept = {_POOLING + name: moments for name, moments in self.poolings.items()}
+        parts = {"sentence": self.sentence, "token": self.token, **kept}
+        tensors = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.sums.items()}
+        info = {"state": self.info, "sentence": self.sentence._identity(), "token": self.token._identity()}
+        # Without further poolings the header is what it was before there were any.
+        others = {"poolings": {name: moments._identity() for name, moments in self.poolings.items()}}
+        return tensors | {"first_left_out": self.first_left_out}, info | (others if self.poolings else {})
 
 
-def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every key in which the two differ."""
-    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
-    differing = [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]
-    if differing:
-        raise ValueError(f"merge: the two {what} differ in {', '.join(differing)}")
+def _pooling_identities(path: str | os.PathLike[str], info: Mapping[str, Any]) -> dict[str, Any]:
+    if "poolings" not in info:
+        return {}
+    found = info["poolings"]
+    if not isinstance(found, dict) or not found or not set(found) <= set(POOLINGS[1:]):
+        got = sorted(found) if isinstance(found, dict) else found
+        raise state_file.StateFileError(f"{path}: poolings are {got}; they must be of {list(POOLINGS[1:])}")
+    for name, identity in found.items():
+        level = identity.get("level") if isinstance(identity, dict) else None
+        if level != "sentence":
+            raise state_file.StateFileError(f"{path}: the pooling {name} is of level {level!r}; it must be 'sentence'")
+    return {_POOLING + name: found[name] for name in POOLINGS if name in found}
 
 
 def _smallest(kept: Tensor, ids: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class PendingRows:
     def extend(self, rows: Tensor, backend: str) -> None:
         """Copies rows (n, d) to the end; `backend` is to multiply them."""
         self.backend = backend
+        if len(rows) == 0:
+            return
         self._parts.append(rows.detach().clone())
         self._size += len(rows)
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from cone_kernels.calibration import Kind, as_tuple, bind_arguments, calibrating
 from cone_kernels.layer_points import LayerMap, LayerPoint, find_layer_points
 from cone_kernels.moments import ConeState
+from cone_kernels.pooling_names import pooling_names
+from cone_kernels.poolings import refuse_missing_special
 from cone_kernels.sentence_batch import SentenceBatch
 from cone_kernels.watched_forward import WatchedForward, refuse_compiled, unwrapped
 
@@ -44,6 +46,7 @@ class _Forward:
     status: dict[int, Tensor] = field(default_factory=dict)
     cu_seqlens: Tensor | None = None  # (B + 1,) int64
     batches: dict[bool, SentenceBatch] = field(default_factory=dict)
+    special: Tensor | None = None  # (B, T) bool
 
     def n_packed(self) -> int:
         """How many rows the batch has with its padding left out; fills in `cu_seqlens`."""
@@ -56,7 +59,8 @@ class _Forward:
         packed = hidden.dim() == 2
         if packed not in self.batches:
             mask, starts = (None, self.cu_seqlens) if packed else (self.mask, None)
-            self.batches[packed] = SentenceBatch.of(hidden, mask, starts, self.sentence_ids)
+            special = self.special[self.mask] if packed and self.special is not None else self.special
+            self.batches[packed] = SentenceBatch.of(hidden, mask, starts, self.sentence_ids, special=special)
         return self.batches[packed]
 
     def move_to(self, device: torch.device) -> None:
@@ -64,6 +68,7 @@ class _Forward:
             return
         self.sentence_ids = self.sentence_ids.to(device)
         self.mask = self.mask.to(device)
+        self.special = None if self.special is None else self.special.to(device)
         self.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
         self.batches.clear()
 
@@ -83,8 +88,11 @@ class ConeProbe:
         model: what ``AutoModel`` returns, with or without a head; DDP and one-device DataParallel are unwrapped.
         second_moment, unit_second_moment: also keep Σ x xᵀ, Σ u uᵀ, (L, d, d) float64.
         before_final_norm: take the last layer where the final norm takes it in.
+        poolings: further poolings of the sentence level, as in ``ConeState.empty``.
         strict: raise at the end of a forward in which a token is zero or not finite, or a sentence has no token.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
+        on_pooled: called with each layer's number, the batch's sentence ids (B,) and its sentence vectors (B, D), a row
+            of NaN for a sentence without a token; the vectors are the caller's to keep.
 
     Raises:
         TypeError: `model` is no ``torch.nn.Module``.
@@ -106,20 +114,24 @@ class ConeProbe:
         second_moment: bool = False,
         unit_second_moment: bool = False,
         before_final_norm: bool = False,
+        poolings: str | Sequence[str] = (),
         strict: bool = False,
         backend: str = "auto",
+        on_pooled: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
         self._model = unwrapped(model)
         refuse_compiled(self._model)
         self._moments = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
         self._before_final_norm = before_final_norm
+        self._poolings = pooling_names(poolings)
         self._strict = strict
         self._backend = backend
+        self._on_pooled = on_pooled
         self._state: ConeState | None = None
         self._map: LayerMap | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._watched: WatchedForward | None = None
-        self._next: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._next: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         self._forward: _Forward | None = None
         self._n_sentences = 0
         self._n_forwards = 0
@@ -142,18 +154,26 @@ class ConeProbe:
         """Whether the last layer is taken after a norm that follows the last block."""
         return self._known_map("final_norm").final_norm
 
-    def next_batch(self, sentence_ids: Tensor | Sequence[int] | None = None, mask: Tensor | None = None) -> None:
+    def next_batch(
+        self,
+        sentence_ids: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        special: Tensor | None = None,
+    ) -> None:
         """Tell the next forward's sentence ids, and the tokens that count where those differ from its attention_mask.
 
         Args:
             sentence_ids: (B,) integers >= 0, the index of each sentence in the corpus. Default: the number of
                 sentences seen so far, counting up.
             mask: (B, T) bool or 0/1 integers.
+            special: (B, T) alike: 1 = a token that the tokenizer adds; for the pooling mean_without_special.
         """
         ids = None if sentence_ids is None else torch.as_tensor(sentence_ids)
         if ids is not None and (ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
             raise ValueError(f"sentence_ids: got {ids.dtype} of shape {tuple(ids.shape)}, wants integers (B,)")
-        self._next = (ids, None if mask is None else _checked_mask(mask, "mask"))
+        masks = {"mask": mask, "special": special}
+        checked = {name: None if value is None else _checked_mask(value, name) for name, value in masks.items()}
+        self._next = (ids, checked["mask"], checked["special"])
 
     def reset(self) -> None:
         """Forget the sums and start anew with the next forward; its sentence ids count up from 0 again."""
@@ -185,15 +205,17 @@ class ConeProbe:
             return forward(*args, **kwargs)  # where the call does not fit, forward itself says so
         self._n_forwards += 1
         self._refuse_half_added()
-        (ids, mask), self._next = self._next, (None, None)
-        self._forward = self._checked_forward(arguments, ids, mask)
+        given, self._next = self._next, (None, None, None)
+        self._forward = self._checked_forward(arguments, *given)
         found = self._found_layers(arguments)
         output = forward(*args, **kwargs)
         self._see("", "output", [point for point in found.points if point.module == ""], as_tuple(output))
         self._end_forward(found)
         return output
 
-    def _checked_forward(self, arguments: dict[str, Any], ids: Tensor | None, mask: Tensor | None) -> _Forward:
+    def _checked_forward(
+        self, arguments: dict[str, Any], ids: Tensor | None, mask: Tensor | None, special: Tensor | None
+    ) -> _Forward:
         cache = arguments.get("past_key_values")
         if cache is not None and getattr(cache, "get_seq_length", lambda: len(cache))() > 0:
             raise ValueError(
@@ -220,7 +242,10 @@ class ConeProbe:
             ids = torch.arange(self._n_sentences, self._n_sentences + size[0])
         if len(ids) != size[0]:
             raise ValueError(f"sentence_ids: got {len(ids)} ids, wants {size[0]}, one for each row of the batch")
-        return _Forward(ids.to(torch.int64), mask)
+        refuse_missing_special(self._poolings, special)
+        if special is not None and special.shape != size:
+            raise ValueError(f"special: got shape {tuple(special.shape)}, wants {tuple(size)} as the tokens")
+        return _Forward(ids.to(torch.int64), mask, special=special)
 
     def _found_layers(self, arguments: dict[str, Any]) -> LayerMap:
         if self._map is not None and self._handles:
@@ -289,9 +314,11 @@ class ConeProbe:
         with torch.inference_mode(False), torch.no_grad(), exact:
             if self._state is None:
                 self._state = self._empty_state(found, device)
-            status = self._state.add(forward.batch_of(hidden), [hidden], [layer])
+            added = self._state.add(forward.batch_of(hidden), [hidden], [layer])
+            if self._on_pooled is not None:
+                self._on_pooled(layer, forward.sentence_ids, added.pooled[0])
         if self._strict:
-            forward.status[layer] = status[0]
+            forward.status[layer] = added.status[0]
 
     def _empty_state(self, found: LayerMap, device: torch.device) -> ConeState:
         info = {
@@ -300,7 +327,9 @@ class ConeProbe:
             "final_norm": found.final_norm,
         }
         layers = range(len(found.points))
-        return ConeState.empty(layers, found.dim, **self._moments, backend=self._backend, device=device, info=info)
+        return ConeState.empty(
+            layers, found.dim, **self._moments, poolings=self._poolings, backend=self._backend, device=device, info=info
+        )
 
     def _end_forward(self, found: LayerMap) -> None:
         forward = self._forward

@@ -60,8 +60,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], info: Map
     return sha256
 
 
-def read(path: str | os.PathLike[str], *keys: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the header, whose fingerprint holds and which has exactly these keys.
+
+    The key `optional` may be there too.
 
     Raises:
         StateFileError: the file is no safetensors file, of another schema, or its content is not what was written.
@@ -80,7 +82,7 @@ def read(path: str | os.PathLike[str], *keys: str) -> tuple[dict[str, Tensor], d
         info = json.loads(metadata.get("info", ""))
     except json.JSONDecodeError as error:
         raise StateFileError(f"{path}: its header is not JSON ({error})") from error
-    if not isinstance(info, dict) or sorted(info) != sorted(keys):
+    if not isinstance(info, dict) or sorted(set(info) - {optional}) != sorted(keys):
         got = sorted(info) if isinstance(info, dict) else type(info).__name__
         raise StateFileError(f"{path}: got a header of {got}; it must be {sorted(keys)}")
     sha256 = fingerprint(tensors, info)

@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cone_kernels import ConeState, Moments, metrics
+from cone_kernels.pooling_names import POOLINGS
 from cone_kernels.state_file import StateFileError
 
 DIM = 6
 quick = settings(max_examples=25, deadline=None)
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)
+pooling_sets = st.lists(st.sampled_from(POOLINGS), unique=True)
 
 
 def filled(n: int, seed: int, first_id: int = 0) -> Moments:
@@ -42,13 +44,20 @@ def batch(sentences: int, seed: int, layers: int = 2) -> tuple[list[Tensor], Ten
 def state_of(batches: list[tuple[list[Tensor], Tensor]], **options: Any) -> ConeState:
     state = ConeState.empty(range(2), DIM, **options)
     for hidden, mask in batches:
-        state.update(hidden, mask)
+        state.update(hidden, mask, special=special_of(mask))
     return state
+
+
+def special_of(mask: Tensor) -> Tensor:
+    return mask.bool() & (mask.cumsum(1) == 1)
 
 
 def assert_states_close(one: ConeState, other: ConeState, relative: float = 4e-7) -> None:
     assert_sums_close(one.sentence.sums, other.sentence.sums, relative)
     assert_sums_close(one.token.sums, other.token.sums, relative)
+    assert list(one.poolings) == list(other.poolings)
+    for name, moments in one.poolings.items():
+        assert_sums_close(moments.sums, other.poolings[name].sums, relative)
     assert torch.equal(one.first_left_out, other.first_left_out)
 
 
@@ -163,20 +172,34 @@ def test_packed_is_the_same_as_padded() -> None:
 
 
 @quick
-@given(st.lists(st.integers(0, 20), min_size=2, max_size=3), seeds)
-def test_states_merge_like_their_batches(counts: list[int], seed: int) -> None:
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=3), seeds, pooling_sets)
+def test_states_merge_like_their_batches(counts: list[int], seed: int, poolings: list[str]) -> None:
     batches = [batch(n, seed + i) for i, n in enumerate(counts)]
-    whole = state_of(batches)
+    whole = state_of(batches, poolings=poolings)
     first_ids = itertools.accumulate([0, *counts])
     parts = []
     for (hidden, mask), first in zip(batches, first_ids, strict=False):
-        part = ConeState.empty(range(2), DIM)
-        part.update(hidden, mask, sentence_ids=torch.arange(len(mask)) + first)
+        part = ConeState.empty(range(2), DIM, poolings=poolings)
+        part.update(hidden, mask, sentence_ids=torch.arange(len(mask)) + first, special=special_of(mask))
         parts.append(part)
     merged = parts[0]
     for part in parts[1:]:
         merged = merged.merge(part)
     assert_states_close(merged, whole)
+
+
+@quick
+@given(st.tuples(*[st.integers(0, 20)] * 3), seeds, pooling_sets)
+def test_merging_states_is_associative_and_commutative_and_changes_none(
+    counts: tuple[int, int, int], seed: int, poolings: list[str]
+) -> None:
+    a, b, c = (state_of([batch(n, seed + i)], poolings=poolings) for i, n in enumerate(counts))
+    before = [state.fingerprint() for state in (a, b, c)]
+    assert_states_close(a.merge(b).merge(c), a.merge(b.merge(c)), 1e-13)
+    assert a.merge(b).fingerprint() == b.merge(a).fingerprint()
+    nothing = ConeState.empty(range(2), DIM, poolings=poolings)
+    assert a.merge(nothing).fingerprint() == nothing.merge(a).fingerprint() == a.fingerprint()
+    assert [state.fingerprint() for state in (a, b, c)] == before
 
 
 def test_the_first_sentences_left_out_are_kept() -> None:
@@ -217,6 +240,30 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     assert Moments.load(tmp_path / "b.safetensors").fingerprint() == moments.fingerprint()
     assert Moments.load(tmp_path / "b.safetensors").merge(moments).count.sum() == 36
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 20), seeds, pooling_sets)
+def test_poolings_round_trip_through_a_file(
+    tmp_path_factory: pytest.TempPathFactory, n: int, seed: int, poolings: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("state") / "state.safetensors"
+    state = state_of([batch(n, seed)], poolings=poolings)
+    sha256 = state.save(path)
+    loaded = ConeState.load(path)
+    assert sha256 == state.fingerprint() == loaded.fingerprint()
+    assert list(loaded.poolings) == list(state.poolings) == [name for name in POOLINGS[1:] if name in poolings]
+    assert_states_close(loaded, state, 0)
+    assert loaded.merge(state).fingerprint() == state.merge(state).fingerprint()
+
+
+def test_a_state_without_poolings_has_the_file_that_it_had_before_there_were_any(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    state_of([batch(20, 1)], poolings=["mean"]).save(path)
+    with safe_open(path, framework="pt") as file:
+        assert sorted(json.loads(file.metadata()["info"])) == ["sentence", "state", "token"]
+        assert {name.split(".")[0] for name in file.keys()} == {"sentence", "token", "first_left_out"}  # noqa: SIM118
+        assert file.metadata()["schema"] == "cone_kernels/state/1"
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,13 +326,32 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
         (lambda t, i: i["token"].update(fields=["count"]), "fields are"),
         (lambda t, i: i["token"].pop("dim"), "header must say"),
         (lambda t, i: i.pop("token"), "got a header of"),
+        (lambda t, i: i.update(more={}), "got a header of"),
+        (lambda t, i: i.update(state=[]), r"state is \[\]; it must be an object"),
+        (
+            lambda t, i: t.update({"word.count": t["token.count"] + 0}),
+            r"tensors \['word.count'\] that belong to nothing",
+        ),
+        (lambda t, i: i["token"].update(layers=[0, 5]), "token and sentence differ in layers or width"),
+        (lambda t, i: i.update(sentence=i["token"]), "has tensors"),
+        (lambda t, i: i.update(poolings={}), "poolings are"),
+        (lambda t, i: i.update(poolings=["cls"]), r"poolings are \['cls'\]; they must be of"),
+        (lambda t, i: i["poolings"].update(mean=i["sentence"]), r"poolings are \['cls', 'max', 'mean'\]"),
+        (lambda t, i: i["poolings"].update(median=i["sentence"]), r"poolings are \['cls', 'max', 'median'\]"),
+        (lambda t, i: i["poolings"].update(cls=i["token"]), "the pooling cls is of level 'token'"),
+        (lambda t, i: i["poolings"].update(cls=3), "the pooling cls is of level None"),
+        (lambda t, i: i["poolings"]["cls"].update(layers=[1, 0]), "poolings.cls and sentence differ in layers"),
+        (lambda t, i: i["poolings"].pop("cls"), r"has tensors \['poolings.cls.count', .* that belong to nothing"),
+        (lambda t, i: i["poolings"].update(last=i["sentence"]), r"has tensors \[\]; its header says"),
+        (lambda t, i: t.pop("poolings.max.sum"), "has tensors"),
+        (lambda t, i: t.update({"poolings.max.count": -t["poolings.max.count"]}), "count has a negative count"),
     ],
 )
 def test_a_hostile_file_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None], words: str
 ) -> None:
     path = tmp_path / "state.safetensors"
-    state_of([batch(20, 1)]).save(path)
+    state_of([batch(20, 1)], poolings=["cls", "max"]).save(path)
     rewritten(path, lambda tensors, info: None)
     ConeState.load(path)
     rewritten(path, change)
@@ -313,6 +379,9 @@ def test_unlike_states_do_not_merge() -> None:
         moments.merge(Moments.empty("token", [0, 2], DIM))
     one, other = (ConeState.empty([0], DIM, info={"model": name, "seed": 1}) for name in "ab")
     with pytest.raises(ValueError, match=r"differ in model \('a' and 'b'\)$"):
+        one.merge(other)
+    one, other = (ConeState.empty([0], DIM, poolings=poolings) for poolings in (["cls"], ["cls", "max"]))
+    with pytest.raises(ValueError, match=r"differ in poolings \(\['cls'\] and \['cls', 'max'\]\)$"):
         one.merge(other)
 
 
