@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from cone_kernels import backends
 from cone_kernels.corpora import Corpus
 from cone_kernels.models import LoadedModel
 from cone_kernels.moments import ConeState
+from cone_kernels.poolings import pooling_names
 from cone_kernels.probe import ConeProbe
+from cone_kernels.sentence_vectors import SentenceVectors, VectorKeeper
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 WINDOW = 8192
+
+_PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Run:
         token_budget: tokens of a batch at most, at the end of the run.
         backends: which backend ran each op.
         seconds: wall time.
+        vectors: the sentence vectors of the layers that were kept, by layer number.
     """
 
     state: ConeState
@@ -61,6 +67,7 @@ class Run:
     token_budget: int
     backends: dict[str, str]
     seconds: float
+    vectors: dict[int, SentenceVectors]
 
 
 def run(
@@ -73,6 +80,8 @@ def run(
     second_moment: bool = False,
     unit_second_moment: bool = False,
     before_final_norm: bool = False,
+    poolings: str | Sequence[str] = (),
+    keep_vectors: Sequence[int] = (),
     strict: bool = False,
     backend: str = "auto",
     progress: Callable[[Progress], None] | None = None,
@@ -90,7 +99,8 @@ def run(
             that is a batch of its own.
         batch_size: sentences of a batch at most; None leaves that to the budget.
         window: sentences that are tokenized and grouped by length together.
-        second_moment, unit_second_moment, before_final_norm, strict, backend: as in `ConeProbe`.
+        second_moment, unit_second_moment, before_final_norm, poolings, strict, backend: as in `ConeProbe`.
+        keep_vectors: layers whose sentence vectors are kept in a temporary file; -1 is the last one.
         progress: called after every batch.
 
     Raises:
@@ -108,13 +118,21 @@ def run(
     tally = _Tally(token_budget or TOKEN_BUDGET[loaded.device.type], batch_size)
     state: ConeState | None = None
     ran: dict[str, str] = {}
+    names = pooling_names(poolings)
+    keeper = VectorKeeper(keep_vectors)
+
+    def keep(layer: int, sentence_ids: torch.Tensor, pooled: torch.Tensor) -> None:
+        keeper.take(layer, len(probe.layer_names), sentence_ids, pooled)
+
     probe = ConeProbe(
         loaded.model,
         second_moment=second_moment,
         unit_second_moment=unit_second_moment,
         before_final_norm=before_final_norm,
+        poolings=names,
         strict=strict,
         backend=backend,
+        on_pooled=keep if keep_vectors else None,
     )
     stream = iter(sentences)
     first = list(itertools.islice(stream, window))
@@ -122,10 +140,12 @@ def run(
         raise ValueError("corpus: there is no sentence to run")
     with probe:
         for texts in itertools.chain([first], _windows(stream, window)):
-            encoded = _Encoded.of(loaded, texts)
+            encoded = _Encoded.of(loaded, texts, special_tokens="mean_without_special" in names)
             with _recorded(ran):
-                gathered = _run_window(loaded, probe, encoded, tally, lambda: _report(progress, tally, sentences))
+                report = partial(_report, progress, tally, sentences)
+                gathered = _run_window(loaded, probe, encoded, tally, keeper, report)
             state = gathered if state is None else state.merge(gathered)
+            keeper.end_window()
             tally.close_window(encoded)
     assert state is not None
     state.info |= {"model": _identity(loaded), "max_length": loaded.max_length}
@@ -141,6 +161,7 @@ def run(
         out_of_memory=tally.out_of_memory,
         token_budget=tally.token_budget,
         backends=ran,
+        vectors=keeper.vectors,
         seconds=time.perf_counter() - started,
     )
 
@@ -158,6 +179,19 @@ def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         size = size if batch_size is None else min(size, batch_size)
         while batch := list(itertools.islice(group, size)):
             yield batch
+
+
+def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
+    """What the tokenizer makes of the texts in a run: lists of token ids without padding, cut at the longest input.
+
+    Args:
+        loaded: the model with its tokenizer.
+        texts: sentences.
+        options: further keywords of the tokenizer.
+    """
+    limit = loaded.max_length
+    cut: dict[str, Any] = {"truncation": False} if limit is None else {"truncation": True, "max_length": limit}
+    return loaded.tokenizer(texts, **_PLAIN, **cut, **options)
 
 
 @dataclass
@@ -189,24 +223,21 @@ class _Encoded:
 
     columns: dict[str, list[list[int]]]  # input name -> one list of integers a sentence
     lengths: list[int] = field(repr=False)
+    special: list[list[int]] | None  # 1 = a token that the tokenizer added
     truncated: int
 
     @classmethod
-    def of(cls, loaded: LoadedModel, texts: list[str]) -> _Encoded:
+    def of(cls, loaded: LoadedModel, texts: list[str], special_tokens: bool = False) -> _Encoded:
         """The texts as token ids, cut at the model's longest input and counted where they were."""
-        tokenizer, limit = loaded.tokenizer, loaded.max_length
-        options: dict[str, Any] = {"padding": False, "verbose": False}
-        cut: dict[str, Any] = {"truncation": False}
-        if limit is not None:
-            cut = {"truncation": True, "max_length": limit}
-        found = tokenizer(texts, **options, **cut)
+        limit = loaded.max_length
+        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
         lengths = [len(ids) for ids in found["input_ids"]]
         # Whether a sentence that fills the limit was longer shows when it is tokenized whole.
         full = [texts[index] for index, length in enumerate(lengths) if length == limit]
-        whole = tokenizer(full, truncation=False, **options)["input_ids"] if full else []
+        whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
         truncated = sum(limit is not None and len(ids) > limit for ids in whole)
         columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
-        return cls(columns, lengths, truncated)
+        return cls(columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
 
     def inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
         """The model's inputs for sentences of one length T, each (B, T)."""
@@ -222,11 +253,17 @@ class _Encoded:
 
 
 def _run_window(
-    loaded: LoadedModel, probe: ConeProbe, encoded: _Encoded, tally: _Tally, report: Callable[[], None]
+    loaded: LoadedModel,
+    probe: ConeProbe,
+    encoded: _Encoded,
+    tally: _Tally,
+    keeper: VectorKeeper,
+    report: Callable[[], None],
 ) -> ConeState:
     """The state of one window, started again with a smaller budget as often as memory runs out."""
     while True:
         probe.reset()
+        keeper.begin_window(tally.sentences, len(encoded.lengths))
         tally.window_sentences = tally.window_tokens = 0
         failed: list[int] | None = None
         for batch in length_batches(encoded.lengths, tally.token_budget, tally.batch_size):
@@ -258,7 +295,10 @@ def _forward(loaded: LoadedModel, probe: ConeProbe, encoded: _Encoded, batch: li
     inputs = encoded.inputs(batch, loaded)
     length = encoded.lengths[batch[0]]
     mask = torch.zeros_like(inputs["input_ids"]) if length == 0 else torch.ones_like(inputs["input_ids"])
-    probe.next_batch(torch.tensor(batch) + offset, mask=mask)
+    special = None
+    if encoded.special is not None:
+        special = torch.tensor([encoded.special[i] for i in batch]) if length else torch.zeros_like(mask)
+    probe.next_batch(torch.tensor(batch) + offset, mask=mask, special=special)
     with torch.inference_mode():
         loaded.model(**inputs)
 
