@@ -15,7 +15,8 @@ from tiny_checkpoints import save_checkpoint
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments import LayersResult, layers
-from cone_kernels.experiments.layers import Layer, Level, _summary
+from cone_kernels.experiments.layers import Layer
+from cone_kernels.experiments.level import Level
 from cone_kernels.models import load_model
 
 
@@ -59,8 +60,9 @@ def test_anisotropy_is_the_mean_over_all_pairs(folder: Path, result: LayersResul
 
 def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert list(data) == ["schema", "experiment", "model", "corpus", "layers", "manifest"]
-    assert (data["schema"], data["experiment"]) == ("cone_kernels/layers/1", "layers")
+    names = ["schema", "experiment", "model", "corpus", "layers", "shape", "published", "summary", "manifest"]
+    assert list(data) == names
+    assert (data["schema"], data["experiment"]) == ("cone_kernels/layers/2", "layers")
     assert data["model"] == {**load_model(folder).info, "final_norm": False}
     assert [row["layer"] for row in data["layers"]] == [0, 1, 2, 3]
     assert data["layers"][0]["name"] == "embeddings"
@@ -141,15 +143,18 @@ def test_repr_shows_every_layer(result: LayersResult) -> None:
     assert f"{result.layers[3].sentence.anisotropy:.4f}" in text.splitlines()[-1]
 
 
-def curve(*values: tuple[float, float], stderr: float = 0.001) -> list[Layer]:
-    return [
+def summary(*values: tuple[float, float], stderr: float = 0.001) -> tuple[str, ...]:
+    rows = tuple(
         Layer(number, "", *(Level(value, stderr, 100, 0, 0, 1.0) for value in levels))
         for number, levels in enumerate(values)
-    ]
+    )
+    state = ConeState.empty(layers=range(len(values)), dim=2)
+    return LayersResult({}, {}, rows, {}, state).summary()
 
 
 def test_summary_says_what_is_seen() -> None:
-    peak, last, pooling = _summary(curve((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04)))
+    peak, builds, last, pooling = summary((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04))
+    assert builds == "It builds from 0.50 at layer 0 to 0.72 at layer 1."
     assert peak.startswith("The cone is tightest at layer 1: ")
     assert "mean cosine of 0.72" in peak
     assert last == "It opens in the last layer: from 0.68 at layer 2 to 0.06 at layer 3."
@@ -158,13 +163,109 @@ def test_summary_says_what_is_seen() -> None:
 
 def test_summary_is_silent_about_what_is_not_there() -> None:
     # A small step at the end, and levels alike.
-    assert len(_summary(curve((0.5, 0.5), (0.72, 0.71), (0.68, 0.67)))) == 1
+    lines = summary((0.5, 0.5), (0.72, 0.71), (0.68, 0.67))
+    assert len(lines) == 3
+    assert lines[-1] == "There is no crash at the end: the last step goes from 0.72 at layer 1 to 0.68 at layer 2."
     # The same curve as above, but within its error.
-    noisy = _summary(curve((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04), stderr=0.2))
+    noisy = summary((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04), stderr=0.2)
+    assert noisy[1] == "It does not build up over the layers: no rise is larger than the noise."
     assert not any("last layer" in line or "Averaging" in line for line in noisy)
-    closing = _summary(curve((0.5, 0.6), (0.2, 0.5), (0.9, 0.99)))
+    closing = summary((0.5, 0.6), (0.2, 0.5), (0.9, 0.99))
     assert "It closes in the last layer: from 0.20 at layer 1 to 0.90 at layer 2." in closing
     assert any("makes the cone look wider" in line for line in closing)
+
+
+def sentence_vectors(folder: Path, texts: list[str]) -> torch.Tensor:
+    """(L, n, d) float64, sentence by sentence."""
+    loaded = load_model(folder)
+    pooled = []
+    for text in texts:
+        with torch.no_grad():
+            output = loaded.model(**loaded.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        pooled.append(torch.stack(output.hidden_states)[:, 0].double().mean(1))
+    return torch.stack(pooled, 1)
+
+
+TEXTS = [f"w{4 + i} w{5 + i * 7 % 50} w{6 + i * 11 % 40}" for i in range(24)]
+
+
+def test_rogue_dimensions_are_those_that_carry_the_mean_cosine(folder: Path) -> None:
+    found = layers(folder, TEXTS, rogue=2)
+    for row, vectors in zip(found.layers, sentence_vectors(folder, TEXTS), strict=True):
+        unit = vectors / vectors.norm(dim=1, keepdim=True)
+        n = len(unit)
+        by_pair = unit.T[:, :, None] * unit.T[:, None, :]  # (d, n, n)
+        by_dimension = (by_pair.sum((1, 2)) - by_pair.diagonal(dim1=1, dim2=2).sum(1)) / (n * (n - 1))
+        largest = by_dimension.topk(2)
+        assert [rogue.dimension for rogue in row.rogue_dimensions] == largest.indices.tolist()
+        contributions = [rogue.contribution for rogue in row.rogue_dimensions]
+        assert contributions == pytest.approx(largest.values.tolist(), abs=1e-6)
+        assert [rogue.share for rogue in row.rogue_dimensions] == pytest.approx(
+            [value / mean_pairwise_cosine(vectors) for value in contributions], rel=1e-4
+        )
+        kept = torch.ones(vectors.shape[1], dtype=torch.bool)
+        kept[largest.indices] = False
+        # The sums give a ratio of means; renormalising every vector gives nearly the same.
+        assert row.anisotropy_without_rogue == pytest.approx(mean_pairwise_cosine(vectors[:, kept]), abs=0.02)
+
+
+def test_no_rogue_dimensions_on_request(folder: Path) -> None:
+    row = layers(folder, TEXTS, rogue=0).to_dict()["layers"][1]
+    assert (row["rogue_dimensions"], row["anisotropy_without_rogue"]) == ([], None)
+    with pytest.raises(ValueError, match="rogue: got -1"):
+        layers(folder, TEXTS, rogue=-1)
+
+
+def test_geometry_of_the_second_moment(folder: Path) -> None:
+    found = layers(folder, TEXTS, second_moment=True)
+    for row, vectors in zip(found.layers, sentence_vectors(folder, TEXTS), strict=True):
+        values = torch.linalg.eigvalsh(torch.cov(vectors.T))
+        geometry = row.geometry
+        assert geometry is not None
+        ratio = float(values.sum() ** 2 / values.square().sum())
+        assert geometry.participation_ratio == pytest.approx(ratio, rel=1e-5)
+        assert geometry.iso_score == pytest.approx((ratio - 1) / (len(values) - 1), rel=1e-5)
+        assert geometry.explained_variance_ratio == pytest.approx(float(values[-1] / values.sum()), rel=1e-5)
+        p = values.clamp_min(0) / values.sum()
+        assert geometry.effective_rank == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-3)
+    assert found.to_dict()["layers"][0]["geometry"]["rank_me"] == found.layers[0].geometry.rank_me
+    assert layers(folder, TEXTS).layers[0].geometry is None
+
+
+def test_a_saved_state_gives_what_the_run_gave(tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "tiny.safetensors"
+    save_checkpoint(folder, special=False)
+    ran = layers(folder, [*TEXTS, "nothing"], second_moment=True, save_state=file)
+    again = layers(state=file)
+    for key in ("layers", "shape", "summary"):
+        assert again.to_dict()[key] == ran.to_dict()[key]
+    assert again.model["name"] == "tiny"
+    assert again.model["weights_sha256"] == ran.model["weights_sha256"]
+    for key in ("sentences", "tokens", "left_out"):
+        assert again.corpus[key] == ran.corpus[key]
+    assert again.corpus["dropped"]["no_token"] == 1
+    assert again.manifest["state_fingerprint"] == ran.manifest["state_fingerprint"]
+    json.dumps(again.to_dict(), allow_nan=False)
+    assert layers(state=ran.state).to_dict()["layers"] == ran.to_dict()["layers"]
+
+
+def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
+    state = layers(folder, TEXTS).state
+    with pytest.raises(ValueError, match="state: got one beside model, corpus"):
+        layers(folder, TEXTS, state=state)
+    with pytest.raises(ValueError, match="second_moment: got True beside a state"):
+        layers(state=state, second_moment=True)
+    with pytest.raises(ValueError, match="corpus: got none; give a model and a corpus, or a state"):
+        layers(folder)
+    with pytest.raises(TypeError, match="options: got limits; they must be of limit, field"):
+        layers(folder, TEXTS, limits=3)  # type: ignore[call-arg]
+
+
+def test_published_curve_lies_beside(folder: Path) -> None:
+    published = layers(folder, TEXTS, published=True).to_dict()["published"]
+    assert len(published["anisotropy"]) == 25
+    assert max(published["anisotropy"]) == published["anisotropy"][12] == 0.924
+    assert layers(folder, TEXTS).to_dict()["published"] is None
 
 
 @pytest.mark.parametrize("budget", [512, 16384])

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from cone_kernels.experiments.layers import LayersResult, layers
+from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
 
-__all__ = ["LayersResult", "layers"]
+__all__ = ["LayersResult", "MeasureOptions", "Measurement", "layers", "measure"]

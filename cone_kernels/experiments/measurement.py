@@ -1,0 +1,319 @@
+"""One pass of a model over a corpus: what every experiment is computed from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus, Encoding, Malformed
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
+    from cone_kernels.models import LoadedModel
+    from cone_kernels.moments import ConeState
+    from cone_kernels.runner import Progress, Run
+    from cone_kernels.sentence_vectors import SentenceVectors
+
+
+class MeasureOptions(TypedDict, total=False):
+    """The keywords that every experiment takes; the command line's flags have the same names."""
+
+    limit: int | None
+    """Only the first so many distinct sentences."""
+    field: Sequence[str] | None
+    """The fields of `.jsonl` records to read."""
+    errors: Encoding
+    """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
+    malformed: Malformed
+    """Records that are no object or lack a field: "drop" (default) or "raise"."""
+    device: str | torch.device | None
+    """Where the model runs; None takes the first GPU, or the CPU."""
+    dtype: str | torch.dtype
+    """What the model computes in; default "float32"."""
+    revision: str | None
+    """Branch, tag or commit of a hub id."""
+    trust_remote_code: bool
+    """Run the Python code that a model may bring along."""
+    backend: str
+    """"auto" (default), "reference", "cpu", "triton" or "cuda"."""
+    token_budget: int | None
+    """Tokens of a batch at most."""
+    progress: Callable[[Progress], None] | None
+    """Called after every batch."""
+
+
+# Folder names that say nothing of the model in them.
+_GENERIC_NAMES = ("model", "checkpoint")
+_PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What one pass gathered, or a state saved before.
+
+    Attributes:
+        model: what was measured: `name`, `architecture`, `weights_sha256`, `final_norm`, ...
+        corpus: what it was measured on, and what was dropped, replaced, truncated or left out.
+        manifest: versions, device, backend, times and options of the run; of a state its fingerprint.
+        layer_names: what each layer is, by module name.
+        state: the sums.
+        vectors: the sentence vectors of the layers that were kept, by layer number.
+        loaded: the model; None for a state.
+        sentences: the corpus, to be read again in the order of the sentence ids; None for a state.
+    """
+
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    manifest: dict[str, Any]
+    layer_names: tuple[str, ...]
+    state: ConeState
+    vectors: dict[int, SentenceVectors]
+    loaded: LoadedModel | None = None
+    sentences: Corpus | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name of the model: the last part of its folder or hub id, two where the last one says nothing."""
+        parts = Path(str(self.model["name"])).parts
+        generic = parts[-1:] and parts[-1].startswith(_GENERIC_NAMES)
+        return "/".join(parts[-2:] if generic else parts[-1:]) or str(self.model["name"])
+
+    def layer(self, layer: int) -> int:
+        """The number of a layer that may be counted from the end.
+
+        Raises:
+            ValueError: there is none such.
+        """
+        from cone_kernels.sentence_vectors import layer_number
+
+        return self.state.layers[layer_number(layer, len(self.state.layers))]
+
+
+def measure(
+    model: str | os.PathLike[str] | LoadedModel,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    *,
+    second_moment: bool = False,
+    unit_second_moment: bool = False,
+    poolings: Sequence[str] = (),
+    keep_vectors: Sequence[int] = (),
+    save_state: str | os.PathLike[str] | None = None,
+    **options: Unpack[MeasureOptions],
+) -> Measurement:
+    """Runs a model over a corpus once.
+
+    Args:
+        model: a folder, a hub id, or what `load_model` returned.
+        corpus: a file, a `Corpus`, or sentences.
+        second_moment, unit_second_moment, poolings, keep_vectors: as in `cone_kernels.runner.run`.
+        save_state: where to write the state.
+        options: `MeasureOptions`.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
+        ModuleNotFoundError, ModelError: the model cannot be loaded.
+        BackendUnavailable: the backend asked for cannot run here.
+        TypeError: an option is unknown.
+        ValueError: an option is out of range, or the corpus has no sentence.
+
+    Example:
+        >>> measured = measure("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300)
+        >>> metrics.anisotropy(measured.state.sentence)
+    """
+    unknown = sorted(set(options) - set(MeasureOptions.__annotations__))
+    if unknown:
+        raise TypeError(
+            f"options: got {', '.join(unknown)}; they must be of {', '.join(MeasureOptions.__annotations__)}"
+        )
+    read = _corpus(corpus, options)
+
+    from cone_kernels.runner import run
+
+    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    loaded = _loaded(model, options)
+    load_seconds = time.perf_counter() - clock
+    backend, token_budget = options.get("backend", "auto"), options.get("token_budget")
+    ran = run(
+        loaded,
+        read,
+        token_budget=token_budget,
+        second_moment=second_moment,
+        unit_second_moment=unit_second_moment,
+        poolings=poolings,
+        keep_vectors=keep_vectors,
+        backend=backend,
+        progress=options.get("progress"),
+    )
+    fingerprint = ran.state.fingerprint() if save_state is None else ran.state.save(save_state)
+    summary = read.summary.to_dict()
+    summary["dropped"]["no_token"] = ran.no_token
+    kept = {"second_moment": second_moment, "unit_second_moment": unit_second_moment, "poolings": list(poolings)}
+    return Measurement(
+        model={**loaded.info, "final_norm": ran.final_norm},
+        corpus={**summary, "tokens": ran.tokens, "truncated": ran.truncated, "left_out": _left_out(ran.state)},
+        manifest={
+            "versions": _versions(),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": {"load": round(load_seconds, 3), "run": round(ran.seconds, 3)},
+            "options": {
+                "backend": backend,
+                "token_budget": token_budget,
+                "errors": read.errors,
+                "malformed": read.malformed,
+                **kept,
+            },
+            **_machine(loaded, ran),
+            "max_length": loaded.max_length,
+            "state_fingerprint": fingerprint,
+        },
+        layer_names=ran.layer_names,
+        state=ran.state,
+        vectors=ran.vectors,
+        loaded=loaded,
+        sentences=read,
+    )
+
+
+def from_state(state: ConeState | str | os.PathLike[str]) -> Measurement:
+    """What a saved state tells without its model and its corpus.
+
+    Args:
+        state: a `ConeState`, or a file that `save` wrote.
+
+    Raises:
+        OSError, StateFileError: the file cannot be read, or is damaged.
+
+    Example:
+        >>> from_state("minilm.safetensors").state.layers
+        (0, 1, 2, 3, 4, 5, 6)
+    """
+    from cone_kernels.moments import ConeState
+
+    file = None if isinstance(state, ConeState) else Path(state)
+    found = state if isinstance(state, ConeState) else ConeState.load(state)
+    info, sentence = found.info, found.sentence
+    identity = info["model"] if isinstance(info.get("model"), dict) else {"architecture": info.get("model")}
+    names = info.get("layer_names") or [f"layer {number}" for number in found.layers]
+    return Measurement(
+        model={"name": file.stem if file else "state", **identity, "final_norm": info.get("final_norm")},
+        corpus={
+            "name": None,
+            "sentences": sentence.rows_seen(0),
+            "dropped": dict.fromkeys(DROP_REASONS, 0) | {"no_token": int(sentence.n_empty[0].sum())},
+            "replaced": dict.fromkeys(REPLACE_REASONS, 0),
+            "examples": [],
+            "tokens": found.token.rows_seen(0),
+            "left_out": _left_out(found),
+        },
+        manifest={
+            "versions": _versions(),
+            "state": file.name if file else None,
+            "state_fingerprint": found.fingerprint(),
+        },
+        layer_names=tuple(names),
+        state=found,
+        vectors={},
+    )
+
+
+def measured(
+    model: str | os.PathLike[str] | LoadedModel | None,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None,
+    state: ConeState | str | os.PathLike[str] | None,
+    *,
+    second_moment: bool = False,
+    poolings: Sequence[str] = (),
+    save_state: str | os.PathLike[str] | None = None,
+    **options: Unpack[MeasureOptions],
+) -> Measurement:
+    """A pass of `model` over `corpus`, or what `state` holds: exactly one of the two.
+
+    Raises:
+        ValueError: both are given, or neither, or options of a run beside a state; and as `measure`, `from_state`.
+    """
+    if state is None:
+        if model is None or corpus is None:
+            missing = " and ".join(name for name, value in (("model", model), ("corpus", corpus)) if value is None)
+            raise ValueError(f"{missing}: got none; give a model and a corpus, or a state")
+        keep: dict[str, Any] = {"second_moment": second_moment, "poolings": poolings, "save_state": save_state}
+        return measure(model, corpus, **keep, **options)
+    given = {"model": model, "corpus": corpus, "save_state": save_state}
+    taken = [name for name, value in given.items() if value is not None]
+    if taken:
+        raise ValueError(f"state: got one beside {', '.join(taken)}; a state takes the place of a run")
+    return from_state(state)
+
+
+def _corpus(corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions) -> Corpus:
+    limit, field = options.get("limit"), options.get("field")
+    errors, malformed = options.get("errors", "replace"), options.get("malformed", "drop")
+    if isinstance(corpus, Corpus):
+        if (limit, field, errors, malformed) != (None, None, "replace", "drop"):
+            raise ValueError("corpus: got a Corpus and options of one; give limit, field, errors, malformed to it")
+        return corpus
+    if isinstance(corpus, (str, os.PathLike)):
+        return Corpus(corpus, fields=field, limit=limit, errors=errors, malformed=malformed)
+    if field:
+        raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
+    return Corpus.from_sentences(corpus, limit=limit, errors=errors)
+
+
+def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
+    from cone_kernels.models import LoadedModel, load_model
+
+    defaults = {"device": None, "dtype": "float32", "revision": None, "trust_remote_code": False}
+    chosen: dict[str, Any] = {name: options.get(name, default) for name, default in defaults.items()}
+    if not isinstance(model, LoadedModel):
+        return load_model(model, **chosen)
+    if chosen != defaults:
+        raise ValueError(
+            f"model: got a LoadedModel and options of load_model; give {', '.join(defaults)} to load_model"
+        )
+    return model
+
+
+def _left_out(state: ConeState) -> int:
+    """Sentence vectors left out as zero or not finite, of the layer where they are most."""
+    return int((state.sentence.n_zero + state.sentence.n_nonfinite).sum(1).max())
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and the packages that the numbers depend on; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _machine(loaded: LoadedModel, ran: Run) -> dict[str, Any]:
+    import torch
+
+    device = loaded.device
+    isa = None
+    if "cpu" in ran.backends.values():
+        from cone_kernels import _cpu
+
+        isa = _cpu.isa()
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "dtype": loaded.info["dtype"],
+        "threads": torch.get_num_threads(),
+        "backend": ", ".join(sorted(set(ran.backends.values()))),
+        "ops": ran.backends,
+        "isa": isa,
+        "batches": ran.batches,
+        "token_budget": ran.token_budget,
+        "out_of_memory": ran.out_of_memory,
+    }

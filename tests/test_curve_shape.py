@@ -1,0 +1,74 @@
+"""The shape of a curve: on the published one, on noise, and on every zigzag that hypothesis draws."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cone_kernels.experiments.curve_shape import Move, curve_shape
+from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
+
+
+def moves(found: tuple[Move, ...]) -> list[tuple[int, int, float]]:
+    return [(move.start, move.end, round(move.height, 3)) for move in found]
+
+
+def test_published_curve() -> None:
+    shape = curve_shape(range(25), MXBAI_EMBED_LARGE["anisotropy"])
+    assert shape is not None
+    assert moves(shape.builds) == [(0, 3, 0.255), (6, 12, 0.222), (15, 16, 0.062)]
+    assert moves(shape.dips) == [(3, 6, 0.179), (16, 15, 0.062)]
+    assert (shape.peak, shape.peak_height) == (12, 0.924)
+    assert shape.crash is not None
+    assert moves((shape.crash,)) == [(23, 24, 0.255)]
+    assert shape.to_dict()["dips"][0] == {"layer": 6, "depth": shape.dips[0].height}
+
+
+def test_a_wobble_is_no_swing() -> None:
+    shape = curve_shape(range(5), [0.50, 0.515, 0.505, 0.51, 0.50])
+    assert shape is not None
+    assert (shape.builds, shape.dips, shape.crash, shape.peak) == ((), (), None, 1)
+
+
+def test_a_swing_within_its_error_is_none() -> None:
+    values = [0.5, 0.7, 0.6, 0.8, 0.6]
+    exact, noisy = curve_shape(range(5), values, [0.001] * 5), curve_shape(range(5), values, [0.1] * 5)
+    assert exact is not None
+    assert noisy is not None
+    assert (len(exact.builds), len(exact.dips)) == (2, 1)
+    assert exact.crash is not None
+    assert (noisy.builds, noisy.dips, noisy.crash) == ((), (), None)
+
+
+def test_layers_that_are_not_defined_are_left_out() -> None:
+    shape = curve_shape([0, 1, 2, 3], [0.1, math.nan, 0.5, 0.2])
+    assert shape is not None
+    assert moves(shape.builds) == [(0, 2, 0.4)]
+    assert shape.crash == Move(2, 3, pytest.approx(0.3))
+    assert curve_shape([0, 1], [0.1, math.nan]) is None
+    with pytest.raises(ValueError, match="values: got 1 for 2 layers"):
+        curve_shape([0, 1], [0.1])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=30))
+def test_builds_and_dips_are_swings_of_the_curve(values: list[float]) -> None:
+    shape = curve_shape(range(len(values)), values)
+    assert shape is not None
+    assert shape.peak_height == max(values) == values[shape.peak]
+    for move in shape.builds:
+        assert move.height == pytest.approx(values[move.end] - values[move.start])
+        assert move.height >= 0.02
+        # Nothing on the way goes beyond the ends of the swing.
+        way = values[move.start : move.end + 1]
+        assert min(way) == values[move.start]
+        assert max(way) == values[move.end]
+    for move in shape.dips:
+        assert move.height == pytest.approx(values[move.start] - values[move.end])
+        assert move.height >= 0.02
+    assert len(shape.dips) <= len(shape.builds)
+    mirrored = curve_shape(range(len(values)), values[::-1])
+    assert mirrored is not None
+    assert mirrored.peak_height == shape.peak_height
