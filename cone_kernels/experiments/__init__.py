@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from cone_kernels.experiments.axis import AxisResult, axis
 from cone_kernels.experiments.layers import LayersResult, layers
 from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
 
-__all__ = ["LayersResult", "MeasureOptions", "Measurement", "layers", "measure"]
+__all__ = ["AxisResult", "LayersResult", "MeasureOptions", "Measurement", "axis", "layers", "measure"]

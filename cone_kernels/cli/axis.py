@@ -1,0 +1,29 @@
+"""`cone axis`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.options import debuggable, json_option, model_options
+
+
+@click.command()
+@model_options()
+@click.option(
+    "--layer", type=int, default=-1, show_default=True, help="As in hidden_states: 0 the embeddings, -1 the last."
+)
+@click.option("--k", type=click.IntRange(min=1), default=1, show_default=True, help="How many axes.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Sentences at each end.")
+@click.option("--tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens at each end.")
+@click.option("--save-vectors", metavar="FILE", help="Write axes, mean and mean direction (safetensors).")
+@json_option
+@debuggable
+def axis(json_out: str | None, max_bad: int | None, **options: Any) -> None:
+    """What the top principal axes encode: the sentences and tokens at their ends, what they go with."""
+    from cone_kernels.experiments.axis import axis as find_axis
+    from cone_kernels.terminal.axis import print_axis
+
+    run_experiment(find_axis, print_axis, options, json_out=json_out, max_bad=max_bad, outputs=("save_vectors",))

@@ -1,0 +1,299 @@
+"""Experiment 3: what the top principal axes of a layer's sentence vectors encode."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
+from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Unpack
+
+    from cone_kernels.axes import Axes
+    from cone_kernels.axis_vectors import AxisVectors
+    from cone_kernels.corpus_tokens import CorpusTokens
+    from cone_kernels.extremes import Extreme, Extremes
+    from cone_kernels.models import LoadedModel
+    from cone_kernels.moments import Moments
+    from cone_kernels.sentence_vectors import SentenceVectors
+    from cone_kernels.vocabulary import TokenProjection
+
+__all__ = ["AxisResult", "Component", "SentenceProjection", "axis", "axis_of"]
+
+# A variance below this share of the squared mean is what rounding leaves of equal vectors, and one below this share of
+# the largest is what it leaves where there is none: the products of float32 vectors are summed in float32 blocks.
+_ROUNDING, _UNRESOLVED = 1e-13, 1e-7
+
+
+def axis(
+    model: str | os.PathLike[str] | LoadedModel,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    *,
+    layer: int = -1,
+    k: int = 1,
+    top: int = 5,
+    tokens: int = 20,
+    save_vectors: str | os.PathLike[str] | None = None,
+    **options: Unpack[MeasureOptions],
+) -> AxisResult:
+    """Finds the top centred eigenvectors of a layer's sentence vectors, and what lies along them.
+
+    One pass of the model; then the kept sentence vectors are read twice and the corpus once more, for the texts at the
+    ends and for token frequencies. The sign of an axis: it points along the mean; where |cos| with the mean is below
+    1e-3, its largest component is positive.
+
+    Args:
+        model: a folder, a hub id, or what `load_model` returned.
+        corpus: a file, a `Corpus`, or sentences that can be iterated over again.
+        layer: its number as in Hugging Face's `hidden_states`; -1 is the last.
+        k: how many axes.
+        top: sentences at each end of an axis.
+        tokens: vocabulary tokens at each end of an axis, by input embedding · axis; see `project_vocabulary`.
+        save_vectors: where to write the directions; `AxisVectors.load` reads them.
+        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+
+    Raises:
+        TypeError: the corpus can be read only once, or the model is a state.
+        FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
+        ModuleNotFoundError, ModelError: the model cannot be loaded.
+        BackendUnavailable: the backend asked for cannot run here.
+        ValueError: an option is out of range, the corpus has too few sentences for k axes, its sentence vectors are all
+            the same, or it changed while it was read.
+
+    Example:
+        >>> result = axis("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=1000)
+        >>> result.components[0].top[0].text, result.components[0].explained_variance_ratio
+    """
+    _check_counts(k, top, tokens)
+    if isinstance(corpus, Iterator):
+        raise TypeError(f"corpus: got a {type(corpus).__name__}, which can be read once; axis reads it twice")
+    from cone_kernels.moments import ConeState
+
+    if isinstance(model, ConeState):
+        raise TypeError("model: got a ConeState, which has neither sentence vectors nor texts; axis needs a model")
+    measurement = measure(model, corpus, second_moment=True, keep_vectors=(layer,), **options)
+    return axis_of(measurement, layer=layer, k=k, top=top, tokens=tokens, save_vectors=save_vectors)
+
+
+def axis_of(
+    measurement: Measurement,
+    *,
+    layer: int = -1,
+    k: int = 1,
+    top: int = 5,
+    tokens: int = 20,
+    save_vectors: str | os.PathLike[str] | None = None,
+) -> AxisResult:
+    """The result of a measurement that kept second moments and the vectors of `layer`; see `axis`.
+
+    Raises:
+        ValueError: also where the measurement is of a state, or did not keep what is needed.
+    """
+    _check_counts(k, top, tokens)
+    number = measurement.layer(layer)
+    loaded, kept, moments = _parts(measurement, number, k)
+
+    from cone_kernels import metrics
+    from cone_kernels.axes import axes
+
+    found = axes(moments, k)
+    directions, mean = found.centered.vectors[0].cpu(), metrics.mean_vector(moments)[0].cpu()  # (k, d), (d,)
+    values = found.centered.values[0]
+    if float(values[0]) <= _ROUNDING * float(mean.square().sum()):
+        raise ValueError(f"corpus: all sentence vectors of layer {number} are the same; they have no axis")
+    extremes = _extremes(kept, directions, mean, top)
+    ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
+    texts, corpus_tokens = _read_again(measurement, ends, _window(kept))
+    correlations = _correlations(kept, directions, mean, corpus_tokens)
+    vocabulary, named = _vocabulary(loaded, directions, tokens)
+    ratios = metrics.explained_variance_ratio(metrics.covariance(moments), found.centered.values)[0]
+    flat = (values <= _UNRESOLVED * values[0]).tolist()
+    gaps = [*(values[:-1] - values[1:]).tolist(), float(found.centered.eigengap)]
+    components = tuple(
+        Component(
+            eigenvalue=float(values[at]),
+            explained_variance_ratio=float(ratios[at]),
+            residual=float(found.centered.residuals[0, at]),
+            eigengap=gaps[at],
+            top=_with_texts(ends[at][0], texts),
+            bottom=_with_texts(ends[at][1], texts),
+            tokens_top=named[at][0],
+            tokens_bottom=named[at][1],
+            correlations={name: math.nan if flat[at] else float(r[at]) for name, r in correlations.items()},
+        )
+        for at in range(k)
+    )
+    position = measurement.state.layers.index(number)
+    vectors = _vectors(measurement, found, mean, {"layer": number, "layer_name": measurement.layer_names[position]})
+    if save_vectors is not None:
+        vectors.save(save_vectors)
+    cosines = (found.centered_mean_cosine, found.uncentered_mean_cosine, found.centered_uncentered_cosine)
+    mean_cosine, uncentered_mean_cosine, centered_uncentered_cosine = (float(cosine) for cosine in cosines)
+    return AxisResult(
+        model=measurement.model,
+        corpus=measurement.corpus,
+        layer=number,
+        layer_name=measurement.layer_names[position],
+        sentences=int(moments.count.sum()),
+        components=components,
+        mean_cosine=mean_cosine,
+        uncentered_mean_cosine=uncentered_mean_cosine,
+        centered_uncentered_cosine=centered_uncentered_cosine,
+        vocabulary=vocabulary,
+        vectors_file=None if save_vectors is None else os.fspath(save_vectors),
+        reasons=_reasons(components, flat, mean_cosine, bool(found.centered.converged)),
+        manifest={**measurement.manifest, "axis": {"k": k, "top": top, "tokens": tokens}},
+        vectors=vectors,
+    )
+
+
+def _check_counts(k: int, top: int, tokens: int) -> None:
+    for name, value in {"k": k, "top": top, "tokens": tokens}.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; it must be at least 1")
+
+
+def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
+    """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
+    if measurement.loaded is None or measurement.sentences is None:
+        raise ValueError("measurement: it is of a saved state, without sentence vectors and texts; axis needs a model")
+    if layer not in measurement.vectors:
+        kept = sorted(measurement.vectors)
+        raise ValueError(f"layer: got {layer}; the measurement kept the sentence vectors of {kept}")
+    moments = measurement.state.sentence.select(layer)
+    if "second_moment" not in moments.fields:
+        raise ValueError("measurement: it kept no second moments; an axis needs second_moment=True")
+    n = int(moments.count.sum())
+    most = min(n - 1, moments.dim)
+    if most < 1:
+        raise ValueError(f"corpus: got {n} sentence vectors at layer {layer}; an axis needs at least two")
+    if k > most:
+        raise ValueError(f"k: got {k}; {n} sentence vectors of width {moments.dim} have at most {most} axes")
+    return measurement.loaded, measurement.vectors[layer], moments
+
+
+def _window(kept: SentenceVectors) -> int:
+    from cone_kernels.extremes import block_rows
+
+    return min(8192, block_rows(kept.dim))
+
+
+def _used_rows(kept: SentenceVectors) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """(id of the first row, rows (n, d), lengths of the used ones, which are used (n,)) of every block, in order."""
+    import torch
+
+    for first, rows in kept.blocks(_window(kept)):
+        squares = rows.double().square().sum(1)
+        # As in the state: zero, not finite and missing vectors are in no sum.
+        used = squares.isfinite() & (squares >= torch.finfo(torch.float64).tiny)
+        yield first, rows, squares[used].sqrt(), used
+
+
+def _extremes(kept: SentenceVectors, directions: Tensor, mean: Tensor, count: int) -> Extremes:
+    from cone_kernels.extremes import Extremes, project
+
+    extremes = Extremes(count, len(directions))
+    for first, rows, _, used in _used_rows(kept):
+        extremes.add(used.nonzero()[:, 0] + first, project(rows[used], directions, mean))
+    return extremes
+
+
+def _read_again(
+    measurement: Measurement, ends: Sequence[Sequence[Sequence[Extreme]]], window: int
+) -> tuple[dict[int, str], CorpusTokens]:
+    """The texts of the extremes by their index, and the tokens of the whole corpus."""
+    from cone_kernels.corpus_tokens import CorpusTokens
+    from cone_kernels.runner import tokenized
+
+    assert measurement.loaded is not None
+    assert measurement.sentences is not None
+    wanted = {extreme.index for pair in ends for end in pair for extreme in end}
+    texts, tokens, first = {}, CorpusTokens(), 0
+    stream = iter(measurement.sentences)
+    while block := list(islice(stream, window)):
+        texts.update({index: block[index - first] for index in wanted if first <= index < first + len(block)})
+        found = tokenized(measurement.loaded, block, return_special_tokens_mask=True)
+        tokens.append(found["input_ids"], found["special_tokens_mask"])
+        first += len(block)
+    if measurement.sentences.summary.fingerprint != measurement.corpus["fingerprint"]:
+        got = f"{first} sentences, not the {measurement.corpus['sentences']} of the first time or not the same"
+        raise ValueError(f"corpus: read again it gave {got}; axis reads it twice, so it must not change")
+    return texts, tokens
+
+
+def _correlations(kept: SentenceVectors, directions: Tensor, mean: Tensor, tokens: CorpusTokens) -> dict[str, Tensor]:
+    """Pearson's r of the projections with each variable: (k,) by its name."""
+    from cone_kernels.correlation import Correlation
+    from cone_kernels.extremes import project
+
+    found = {name: Correlation(len(directions)) for name in VARIABLES}
+    for (_, rows, norms, used), (lengths, frequency) in zip(_used_rows(kept), tokens.windows(), strict=True):
+        projections = project(rows[used], directions, mean)
+        variables = {"length": lengths[used], "token_frequency": frequency[used], "norm": norms}
+        for name, values in variables.items():
+            found[name].add(projections, values)
+    return {name: correlation.r for name, correlation in found.items()}
+
+
+def _vocabulary(
+    loaded: LoadedModel, directions: Tensor, count: int
+) -> tuple[dict[str, Any], list[tuple[tuple[TokenProjection, ...], tuple[TokenProjection, ...]]]]:
+    """What was projected, and the highest and lowest tokens of each axis."""
+    from cone_kernels.vocabulary import VocabularyError, project_vocabulary
+
+    try:
+        found = project_vocabulary(loaded.model, loaded.tokenizer, directions, count)
+    except VocabularyError as error:
+        return {"reason": str(error)}, [((), ())] * len(directions)
+    return found.to_dict(), list(zip(found.highest, found.lowest, strict=True))
+
+
+def _with_texts(extremes: Sequence[Extreme], texts: Mapping[int, str]) -> tuple[SentenceProjection, ...]:
+    return tuple(SentenceProjection(texts[one.index], one.projection, one.index) for one in extremes)
+
+
+def _vectors(measurement: Measurement, found: Axes, mean: Tensor, where: dict[str, Any]) -> AxisVectors:
+    from cone_kernels.axis_vectors import AxisVectors
+
+    names = ("name", "architecture", "weights_sha256")
+    corpus = measurement.corpus
+    return AxisVectors(
+        centered=found.centered.vectors[0].cpu(),
+        eigenvalues=found.centered.values[0].cpu(),
+        mean=mean,
+        # A mean of zero has no direction; NaN would make the file unreadable.
+        mean_direction=found.mean_direction[0].cpu().nan_to_num(0.0),
+        uncentered=found.uncentered.vectors[0, 0].cpu(),
+        info={
+            "model": {name: measurement.model[name] for name in names},
+            **where,
+            "sentences": corpus["sentences"],
+            "corpus_fingerprint": corpus["fingerprint"],
+        },
+    )
+
+
+def _reasons(
+    components: Sequence[Component], flat: Sequence[bool], mean_cosine: float, converged: bool
+) -> tuple[str, ...]:
+    reasons = []
+    for name, what in VARIABLES.items():
+        # The first axis is never flat.
+        if math.isnan(components[0].correlations[name]):
+            reasons.append(f"the correlation with {name} is not defined: the {what} does not vary")
+    for number in [at for at, is_flat in enumerate(flat, start=1) if is_flat]:
+        reasons.append(f"nothing varies along axis {number} that the sums resolve: its direction is arbitrary")
+    if math.isnan(components[-1].eigengap):
+        reasons.append(f"the eigengap of axis {len(components)} is not defined: there is no further axis")
+    if math.isnan(mean_cosine):
+        reasons.append("the angles to the mean direction are not defined: the mean of the sentence vectors is zero")
+    if not converged:
+        reasons.append("the axes are not determined to 1e-8 of the largest eigenvalue; see the residuals")
+    return tuple(reasons)
