@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cone_kernels.whole_file import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -309,19 +310,10 @@ def _weights_sha256(source: _Source) -> str | None:
         if index is not None:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [source.file(prefix + name) for name in names]
-        if all(files):
-            sha256 = hashlib.sha256()
-            for file in files:
-                _add_file(sha256, file)
-            return sha256.hexdigest()
+        found = [file for file in files if file is not None]
+        if len(found) == len(files):
+            return sha256_of(*found)
     return None
-
-
-def _add_file(sha256: Any, file: Path | None) -> None:
-    assert file is not None
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            sha256.update(block)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from cone_kernels.whole_file import write_whole
 
 SCHEMA = "cone_kernels/state/1"
 
@@ -40,23 +41,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], info: Map
     sha256 = fingerprint(tensors, info)
     metadata = {"schema": SCHEMA, "info": json.dumps(info, sort_keys=True, allow_nan=False), "sha256": sha256}
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    target = Path(path)
-    descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, target)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, content)
     return sha256
 
 
@@ -128,9 +113,3 @@ def check_tensor(
         raise StateFileError(f"{path}: {name} has a negative count")
     if not bool(tensor.isfinite().all()):
         raise StateFileError(f"{path}: {name} has values that are not finite")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

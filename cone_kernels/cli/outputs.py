@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from cone_kernels.whole_file import write_whole
 
 
 def check_outputs(*files: str | None, whole: Sequence[str | None] = (), inputs: Sequence[str] = ()) -> None:
@@ -58,10 +59,4 @@ def write_json(file: str, data: dict[str, Any]) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())

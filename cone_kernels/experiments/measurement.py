@@ -135,7 +135,7 @@ def measure(
         raise TypeError(
             f"options: got {', '.join(unknown)}; they must be of {', '.join(MeasureOptions.__annotations__)}"
         )
-    read = _corpus(corpus, options)
+    read = open_corpus(corpus, options)
 
     from cone_kernels.runner import run
 
@@ -254,7 +254,20 @@ def measured(
     return from_state(state)
 
 
-def _corpus(corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions) -> Corpus:
+def open_corpus(
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions, *, again: bool = False
+) -> Corpus:
+    """The corpus that a file or sentences are, read by the options' policies.
+
+    Args:
+        corpus: a file, a `Corpus`, or sentences.
+        options: `limit`, `field`, `errors` and `malformed` of them are used.
+        again: it will be read more than once, so sentences that can be read only once are kept.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read.
+        ValueError: a `Corpus` beside options of one, or fields of sentences.
+    """
     limit, field = options.get("limit"), options.get("field")
     errors, malformed = options.get("errors", "replace"), options.get("malformed", "drop")
     if isinstance(corpus, Corpus):
@@ -265,7 +278,20 @@ def _corpus(corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: Me
         return Corpus(corpus, fields=field, limit=limit, errors=errors, malformed=malformed)
     if field:
         raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
-    return Corpus.from_sentences(corpus, limit=limit, errors=errors)
+    return Corpus.from_sentences(list(corpus) if again else corpus, limit=limit, errors=errors)
+
+
+def labels(measurements: Sequence[Measurement]) -> list[str]:
+    """The names of the models, numbered where one comes again.
+
+    Example:
+        >>> labels([bert, bert])
+        ['bert-base-uncased', 'bert-base-uncased (2)']
+    """
+    names = [measurement.name for measurement in measurements]
+    return [
+        name if name not in names[:at] else f"{name} ({names[:at].count(name) + 1})" for at, name in enumerate(names)
+    ]
 
 
 def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
