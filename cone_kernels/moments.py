@@ -47,7 +47,8 @@ class ConeState:
     token: Moments
     info: dict[str, Any]
     first_left_out: Tensor
-    """(L, 8) int64: the smallest ids of sentences left out or with a token left out; 2**63 - 1 where there are less."""
+    """(L, 8) int64: the smallest ids of sentences left out (under any pooling) or with a token left out; 2**63 - 1
+    where there are less."""
     backend: str = "auto"
     poolings: dict[str, Moments] = field(default_factory=dict)
     """The sentence level under other poolings than the mean, by name."""
@@ -70,8 +71,8 @@ class ConeState:
         Args:
             layers, dim, device: as in `Moments.empty`.
             second_moment, unit_second_moment: those of the sentence level.
-            poolings: further ways to make a sentence's vector, names of `cone_kernels.pooling_names.POOLINGS` or "all"; the
-                mean is kept in any case.
+            poolings: further ways to make a sentence's vector, names of `cone_kernels.pooling_names.POOLINGS` or
+                "all"; the mean is kept in any case.
             backend: as in `pool_moments`.
             info: JSON, compared when states merge.
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from cone_kernels.ops.arguments import float_tensor
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
-from cone_kernels.pooling_names import pooling_names
+from cone_kernels.pooling_names import POOLINGS, pooling_names
 from cone_kernels.sentence_batch import SentenceBatch, TokenRows
+
+__all__ = ["POOLINGS", "pool", "pool_layers", "pooling_names", "refuse_missing_special", "rows_of"]
 
 
 def pool(

@@ -384,15 +384,16 @@ class ConeProbe:
 
 def _checked_mask(mask: object, name: str) -> Tensor:
     """(B, T) bool from a mask of bool or 0/1 integers."""
+    hint = "" if name == "special" else _MASK_HINT
     if not isinstance(mask, Tensor):
-        raise TypeError(f"{name}: got {type(mask).__name__}, wants a tensor (B, T){_MASK_HINT}")
+        raise TypeError(f"{name}: got {type(mask).__name__}, wants a tensor (B, T){hint}")
     if mask.dim() != 2 or mask.is_floating_point():
         raise ValueError(
-            f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}, wants bool or 0/1 integers (B, T){_MASK_HINT}"
+            f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}, wants bool or 0/1 integers (B, T){hint}"
         )
     if mask.dtype == torch.bool:
         return mask
     # Sequence numbers of packed batches, or Longformer's 2 for global attention, do not say which tokens count.
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"{name}: got values other than 0 and 1{_MASK_HINT}")
+        raise ValueError(f"{name}: got values other than 0 and 1{hint}")
     return mask.to(torch.bool)

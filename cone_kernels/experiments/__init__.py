@@ -5,5 +5,16 @@ from __future__ import annotations
 from cone_kernels.experiments.axis import AxisResult, axis
 from cone_kernels.experiments.layers import LayersResult, layers
 from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
+from cone_kernels.experiments.pooling import PoolingResult, pooling
 
-__all__ = ["AxisResult", "LayersResult", "MeasureOptions", "Measurement", "axis", "layers", "measure"]
+__all__ = [
+    "AxisResult",
+    "LayersResult",
+    "MeasureOptions",
+    "Measurement",
+    "PoolingResult",
+    "axis",
+    "layers",
+    "measure",
+    "pooling",
+]

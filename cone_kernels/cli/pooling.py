@@ -1,0 +1,55 @@
+"""`cone pooling`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.options import (
+    debuggable,
+    json_option,
+    model_options,
+    require_model_or_state,
+    save_state_option,
+    state_option,
+)
+from cone_kernels.pooling_names import POOLINGS, pooling_names
+
+
+def _named(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return pooling_names(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+pooling_option = click.option(
+    "--pooling",
+    multiple=True,
+    default=["mean"],
+    show_default=True,
+    metavar="NAME",
+    callback=_named,
+    help=f"How a sentence's vector is made, side by side; may be repeated. {', '.join(POOLINGS)}, or all.",
+)
+
+
+@click.command()
+@model_options(required=False)
+@state_option
+@pooling_option
+@save_state_option
+@json_option
+@debuggable
+def pooling(json_out: str | None, max_bad: int | None, **options: Any) -> None:
+    """What pooling does to the cone: tokens against sentences at every layer."""
+    require_model_or_state(options["model"], options["corpus"], options["state"])
+
+    from cone_kernels import experiments
+    from cone_kernels.terminal.pooling import print_pooling
+
+    run_experiment(
+        experiments.pooling, print_pooling, options, json_out=json_out, max_bad=max_bad, outputs=("save_state",)
+    )
