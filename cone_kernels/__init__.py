@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Backend": "backends",
     "BackendUnavailable": "backends",
+    "Centering": "centering",
     "ConeProbe": "probe",
     "ConeState": "moments",
     "Moments": "moments",
@@ -30,6 +31,7 @@ _MODULES = ("backends", "experiments", "metrics", "moments", "ops", "probe")
 if TYPE_CHECKING:
     from cone_kernels import backends, experiments, metrics, moments, ops, probe
     from cone_kernels.backends import Backend, BackendUnavailable, capabilities
+    from cone_kernels.centering import Centering
     from cone_kernels.moments import ConeState, Moments
     from cone_kernels.ops.masked_mean_pool import masked_mean_pool
     from cone_kernels.ops.mean_pairwise_cosine import mean_pairwise_cosine
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "BackendUnavailable",
+    "Centering",
     "ConeProbe",
     "ConeState",
     "Moments",

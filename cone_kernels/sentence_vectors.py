@@ -70,6 +70,12 @@ class SentenceVectors:
             yield first, torch.from_numpy(np.frombuffer(content, kind).reshape(-1, self.dim).copy())
 
 
+def used_rows(rows: Tensor) -> Tensor:
+    """Which rows (n, D) of float64 are in the sums of a state: (n,) bool, False for zero and not finite ones."""
+    squares = rows.square().sum(1)
+    return squares.isfinite() & (squares >= torch.finfo(torch.float64).tiny)
+
+
 class VectorKeeper:
     """Gathers the vectors of some layers while a model runs, window by window, batches in any order.
 

@@ -13,9 +13,9 @@ from cone_kernels.cli.outputs import check_outputs, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cone_kernels.experiments.result import ExperimentResult
+    from cone_kernels.terminal.notes import Shown
 
-_Result = TypeVar("_Result", bound="ExperimentResult")
+_Result = TypeVar("_Result", bound="Shown")
 
 
 def run_experiment(

@@ -94,6 +94,7 @@ state_option = click.option(
     "--state", metavar="FILE", help="A state saved before, in place of a model and a corpus: nothing is run."
 )
 
+
 def require_model_or_state(model: str | None, corpus: str | None, state: str | None) -> None:
     """Refuses a state beside a run, and half a run.
 

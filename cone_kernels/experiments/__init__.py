@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from cone_kernels.experiments.axis import AxisResult, axis
+from cone_kernels.experiments.center import CenteringResult, center
 from cone_kernels.experiments.layers import LayersResult, layers
 from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
 from cone_kernels.experiments.pooling import PoolingResult, pooling
+from cone_kernels.experiments.rotation import RotationResult, rotation
+from cone_kernels.experiments.run import RunResult, run
 
 __all__ = [
     "AxisResult",
+    "CenteringResult",
     "LayersResult",
     "MeasureOptions",
     "Measurement",
     "PoolingResult",
+    "RotationResult",
+    "RunResult",
     "axis",
+    "center",
     "layers",
     "measure",
     "pooling",
+    "rotation",
+    "run",
 ]

@@ -164,9 +164,7 @@ def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, S
     """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
     if measurement.loaded is None or measurement.sentences is None:
         raise ValueError("measurement: it is of a saved state, without sentence vectors and texts; axis needs a model")
-    if layer not in measurement.vectors:
-        kept = sorted(measurement.vectors)
-        raise ValueError(f"layer: got {layer}; the measurement kept the sentence vectors of {kept}")
+    vectors = measurement.kept_vectors(layer)
     moments = measurement.state.sentence.select(layer)
     if "second_moment" not in moments.fields:
         raise ValueError("measurement: it kept no second moments; an axis needs second_moment=True")
@@ -176,7 +174,7 @@ def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, S
         raise ValueError(f"corpus: got {n} sentence vectors at layer {layer}; an axis needs at least two")
     if k > most:
         raise ValueError(f"k: got {k}; {n} sentence vectors of width {moments.dim} have at most {most} axes")
-    return measurement.loaded, measurement.vectors[layer], moments
+    return measurement.loaded, vectors, moments
 
 
 def _window(kept: SentenceVectors) -> int:
@@ -187,13 +185,11 @@ def _window(kept: SentenceVectors) -> int:
 
 def _used_rows(kept: SentenceVectors) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """(id of the first row, rows (n, d), lengths of the used ones, which are used (n,)) of every block, in order."""
-    import torch
+    from cone_kernels.sentence_vectors import used_rows
 
     for first, rows in kept.blocks(_window(kept)):
-        squares = rows.double().square().sum(1)
-        # As in the state: zero, not finite and missing vectors are in no sum.
-        used = squares.isfinite() & (squares >= torch.finfo(torch.float64).tiny)
-        yield first, rows, squares[used].sqrt(), used
+        used = used_rows(rows.double())
+        yield first, rows, rows[used].double().norm(dim=1), used
 
 
 def _extremes(kept: SentenceVectors, directions: Tensor, mean: Tensor, count: int) -> Extremes:

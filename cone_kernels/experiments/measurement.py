@@ -52,6 +52,21 @@ class MeasureOptions(TypedDict, total=False):
     """Called after every batch."""
 
 
+CORPUS_OPTIONS = ("limit", "field", "errors", "malformed")
+
+_DEFAULTS: dict[str, Any] = {
+    "limit": None,
+    "field": None,
+    "errors": "replace",
+    "malformed": "drop",
+    "device": None,
+    "dtype": "float32",
+    "revision": None,
+    "trust_remote_code": False,
+    "backend": "auto",
+    "token_budget": None,
+}
+
 # Folder names that say nothing of the model in them.
 _GENERIC_NAMES = ("model", "checkpoint")
 _PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
@@ -89,14 +104,28 @@ class Measurement:
         return "/".join(parts[-2:] if generic else parts[-1:]) or str(self.model["name"])
 
     def layer(self, layer: int) -> int:
-        """The number of a layer that may be counted from the end.
+        """The number of a layer that may be counted from the end: -1 is the last.
 
         Raises:
             ValueError: there is none such.
         """
-        from cone_kernels.sentence_vectors import layer_number
+        numbers = self.state.layers
+        if layer in numbers:
+            return layer
+        if not -len(numbers) <= layer < 0:
+            raise ValueError(f"layer: got {layer}; it must be one of {numbers}, or from {-len(numbers)} to -1")
+        return numbers[layer]
 
-        return self.state.layers[layer_number(layer, len(self.state.layers))]
+    def kept_vectors(self, layer: int) -> SentenceVectors:
+        """The sentence vectors of a layer, by its number.
+
+        Raises:
+            ValueError: the measurement did not keep them.
+        """
+        if layer not in self.vectors:
+            kept = sorted(self.vectors)
+            raise ValueError(f"layer: got {layer}; the measurement kept the sentence vectors of {kept}")
+        return self.vectors[layer]
 
 
 def measure(
@@ -251,7 +280,19 @@ def measured(
     taken = [name for name, value in given.items() if value is not None]
     if taken:
         raise ValueError(f"state: got one beside {', '.join(taken)}; a state takes the place of a run")
+    refuse_run_options(options)
     return from_state(state)
+
+
+def refuse_run_options(options: MeasureOptions) -> None:
+    """Refuses what would be ignored where nothing is run.
+
+    Raises:
+        ValueError: an option is not at its default.
+    """
+    asked = [name for name, value in options.items() if name in _DEFAULTS and value != _DEFAULTS[name]]
+    if asked:
+        raise ValueError(f"{', '.join(asked)}: got a value beside a state alone, of which nothing is run")
 
 
 def open_corpus(
@@ -268,10 +309,10 @@ def open_corpus(
         FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read.
         ValueError: a `Corpus` beside options of one, or fields of sentences.
     """
-    limit, field = options.get("limit"), options.get("field")
-    errors, malformed = options.get("errors", "replace"), options.get("malformed", "drop")
+    chosen: dict[str, Any] = {name: options.get(name, _DEFAULTS[name]) for name in CORPUS_OPTIONS}
+    limit, field, errors, malformed = chosen.values()
     if isinstance(corpus, Corpus):
-        if (limit, field, errors, malformed) != (None, None, "replace", "drop"):
+        if any(chosen[name] != _DEFAULTS[name] for name in CORPUS_OPTIONS):
             raise ValueError("corpus: got a Corpus and options of one; give limit, field, errors, malformed to it")
         return corpus
     if isinstance(corpus, (str, os.PathLike)):
@@ -294,10 +335,30 @@ def labels(measurements: Sequence[Measurement]) -> list[str]:
     ]
 
 
+def shared_corpus(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """What several measurements were made on: the runs' corpus, or what the states say of theirs.
+
+    Counts that differ by tokenizer are added up; "sentences" is None where the corpora differ in it.
+    """
+    runs = [found.corpus for found in measurements if "fingerprint" in found.corpus]
+    corpora = runs or [found.corpus for found in measurements]
+    added = [name for name in ("tokens", "truncated") if name in corpora[0]]
+    totals: dict[str, Any] = {name: sum(one[name] for one in corpora) for name in added}
+    sentences = {one["sentences"] for one in corpora}
+    dropped = {**corpora[0]["dropped"], "no_token": max(one["dropped"]["no_token"] for one in corpora)}
+    return {
+        **corpora[0],
+        **totals,
+        "sentences": sentences.pop() if len(sentences) == 1 else None,
+        "dropped": dropped,
+        "left_out": max(found.corpus["left_out"] for found in measurements),
+    }
+
+
 def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
     from cone_kernels.models import LoadedModel, load_model
 
-    defaults = {"device": None, "dtype": "float32", "revision": None, "trust_remote_code": False}
+    defaults = {name: _DEFAULTS[name] for name in ("device", "dtype", "revision", "trust_remote_code")}
     chosen: dict[str, Any] = {name: options.get(name, default) for name, default in defaults.items()}
     if not isinstance(model, LoadedModel):
         return load_model(model, **chosen)

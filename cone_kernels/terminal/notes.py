@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from rich.console import Console
 
 from cone_kernels.terminal.progress import rates_of
 
-if TYPE_CHECKING:
-    from cone_kernels.experiments.result import ExperimentResult
+
+class Shown(Protocol):
+    """What a command can show of a result."""
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """What was measured on, and what of it was dropped, replaced or left out."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Times and options of the run."""
+
+    @property
+    def n_bad(self) -> int:
+        """How many sentences, lines and records are in no sum."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON data."""
 
 
-def print_notes(console: Console, result: ExperimentResult) -> None:
+def print_notes(console: Console, result: Shown) -> None:
     """Prints them; of a result from a saved state there are none."""
     corpus, manifest = result.corpus, result.manifest
     seconds = manifest.get("seconds", {}).get("run")

@@ -1,0 +1,311 @@
+"""Opening the cone: mean removal, all-but-the-top and whitening, fitted on a state and applied to vectors."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cone_kernels import metrics, state_file
+from cone_kernels.moments import ConeState, Moments
+from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
+from cone_kernels.ops.top_eigenvectors import top_eigenvectors
+
+CenteringMethod = Literal["mean", "all-but-the-top", "whitening"]
+METHODS: tuple[CenteringMethod, ...] = get_args(CenteringMethod)
+
+# Whitening divides by the root of an eigenvalue. With this ratio of the smallest to the largest the rounding of float32
+# rows (6e-8) grows by a factor of 1e4 at most.
+_LEAST_EIGENVALUE = 1e-8
+_HEADER = ("method", "level", "layer", "dim", "count", "components", "shrinkage", "model")
+
+
+@dataclass(frozen=True, eq=False)
+class Centering:
+    """An affine map of vectors that opens the cone of the layer it was fitted on. Two are equal if they map alike.
+
+    Attributes:
+        method: "mean", "all-but-the-top" or "whitening".
+        level: what it was fitted on, "sentence" or "token".
+        layer: the layer's number.
+        count: how many vectors it was fitted on.
+        mean: (d,) float64, what is subtracted.
+        directions: (k, d) float64 orthonormal rows, what all-but-the-top projects out; None for other methods.
+        matrix: (d, d) float64 symmetric, what whitening multiplies by; None for other methods.
+        shrinkage: α of whitening, from 0 to 1; None for other methods.
+        model: what the state says of the model it was measured on, or None.
+
+    Example:
+        >>> centering = Centering.fit(ConeState.load("minilm.safetensors"), method="all-but-the-top", components=3)
+        >>> opened = centering(vectors)  # (..., 384)
+    """
+
+    method: CenteringMethod
+    level: str
+    layer: int
+    count: int
+    mean: Tensor = field(repr=False)
+    directions: Tensor | None = field(repr=False)
+    matrix: Tensor | None = field(repr=False)
+    shrinkage: float | None
+    model: dict[str, Any] | str | None = field(repr=False)
+    _casts: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def fit(
+        cls,
+        state: ConeState | Moments,
+        *,
+        layer: int = -1,
+        method: CenteringMethod = "mean",
+        components: int | None = None,
+        shrinkage: float | None = None,
+    ) -> Centering:
+        """The map that a layer's sums lead to.
+
+        - "mean": x − m, m the mean of the rows.
+        - "all-but-the-top" (Mu & Viswanath 2018): x − m without its part along the top k eigenvectors of the
+          covariance C. The part is taken from the centred row, so that the mean of the outcome is 0.
+        - "whitening": S^(-1/2)(x − m), S = (1−α)·C + α·(tr C/d)·I. Of all whitening maps this one (ZCA) moves the
+          rows least.
+
+        Args:
+            state: a `ConeState`, whose sentence level is taken, or `Moments` of either level. All methods but "mean"
+                need its second moment.
+            layer: its number; -1 is the last one of the state.
+            method: one of the three.
+            components: k, 1 to d; all-but-the-top only. Default: d // 100, at least 1, as the paper advises.
+            shrinkage: α, 0 to 1; whitening only. Default: the oracle approximating shrinkage for n rows, (Chen et al.
+                2010, equation 23, for large d as in scikit-learn), α = (tr C² + tr² C) / ((n+1)(tr C² − tr² C/d)) and
+                1 at most. It is best for normal data, falls as 1/n and never needs a second look at the rows.
+
+        Raises:
+            ValueError: an argument is out of range or not of this method, the state has no second moment or too few
+                rows, or the covariance is too ill-conditioned to whiten with this shrinkage.
+
+        Example:
+            >>> Centering.fit(state, method="whitening", shrinkage=0.1)
+            Centering(whitening with shrinkage 0.1, 384 wide, layer 6, from 1,000 sentences)
+        """
+        check_method(method, components, shrinkage)
+        level = state.sentence if isinstance(state, ConeState) else state
+        moments = level.select(level.layers[layer] if -len(level.layers) <= layer < 0 else layer)
+        count, needed = int(moments.count.sum()), 1 if method == "mean" else 2
+        if count < needed:
+            raise ValueError(f"state: got {count} vectors at layer {layer}; method {method!r} needs at least {needed}")
+        if method != "mean" and "second_moment" not in moments.fields:
+            raise ValueError(f"state: it was gathered without its second moment, which method {method!r} needs")
+        directions = matrix = None
+        if method == "all-but-the-top":
+            directions = _top_directions(moments, components)
+        elif method == "whitening":
+            covariance = metrics.covariance(moments)[0].cpu()
+            shrinkage = _oracle_shrinkage(covariance, count) if shrinkage is None else float(shrinkage)
+            matrix = _whitening_matrix(covariance, shrinkage)
+        model = state.info.get("model") if isinstance(state, ConeState) else None
+        mean = metrics.mean_vector(moments)[0].cpu()
+        return cls(method, moments.level, moments.layers[0], count, mean, directions, matrix, shrinkage, model)
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors."""
+        return len(self.mean)
+
+    @property
+    def components(self) -> int | None:
+        """How many directions all-but-the-top projects out; None for other methods."""
+        return None if self.directions is None else len(self.directions)
+
+    def apply(self, x: ArrayLike) -> Any:
+        """Maps vectors; differentiable for tensors.
+
+        Args:
+            x: (..., d) float32, float64, bfloat16 or float16, a tensor on any device or a NumPy array. bfloat16 and
+                float16 are computed in float32 and rounded once, at the end.
+
+        Returns:
+            (..., d), of the same type, dtype and device.
+
+        Raises:
+            TypeError: a type or dtype is not taken.
+            ValueError: the width is not d.
+        """
+        rows = float_tensor("x", x, 1, "(..., d)")
+        if rows.shape[-1] != self.dim:
+            raise ValueError(f"x: got width {rows.shape[-1]}; the centering was fitted on width {self.dim}")
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        parts = self._parts_on(rows.device, dtype)
+        mapped = rows.to(dtype) - parts["mean"]
+        if "directions" in parts:
+            mapped = mapped - (mapped @ parts["directions"].mT) @ parts["directions"]
+        elif "matrix" in parts:
+            mapped = mapped @ parts["matrix"]
+        return like_input(mapped.to(rows.dtype), x)
+
+    def __call__(self, x: ArrayLike) -> Any:
+        """As `apply`."""
+        return self.apply(x)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Centering) and self.fingerprint() == other.fingerprint()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __repr__(self) -> str:
+        how: str = self.method
+        if self.components is not None:
+            how += f" of {self.components} component{'s' if self.components > 1 else ''}"
+        elif self.shrinkage is not None:
+            how += f" with shrinkage {self.shrinkage:.3g}"
+        return f"Centering({how}, {self.dim} wide, layer {self.layer}, from {self.count:,} {self.level}s)"
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that `save` writes."""
+        return state_file.fingerprint(self._parts(), {"centering": self._header()})
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Writes a safetensors file, whole or not at all; returns its fingerprint."""
+        return state_file.write(path, self._parts(), {"centering": self._header()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Centering:
+        """Reads what `save` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            StateFileError: it is damaged, or not of this kind.
+        """
+        tensors, info = state_file.read(path, "centering")
+        header = _checked_header(path, info["centering"])
+        shapes = _tensor_shapes(header["method"], header["dim"], header["components"])
+        if sorted(tensors) != sorted(shapes):
+            raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)}; it must have {sorted(shapes)}")
+        for name, shape in shapes.items():
+            state_file.check_tensor(path, name, tensors[name], shape, torch.float64)
+        _check_structure(path, tensors)
+        return cls(
+            method=header["method"],
+            level=header["level"],
+            layer=header["layer"],
+            count=header["count"],
+            mean=tensors["mean"],
+            directions=tensors.get("directions"),
+            matrix=tensors.get("matrix"),
+            shrinkage=header["shrinkage"],
+            model=header["model"],
+        )
+
+    def _parts(self) -> dict[str, Tensor]:
+        parts = {"mean": self.mean, "directions": self.directions, "matrix": self.matrix}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _header(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _HEADER}
+
+    def _parts_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        key = (device, dtype)
+        if key not in self._casts:
+            # A tensor made under inference mode could be in no later backward pass.
+            with torch.inference_mode(False):
+                self._casts[key] = {name: part.to(device, dtype) for name, part in self._parts().items()}
+        return self._casts[key]
+
+
+def check_method(method: str, components: int | None, shrinkage: float | None) -> None:
+    """Raises ValueError for an unknown method, and for an option that is out of range or not of this method."""
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}; it must be one of {', '.join(METHODS)}")
+    if components is not None and method != "all-but-the-top":
+        raise ValueError(f"components: got {components}; method {method!r} has none, 'all-but-the-top' has")
+    if components is not None and components < 1:
+        raise ValueError(f"components: got {components}; it must be at least 1")
+    if shrinkage is not None and method != "whitening":
+        raise ValueError(f"shrinkage: got {shrinkage}; method {method!r} has none, 'whitening' has")
+    if shrinkage is not None and not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage: got {shrinkage}; it must be from 0 to 1")
+
+
+def _top_directions(moments: Moments, components: int | None) -> Tensor:
+    """(k, d), orthonormal."""
+    k = max(1, moments.dim // 100) if components is None else components
+    if not 1 <= k <= moments.dim:
+        raise ValueError(f"components: got {k}; it must be from 1 to the width {moments.dim}")
+    found = top_eigenvectors(covariance=metrics.covariance(moments)[0].cpu(), k=k)
+    directions: Tensor = found.vectors
+    if not float(found.values[0]) > 0:
+        raise ValueError("state: all its vectors are alike, so there is no direction in which they vary")
+    return directions
+
+
+def _oracle_shrinkage(covariance: Tensor, count: int) -> float:
+    trace, squares = float(covariance.trace()), float(covariance.square().sum())
+    over_sphere = squares - trace**2 / len(covariance)
+    return min(1.0, (squares + trace**2) / ((count + 1) * over_sphere)) if over_sphere > 0 else 1.0
+
+
+def _whitening_matrix(covariance: Tensor, shrinkage: float) -> Tensor:
+    """S^(-1/2) of the shrunk covariance S."""
+    d = len(covariance)
+    variance = float(covariance.trace()) / d
+    if not variance > 0:
+        raise ValueError("state: all its vectors are alike, so there is no covariance to whiten")
+    values, vectors = torch.linalg.eigh(covariance)
+    # Shrinking moves eigenvalues alone; done on them, S keeps the eigenvectors of C to the last bit.
+    values = (1 - shrinkage) * values + shrinkage * variance
+    ratio = float(values[0] / values[-1])
+    if not ratio >= _LEAST_EIGENVALUE:
+        raise ValueError(
+            f"shrinkage: got {shrinkage:g}; the smallest eigenvalue of the covariance is {ratio:.0e} of its largest "
+            f"then, and whitening would blow up rounding; it must be {_LEAST_EIGENVALUE:.0e} or more, so shrink more"
+        )
+    matrix: Tensor = (vectors * values.rsqrt()) @ vectors.mT
+    return (matrix + matrix.mT) / 2
+
+
+def _checked_header(path: str | os.PathLike[str], header: Any) -> Mapping[str, Any]:
+    """The header of a file that need not be honest."""
+    if not isinstance(header, dict) or set(header) != set(_HEADER):
+        raise state_file.StateFileError(f"{path}: its header must say {sorted(_HEADER)}, got {header!r:.200}")
+    method, dim, components, shrinkage = (header[name] for name in ("method", "dim", "components", "shrinkage"))
+    whole = all(type(header[name]) is int for name in ("layer", "dim", "count"))
+    is_number = type(shrinkage) in (int, float) and math.isfinite(shrinkage)
+    wrong = {
+        "method": method not in METHODS,
+        "level": header["level"] not in ("sentence", "token"),
+        "layer, dim, count": not whole or dim < 1 or header["count"] < 1,
+        "components": (type(components) is int) != (method == "all-but-the-top"),
+        "shrinkage": is_number != (method == "whitening") or (is_number and not 0 <= shrinkage <= 1),
+        "model": not isinstance(header["model"], (dict, str, type(None))),
+    }
+    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    if not found and type(components) is int and not 1 <= components <= dim:
+        found = ["components"]
+    if found:
+        got = {name: header[name] for names in found for name in names.split(", ")}
+        raise state_file.StateFileError(f"{path}: its header says {got!r:.200}, which no centering has")
+    return header
+
+
+def _tensor_shapes(method: str, dim: int, components: int | None) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"mean": (dim,)}
+    if components is not None:
+        shapes["directions"] = (components, dim)
+    elif method == "whitening":
+        shapes["matrix"] = (dim, dim)
+    return shapes
+
+
+def _check_structure(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    directions, matrix = tensors.get("directions"), tensors.get("matrix")
+    if directions is not None:
+        identity = torch.eye(len(directions), dtype=torch.float64)
+        if not torch.allclose(directions @ directions.mT, identity, rtol=0, atol=1e-8):
+            raise state_file.StateFileError(f"{path}: its directions are not orthonormal")
+    if matrix is not None and not torch.equal(matrix, matrix.mT):
+        raise state_file.StateFileError(f"{path}: its matrix is not symmetric")

@@ -1,0 +1,51 @@
+"""`cone center`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.options import debuggable, json_option, model_options
+
+
+@click.command()
+@model_options(required=False)
+@click.option("--state", metavar="FILE", help="Fit on this state; a model and a corpus only measure then.")
+@click.option("--layer", type=int, default=-1, show_default="-1, the last", help="The layer that is centred.")
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "all-but-the-top", "whitening"]),
+    default="mean",
+    show_default=True,
+    help="Subtract the mean; also project out the top directions; or whiten.",
+)
+@click.option(
+    "--components",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Directions projected out by all-but-the-top.  [default: a hundredth of the width]",
+)
+@click.option(
+    "--shrinkage",
+    type=click.FloatRange(0, 1),
+    help="Of the covariance, for whitening.  [default: the oracle approximating shrinkage]",
+)
+@click.option("--output", "-o", metavar="FILE", help="Write the centering, for Centering.load.")
+@json_option
+@debuggable
+def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
+    """Open the cone: a centering, and the anisotropy before and after it."""
+    if (options["model"] is None) != (options["corpus"] is None):
+        raise click.UsageError("--model and --corpus go together")
+    if options["model"] is None and options["state"] is None:
+        raise click.UsageError("give --model and --corpus, or --state FILE, or all three")
+    for name, method in (("components", "all-but-the-top"), ("shrinkage", "whitening")):
+        if options[name] is not None and options["method"] != method:
+            raise click.UsageError(f"--{name} is for --method {method}")
+
+    from cone_kernels.experiments.center import center as open_cone
+    from cone_kernels.terminal.centering import print_centering
+
+    run_experiment(open_cone, print_centering, options, json_out=json_out, max_bad=max_bad, outputs=("output",))

@@ -1,0 +1,40 @@
+"""`cone rotation`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.options import debuggable, json_option, models_options
+
+
+@click.command()
+@models_options(required=False)
+@click.option("--state", multiple=True, metavar="FILE", help="A state saved with second moments; may be repeated.")
+@click.option(
+    "--layer",
+    type=int,
+    multiple=True,
+    default=[-1],
+    show_default="-1, the last of each",
+    help="The layer compared; once, or once for each model and state.",
+)
+@click.option("--k", type=click.IntRange(min=1), default=4, show_default=True, help="Axes of the subspaces compared.")
+@json_option
+@debuggable
+def rotation(json_out: str | None, max_bad: int | None, **options: Any) -> None:
+    """Whether models share their cone's axis, and whether a centring vector carries over."""
+    models, states, layers = (len(options[name]) for name in ("model", "state", "layer"))
+    if models + states < 2:
+        raise click.UsageError(f"--model and --state: got {models + states} in all; a comparison needs at least two")
+    if (options["corpus"] is None) != (models == 0):
+        raise click.UsageError("--model and --corpus go together: each model is run over the corpus")
+    if layers not in (1, models + states):
+        raise click.UsageError(f"--layer: got {layers}; give it once, or once for each of {models + states}")
+
+    from cone_kernels.experiments.rotation import rotation as compare
+    from cone_kernels.terminal.rotation import print_rotation
+
+    run_experiment(compare, print_rotation, options, json_out=json_out, max_bad=max_bad)

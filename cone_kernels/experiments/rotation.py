@@ -1,0 +1,291 @@
+"""Experiment 4: whether models share their cone's axis, and whether a centring vector carries over between them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.center import level_after
+from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.experiments.measurement import (
+    CORPUS_OPTIONS,
+    Measurement,
+    MeasureOptions,
+    from_state,
+    labels,
+    measure,
+    open_corpus,
+    shared_corpus,
+)
+from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Unpack
+
+    from cone_kernels.centering import Centering
+    from cone_kernels.models import LoadedModel
+    from cone_kernels.moments import ConeState
+    from cone_kernels.sentence_vectors import SentenceVectors
+
+__all__ = ["Chance", "ComparedModel", "RotationResult", "rotation", "rotation_of"]
+
+# Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
+_TOLERANCE = 1e-12
+
+# The top k axes span no subspace of their own where the last eigenvalue is rounding beside the first.
+_LEAST_EIGENVALUE = 1e-8
+
+
+def rotation(
+    model: Sequence[str | os.PathLike[str] | LoadedModel] = (),
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
+    *,
+    state: Sequence[ConeState | str | os.PathLike[str]] = (),
+    layer: int | Sequence[int] = -1,
+    k: int = 4,
+    **options: Unpack[MeasureOptions],
+) -> RotationResult:
+    """Compares the cones of two or more models: one pass of each over the same corpus, one model in memory at a time.
+
+    Args:
+        model: folders, hub ids, or what `load_model` returned.
+        corpus: a file, a `Corpus`, or sentences; read once for each model.
+        state: states saved before, with their second moments; they follow the models. What needs sentence vectors
+            (`functional_cosine`, and their own rows of `centered_anisotropy`) is not defined for them.
+        layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or one number for each model and
+            state.
+        k: the principal angles are those between the subspaces of the top k axes.
+        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+
+    Raises:
+        TypeError: `model` or `state` is one of its kind in place of a sequence.
+        FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
+        ModuleNotFoundError, ModelError: a model cannot be loaded.
+        StateFileError: a state's file is damaged.
+        BackendUnavailable: the backend asked for cannot run here.
+        ValueError: fewer than two models and states, a corpus without a model or the reverse, an option is out of
+            range, a state without second moments, too few sentences, or a corpus that changes while it is read.
+
+    Example:
+        >>> result = rotation(["mixedbread-ai/mxbai-embed-large-v1", "bert-large-uncased"], "snli_dev.jsonl")
+        >>> result.axis_cosine[0][1], result.null[0][1].p95
+    """
+    for name, several in (("model", model), ("state", state)):
+        if isinstance(several, (str, os.PathLike)) or not isinstance(several, Sequence):
+            raise TypeError(f"{name}: got one {type(several).__name__}; it must be a sequence of them")
+    if (corpus is None) != (not model):
+        raise ValueError("model, corpus: got one without the other; a run needs both")
+    layers = _layers(layer, len(model) + len(state), k)
+    measurements: list[Measurement] = []
+    if corpus is not None:
+        read = open_corpus(corpus, options, again=True)
+        rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
+        for one, number in zip(model, layers, strict=False):
+            found = measure(one, read, second_moment=True, keep_vectors=(number,), **rest)
+            measurements.append(replace(found, loaded=None))
+    if len({found.corpus["fingerprint"] for found in measurements}) > 1:
+        raise ValueError("corpus: it gave other sentences when it was read again, so the models cannot be compared")
+    measurements += [from_state(one) for one in state]
+    return rotation_of(measurements, layer=layers, k=k)
+
+
+def rotation_of(measurements: Sequence[Measurement], *, layer: int | Sequence[int] = -1, k: int = 4) -> RotationResult:
+    """The result of measurements with second moments, which kept the vectors of the layers or are of saved states.
+
+    Measurements of different corpora are compared too; their functional cosine is not defined. See `rotation`.
+    """
+    from cone_kernels import directions
+
+    given = _layers(layer, len(measurements), k)
+    layers = [found.layer(number) for found, number in zip(measurements, given, strict=True)]
+    cones = [_Cone.of(*each, k) for each in zip(measurements, layers, _labels(measurements, layers), strict=True)]
+    chance = {
+        dim: Chance(directions.random_cosine_mean(dim), directions.random_cosine_quantile(0.95, dim))
+        for dim in {cone.dim for cone in cones}
+    }
+    axis_cosine = _symmetric(cones, _axis_cosine)
+    centered = [[_centered_level(a, b) for b in cones] for a in cones]
+    functional_cosine = _symmetric(cones, _functional_cosine)
+    return RotationResult(
+        models=tuple(cone.compared for cone in cones),
+        corpus=shared_corpus(measurements),
+        k=k,
+        axis_cosine=axis_cosine,
+        mean_cosine=_symmetric(cones, _mean_cosine),
+        principal_angles=tuple(tuple(_angles(a, b) for b in cones) for a in cones),
+        centered_anisotropy=tuple(tuple(level.anisotropy if level else math.nan for level in row) for row in centered),
+        centered_stderr=tuple(tuple(level.stderr if level else math.nan for level in row) for row in centered),
+        functional_cosine=functional_cosine,
+        null=tuple(tuple(chance[a.dim] if a.dim == b.dim else None for b in cones) for a in cones),
+        p_value=tuple(
+            tuple(math.nan if math.isnan(c) else directions.random_cosine_p_value(c, cone.dim) for c in row)
+            for cone, row in zip(cones, axis_cosine, strict=True)
+        ),
+        reasons=tuple(_reasons(cones, centered, functional_cosine)),
+        manifest=_manifest(measurements, {"k": k, "layers": layers}),
+    )
+
+
+def _layers(layer: int | Sequence[int], count: int, k: int) -> list[int]:
+    if count < 2:
+        raise ValueError(f"model, state: got {count} in all; a comparison needs at least two")
+    if k < 1:
+        raise ValueError(f"k: got {k}; it must be at least 1")
+    numbers = [layer] if isinstance(layer, int) else list(layer)
+    if len(numbers) not in (1, count):
+        raise ValueError(f"layer: got {len(numbers)} numbers for {count} models and states; give one, or one for each")
+    return numbers * (count // len(numbers))
+
+
+def _labels(measurements: Sequence[Measurement], layers: Sequence[int]) -> list[str]:
+    """The models' names; with the layers where a name comes again, and numbered where that does not help."""
+    names = [found.name for found in measurements]
+    if len(set(names)) == len(names):
+        return names
+    with_layers = [f"{name} L{layer}" for name, layer in zip(names, layers, strict=True)]
+    return with_layers if len(set(with_layers)) == len(with_layers) else labels(measurements)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cone:
+    """What is compared of one model at one layer."""
+
+    compared: ComparedModel
+    axes: Tensor  # (k, d) float64, the top centred eigenvectors
+    spanned: bool  # whether the sentences vary in all k of these directions
+    centering: Centering
+    vectors: SentenceVectors | None
+
+    @property
+    def name(self) -> str:
+        return self.compared.name
+
+    @property
+    def dim(self) -> int:
+        return self.compared.hidden_size
+
+    @classmethod
+    def of(cls, measurement: Measurement, layer: int, label: str, k: int) -> _Cone:
+        from cone_kernels import metrics
+        from cone_kernels.centering import Centering
+        from cone_kernels.ops.top_eigenvectors import top_eigenvectors
+
+        moments = measurement.state.sentence.select(layer)
+        if "second_moment" not in moments.fields:
+            raise ValueError(f"state: {label} was gathered without second moments, which its axis is computed from")
+        count = int(moments.count.sum())
+        if count < 2:
+            raise ValueError(f"corpus: {label} has {count} sentence vectors at layer {layer}; an axis needs two")
+        covariance = metrics.covariance(moments)[0].cpu()
+        found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
+        if not float(found.values[0]) > 0:
+            raise ValueError(f"corpus: all sentence vectors of {label} at layer {layer} are the same: there is no axis")
+        compared = ComparedModel(
+            name=label,
+            source=str(measurement.model["name"]),
+            architecture=measurement.model.get("architecture"),
+            weights_sha256=measurement.model.get("weights_sha256"),
+            hidden_size=moments.dim,
+            layer=layer,
+            layer_name=measurement.layer_names[measurement.state.layers.index(layer)],
+            level=levels_of(moments)[0],
+            explained_variance_ratio=float(metrics.explained_variance_ratio(covariance, found.values)[0]),
+            corpus_fingerprint=measurement.corpus.get("fingerprint"),
+        )
+        return cls(
+            compared,
+            axes=found.vectors,
+            spanned=count > k and float(found.values[-1]) >= _LEAST_EIGENVALUE * float(found.values[0]),
+            centering=Centering.fit(moments, layer=layer),
+            vectors=measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None,
+        )
+
+
+def _symmetric(cones: Sequence[_Cone], compare: Callable[[_Cone, _Cone], float]) -> Matrix:
+    found = {(i, j): compare(cones[i], cones[j]) for i in range(len(cones)) for j in range(i, len(cones))}
+    return tuple(tuple(found[min(i, j), max(i, j)] for j in range(len(cones))) for i in range(len(cones)))
+
+
+def _axis_cosine(a: _Cone, b: _Cone) -> float:
+    from cone_kernels.directions import axis_cosine
+
+    return axis_cosine(a.axes[0], b.axes[0]) if a.dim == b.dim else math.nan
+
+
+def _mean_cosine(a: _Cone, b: _Cone) -> float:
+    from cone_kernels.directions import axis_cosine
+
+    defined = a.dim == b.dim and bool(a.centering.mean.any()) and bool(b.centering.mean.any())
+    return axis_cosine(a.centering.mean, b.centering.mean) if defined else math.nan
+
+
+def _angles(a: _Cone, b: _Cone) -> tuple[float, ...] | None:
+    from cone_kernels.directions import principal_angles
+
+    return tuple(principal_angles(a.axes, b.axes).tolist()) if a.dim == b.dim and a.spanned and b.spanned else None
+
+
+def _centered_level(a: _Cone, b: _Cone) -> Level | None:
+    """The sentence level of the one after subtracting the mean of the other."""
+    return level_after(a.vectors, b.centering) if a.dim == b.dim and a.vectors is not None else None
+
+
+def _functional_cosine(a: _Cone, b: _Cone) -> float:
+    """|r| of the projections on both first axes, over the sentences that have a vector in both models."""
+    from cone_kernels.correlation import Correlation
+    from cone_kernels.sentence_vectors import used_rows
+
+    if a.vectors is None or b.vectors is None or a.compared.corpus_fingerprint != b.compared.corpus_fingerprint:
+        return math.nan
+    correlation = Correlation(1)
+    for (_, first), (_, second) in zip(a.vectors.blocks(), b.vectors.blocks(), strict=True):
+        rows_a, rows_b = first.double(), second.double()
+        used = used_rows(rows_a) & used_rows(rows_b)
+        along_a = (rows_a[used] - a.centering.mean) @ a.axes[0]  # (n,)
+        along_b = (rows_b[used] - b.centering.mean) @ b.axes[0]
+        correlation.add(along_a[:, None], along_b)
+    return abs(float(correlation.r[0]))
+
+
+def _reasons(cones: Sequence[_Cone], centered: Sequence[Sequence[Level | None]], functional: Matrix) -> list[str]:
+    found = []
+    widths = sorted({cone.dim for cone in cones})
+    if len(widths) > 1:
+        found.append(
+            f"axis_cosine, mean_cosine, principal_angles, centered_anisotropy of models of different widths "
+            f"({', '.join(map(str, widths))}): directions of different spaces have no angle; see functional_cosine"
+        )
+    for cone in cones:
+        if cone.vectors is None:
+            found.append(
+                f"centered_anisotropy, functional_cosine of {cone.name}: a saved state has no sentence vectors"
+            )
+        if not cone.spanned:
+            found.append(f"principal_angles of {cone.name}: its sentence vectors vary in fewer directions than k")
+        if not bool(cone.centering.mean.any()):
+            found.append(f"mean_cosine of {cone.name}: the mean of its sentence vectors is zero")
+    for (i, a), (j, b) in combinations(enumerate(cones), 2):
+        if math.isnan(functional[i][j]) and a.vectors is not None and b.vectors is not None:
+            same = a.compared.corpus_fingerprint == b.compared.corpus_fingerprint
+            why = "they have too few sentence vectors in common" if same else "they were measured on other sentences"
+            found.append(f"functional_cosine of {a.name} and {b.name}: {why}")
+    for a, row in zip(cones, centered, strict=True):
+        for b, level in zip(cones, row, strict=True):
+            if level is not None and level.reason:
+                found.append(f"centered_anisotropy of {a.name} with the mean of {b.name}: {level.reason}")
+    return found
+
+
+def _manifest(measurements: Sequence[Measurement], options: dict[str, Any]) -> dict[str, Any]:
+    runs = [found.manifest for found in measurements if "seconds" in found.manifest]
+    shared = {"versions": measurements[0].manifest["versions"], "rotation": options}
+    if runs:
+        shared |= {name: runs[0][name] for name in ("started", "options", "device", "device_name", "backend")}
+        shared["seconds"] = {part: round(sum(run["seconds"][part] for run in runs), 3) for part in ("load", "run")}
+    return {**shared, "measurements": [found.manifest for found in measurements]}

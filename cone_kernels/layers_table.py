@@ -1,0 +1,69 @@
+"""The layers of every model as one flat table: a row for each model and layer, as CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from cone_kernels.extras import require
+
+TableFormat = Literal["parquet", "csv"]
+
+
+def require_table_format(table: str) -> None:
+    """Raises before a run where the table could not be written after it.
+
+    Raises:
+        ValueError: an unknown format.
+        ModuleNotFoundError: Parquet without pyarrow.
+    """
+    if table not in ("parquet", "csv"):
+        raise ValueError(f"table: got {table!r}; it must be 'parquet' or 'csv'")
+    if table == "parquet":
+        require("pyarrow", "report", "a Parquet table (csv does not)")
+
+
+def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each model and layer, from the JSON data of `cone run`; the same columns in every row.
+
+    Example:
+        >>> layer_rows(results)[0]["sentence_anisotropy"]
+        0.4929...
+    """
+    rows = []
+    for model in results["models"]:
+        for layer, pooled in zip(model["layers"]["layers"], model["pooling"]["layers"], strict=True):
+            row = {"model": model["layers"]["model"]["name"], "layer": layer["layer"], "name": layer["name"]}
+            for level in ("sentence", "token"):
+                row |= {f"{level}_{field}": layer[level][field] for field in _LEVEL_FIELDS}
+            row["anisotropy_without_rogue"] = layer["anisotropy_without_rogue"]
+            for name in ("gap", "within", "between", "predicted"):
+                row |= {name: pooled[name]["value"], f"{name}_stderr": pooled[name]["stderr"]}
+            for name, level in pooled["poolings"].items():
+                row |= {f"{name}_anisotropy": level["anisotropy"], f"{name}_stderr": level["stderr"]}
+            row |= layer["geometry"] or dict.fromkeys(_GEOMETRY_FIELDS)
+            rows.append(row)
+    return rows
+
+
+def encoded_table(rows: Sequence[Mapping[str, Any]], table: TableFormat) -> bytes:
+    """The content of a file with these rows; CSV leaves the cell of a value that is not defined empty."""
+    if table == "csv":
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+    import pyarrow
+    from pyarrow import parquet
+
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), buffer)
+    return buffer.getvalue()
+
+
+_LEVEL_FIELDS = ("anisotropy", "stderr", "mean_norm", "count", "n_zero", "n_nonfinite")
+_GEOMETRY_FIELDS = ("participation_ratio", "iso_score", "explained_variance_ratio", "effective_rank", "rank_me")
