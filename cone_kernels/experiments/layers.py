@@ -335,10 +335,10 @@ def _geometry_summary(known: Sequence[Layer]) -> list[str]:
     last = known[-1]
     if last.geometry is None:
         return []
+    share = f"the first principal axis holds {last.geometry.explained_variance_ratio:.1%} of the variance"
     return [
-        f"Around their mean the sentences of layer {last.layer} spread over about "
-        f"{last.geometry.participation_ratio:.0f} directions (participation ratio); the first principal axis holds "
-        f"{last.geometry.explained_variance_ratio:.1%} of the variance."
+        f"Around their mean the sentences of layer {last.layer} have a participation ratio of "
+        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions; {share}."
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus, Encoding, Malformed
+from cone_kernels.model_names import short_name
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,6 @@ _DEFAULTS: dict[str, Any] = {
     "token_budget": None,
 }
 
-# Folder names that say nothing of the model in them.
-_GENERIC_NAMES = ("model", "checkpoint")
 _PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
 
 
@@ -99,9 +98,7 @@ class Measurement:
     @property
     def name(self) -> str:
         """A short name of the model: the last part of its folder or hub id, two where the last one says nothing."""
-        parts = Path(str(self.model["name"])).parts
-        generic = parts[-1:] and parts[-1].startswith(_GENERIC_NAMES)
-        return "/".join(parts[-2:] if generic else parts[-1:]) or str(self.model["name"])
+        return short_name(str(self.model["name"]))
 
     def layer(self, layer: int) -> int:
         """The number of a layer that may be counted from the end: -1 is the last.

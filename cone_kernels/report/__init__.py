@@ -1,0 +1,115 @@
+"""The report: figures, fragments for notebooks and one self-contained HTML page, made from the JSON data of results.
+
+Nothing here imports matplotlib until a figure is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.extras import require
+from cone_kernels.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cone_kernels.report.figures.panel import Panel
+
+__all__ = ["figure", "fragment", "write_report"]
+
+
+def figure(result: dict[str, Any]) -> Figure:
+    """A matplotlib figure of one result, all of its panels one above the other.
+
+    pyplot is not imported and no setting of matplotlib is changed. In a notebook the figure shows itself.
+
+    Args:
+        result: what `to_dict` of an experiment's result gives, or the same read from a JSON file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: the result is of no experiment, or lacks what it must have.
+
+    Example:
+        >>> figure(layers(model, corpus).to_dict()).savefig("layers.png", dpi=200)
+    """
+    from cone_kernels.report.node import Node
+    from cone_kernels.report.section import experiment_of
+
+    node = Node(result)
+    experiment = experiment_of(node)
+    require("matplotlib", "report", "a figure")
+    from cone_kernels.report.figures import PANELS
+    from cone_kernels.report.figures.panel import stacked
+
+    return stacked(PANELS[experiment](node))
+
+
+def fragment(result: dict[str, Any]) -> str:
+    """One result as HTML that can stand in any page: its sentences, its figures as inline SVG, its tables.
+
+    Where matplotlib is missing, the fragment says so in place of the figures.
+
+    Args:
+        result: as in `figure`.
+
+    Raises:
+        ValueError: as in `figure`.
+
+    Example:
+        >>> IPython.display.HTML(fragment(layers(model, corpus).to_dict()))
+    """
+    from cone_kernels.report.node import Node
+    from cone_kernels.report.section import experiment_of, fragment_html
+    from cone_kernels.report.style import style_sheet
+
+    node = Node(result)
+    experiment, panels = experiment_of(node), None
+    if find_spec("matplotlib") is not None:
+        from cone_kernels.report.figures import PANELS
+
+        panels = PANELS[experiment](node)
+    # Fragments of other results stand on the same page, and ids must differ.
+    digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+    return fragment_html(node, panels, f"cone-{digest[:12]}", style_sheet(page=False), _draw_wide)
+
+
+def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes the page of a run; aside first, then renamed, so that there is never half of one.
+
+    Args:
+        results: JSON data of the schema cone_kernels/run/1.
+        path: the file to write.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        OSError: the file cannot be written.
+        ValueError: the results are of another schema, or lack what they must have.
+
+    Example:
+        >>> write_report(json.loads(Path("out/results.json").read_text()), "out/report.html")
+    """
+    require("matplotlib", "report", "the report")
+    from cone_kernels.report.node import Node
+    from cone_kernels.report.page import page_html
+
+    # A lone surrogate is no text that a file could hold; as a character reference browsers show U+FFFD.
+    page = page_html(Node(results), _draw_both).encode("utf-8", "xmlcharrefreplace")
+    write_whole(Path(path).resolve(), page)
+
+
+def _draw_wide(panel: Panel, prefix: str) -> str:
+    from cone_kernels.report.figures.panel import figure_html
+
+    return figure_html(panel, f"{prefix}-{panel.name}", narrow=False)
+
+
+def _draw_both(panel: Panel, prefix: str) -> str:
+    from cone_kernels.report.figures.panel import figure_html
+
+    return figure_html(panel, f"{prefix}-{panel.name}", narrow=True)

@@ -1,0 +1,89 @@
+"""One result as HTML: the answer in sentences, the figures, the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cone_kernels.report.inline import escape, markup, name, text
+from cone_kernels.report.node import Node
+from cone_kernels.report.table import Table, table_html
+from cone_kernels.report.tables import TABLES
+
+if TYPE_CHECKING:
+    from cone_kernels.report.figures.panel import Panel
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a section is called and what it asks."""
+
+    heading: str
+    question: str
+
+
+EXPERIMENTS = {
+    "layers": Experiment("Layers", "How tight is the cone at every layer?"),
+    "pooling": Experiment("Pooling", "How much of the cone comes from averaging tokens?"),
+    "axis": Experiment("Axis", "What lies along the main axis of the cone?"),
+    "rotation": Experiment("Rotation", "Do models share their axis?"),
+    "centering": Experiment("The fix", "What does centring do to the cone?"),
+}
+
+UNSETTLED = "The data does not settle this."
+NO_FIGURES = "Figures need matplotlib: pip install 'cone_kernels[report]'"
+
+Drawer = Callable[["Panel", str], str]
+
+
+def experiment_of(result: Node) -> str:
+    """Which experiment a result is of.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    found = result["experiment"].value
+    if not isinstance(found, str) or found not in EXPERIMENTS:
+        raise ValueError(f"result: got the experiment {found!r}; it must be one of {', '.join(EXPERIMENTS)}")
+    return found
+
+
+def findings(result: Node) -> str:
+    """The sentences of a result, as they are, in a list."""
+    sentences = [f"<li>{markup([text(sentence)])}</li>" for sentence in result.get("summary").entries]
+    return f'<ul class="findings">{"".join(sentences)}</ul>' if sentences else f"<p>{UNSETTLED}</p>"
+
+
+def in_short(result: Node, *, brief: bool) -> str:
+    """The sentences of a result, as they are, run on, the first one standing out; only that one where `brief`."""
+    chosen = result.get("summary").entries[: 1 if brief else None]
+    sentences = [f"<span>{markup([text(sentence)])}</span>" for sentence in chosen]
+    return f"<p>{' '.join(sentences) or UNSETTLED}</p>"
+
+
+def figures_and_tables(panels: Sequence[Panel], tables: Sequence[Table], prefix: str, draw: Drawer) -> str:
+    """The figures of a section, then its tables."""
+    return "".join([draw(panel, prefix) for panel in panels] + [table_html(table, prefix) for table in tables])
+
+
+def fragment_html(result: Node, panels: Sequence[Panel] | None, prefix: str, style: str, draw: Drawer) -> str:
+    """One result that stands alone in a page of others: a notebook.
+
+    Args:
+        result: of one experiment.
+        panels: its figures; None where matplotlib is not installed, and the fragment says so.
+        prefix: of every id.
+        style: the style sheet.
+        draw: gives a figure as HTML.
+    """
+    experiment = experiment_of(result)
+    about = EXPERIMENTS[experiment]
+    model = result.get("model")
+    heading = escape(about.heading) + (f": {markup([name(model)])}" if model.known else "")
+    body = figures_and_tables(panels or (), TABLES[experiment](result), prefix, draw)
+    missing = "" if panels is not None else f'<p class="note">{escape(NO_FIGURES)}</p>'
+    return (
+        f'<div class="cone cone-fragment"><style>{style}</style><h3>{heading}</h3>'
+        f"<p><em>{escape(about.question)}</em></p>{findings(result)}{missing}{body}</div>"
+    )

@@ -1,0 +1,125 @@
+"""The style sheet of pages and notebook fragments; every rule is scoped to `.cone`."""
+
+from __future__ import annotations
+
+from cone_kernels.report.palette import DARK, LIGHT, declarations
+
+_SHEET = """
+.cone { LIGHT; color-scheme: light; background: var(--paper); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", Arial, sans-serif; }
+@media screen and (prefers-color-scheme: dark) { .cone { DARK; color-scheme: dark; } }
+[data-jp-theme-light="true"] .cone { LIGHT; color-scheme: light; }
+[data-jp-theme-light="false"] .cone, .vscode-dark .cone { DARK; color-scheme: dark; }
+.cone * { box-sizing: border-box; }
+.cone h1, .cone h2, .cone h3 { line-height: 1.25; text-wrap: balance; overflow-wrap: anywhere; }
+.cone h1 { font-size: 2rem; margin: 0 0 .5rem; letter-spacing: -.015em; }
+.cone h2 { font-size: 1.45rem; margin: 0 0 .25rem; letter-spacing: -.01em; }
+.cone h3 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.cone p { margin: 0 0 .75rem; max-width: 44rem; overflow-wrap: break-word; }
+.cone a { color: var(--link); text-underline-offset: .15em; }
+.cone a:focus-visible, .cone summary:focus-visible, .cone .scroll:focus-visible {
+  outline: 2px solid var(--link); outline-offset: 2px; border-radius: 2px; }
+.cone data, .cone table { font-variant-numeric: tabular-nums; }
+.cone .minor { color: var(--muted); }
+.cone .code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .875em;
+  white-space: pre-wrap; }
+.cone .findings { margin: 0 0 1rem; padding: 0 0 0 1.1em; max-width: 44rem; }
+.cone .findings li { margin: 0 0 .35rem; }
+.cone figure { margin: 1.75rem 0; }
+.cone .figure-title { font-weight: 600; margin: 0 0 .75rem; }
+.cone figcaption { color: var(--muted); font-size: .875rem; line-height: 1.5; margin-top: .5rem; max-width: 44rem; }
+.cone .drawing, .cone .scroll { overflow-x: auto; overflow-y: hidden; max-width: 100%; }
+.cone .narrow { display: none; }
+.cone svg { display: block; width: 100%; min-width: var(--least); max-width: var(--width); height: auto; }
+.cone svg * { stroke-linejoin: round; }
+.cone svg text { font-family: inherit; font-variant-numeric: tabular-nums; }
+.cone svg .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 2.5px; stroke-linejoin: round; }
+.cone table { border-collapse: collapse; font-size: .8125rem; line-height: 1.4; }
+.cone caption { text-align: left; padding: 0 0 .5rem; }
+.cone caption span { position: sticky; left: 0; display: inline-block; font-weight: 600; white-space: nowrap; }
+.cone th, .cone td { padding: .3rem .55rem; vertical-align: top; font-weight: inherit; border: 0; background: none; }
+.cone thead th { color: var(--muted); vertical-align: bottom; border-bottom: 1px solid var(--ghost); }
+.cone tbody tr { border-bottom: 1px solid var(--rule); background: none; }
+.cone .number { text-align: right; white-space: nowrap; }
+.cone thead .number { white-space: normal; min-width: 5.5em; }
+.cone .text { text-align: left; }
+.cone .long { text-align: left; min-width: 15rem; overflow-wrap: anywhere; white-space: pre-line; }
+.cone th:first-child, .cone td:first-child { padding-left: 0; min-width: 0; }
+.cone .scroll { margin-top: 1.5rem; }
+.cone .note, .cone .download { font-size: .875rem; color: var(--muted); margin: .5rem 0 0; }
+.cone details { margin: 1rem 0; }
+.cone details .scroll { margin-top: .75rem; }
+.cone details caption { display: none; }
+.cone summary { cursor: pointer; color: var(--link); font-size: .9375rem; }
+.cone dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1.25rem; margin: 1.25rem 0 0; }
+.cone dt { color: var(--muted); }
+.cone dd { margin: 0; overflow-wrap: anywhere; }
+.cone-fragment svg { min-width: min(var(--width), 560px); }
+.cone-fragment { padding: 1rem; border-radius: 6px; font-size: 14px; }
+@media print {
+  .cone { LIGHT; color-scheme: light; font-size: 1rem; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .cone .download { display: none; }
+  .cone a { color: inherit; text-decoration: none; }
+  .cone .scroll, .cone .drawing { overflow: visible; }
+  .cone figure, .cone tr { break-inside: avoid; }
+  .cone h1, .cone h2, .cone h3, .cone .figure-title, .cone caption, .cone thead { break-after: avoid; }
+  .cone table { font-size: .75rem; }
+  .cone th, .cone td { padding: .15rem .45rem; }
+  .cone details::details-content { content-visibility: visible; display: block; block-size: auto; }
+  .cone details caption { display: table-caption; }
+  .cone summary { display: none; }
+}
+"""
+
+_PAGE = """
+html { background: LIGHT_PAPER; -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+@media screen and (prefers-color-scheme: dark) { html { background: DARK_PAPER; } }
+body { margin: 0; }
+.cone-page { container-type: inline-size; padding: 3rem 1.25rem 4rem; max-width: 54.5rem; margin: 0 auto; }
+.cone-page nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0;
+  margin: 1.5rem 0 0; }
+.cone-page section { margin-top: 3.5rem; padding-top: 1.25rem; border-top: 1px solid var(--rule); }
+.cone-page .question { color: var(--muted); margin-bottom: 1rem; }
+.cone-page .answers { list-style: none; padding: 0; margin: 1.25rem 0 0; display: grid; gap: 1.5rem; }
+.cone-page .answers li { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: .25rem 1.5rem; }
+.cone-page .answers li > * { min-width: 0; }
+.cone-page .answers p { margin: 0; }
+.cone-page .answers p span:first-child:not(:last-child) { font-weight: 600; }
+.cone-page .answers h3 { margin: 0; font-size: 1rem; line-height: 1.6; }
+.cone-page .answers h4 { margin: 0 0 .25rem; font-size: .875rem; color: var(--muted); font-weight: 600; }
+.cone-page .answers div + div { margin-top: 1rem; }
+.cone-page .methods dt { color: var(--ink); font-weight: 600; }
+.cone-page .methods { display: block; }
+.cone-page .methods dd { margin: 0 0 .75rem; max-width: 44rem; }
+@container (max-width: 620px) {
+  .cone .narrow { display: block; }
+  .cone .wide { display: none; }
+  .cone caption span { max-width: 100cqw; white-space: normal; }
+  .cone th:first-child { position: sticky; left: 0; background: var(--paper); }
+}
+@media (max-width: 620px) {
+  .cone-page { padding: 1.5rem 1rem 3rem; }
+  .cone-page .answers li, .cone dl { grid-template-columns: minmax(0, 1fr); }
+  .cone dl { gap: 0; }
+  .cone dd { margin-bottom: .5rem; }
+  .cone h1 { font-size: 1.6rem; }
+}
+@page { size: A4; margin: 16mm 15mm; }
+@media print {
+  html { background: none; font-size: 13px; }
+  .cone-page { padding: 0; max-width: none; }
+  .cone-page nav { display: none; }
+  .cone-page .answers, .cone-page .answers li { display: block; }
+  .cone-page .answers li { margin-bottom: 1rem; break-inside: avoid; }
+  .cone-page section { margin-top: 1.5rem; }
+  .cone-page .experiment { break-before: page; border-top: 0; }
+}
+"""
+
+
+def style_sheet(*, page: bool) -> str:
+    """The rules of a fragment, or of a whole page."""
+    sheet = _SHEET + (_PAGE if page else "")
+    sheet = sheet.replace("LIGHT_PAPER", LIGHT["paper"]).replace("DARK_PAPER", DARK["paper"])
+    sheet = sheet.replace("LIGHT;", declarations(LIGHT)).replace("DARK;", declarations(DARK))
+    return sheet.strip() + "\n"

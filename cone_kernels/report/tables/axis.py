@@ -1,0 +1,85 @@
+"""Tables of experiment 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cone_kernels.report.inline import Parts, code, count, fixed, percent, significant, text
+from cone_kernels.report.node import Node
+from cone_kernels.report.table import Column, Table
+from cone_kernels.report.words import VARIABLES, called, ordinal
+
+_ANGLES = {
+    "mean_cosine": "first centred axis and mean direction",
+    "uncentered_mean_cosine": "uncentred axis and mean direction",
+    "centered_uncentered_cosine": "first centred axis and uncentred axis",
+}
+
+
+def tables(result: Node) -> list[Table]:
+    """Extremes and tokens of each axis, the axes themselves, the angles between the three directions."""
+    found = [_axes(result), _angles(result)]
+    for number, component in enumerate(result["components"], start=1):
+        found += [*_extremes(component, number), *_tokens(component, number)]
+    return found
+
+
+def _axes(result: Node) -> Table:
+    components = list(result["components"])
+    variables = [key for key, _ in components[0]["correlations"].items()] if components else []
+    columns = [
+        Column("axis", ("axis",), "text"),
+        Column("eigenvalue", ("eigenvalue",)),
+        Column("share of the variance", ("explained_variance_ratio",)),
+        Column("gap to the next", ("eigengap",)),
+        Column("residual", ("residual",)),
+        *(Column(f"r with {called(VARIABLES, key)}", (f"correlation_{key}",)) for key in variables),
+    ]
+    rows: list[list[Parts]] = []
+    for number, component in enumerate(components, start=1):
+        cells: list[Parts] = [[ordinal(number)], [significant(component["eigenvalue"])]]
+        cells += [[percent(component["explained_variance_ratio"])], [significant(component.get("eigengap"))]]
+        cells += [[significant(component.get("residual"))]]
+        rows.append([*cells, *([fixed(component["correlations"].get(key), 3, sign=True)] for key in variables)])
+    notes: list[Parts] = [[text(reason)] for reason in result.get("reasons").entries]
+    title: Parts = ["The axes of layer ", count(result["layer"])]
+    return Table("axes", title, columns, rows, notes)
+
+
+def _angles(result: Node) -> Table:
+    rows: list[list[Parts]] = [[[words], [fixed(result.get(key))]] for key, words in _ANGLES.items()]
+    columns = [Column("directions", ("directions",), "text"), Column("|cos|", ("cosine",))]
+    return Table("directions", ["The three directions that are called the axis of the cone"], columns, rows)
+
+
+def _extremes(component: Node, number: int) -> Iterator[Table]:
+    rows: list[list[Parts]] = []
+    for end, words in (("top", "highest"), ("bottom", "lowest")):
+        for entry in component.get(end).entries:
+            numbers: list[Parts] = [[significant(entry["projection"])], [count(entry.get("sentence"))]]
+            rows.append([[words], [text(entry["text"])], *numbers])
+    columns = [
+        Column("end", ("end",), "text"),
+        Column("sentence", ("text",), "long"),
+        Column("projection", ("projection",)),
+        Column("index in the corpus", ("sentence",)),
+    ]
+    if rows:
+        title = f"Sentences at the ends of the {ordinal(number)} axis"
+        yield Table(f"extremes-{number}", [title], columns, rows)
+
+
+def _tokens(component: Node, number: int) -> Iterator[Table]:
+    rows: list[list[Parts]] = []
+    for end, words in (("tokens_top", "highest"), ("tokens_bottom", "lowest")):
+        for entry in component.get(end).entries:
+            rows.append([[words], [significant(entry["projection"])], [code(entry["token"])]])
+    columns = [
+        Column("end", ("end",), "text"),
+        Column("projection", ("projection",)),
+        Column("token", ("token",), "long"),
+    ]
+    if rows:
+        yield Table(
+            f"tokens-{number}", [f"Tokens at the ends of the {ordinal(number)} axis"], columns, rows, folded=True
+        )

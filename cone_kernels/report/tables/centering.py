@@ -1,0 +1,33 @@
+"""Table of the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cone_kernels.report.inline import Parts, estimate, text
+from cone_kernels.report.node import Node
+from cone_kernels.report.table import Column, Table, reasons
+from cone_kernels.report.words import centering_method, centering_model
+
+
+def tables(result: Node) -> list[Table]:
+    """The one table of one centring."""
+    return centering_tables([result])
+
+
+def centering_tables(results: Sequence[Node]) -> list[Table]:
+    """One table for all centrings."""
+    columns = [
+        Column("model", ("model", "layer"), "text"),
+        Column("method", ("method",), "text"),
+        Column("before", ("before", "before_stderr")),
+        Column("after", ("after", "after_stderr")),
+        Column("file", ("file",), "text"),
+    ]
+    rows: list[list[Parts]] = []
+    for result in results:
+        found = [result.get(key) for key in ("before", "after")]
+        estimates = [estimate(value.get("value"), value.get("stderr")) for value in found]
+        rows.append([centering_model(result), centering_method(result), *estimates, [text(result.get("file"))]])
+    notes = reasons([result.get("reason") for result in results])
+    return [Table("centering", ["Anisotropy before and after, ± standard errors"], columns, rows, notes)]

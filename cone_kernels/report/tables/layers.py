@@ -1,0 +1,99 @@
+"""Tables of experiment 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cone_kernels.report.inline import Key, Parts, code, count, estimate, fixed, joined, percent, significant, text
+from cone_kernels.report.node import Node
+from cone_kernels.report.table import Column, Table, reasons
+from cone_kernels.report.words import GEOMETRY, called
+
+
+def tables(result: Node) -> list[Table]:
+    """The tables that the result has the numbers for."""
+    return [table for table in (_curve(result), *_geometry(result), *_rogue(result), *_published(result)) if table.rows]
+
+
+def _curve(result: Node) -> Table:
+    layers = result["layers"]
+    without = any(row.get("anisotropy_without_rogue").known for row in layers)
+    left_out = [
+        (level, key)
+        for level in ("sentence", "token")
+        for key in ("n_zero", "n_nonfinite")
+        if any(row[level].get(key).value for row in layers)
+    ]
+    columns = [Column("layer", ("layer",)), Column("output of", ("name",), "text")]
+    for level in ("sentence", "token"):
+        columns.append(Column(f"{level}s", (f"{level}_anisotropy", f"{level}_stderr")))
+    columns += [Column("without rogue dimensions", ("anisotropy_without_rogue",))] * without
+    for level in ("sentence", "token"):
+        columns.append(Column(f"mean norm, {level}s", (f"{level}_mean_norm",)))
+    counts = [level for level in ("sentence", "token") if len({row[level].get("count").value for row in layers}) > 1]
+    columns += [Column(f"{level}s used", (f"{level}_count",)) for level in counts]
+    kinds = {"n_zero": "zero", "n_nonfinite": "not finite"}
+    columns += [Column(f"{level}s {kinds[key]}", (f"{level}_{key}",)) for level, key in left_out]
+    rows: list[list[Parts]] = []
+    for row in layers:
+        levels = [row["sentence"], row["token"]]
+        cells: list[Parts] = [[count(row["layer"])], [code(row["name"])]]
+        cells += [estimate(level.get("anisotropy"), level.get("stderr")) for level in levels]
+        cells += [[fixed(row.get("anisotropy_without_rogue"))]] * without
+        cells += [[significant(level.get("mean_norm"))] for level in levels]
+        cells += [[count(row[level].get("count"))] for level in counts]
+        cells += [[count(row[level].get(key))] for level, key in left_out]
+        rows.append(cells)
+    same = [level for level in ("sentence", "token") if level not in counts]
+    used = joined([[count(layers[0][level].get("count")), f" {level}s"] for level in same])
+    notes: list[Parts] = [["Used at every layer: ", *used, "."]] if same else []
+    missing = [row[level].get("reason") for row in layers for level in ("sentence", "token")]
+    return Table(
+        "layers",
+        ["Anisotropy of every layer, ± its standard error"],
+        columns,
+        rows,
+        notes + reasons(missing),
+        folded=len(rows) > 13,
+    )
+
+
+def _geometry(result: Node) -> Iterator[Table]:
+    layers = [row for row in result["layers"] if row.get("geometry").known]
+    if not layers:
+        return
+    keys = [key for key, _ in layers[0]["geometry"].items() if key in GEOMETRY]
+    rows: list[list[Parts]] = []
+    for row in layers:
+        values = {key: row["geometry"].get(key) for key in keys}
+        shown = [
+            percent(value) if key == "explained_variance_ratio" else significant(value) for key, value in values.items()
+        ]
+        rows.append([[count(row["layer"])], *([number] for number in shown)])
+    columns = [Column("layer", ("layer",)), *(Column(called(GEOMETRY, key), (key,)) for key in keys)]
+    yield Table("geometry", ["Geometry of the sentence vectors"], columns, rows, folded=True)
+
+
+def _rogue(result: Node) -> Iterator[Table]:
+    rows: list[list[Parts]] = []
+    for row in result["layers"]:
+        for entry in row.get("rogue_dimensions").entries:
+            cells = [[count(row["layer"])], [count(entry["dimension"])]]
+            rows.append([*cells, [fixed(entry["contribution"])], [percent(entry["share"])]])
+    columns = [
+        Column("layer", ("layer",)),
+        Column("dimension", ("dimension",)),
+        Column("contribution", ("contribution",)),
+        Column("share of the anisotropy", ("share",)),
+    ]
+    yield Table("rogue-dimensions", ["The dimensions that contribute most, sentence level"], columns, rows, folded=True)
+
+
+def _published(result: Node) -> Iterator[Table]:
+    published = result.get("published")
+    if not published.known:
+        return
+    rows: list[list[Parts]] = [[[Key(value)], [fixed(value, 3)]] for value in published["anisotropy"]]
+    columns = [Column("layer", ("layer",)), Column("sentences", ("anisotropy",))]
+    title: Parts = ["The published curve of ", text(published["model"])]
+    yield Table("published", title, columns, rows, [[text(published["source"])]], folded=True)

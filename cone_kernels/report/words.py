@@ -1,0 +1,133 @@
+"""What things are called, in figures and in tables alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from cone_kernels.report.inline import Inline, Parts, count, fixed, name, text
+from cone_kernels.report.node import Node
+
+GEOMETRY = {
+    "participation_ratio": "participation ratio",
+    "effective_rank": "effective rank",
+    "rank_me": "RankMe",
+    "explained_variance_ratio": "variance along the axis",
+    "iso_score": "IsoScore",
+}
+POOLINGS = {
+    "mean": "mean of all tokens",
+    "mean_without_special": "mean, no special tokens",
+    "cls": "first token (CLS)",
+    "last": "last token",
+    "max": "maximum",
+    "weighted_mean": "weighted mean",
+}
+VARIABLES = {
+    "length": "sentence length",
+    "token_frequency": "frequency of its tokens",
+    "norm": "norm of its vector",
+}
+_ORDINALS = (
+    *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
+    *("eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth"),
+    "nineteenth",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+METHODS = {
+    "mean": "mean removal",
+    "all-but-the-top": "all but the top",
+    "whitening": "whitening",
+}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One of the matrices of experiment 4: its key in the results, its question, how to read it, its table's title."""
+
+    key: str
+    title: str
+    caption: str
+    table: str
+
+
+MATRICES = (
+    Matrix(
+        "axis_cosine",
+        "Do the cone axes agree?",
+        "|cos| of the first centred axes: 1 is the same direction, 0 a right angle.",
+        "|cos| of the cone axes",
+    ),
+    Matrix(
+        "mean_cosine",
+        "Do the mean directions agree?",
+        "|cos| of the mean directions.",
+        "|cos| of the mean directions",
+    ),
+    Matrix(
+        "centered_anisotropy",
+        "Does one model's mean centre another?",
+        "Anisotropy of the model of the row after the mean of the model of the column is taken away; near 0 the cone "
+        "is gone.",
+        "Anisotropy of each row after the mean of each column, ± standard errors",
+    ),
+    Matrix(
+        "functional_cosine",
+        "Do the axes order sentences alike?",
+        "|correlation| of the projections of the same sentences on the two axes; models of different width "
+        "compare too.",
+        "|correlation| of the projections on the axes",
+    ),
+)
+
+
+def called(names: dict[str, str], key: str) -> str:
+    """The name of a key, or the key in plain words where it is one that we do not know."""
+    return names.get(key, key.replace("_", " "))
+
+
+def measured_poolings(result: Node) -> list[str]:
+    """The poolings that were asked for, in the order of the results."""
+    return [key for key, _ in result["layers"][0].get("poolings").items()]
+
+
+def ordinal(number: int) -> str:
+    """first, second, ..., ninety-ninth: in words, so that every digit in a table is of the results."""
+    if number < 20:
+        return _ORDINALS[number - 1]
+    tens, ones = divmod(number, 10)
+    if tens > 9:
+        return f"{number}th"
+    stem = _TENS[tens - 2]
+    return f"{stem}-{_ORDINALS[ones - 1]}" if ones else f"{stem.removesuffix('y')}ieth"
+
+
+def letter(at: int) -> str:
+    """A, B, ..., Z, AA, ...: the models as columns of a matrix."""
+    first, second = divmod(at, len(ascii_uppercase))
+    return (ascii_uppercase[first - 1] if first else "") + ascii_uppercase[second]
+
+
+def chance(result: Node) -> Parts | None:
+    """What two random directions would give, from the least to the largest of the pairs."""
+    null = result.get("null").entries
+    pairs = [null[i][j] for i in range(len(null)) for j in range(len(null)) if i != j and null[i][j].known]
+    if not pairs:
+        return None
+    low, high = (pick(pairs, key=lambda pair: pair["p95"].number) for pick in (min, max))
+    parts: list[Inline] = ["Of pairs of random directions in that width 95 in 100 stay below ", fixed(low["p95"], 3)]
+    if low["p95"].value != high["p95"].value:
+        parts += [" to ", fixed(high["p95"], 3), ", depending on the width"]
+    return [*parts, "."]
+
+
+def centering_model(result: Node) -> Parts:
+    """Whose vectors are centred, and where."""
+    return [name(result["model"]), ", layer ", count(result["layer"])]
+
+
+def centering_method(result: Node) -> Parts:
+    """How they are centred."""
+    method, top = result["method"], result.get("components")
+    words: Inline = METHODS[method.text] if method.text in METHODS else text(method)
+    return [words, " ", count(top)] if top.known and method.text == "all-but-the-top" else [words]
