@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup demo test test-slow lint format bench clean
+.PHONY: setup demo test test-slow test-browser lint format bench clean
 .DEFAULT_GOAL := setup
 
 $(VENV)/.packages: pyproject.toml
@@ -15,7 +15,7 @@ $(VENV)/.packages: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); e = p['project']['optional-dependencies']; \
-	  print('\n'.join(p['build-system']['requires'] + p['project']['dependencies'] + e['hf'] + e['demo'] + e['bench'] + e['dev']))" \
+	  print('\n'.join(p['build-system']['requires'] + p['project']['dependencies'] + e['hf'] + e['demo'] + e['report'] + e['bench'] + e['dev']))" \
 	  > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
@@ -34,6 +34,12 @@ test: $(VENV)/.built
 
 test-slow: $(VENV)/.built
 	$(BIN)/python -m pytest -m slow
+
+# Chromium comes from Debian where there is none; elsewhere install one, and it is found on the PATH.
+test-browser: $(VENV)/.built
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  apt-get install -y --no-install-recommends chromium
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
