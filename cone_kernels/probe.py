@@ -144,6 +144,7 @@ class ConeProbe:
         sentence_ids: Tensor | Sequence[int] | None = None,
         mask: Tensor | None = None,
         special: Tensor | None = None,
+        repeats: Tensor | Sequence[bool] | None = None,
     ) -> None:
         """Tell the next forward's sentence ids, and the tokens that count where those differ from its attention_mask.
 
@@ -152,13 +153,18 @@ class ConeProbe:
                 sentences seen so far, counting up.
             mask: (B, T) bool or 0/1 integers.
             special: (B, T) alike: 1 = a token that the tokenizer adds; for the pooling mean_without_special.
+            repeats: (B,) bool: sentences that have been counted elsewhere, as a distributed sampler repeats some to
+                fill its last batch; they are left out, and not counted as left out.
         """
         ids = None if sentence_ids is None else torch.as_tensor(sentence_ids)
         if ids is not None and (ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
             raise ValueError(f"sentence_ids: got {ids.dtype} of shape {tuple(ids.shape)}, wants integers (B,)")
         masks = {"mask": mask, "special": special}
         checked = {name: None if value is None else checked_mask(value, name) for name, value in masks.items()}
-        self._next = BatchNotes(ids, **checked)
+        again = None if repeats is None else torch.as_tensor(repeats)
+        if again is not None and (again.dim() != 1 or again.dtype != torch.bool):
+            raise ValueError(f"repeats: got {again.dtype} of shape {tuple(again.shape)}, wants bool (B,)")
+        self._next = BatchNotes(ids, checked["mask"], checked["special"], again)
 
     def reset(self) -> None:
         """Forget the sums and start anew with the next forward; its sentence ids count up from 0 again."""
@@ -216,7 +222,10 @@ class ConeProbe:
         self._n_forwards += 1
         notes, self._next = self._next, BatchNotes()
         self._refuse_half_added()
-        self._forward = ProbedForward.of(arguments, notes, self._n_sentences, self._poolings)
+        begun = ProbedForward.of(arguments, notes, self._n_sentences, self._poolings)
+        if len(begun.sentence_ids) == 0:
+            return forward(*args, **kwargs)  # nothing but repeats
+        self._forward = begun
         found = self._found_layers(arguments)
         assert self._hooks is not None
         handles = [hook.register() for hook in self._hooks]

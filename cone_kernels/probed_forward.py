@@ -25,17 +25,19 @@ class BatchNotes:
     sentence_ids: Tensor | None = None  # (B,) integers
     mask: Tensor | None = None  # (B, T) bool
     special: Tensor | None = None  # (B, T) bool
+    repeats: Tensor | None = None  # (B,) bool
 
 
 @dataclass
 class ProbedForward:
     """One forward; made by `of`."""
 
-    sentence_ids: Tensor  # (B,) int64
+    sentence_ids: Tensor  # (B',) int64, of the sentences that are no repeats
     mask: Tensor  # (B, T) bool, or (1, N) where the sentences are flattened into one row
     special: Tensor | None = None  # as mask
     cu_seqlens: Tensor | None = None  # (B + 1,) int64
     flattened: bool = False
+    kept: Tensor | None = None  # (B,) bool: the sentences that are no repeats; None: all
     calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     added: set[int] = field(default_factory=set)
     status: dict[int, Tensor] = field(default_factory=dict)
@@ -63,19 +65,21 @@ class ProbedForward:
             starts = _checked_starts(starts, size, notes)
             mask = torch.ones(size, dtype=torch.bool, device=tokens.device)
         n_sentences = size[0] if starts is None else len(starts) - 1
-        ids = notes.sentence_ids
-        ids = torch.arange(first_id, first_id + n_sentences) if ids is None else ids
-        if len(ids) != n_sentences:
-            raise ValueError(
-                f"sentence_ids: got {len(ids)} ids, wants {n_sentences}, one for each sentence of the batch"
-            )
+        kept = None if notes.repeats is None or not bool(notes.repeats.any()) else ~notes.repeats.to(tokens.device)
+        for name, value in (("sentence_ids", notes.sentence_ids), ("repeats", notes.repeats)):
+            if value is not None and len(value) != n_sentences:
+                raise ValueError(f"{name}: got {len(value)}, wants {n_sentences}, one for each sentence of the batch")
+        if notes.sentence_ids is None:
+            ids = first_id + torch.arange(n_sentences if kept is None else int(kept.sum()))
+        else:
+            ids = notes.sentence_ids if kept is None else notes.sentence_ids[kept.to(notes.sentence_ids.device)]
         refuse_missing_special(poolings, notes.special)
         if notes.special is not None and notes.special.shape != size:
             raise ValueError(f"special: got shape {tuple(notes.special.shape)}, wants {size} as the tokens")
-        return cls(ids.to(torch.int64), mask, notes.special, starts, flattened=starts is not None)
+        return cls(ids.to(torch.int64), mask, notes.special, starts, starts is not None, kept)
 
     def rows_of(self, point: LayerPoint, hidden: Tensor, dim: int) -> Tensor:
-        """What a layer's place holds, (B, T, D), (T, B, D) or packed (N, D), as (B, T, D) or (N, D).
+        """What a layer's place holds, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D): no repeats.
 
         Raises:
             ValueError: its shape does not fit the batch.
@@ -91,7 +95,8 @@ class ProbedForward:
             raise ValueError(
                 f"layer {point.layer} ({point.name}): got hidden states of shape {tuple(hidden.shape)}, wants {wanted}"
             )
-        return hidden[0] if self.flattened and not packed else hidden
+        rows = hidden[0] if self.flattened and not packed else hidden
+        return rows if self.kept is None else rows[self._kept_tokens() if rows.dim() == 2 else self.kept]
 
     def batch_of(self, rows: Tensor) -> SentenceBatch:
         """The batch as layers of this form, padded or packed, take it; checked for the first of them."""
@@ -99,6 +104,10 @@ class ProbedForward:
         if packed not in self._batches:
             mask, starts = (None, self.cu_seqlens) if packed else (self.mask, None)
             special = self.special[self.mask] if packed and self.special is not None else self.special
+            if self.kept is not None:
+                mask = None if mask is None else mask[self.kept]
+                special = None if special is None else special[self._kept_tokens() if packed else self.kept]
+                starts = None if starts is None else nn.functional.pad(starts.diff()[self.kept].cumsum(0), (1, 0))
             self._batches[packed] = SentenceBatch.of(rows, mask, starts, self.sentence_ids, special=special)
         return self._batches[packed]
 
@@ -109,6 +118,7 @@ class ProbedForward:
         self.sentence_ids = self.sentence_ids.to(device)
         self.mask = self.mask.to(device)
         self.special = None if self.special is None else self.special.to(device)
+        self.kept = None if self.kept is None else self.kept.to(device)
         self.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
         self._batches.clear()
 
@@ -117,6 +127,12 @@ class ProbedForward:
         if self.cu_seqlens is None:
             self.cu_seqlens = nn.functional.pad(self.mask.sum(dim=1).cumsum(0), (1, 0))
         return int(self.cu_seqlens[-1])
+
+    def _kept_tokens(self) -> Tensor:
+        """(N,) bool: the tokens of the sentences that are no repeats."""
+        assert self.kept is not None
+        assert self.cu_seqlens is not None
+        return torch.repeat_interleave(self.kept, self.cu_seqlens.diff())
 
 
 def checked_mask(mask: object, name: str) -> Tensor:

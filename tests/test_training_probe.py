@@ -11,7 +11,7 @@ import torch
 from gloo_ranks import run_ranks
 from recording_probe import RecordingProbe, assert_statistics_of, hidden_states, probed, same
 from test_probe import hooks_of
-from tiny_models import LAYERS, tiny_batch, tiny_model
+from tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -207,6 +207,36 @@ def test_notes_for_a_forward_that_is_left_out_are_dropped() -> None:
     assert torch.equal(probe.state.sentence.count[0], wanted)
 
 
+class PackedModel(ToyModel):
+    """Drops the padding between its blocks, as models with unpadded attention do."""
+
+    def start(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden[mask.bool()]
+
+
+@pytest.mark.parametrize("form", ["padded", "packed inside", "flattened"])
+def test_repeats_are_left_out(form: str) -> None:
+    model = ToyModel() if form == "padded" else PackedModel() if form == "packed inside" else FlattenedModel()
+    repeats = torch.tensor([False, True, False, False, True])
+    batch, other = tiny_batch(), tiny_batch(seed=2)
+    alone = {name: value[~repeats] for name, value in batch.items()}
+    if form == "flattened":
+        batch, other, alone = flattened(batch), flattened(other), flattened(alone)
+    wanted = probed(model, alone, other)
+    with ConeProbe(model) as probe, torch.no_grad():
+        probe.next_batch(repeats=repeats)
+        model(**batch)
+        probe.next_batch(repeats=[True] * 5)
+        model(**batch)
+        model(**other)
+        assert probe.n_sentences == 8
+        for wrong in (torch.tensor([0, 1, 0, 0, 1]), [True] * 4):
+            with pytest.raises(ValueError, match=r"repeats: got"):  # noqa: PT012
+                probe.next_batch(repeats=wrong)
+                model(**other)
+    assert same(probe.state, wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"every": 0}, "every: got 0"), ({"during": "train"}, "during: got 'train', wants one of always, training")],
@@ -227,6 +257,13 @@ def test_attach_and_detach() -> None:
     with probe:
         model(**tiny_batch(seed=2))
     assert same(probe.state, probed(model, tiny_batch(), tiny_batch(seed=2)))
+
+
+class FlattenedModel(ToyModel):
+    """Takes sentences in one row, and leaves it to its blocks which tokens belong together."""
+
+    def forward(self, input_ids: Tensor, output_hidden_states: bool = False, **rows: Tensor) -> dict[str, Any]:
+        return super().forward(input_ids, None, output_hidden_states)
 
 
 def flattened(batch: dict[str, Tensor]) -> dict[str, Tensor]:
