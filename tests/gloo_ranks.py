@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
@@ -16,7 +17,7 @@ TIMEOUT_S = 60
 
 # Each rank is forked from a process that has imported torch and started no thread.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "transformers.modeling_utils"])
+_context.set_forkserver_preload(["torch", "torch.distributed", "transformers.trainer"])
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -47,6 +48,9 @@ def _run_rank(
     function: Callable[..., Any], args: tuple[Any, ...], rank: int, world_size: int, store: str, sender: Any
 ) -> None:
     torch.set_num_threads(1)
+    # As a launcher sets them; Accelerate, and with it the Trainer, look there.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
         answer = (function(*args), "")
