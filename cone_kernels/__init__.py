@@ -18,6 +18,7 @@ _EXPORTS = {
     "ConeState": "moments",
     "Moments": "moments",
     "capabilities": "backends",
+    "isotropy_loss": "loss",
     "masked_mean_pool": "ops.masked_mean_pool",
     "mean_pairwise_cosine": "ops.mean_pairwise_cosine",
     "pool_moments": "ops.pool_moments",
@@ -30,6 +31,7 @@ _MODULES = ("backends", "experiments", "metrics", "moments", "ops", "probe")
 if TYPE_CHECKING:
     from cone_kernels import backends, experiments, metrics, moments, ops, probe
     from cone_kernels.backends import Backend, BackendUnavailable, capabilities
+    from cone_kernels.loss import isotropy_loss
     from cone_kernels.moments import ConeState, Moments
     from cone_kernels.ops.masked_mean_pool import masked_mean_pool
     from cone_kernels.ops.mean_pairwise_cosine import mean_pairwise_cosine
@@ -49,6 +51,7 @@ __all__ = [
     "backends",
     "capabilities",
     "experiments",
+    "isotropy_loss",
     "masked_mean_pool",
     "mean_pairwise_cosine",
     "metrics",

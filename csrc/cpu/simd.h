@@ -62,6 +62,35 @@ inline float widen(Float16 x) {
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 
+// To the nearest, ties to even; 16 bits by way of float32, as torch has it.
+template <class Out>
+inline Out narrow(double x) {
+  if constexpr (std::is_same_v<Out, BFloat16>) {
+    const float value = float(x);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return {uint16_t(value != value ? 0x7fc0u : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  } else if constexpr (std::is_same_v<Out, Float16>) {
+    float magnitude = std::fabs(float(x));
+    uint32_t bits;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    if (magnitude != magnitude) {
+      bits = 0x7e00;
+    } else if (magnitude >= 65520) {
+      bits = 0x7c00;
+    } else if (magnitude < 0x1p-14f) {  // subnormal: the sum with 0.5 is rounded to steps of 2^-24
+      magnitude += 0.5f;
+      std::memcpy(&bits, &magnitude, sizeof bits);
+      bits -= 0x3f000000;
+    } else {
+      bits = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+    }
+    return {uint16_t(bits | (std::signbit(x) ? 0x8000u : 0u))};
+  } else {
+    return Out(x);
+  }
+}
+
 template <class C>
 inline Vec<C> broadcast(C value) {
   return value - Vec<C>{};
@@ -90,8 +119,28 @@ inline VecOf<float, kVectorBytes / 2> to_float(Vec<double> v) {
 // Stores kLanes<double> numbers.
 inline void store(double* to, Vec<double> v) { std::memcpy(to, &v, sizeof v); }
 inline void store(float* to, Vec<double> v) {
-  const auto narrow = to_float(v);
-  std::memcpy(to, &narrow, sizeof narrow);
+  const auto floats = to_float(v);
+  std::memcpy(to, &floats, sizeof floats);
+}
+inline void store(BFloat16* to, Vec<double> v) {
+  typedef VecOf<uint32_t, kVectorBytes / 2> Bits;
+  const auto floats = to_float(v);
+  Bits bits;
+  std::memcpy(&bits, &floats, sizeof bits);
+  const Bits rounded = floats == floats ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : Bits{} + 0x7fc0;
+  const auto narrowed = __builtin_convertvector(rounded, VecOf<uint16_t, kVectorBytes / 4>);
+  std::memcpy(static_cast<void*>(to), &narrowed, sizeof narrowed);
+}
+inline void store(Float16* to, Vec<double> v) {
+#if defined(__AVX512F__)
+  const __m128i bits = _mm256_cvtps_ph(__m256(to_float(v)), _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  const __m128i bits = _mm_cvtps_ph(__m128(to_float(v)), _MM_FROUND_TO_NEAREST_INT);
+#else
+  Float16 bits[kLanes<double>];
+  for (int lane = 0; lane < kLanes<double>; ++lane) bits[lane] = narrow<Float16>(v[lane]);
+#endif
+  std::memcpy(static_cast<void*>(to), &bits, size_t(kVectorBytes / 4));
 }
 
 // kLanes<C> consecutive elements, widened to the compute type.
@@ -113,6 +162,22 @@ inline Vec<C> load(const In* p) {
     Vec<C> out;
     std::memcpy(&out, &bits, sizeof out);
     return out;
+  } else if constexpr (std::is_same_v<In, BFloat16>) {
+    VecOf<uint16_t, kCount * 2> narrow;
+    std::memcpy(&narrow, p, sizeof narrow);
+    const auto bits = __builtin_convertvector(narrow, VecOf<uint32_t, kCount * 4>) << 16;
+    VecOf<float, kCount * 4> floats;
+    std::memcpy(&floats, &bits, sizeof floats);
+    return to_double(floats);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
+    const auto floats = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(floats));
+#elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
+    const auto floats = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(floats));
+#endif
 #if defined(__AVX512F__)
   } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
     return Vec<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
