@@ -21,6 +21,9 @@ Phase = Literal["training", "evaluation"]
 class ConeWatch:
     """Two probes on one model, read and begun anew at each log.
 
+    Which of them counts a forward is said by `begin_step` and `begin_evaluation`: the model's mode does not tell, for
+    a model as it was loaded, or frozen, may be in evaluation mode while it is trained.
+
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
         layers, token, pooling_gap: as in `cone_scalars`.
@@ -47,6 +50,11 @@ class ConeWatch:
         self._probes: dict[Phase, ConeProbe] = {}
         self._noted: WatchedForward | None = None
 
+    @property
+    def attached(self) -> bool:
+        """Whether a model is watched now."""
+        return bool(self._probes)
+
     def attach(self, model: nn.Module) -> None:
         """Watch a Hugging Face model, or the one in a SentenceTransformer, until `detach`.
 
@@ -56,9 +64,10 @@ class ConeWatch:
         self.detach()
         inner = transformer_in(unwrapped(model))
         phases: tuple[Phase, ...] = ("training", "evaluation")
-        self._probes = {phase: ConeProbe(inner, during=phase, **self._probe_options).attach() for phase in phases}
+        self._probes = {phase: ConeProbe(inner, **self._probe_options).attach() for phase in phases}
         self._model = inner
         self._noted = WatchedForward(inner, self._note_repeats)
+        self.begin_evaluation()
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -69,11 +78,17 @@ class ConeWatch:
         self._probes, self._noted = {}, None
 
     def begin_step(self, step: int) -> None:
-        """Say that the forwards in training mode from here on are of this step."""
+        """Say that the forwards from here on are of this training step."""
+        self._probes["evaluation"].pause()
         if step % self._every == 0:
             self._probes["training"].resume()
         else:
             self._probes["training"].pause()
+
+    def begin_evaluation(self) -> None:
+        """Say that the forwards from here on are of an evaluation."""
+        self._probes["training"].pause()
+        self._probes["evaluation"].resume()
 
     def take(self, phase: Phase) -> dict[str, float]:
         """`cone_scalars` of the sentences since the last call, over all ranks (each calls this); {} for none."""
@@ -97,8 +112,8 @@ class ConeWatch:
         if "accelerate" in sys.modules and not calibrating.get() and not in_backward():
             size = _n_sentences(bind_arguments(self._model, args, kwargs) or {})
             repeats = _repeated_samples(size) if size else None
-            if repeats is not None:
-                self._probes["training" if self._model.training else "evaluation"].next_batch(repeats=repeats)
+            for probe in self._probes.values() if repeats is not None else ():
+                probe.next_batch(repeats=repeats)  # one that does not count this forward forgets them
         return forward(*args, **kwargs)
 
 
