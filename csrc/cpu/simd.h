@@ -128,8 +128,14 @@ inline void store(BFloat16* to, Vec<double> v) {
   Bits bits;
   std::memcpy(&bits, &floats, sizeof bits);
   const Bits rounded = floats == floats ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : Bits{} + 0x7fc0;
+#if defined(__AVX512F__)
+  const __m128i narrowed = _mm256_cvtepi32_epi16(__m256i(rounded));
+#elif defined(__AVX2__)
+  const __m128i narrowed = _mm_packus_epi32(__m128i(rounded), __m128i(rounded));
+#else
   const auto narrowed = __builtin_convertvector(rounded, VecOf<uint16_t, kVectorBytes / 4>);
-  std::memcpy(static_cast<void*>(to), &narrowed, sizeof narrowed);
+#endif
+  std::memcpy(static_cast<void*>(to), &narrowed, size_t(kVectorBytes / 4));
 }
 inline void store(Float16* to, Vec<double> v) {
 #if defined(__AVX512F__)
@@ -162,26 +168,22 @@ inline Vec<C> load(const In* p) {
     Vec<C> out;
     std::memcpy(&out, &bits, sizeof out);
     return out;
+#if defined(__AVX512F__)
   } else if constexpr (std::is_same_v<In, BFloat16>) {
-    VecOf<uint16_t, kCount * 2> narrow;
-    std::memcpy(&narrow, p, sizeof narrow);
-    const auto bits = __builtin_convertvector(narrow, VecOf<uint32_t, kCount * 4>) << 16;
-    VecOf<float, kCount * 4> floats;
-    std::memcpy(&floats, &bits, sizeof floats);
-    return to_double(floats);
-#if defined(__AVX512F__)
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(_mm256_slli_epi32(bits, 16)));
   } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
-    const auto floats = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256 floats = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return to_double(VecOf<float, kVectorBytes / 2>(floats));
-#elif defined(__F16C__)
-  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
-    const auto floats = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    return to_double(VecOf<float, kVectorBytes / 2>(floats));
-#endif
-#if defined(__AVX512F__)
   } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
     return Vec<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<In, BFloat16>) {
+    const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(_mm_slli_epi32(bits, 16)));
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
+    const __m128 floats = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(floats));
   } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
     return Vec<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #endif
