@@ -111,14 +111,14 @@ def _sentence_vectors(name: str, hidden: Any, mask: Tensor | None) -> Tensor:
 
 
 def _process_group(group: Any) -> dist.ProcessGroup:
+    if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group gives to other ranks
+        raise ValueError("group: got a process group that this rank is not in")
     if group is not True and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
         raise TypeError(f"group: got {type(group).__name__} {group!r}; it must be None, True or a process group")
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError(f"group: got {group!r}, but torch.distributed is not initialized; call init_process_group")
-    chosen: dist.ProcessGroup = dist.distributed_c10d._get_default_group() if group is True else group
-    if dist.get_rank(chosen) < 0:
-        raise ValueError("group: got a process group that this rank is not in")
-    return chosen
+    chosen: Any = dist.group.WORLD if group is True else group
+    return chosen  # type: ignore[no-any-return]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
