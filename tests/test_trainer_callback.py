@@ -186,7 +186,7 @@ def test_a_second_training_after_one_that_failed(tmp_path: Path) -> None:
     model = classifier()
     data = samples(24)
     callback = ConeCallback(every=1)
-    broken = data[:6] + [{**data[6], "labels": torch.tensor(9)}] + data[7:]
+    broken = [*data[:6], {**data[6], "labels": torch.tensor(9)}, *data[7:]]
     with pytest.raises(IndexError):
         InOrder(model, arguments(tmp_path), train_dataset=broken, callbacks=[callback]).train()
     trainer = InOrder(model, arguments(tmp_path), train_dataset=data, callbacks=[callback])
