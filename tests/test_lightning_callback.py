@@ -11,6 +11,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
+from gloo_ranks import run_ranks
 from recording_probe import probed
 from tiny_models import LAYERS, tiny_batch, tiny_model
 from torch import Tensor, nn
@@ -141,3 +142,28 @@ def test_no_such_module(tmp_path: Path) -> None:
     package = lightning.pytorch
     with pytest.raises(AttributeError, match="encoder"):
         trainer(package, tmp_path, ConeCallback("encoder")).fit(module(package), loaders()[0])
+
+
+def fitted_on_ranks(folder: str) -> dict[str, dict[int, float]]:
+    package = lightning.pytorch
+    path = Path(folder)
+    settings = {"devices": 2, "strategy": "ddp", "max_steps": 2, "num_sanity_val_steps": 0, "val_check_interval": 2}
+    fit = trainer(package, path, ConeCallback(every=1), **settings)
+    assert fit.world_size == 2
+    fit.fit(module(package), *loaders(16, 11))
+    names = [f"cone/L{layer}/anisotropy" for layer in range(LAYERS + 1)]
+    fit.strategy.barrier()
+    return {name: logged(path, name) for prefix in ("", "val_") for name in (f"{prefix}{name}" for name in names)}
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_values_are_those_of_all_ranks_and_of_each_sample_once(tmp_path: Path) -> None:
+    # Eleven validation samples for two ranks: one is repeated.
+    model = tiny_model("bert", **NO_DROPOUT)
+    training = cone_scalars(probed(model, *batches(rows(16, 1))))
+    validation = cone_scalars(probed(model, *batches(rows(11, 7))))
+    values = run_ranks(fitted_on_ranks, 2, str(tmp_path))[0]
+    for layer in range(LAYERS + 1):
+        name = f"cone/L{layer}/anisotropy"
+        assert list(values[name].values()) == pytest.approx([training[name]], abs=1e-6)
+        assert list(values[f"val_{name}"].values()) == pytest.approx([validation[name]], abs=1e-6)

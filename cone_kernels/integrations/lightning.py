@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
+from cone_kernels.distributed import padding_repeats
+from cone_kernels.extras import require
 from cone_kernels.integrations.watch import ConeWatch
 
-try:
+# The same classes, under either name of the package.
+if importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning") is not None:
+    from pytorch_lightning import Callback
+else:
+    require("lightning", "train", "ConeCallback")
     from lightning.pytorch import Callback
-except ImportError:
-    try:
-        from pytorch_lightning import Callback
-    except ImportError as error:
-        raise ImportError("cone_kernels.integrations.lightning needs lightning or pytorch_lightning") from error
 
 
 class ConeCallback(Callback):  # type: ignore[misc]
     """Logs ``cone/L12/anisotropy`` and its standard error while fitting, and ``val_cone/L12/anisotropy`` after each
     validation, of the sentences since the log before, over all processes.
 
+    Samples that a ``DistributedSampler`` repeats are left out where the model takes in a batch as the loader gives it.
     Training values are logged every ``trainer.log_every_n_steps``, where steps since the last one were watched.
     ``ModelCheckpoint(monitor="val_cone/L12/anisotropy", mode="min")`` keeps the widest cone.
 
@@ -54,7 +58,9 @@ class ConeCallback(Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._module = module
-        self._watch = ConeWatch(every=every, layers=layers, token=token, pooling_gap=pooling_gap, **probe_options)
+        scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
+        self._watch = ConeWatch(every=every, **scalars, repeats=self._repeated_samples, **probe_options)
+        self._batch: tuple[Any, int] = (None, 0)
         self._last_step = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -63,6 +69,7 @@ class ConeCallback(Callback):  # type: ignore[misc]
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._watch.begin_step(trainer.global_step)
+        self._batch = (trainer.train_dataloader, batch_idx)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # global_step moves on with the last of the batches whose gradients are accumulated.
@@ -82,6 +89,13 @@ class ConeCallback(Callback):  # type: ignore[misc]
             self._attach(pl_module)
         self._watch.begin_evaluation()
 
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        loaders = trainer.val_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
+        self._batch = (loader, batch_idx)
+
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         values = {f"val_{name}": value for name, value in self._watch.take("evaluation").items()}
         self._log(pl_module, values, on_step=False, on_epoch=True)
@@ -93,6 +107,18 @@ class ConeCallback(Callback):  # type: ignore[misc]
     def _attach(self, pl_module: Any) -> None:
         model: nn.Module = pl_module.get_submodule(self._module)
         self._watch.attach(model)
+
+    def _repeated_samples(self, size: int) -> Tensor | None:
+        """Those of a DistributedSampler, which Lightning puts into a loader on several processes."""
+        loader, batch_idx = self._batch
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, DistributedSampler) or loader.batch_size is None:
+            return None
+        first = batch_idx * loader.batch_size
+        if size != min(loader.batch_size, len(sampler) - first):
+            return None  # the batch in parts, or joined to another
+        length = len(sampler.dataset)  # type: ignore[arg-type]
+        return padding_repeats(first, size, length, rank=sampler.rank, world_size=sampler.num_replicas)
 
     def _log(self, pl_module: Any, values: dict[str, float], **when: bool) -> None:
         # The same on every process already.

@@ -8,12 +8,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation.evaluator import SentenceEvaluator
-
+from cone_kernels.extras import require
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.watch import transformer_in
 from cone_kernels.probe import ConeProbe
+
+require("sentence_transformers", "train", "ConeEvaluator")
+
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.evaluation import SentenceEvaluator  # noqa: E402
 
 _logger = logging.getLogger(__name__)
 

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from cone_kernels import metrics
+from cone_kernels.extras import require
 from cone_kernels.level_moments import Moments
 from cone_kernels.ops.arguments import float_tensor, groups_of
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import COSINE_FIELDS, GROUPS, zero_sums
+
+require("torchmetrics", "train", "MeanPairwiseCosine")
+
+from torchmetrics import Metric  # noqa: E402
 
 
 class MeanPairwiseCosine(Metric):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
-
+from cone_kernels.extras import require
+from cone_kernels.integrations.accelerate import repeated_samples
 from cone_kernels.integrations.watch import ConeWatch
+
+require("transformers", "train", "ConeCallback")
+
+from transformers import Trainer, TrainerCallback  # noqa: E402
 
 _RUNTIME = "_runtime"
 
@@ -18,7 +22,8 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
 
     ``metric_for_best_model="cone/L12/anisotropy"`` with ``greater_is_better=False`` keeps the checkpoint of the widest
     cone. All forwards of a watched step are counted, of every micro-batch and column; an evaluation whole. A log
-    between two watched steps has no such value. Also for SentenceTransformerTrainer.
+    between two watched steps has no such value. Samples that the loader repeats on several processes to fill its last
+    round are left out, as ``repeated_samples`` finds them. Also for SentenceTransformerTrainer.
 
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
@@ -46,7 +51,8 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         pooling_gap: bool = False,
         **probe_options: Any,
     ) -> None:
-        self._watch = ConeWatch(every=every, layers=layers, token=token, pooling_gap=pooling_gap, **probe_options)
+        scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
+        self._watch = ConeWatch(every=every, **scalars, repeats=repeated_samples, **probe_options)
 
     def add_to(self, trainer: Trainer) -> ConeCallback:
         """Add this callback before those that report logs (TensorBoard, W&B, the progress bar).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ class ConeWatch:
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
         layers, token, pooling_gap: as in `cone_scalars`.
+        repeats: for the B samples of a forward which ones the loader repeats, (B,) bool, or None.
         probe_options: of `ConeProbe`.
 
     Raises:
@@ -40,12 +40,14 @@ class ConeWatch:
         layers: Sequence[int] | None = None,
         token: bool = False,
         pooling_gap: bool = False,
+        repeats: Callable[[int], Tensor | None] | None = None,
         **probe_options: Any,
     ) -> None:
         if every < 1:
             raise ValueError(f"every: got {every}, wants 1 (each step) or more")
         self._every = every
         self._scalars = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
+        self._repeats = repeats
         self._probe_options = probe_options
         self._probes: dict[Phase, ConeProbe] = {}
         self._noted: WatchedForward | None = None
@@ -66,7 +68,7 @@ class ConeWatch:
         phases: tuple[Phase, ...] = ("training", "evaluation")
         self._probes = {phase: ConeProbe(inner, **self._probe_options).attach() for phase in phases}
         self._model = inner
-        self._noted = WatchedForward(inner, self._note_repeats)
+        self._noted = None if self._repeats is None else WatchedForward(inner, self._note_repeats)
         self.begin_evaluation()
 
     def detach(self) -> None:
@@ -108,10 +110,9 @@ class ConeWatch:
         return cone_scalars(state, **self._scalars)  # type: ignore[arg-type]
 
     def _note_repeats(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Tell the probes which samples of the batch Accelerate's loader repeats."""
-        if "accelerate" in sys.modules and not calibrating.get() and not in_backward():
-            size = _n_sentences(bind_arguments(self._model, args, kwargs) or {})
-            repeats = _repeated_samples(size) if size else None
+        """Tell the probes which samples of the batch are repeats."""
+        if self._repeats is not None and not calibrating.get() and not in_backward():
+            repeats = self._repeats(_n_sentences(bind_arguments(self._model, args, kwargs) or {}))
             for probe in self._probes.values() if repeats is not None else ():
                 probe.next_batch(repeats=repeats)  # one that does not count this forward forgets them
         return forward(*args, **kwargs)
@@ -122,13 +123,6 @@ def transformer_in(model: nn.Module) -> nn.Module:
     first = model[0] if isinstance(model, nn.Sequential) and len(model) > 0 else model
     inner: nn.Module = getattr(first, "auto_model", None) or model
     return inner
-
-
-def _repeated_samples(size: int) -> Tensor | None:
-    from cone_kernels.integrations.accelerate import repeated_samples
-
-    repeats = repeated_samples(size)
-    return repeats if bool(repeats.any()) else None
 
 
 def _n_sentences(arguments: dict[str, Any]) -> int:
