@@ -26,10 +26,10 @@ _EXPORTS = {
     "second_moment": "ops.second_moment",
     "top_eigenvectors": "ops.top_eigenvectors",
 }
-_MODULES = ("backends", "experiments", "metrics", "moments", "ops", "probe")
+_MODULES = ("backends", "distributed", "experiments", "metrics", "moments", "ops", "probe")
 
 if TYPE_CHECKING:
-    from cone_kernels import backends, experiments, metrics, moments, ops, probe
+    from cone_kernels import backends, distributed, experiments, metrics, moments, ops, probe
     from cone_kernels.backends import Backend, BackendUnavailable, capabilities
     from cone_kernels.loss import isotropy_loss
     from cone_kernels.moments import ConeState, Moments
@@ -50,6 +50,7 @@ __all__ = [
     "__version__",
     "backends",
     "capabilities",
+    "distributed",
     "experiments",
     "isotropy_loss",
     "masked_mean_pool",

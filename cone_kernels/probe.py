@@ -45,9 +45,9 @@ class ConeProbe:
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
     batch flattened into one row (1, N) is told by its ``cu_seq_lens_q``.
 
-    In a training job the layers are those of the forward as it ran, under its dropout and autocast; what gradient
-    checkpointing computes again in the backward pass is not counted again. A forward that is left out costs nothing:
-    the hooks are on the model only while a forward is counted.
+    In a training job the layers are those of the forward as it ran, under its dropout and autocast. Forwards within
+    the backward pass, as gradient checkpointing and cached contrastive losses run them again, are not counted. A
+    forward that is left out costs nothing: the hooks are on the model only while a forward is counted.
 
     Args:
         model: what ``AutoModel`` returns, with or without a head; DDP and one-device DataParallel are unwrapped.
@@ -57,6 +57,7 @@ class ConeProbe:
         strict: raise at the end of a forward in which a token is zero or not finite, or a sentence has no token.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
         every: of the forwards in training mode count the first and every `every`-th from there; in evaluation all.
+            Where a step has several forwards, choose steps by pause() and resume().
         during: ``training`` or ``evaluation``: count only forwards in that mode of the model; ``always``.
         on_pooled: called with each layer's number, the batch's sentence ids (B,) and its sentence vectors (B, D), a row
             of NaN for a sentence without a token; the vectors are the caller's to keep.

@@ -14,6 +14,7 @@ from recording_probe import probed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import LAYERS, tiny_batch, tiny_model
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cone_kernels.integrations.scalars import cone_scalars, log_cone
@@ -253,6 +254,15 @@ def test_log_cone_writes_to_anything_that_logs(kind: type[Writer]) -> None:
         for layer in (0, 3)
         for name in ("anisotropy", "anisotropy_stderr", "token_anisotropy", "token_anisotropy_stderr")
     ]
+
+
+def test_log_cone_to_tensorboard_itself(tmp_path: Path) -> None:
+    state = probed(tiny_model("bert"), tiny_batch())
+    with SummaryWriter(str(tmp_path)) as writer:
+        values = log_cone(writer, state, 3, layers=[2])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name, value in values.items():
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [(3, pytest.approx(value))]
 
 
 def test_arguments_refused() -> None:

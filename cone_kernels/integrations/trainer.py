@@ -21,9 +21,10 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
     metrics of an evaluation, of the sentences since the log before, over all processes.
 
     ``metric_for_best_model="cone/L12/anisotropy"`` with ``greater_is_better=False`` keeps the checkpoint of the widest
-    cone. All forwards of a watched step are counted, of every micro-batch and column; an evaluation whole. A log
-    between two watched steps has no such value. Samples that the loader repeats on several processes to fill its last
-    round are left out, as ``repeated_samples`` finds them. Also for SentenceTransformerTrainer.
+    cone. All forwards of a watched step are counted, of every micro-batch and column, and all between two steps are an
+    evaluation's. A log between two watched steps has no such value. Samples that the loader repeats on several
+    processes to fill its last round are left out, as ``repeated_samples`` finds them. Also for
+    SentenceTransformerTrainer.
 
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
