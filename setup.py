@@ -29,6 +29,7 @@ X86_ISAS = {
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
 OPS = ["row_moments", "pool_moments", "masked_mean_pool", "second_moment", "top_eigenvectors"]
+OPS += ["mean_pairwise_cosine_backward", "masked_mean_pool_backward"]
 KERNEL_SOURCES = [f"{op}.cpp" for op in OPS]
 COMMON_SOURCES = ["cpu/isa.cpp", "bindings/cpu.cpp"]
 

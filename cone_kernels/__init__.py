@@ -19,6 +19,7 @@ _EXPORTS = {
     "ConeState": "moments",
     "Moments": "moments",
     "capabilities": "backends",
+    "isotropy_loss": "loss",
     "masked_mean_pool": "ops.masked_mean_pool",
     "mean_pairwise_cosine": "ops.mean_pairwise_cosine",
     "pool_moments": "ops.pool_moments",
@@ -26,12 +27,13 @@ _EXPORTS = {
     "second_moment": "ops.second_moment",
     "top_eigenvectors": "ops.top_eigenvectors",
 }
-_MODULES = ("backends", "experiments", "metrics", "moments", "ops", "probe")
+_MODULES = ("backends", "distributed", "experiments", "metrics", "moments", "ops", "probe")
 
 if TYPE_CHECKING:
-    from cone_kernels import backends, experiments, metrics, moments, ops, probe
+    from cone_kernels import backends, distributed, experiments, metrics, moments, ops, probe
     from cone_kernels.backends import Backend, BackendUnavailable, capabilities
     from cone_kernels.centering import Centering
+    from cone_kernels.loss import isotropy_loss
     from cone_kernels.moments import ConeState, Moments
     from cone_kernels.ops.masked_mean_pool import masked_mean_pool
     from cone_kernels.ops.mean_pairwise_cosine import mean_pairwise_cosine
@@ -51,7 +53,9 @@ __all__ = [
     "__version__",
     "backends",
     "capabilities",
+    "distributed",
     "experiments",
+    "isotropy_loss",
     "masked_mean_pool",
     "mean_pairwise_cosine",
     "metrics",

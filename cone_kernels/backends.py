@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-OPS = ("row_moments", "pool_moments", "masked_mean_pool", "second_moment", "top_eigenvectors")
+OPS = (
+    "row_moments",
+    "pool_moments",
+    "masked_mean_pool",
+    "second_moment",
+    "top_eigenvectors",
+    "mean_pairwise_cosine_backward",
+    "masked_mean_pool_backward",
+)
 ENVIRONMENT_VARIABLE = "CONE_KERNELS_BACKEND"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -116,9 +117,13 @@ def record_forward(
         RuntimeError: the model takes no ``output_hidden_states``, its call no tokens, or the forward failed.
     """
     kwargs, n_tokens = _short_call(model, arguments)
-    with _quiet_forward(model), _recorded(modules) as recording:
+    with _quiet_forward(model), _recorded({name: modules[name] for name in modules if name}) as recording:
+        before, after = _recording_hooks(recording, "")
         try:
-            output = model(**kwargs)
+            # Not model(...): the hooks of FSDP and others around the forward that is running must not run in it.
+            before(model, (), kwargs)
+            output = model.forward(**kwargs)
+            after(model, (), kwargs, output)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -176,6 +181,7 @@ def _quiet_forward(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(torch.random.fork_rng(devices=list(devices), device_type=kind))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(_classes_before_sharding(model))
             for module in training:
                 module.training = False
             yield
@@ -185,6 +191,24 @@ def _quiet_forward(model: nn.Module) -> Iterator[None]:
         calibrating.reset(token)
         # Autocast keeps its casts of the weights; those made without gradients would cut the user's graph.
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def _classes_before_sharding(model: nn.Module) -> Iterator[None]:
+    """transformers 5 finds what a model can return by its class's name, and FSDP2 gives it a class of another name."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
+    try:
+        for module, kind in sharded.items():
+            module.__class__ = next(base for base in kind.__bases__ if base is not FSDPModule)
+        yield
+    finally:
+        for module, kind in sharded.items():
+            module.__class__ = kind
 
 
 @contextmanager

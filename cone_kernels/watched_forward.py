@@ -60,6 +60,11 @@ def _plainly(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return forward(*args, **kwargs)
 
 
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass, as in what gradient checkpointing computes again."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DDP or one-device DataParallel; TypeError or RuntimeError where there is none to watch."""
     if not isinstance(model, nn.Module):

@@ -106,12 +106,6 @@ def test_backends_and_opcheck() -> None:
         torch.library.opcheck(torch.ops.cone_kernels.mean_pairwise_cosine.default, (x, backend))
 
 
-def test_backward_is_refused_rather_than_wrong() -> None:
-    x = normal(10, 5).requires_grad_()
-    with pytest.raises(RuntimeError, match="autograd"):
-        mean_pairwise_cosine(x).backward()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_twenty_million_rows(dtype: torch.dtype) -> None:

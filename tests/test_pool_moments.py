@@ -230,7 +230,7 @@ HIDDEN, MASK = torch.zeros(2, 3, 4), torch.ones(2, 3)
         ({"hidden_states": HIDDEN, "mask": MASK * torch.nan}, ValueError, "mask: got values other than 0 and 1"),
         ({"hidden_states": HIDDEN.int(), "mask": MASK}, TypeError, "hidden_states: got dtype int32"),
         ({"hidden_states": HIDDEN[0], "mask": MASK}, ValueError, r"hidden_states: got shape \(3, 4\)"),
-        ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0, 2])}, ValueError, "number of rows, 3"),
+        ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0, 2])}, ValueError, "for 3 rows; it must rise"),
         ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0, 3, 2, 3])}, ValueError, "must rise from 0"),
         ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0.0, 3.0])}, TypeError, "cu_seqlens: got dtype"),
     ],

@@ -1,1 +1,1 @@
-"""Where the package meets others; each module needs the library of its name, and is imported by its own name."""
+"""Adapters to other libraries; each imports its library when it is used."""

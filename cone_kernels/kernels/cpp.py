@@ -69,6 +69,39 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
     return pooled
 
 
+def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:
+    """scale · (s − (s·u)u)/‖x‖ for the rows of x (L, n, d), of its dtype; unit_sum s (L, d) and scale (L,) float64."""
+    unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
+    gradient = torch.empty(x.shape, dtype=x.dtype)
+    _cpu.mean_pairwise_cosine_backward(
+        **_rows(x),
+        unit_sum=unit_sum.data_ptr(),
+        scale=scale.data_ptr(),
+        grad_rows=gradient.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return gradient
+
+
+def masked_mean_pool_backward(
+    grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """grad (L, B, d) shared out among each sentence's tokens: (L, B, T, d), or packed (L, N, d), of `dtype`."""
+    layers, n_sentences, d = grad.shape
+    shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
+    gradient = torch.empty(shape, dtype=dtype)
+    _cpu.masked_mean_pool_backward(
+        **_rows(grad),
+        result_dtype=_DTYPES[dtype],
+        n_tokens=n_tokens,
+        mask=_address(mask),
+        cu_seqlens=_address(cu_seqlens),
+        grad_hidden=gradient.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return gradient
+
+
 def second_moment(
     moment: Tensor,
     x: Tensor,

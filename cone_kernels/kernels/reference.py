@@ -29,9 +29,7 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
 
 def _add_rows(rows: Tensor, groups: Tensor, sums: dict[str, Tensor]) -> Tensor:
     norm_sq = rows.square().sum(-1)  # (n,)
-    status = torch.full(norm_sq.shape, _USED, dtype=torch.uint8, device=rows.device)
-    status[norm_sq < torch.finfo(torch.float64).tiny] = _ZERO
-    status[~norm_sq.isfinite()] = _NONFINITE
+    status = _status_of(norm_sq)
     used = status == _USED
     x, norm = rows[used], norm_sq[used].sqrt()  # (n_used, d), (n_used,)
     u = x / norm[:, None]
@@ -47,6 +45,13 @@ def _add_rows(rows: Tensor, groups: Tensor, sums: dict[str, Tensor]) -> Tensor:
         sums["sq_sum"] += x.square().sum(0)
         sums["norm_sum"] += norm.sum()
         sums["norm_sq_sum"] += norm_sq[used].sum()
+    return status
+
+
+def _status_of(norm_sq: Tensor) -> Tensor:
+    status = torch.full(norm_sq.shape, _USED, dtype=torch.uint8, device=norm_sq.device)
+    status[norm_sq < torch.finfo(torch.float64).tiny] = _ZERO
+    status[~norm_sq.isfinite()] = _NONFINITE
     return status
 
 
@@ -93,6 +98,30 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
         for hidden in layers
     ]
     return torch.stack(pooled).to(dtype)
+
+
+def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:
+    """scale · (s − (s·u)u)/‖x‖ for the rows of x (L, n, d), of its dtype; 0 for rows left out."""
+    gradient = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    for layer, rows in enumerate(x.double()):
+        norm_sq = rows.square().sum(-1)  # (n,)
+        used = _status_of(norm_sq) == _USED
+        norm = norm_sq[used].sqrt()[:, None]
+        u, s = rows[used] / norm, unit_sum[layer]
+        gradient[layer, used] = (scale[layer] / norm * (s - (u @ s)[:, None] * u)).to(x.dtype)
+    return gradient
+
+
+def masked_mean_pool_backward(
+    grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """grad (L, B, d) / T for each token that counts, 0 for others: (L, B, T, d), or packed (L, N, d)."""
+    if mask is not None:
+        share = grad.double() / mask.sum(1)[:, None]  # (L, B, d)
+        return torch.where(mask[:, :, None], share[:, :, None], 0.0).to(dtype)
+    assert cu_seqlens is not None
+    sizes = cu_seqlens.diff()  # (B,)
+    return (grad.double() / sizes[:, None]).repeat_interleave(sizes, dim=1, output_size=n_tokens).to(dtype)
 
 
 def second_moment(

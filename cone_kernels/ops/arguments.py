@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,8 +81,12 @@ def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: tor
     if mask.dtype == torch.bool:
         return mask.contiguous()
     tokens_kept = mask == 1
-    if not bool(torch.all(tokens_kept | (mask == 0))):
-        raise ValueError(f"{name}: got values other than 0 and 1; it must say for each token whether it counts")
+    require(
+        torch.all(tokens_kept | (mask == 0)),
+        name,
+        lambda: "values other than 0 and 1",
+        "it must say for each token whether it counts",
+    )
     return tokens_kept.contiguous()
 
 
@@ -94,8 +98,12 @@ def sequence_starts(name: str, value: ArrayLike, rows: int) -> Tensor:
     if starts.dim() != 1 or starts.numel() == 0:
         raise ValueError(f"{name}: got shape {tuple(starts.shape)}; it must be (B + 1,)")
     starts = starts.to(torch.int64).contiguous()
-    if int(starts[0]) != 0 or int(starts[-1]) != rows or bool(torch.any(starts.diff() < 0)):
-        raise ValueError(f"{name}: got {starts.tolist()[:8]}...; it must rise from 0 to the number of rows, {rows}")
+    require(
+        (starts[0] == 0) & (starts[-1] == rows) & torch.all(starts.diff() >= 0),
+        name,
+        lambda: f"{starts.tolist()[:8]}... for {rows} rows",
+        "it must rise from 0 to the number of rows",
+    )
     return starts
 
 
@@ -108,9 +116,19 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
         raise TypeError(f"{name}: got dtype {tensor.dtype}; it must be int64")
     if tuple(tensor.shape) != (n,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
-    if n > 0 and int(tensor.min()) < 0:
-        raise ValueError(f"{name}: got {int(tensor.min())}; ids are indices in the corpus, so 0 or more")
+    require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "ids are indices in the corpus, so 0 or more")
     return tensor.to(device=device, dtype=torch.int64) % GROUPS
+
+
+def require(holds: Tensor, name: str, got: Callable[[], str], wanted: str) -> None:
+    """Raises a ValueError unless the scalar tensor `holds` is true; a RuntimeError in compiled code.
+
+    There the check is a node of the graph, so that it costs neither a graph break nor a wait for the device.
+    """
+    if torch.compiler.is_compiling():
+        torch._assert_async(holds, f"{name}: {wanted}")
+    elif not bool(holds):
+        raise ValueError(f"{name}: got {got()}; {wanted}")
 
 
 def traced(tensor: Tensor) -> bool:

@@ -16,7 +16,9 @@ from cone_kernels.ops.arguments import (
     like_input,
     sequence_starts,
     token_mask,
+    traced,
 )
+from cone_kernels.ops.gradients import refuse_double_backward
 
 
 def masked_mean_pool(
@@ -27,6 +29,10 @@ def masked_mean_pool(
     backend: str = "auto",
 ) -> Any:
     """The mean of each sentence's tokens, from one read of the tokens that count.
+
+    Differentiable, once: each of a sentence's T tokens that count gets the gradient grad/T, finite or not, all other
+    tokens 0, rounded once to the dtype of `hidden_states`, which are not kept for it. Autocast changes nothing:
+    `hidden_states` are not cast.
 
     Args:
         hidden_states: (..., B, T, D) with `mask`, or packed (..., N, D) with `cu_seqlens`; float32, float64, bfloat16
@@ -52,7 +58,8 @@ def masked_mean_pool(
     hidden = float_tensor("hidden_states", hidden_states, row_dims, shape)
     mask, cu_seqlens = token_selection(hidden, mask, cu_seqlens)
     chosen = backends.resolve(backend, hidden.device, "masked_mean_pool")
-    return like_input(_masked_mean_pool(hidden, mask, cu_seqlens, chosen.value), hidden_states)
+    pool = _masked_mean_pool if traced(hidden) else _pool
+    return like_input(pool(hidden, mask, cu_seqlens, chosen.value), hidden_states)
 
 
 def token_selection(
@@ -68,8 +75,7 @@ def token_selection(
     return None, sequence_starts("cu_seqlens", as_tensor("cu_seqlens", cu_seqlens), hidden.shape[-2])
 
 
-@torch.library.custom_op("cone_kernels::masked_mean_pool", mutates_args=())
-def _masked_mean_pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
+def _pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
     layers = flatten_batch(hidden, 3 if mask is not None else 2).unbind(0)
     pooled = _empty_pooled(hidden, mask, cu_seqlens)
     if layers:
@@ -77,9 +83,57 @@ def _masked_mean_pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | 
     return pooled
 
 
+def _pool_gradient(
+    grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype, backend: str
+) -> Tensor:
+    """The gradient of hidden states (..., B, T, D) or packed (..., N, D) of `dtype`, for grad (..., B, D).
+
+    n_tokens: T, or N where the sentences are packed.
+    """
+    op = "masked_mean_pool_backward"
+    backends.resolve(backend, grad.device, op)
+    kernel = backends.kernel(op, backend)
+    gradient: Tensor = kernel(flatten_batch(grad, 2), mask, cu_seqlens, n_tokens, dtype)
+    return gradient.reshape(_hidden_shape(grad, mask, n_tokens))
+
+
+def _hidden_shape(grad: Tensor, mask: Tensor | None, n_tokens: int) -> tuple[int, ...]:
+    *batch, n_sentences, d = grad.shape
+    return (*batch, n_tokens, d) if mask is None else (*batch, n_sentences, n_tokens, d)
+
+
+_masked_mean_pool = torch.library.custom_op("cone_kernels::masked_mean_pool", _pool, mutates_args=())
+_masked_mean_pool_backward = torch.library.custom_op(
+    "cone_kernels::masked_mean_pool_backward", _pool_gradient, mutates_args=()
+)
+
+
 @_masked_mean_pool.register_fake
 def _(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
     return _empty_pooled(hidden, mask, cu_seqlens)
+
+
+@_masked_mean_pool_backward.register_fake
+def _(
+    grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype, backend: str
+) -> Tensor:
+    return grad.new_empty(_hidden_shape(grad, mask, n_tokens), dtype=dtype)
+
+
+def _keep_selection(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor | None, str], output: Tensor) -> None:
+    hidden, mask, cu_seqlens, ctx.backend = inputs
+    ctx.save_for_backward(mask, cu_seqlens)
+    ctx.n_tokens, ctx.dtype = hidden.shape[-2], hidden.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    mask, cu_seqlens = ctx.saved_tensors
+    gradient = _masked_mean_pool_backward(grad, mask, cu_seqlens, ctx.n_tokens, ctx.dtype, ctx.backend)
+    return gradient, None, None, None
+
+
+_masked_mean_pool.register_autograd(_backward, setup_context=_keep_selection)
+_masked_mean_pool_backward.register_autograd(refuse_double_backward("masked_mean_pool"))
 
 
 def _empty_pooled(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input
+from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input, require, traced
+from cone_kernels.ops.gradients import refuse_double_backward
 from cone_kernels.sums import COSINE_FIELDS, zero_sums
 
 
@@ -18,6 +19,10 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
     A = (‖Σu‖² − Σ‖u‖²) / (n(n−1)) with u = x/‖x‖ (Ethayarajh 2019, section 3.2, by the mean-vector identity). Not
     clamped: centred data has A ≈ −1/(n−1). Rows whose norm is zero or not finite are left out of n; `row_moments` says
     how many, and `strict` refuses them.
+
+    Differentiable, once: ∂A/∂x_i = 2/(n(n−1)) · (s − (s·u_i)u_i)/‖x_i‖ with s = Σu, from one more read of `x`, computed
+    in float64 and rounded once to the dtype of `x` (Σ‖u‖² = n is constant). Rows left out get the gradient 0, and so do
+    all rows where A is NaN, for then no row is in a pair. Autocast changes nothing: `x` is not cast.
 
     Args:
         x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
@@ -39,26 +44,94 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
     """
     rows = float_tensor("x", x, 2, "(..., n, d)")
     chosen = backends.resolve(backend, rows.device, "row_moments")
-    cosine, left_out = _mean_pairwise_cosine(rows, chosen.value)
-    if strict and bool(left_out.any()):
-        raise ValueError(f"x: got {int(left_out.sum())} rows that are zero or not finite; strict wants none")
+    compute = _mean_pairwise_cosine if traced(rows) else _cosine_and_sums
+    cosine, left_out, _, _ = compute(rows, chosen.value)
+    if strict:
+        require(left_out.sum() == 0, "x", lambda: _rows_left_out(left_out), "strict wants none")
     return like_input(cosine, x)
 
 
-@torch.library.custom_op("cone_kernels::mean_pairwise_cosine", mutates_args=())
-def _mean_pairwise_cosine(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def _rows_left_out(left_out: Tensor) -> str:
+    return f"{int(left_out.sum())} rows that are zero or not finite"
+
+
+def _cosine_and_sums(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cosines (...), how many rows were left out (...), and what the gradient needs: s (..., d), n (...)."""
     flat, batch = flatten_batch(x, 2), x.shape[:-2]
-    sums = zero_sums(COSINE_FIELDS, flat.shape[0], x.shape[-1], groups=1, device=x.device)
-    backends.kernel("row_moments", backend)(flat, None, sums)
-    count = sums["count"].sum(-1).double()
-    unit_sum = sums["unit_sum"].sum(-2)  # (L, d)
-    pairs = torch.where(count > 1, count * (count - 1), torch.nan)
-    cosine = (unit_sum.square().sum(-1) - sums["unit_sq_total"].sum(-1)) / pairs
-    left_out = (sums["n_zero"] + sums["n_nonfinite"]).sum(-1)
-    return cosine.reshape(batch), left_out.reshape(batch)
+    sums = unit_sums(flat, backend)
+    count, unit_sum = sums["count"][:, 0], sums["unit_sum"][:, 0]  # (L,), (L, d)
+    cosine = cosine_of_sums(unit_sum, sums["unit_sq_total"][:, 0], count)
+    left_out = (sums["n_zero"] + sums["n_nonfinite"])[:, 0]
+    return (
+        cosine.reshape(batch),
+        left_out.reshape(batch),
+        unit_sum.reshape(*batch, x.shape[-1]),
+        count.reshape(batch),
+    )
+
+
+def unit_sums(x: Tensor, backend: str) -> dict[str, Tensor]:
+    """The sums of `COSINE_FIELDS` of x (L, n, d), all rows in one group."""
+    sums = zero_sums(COSINE_FIELDS, x.shape[0], x.shape[-1], groups=1, device=x.device)
+    backends.kernel("row_moments", backend)(x, None, sums)
+    return sums
+
+
+def cosine_of_sums(unit_sum: Tensor, unit_sq_total: Tensor, count: Tensor) -> Tensor:
+    """A (L,) of s (L, d), q (L,) and n (L,); NaN where there is no pair."""
+    n = count.double()
+    pairs = torch.where(n > 1, n * (n - 1), torch.nan)
+    return (unit_sum.square().sum(-1) - unit_sq_total) / pairs
+
+
+def cosine_gradient(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str) -> Tensor:
+    """grad (...) times ∂A/∂x, in the shape (..., n, d) and dtype of `x`, of the A that s (..., d) and n (...) make.
+
+    s and n may be those of more rows than `x` has: then `x` is a part of the rows of A.
+    """
+    op = "mean_pairwise_cosine_backward"
+    backends.resolve(backend, x.device, op)
+    flat = flatten_batch(x, 2)
+    layers, _, d = flat.shape
+    n = count.reshape(layers).double()
+    scale = torch.where(n > 1, 2 * grad.reshape(layers).double() / (n * (n - 1)), 0.0)
+    gradient: Tensor = backends.kernel(op, backend)(flat, unit_sum.reshape(layers, d), scale)
+    return gradient.reshape(x.shape)
+
+
+_mean_pairwise_cosine = torch.library.custom_op("cone_kernels::mean_pairwise_cosine", _cosine_and_sums, mutates_args=())
+_mean_pairwise_cosine_backward = torch.library.custom_op(
+    "cone_kernels::mean_pairwise_cosine_backward", cosine_gradient, mutates_args=()
+)
 
 
 @_mean_pairwise_cosine.register_fake
-def _(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch = x.shape[:-2]
-    return x.new_empty(batch, dtype=torch.float64), x.new_empty(batch, dtype=torch.int64)
+    return (
+        x.new_empty(batch, dtype=torch.float64),
+        x.new_empty(batch, dtype=torch.int64),
+        x.new_empty((*batch, x.shape[-1]), dtype=torch.float64),
+        x.new_empty(batch, dtype=torch.int64),
+    )
+
+
+@_mean_pairwise_cosine_backward.register_fake
+def _(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _keep_sums(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    _, left_out, unit_sum, count = output
+    ctx.mark_non_differentiable(left_out, unit_sum, count)
+    ctx.save_for_backward(inputs[0], unit_sum, count)
+    ctx.backend = inputs[1]
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
+    x, unit_sum, count = ctx.saved_tensors
+    return _mean_pairwise_cosine_backward(x, unit_sum, count, grad, ctx.backend), None
+
+
+_mean_pairwise_cosine.register_autograd(_backward, setup_context=_keep_sums)
+_mean_pairwise_cosine_backward.register_autograd(refuse_double_backward("mean_pairwise_cosine"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, traced
+from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import GROUPS, TOKEN_FIELDS, zero_sums
 
@@ -34,6 +35,8 @@ def pool_moments(
     backend: str = "auto",
 ) -> PoolMoments:
     """Pooled vectors, token-level sums and within-sentence sums, from one read of the tokens that count.
+
+    Without a gradient: a backward through any of them raises. `masked_mean_pool` has one.
 
     Args:
         hidden_states: (..., B, T, D) with `mask`, or packed (..., N, D) with `cu_seqlens`; or a sequence of L layers
@@ -73,7 +76,8 @@ def pool_moments(
     batch = tuple(hidden_states.shape[:-row_dims]) if stacked else (len(layers),)  # type: ignore[union-attr]
 
     def shaped(tensor: Tensor) -> Any:
-        return like_input(tensor.reshape((*batch, *tensor.shape[1:])), hidden_states)
+        result = refused_gradients("pool_moments", tensor.reshape((*batch, *tensor.shape[1:])), layers)
+        return like_input(result, hidden_states)
 
     return PoolMoments(shaped(pooled), {name: shaped(total) for name, total in sums.items()}, shaped(status))
 

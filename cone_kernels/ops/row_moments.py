@@ -10,13 +10,15 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, groups_of, like_input, traced
+from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
 
 def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend: str = "auto") -> dict[str, Any]:
     """The plain sums of the rows of `x` by jackknife group, from one read of `x`.
 
-    Rows whose squared norm is zero or not finite in float64 are left out and counted. u = x/‖x‖.
+    Rows whose squared norm is zero or not finite in float64 are left out and counted. u = x/‖x‖. Without a gradient: a
+    backward through the sums raises.
 
     Args:
         x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
@@ -42,7 +44,11 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
     flat = flatten_batch(rows, 2)
     sums = zero_sums(ROW_FIELDS, flat.shape[0], d, device=rows.device)
     row_moments_(flat, groups, list(sums.values()), backend)
-    return {field: like_input(total.reshape((*batch, *total.shape[1:])), x) for field, total in sums.items()}
+
+    def shaped(total: Tensor) -> Any:
+        return like_input(refused_gradients("row_moments", total.reshape((*batch, *total.shape[1:])), [rows]), x)
+
+    return {field: shaped(total) for field, total in sums.items()}
 
 
 def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str = "auto") -> Tensor:

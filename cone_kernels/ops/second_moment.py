@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, as_tensor, flatten_batch, float_tensor, like_input, traced
+from cone_kernels.ops.gradients import refuse_backward
 
 
 def second_moment(
@@ -23,7 +24,8 @@ def second_moment(
 
     The rows less a pilot vector are multiplied (float32 rows in float32 over at most 128 rows, then float64), and the
     pilot is put back in float64, so that a large mean costs no digits of the covariance. Rows are the observations, as
-    in scikit-learn; `torch.cov` has them in columns: `second_moment(x, center=True)` is `torch.cov(x.mT)`.
+    in scikit-learn; `torch.cov` has them in columns: `second_moment(x, center=True)` is `torch.cov(x.mT)`. It has
+    no gradient: a backward raises.
 
     Args:
         x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
@@ -147,6 +149,9 @@ def _second_moment(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Ten
 @_second_moment.register_fake
 def _(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | None, backend: str) -> Tensor:
     return x.new_empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), dtype=torch.float64)
+
+
+_second_moment.register_autograd(refuse_backward("second_moment"))
 
 
 def _mean(rows: Tensor, scale: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input
+from cone_kernels.ops.gradients import refuse_backward
 
 # An axis whose |cos| with the mean is below this takes its sign from its largest component, and so does one whose
 # product with the mean, in units of the largest deviation √λ_1, is what rounding leaves of data that was centred.
@@ -48,7 +49,7 @@ def top_eigenvectors(
 
     Block subspace iteration with Rayleigh-Ritz on the blocks kept (block Krylov, Musco & Musco 2015). Data is read once
     for the mean and once an iteration, after a few steps on every 16th row where there are 2048 rows or more. Only as
-    many digits as `tolerance` asks for are computed; look at `converged`.
+    many digits as `tolerance` asks for are computed; look at `converged`. No gradient: a backward raises.
 
     Args:
         x: data (..., n, d) float32, float64, bfloat16 or float16, any strides; leading dimensions are batch dimensions.
@@ -130,6 +131,9 @@ def _(
         return matrix.new_empty((*batch, *shape), dtype=dtype)
 
     return empty(k), empty(k, d), empty(k), empty(dtype=torch.int64), empty(), empty(dtype=torch.bool)
+
+
+_top_eigenvectors.register_autograd(refuse_backward("top_eigenvectors"))
 
 
 def signed_along(vectors: Tensor, values: Tensor, mean: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cone/gradients.h"
 #include "cone/moments.h"
 #include "cone/second_moment.h"
 #include "cone/top_eigenvectors.h"
@@ -98,6 +99,34 @@ void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_s
       {hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<void>(pooled), threads});
 }
 
+void mean_pairwise_cosine_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d,
+                                   int64_t row_stride, int64_t col_stride, Address unit_sum, Address scale,
+                                   Address grad_rows, int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::mean_pairwise_cosine_backward({pointers.data(),
+                                       int64_t(pointers.size()),
+                                       {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                                       at<const double>(unit_sum),
+                                       at<const double>(scale),
+                                       at<void>(grad_rows),
+                                       threads});
+}
+
+void masked_mean_pool_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                               int64_t col_stride, int result_dtype, int64_t n_tokens, Address mask, Address cu_seqlens,
+                               Address grad_hidden, int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::masked_mean_pool_backward({pointers.data(),
+                                   int64_t(pointers.size()),
+                                   {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                                   cone::DType(result_dtype),
+                                   n_tokens,
+                                   at<const uint8_t>(mask),
+                                   at<const int64_t>(cu_seqlens),
+                                   at<void>(grad_hidden),
+                                   threads});
+}
+
 void second_moment(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                    int64_t col_stride, Address use, Address weights, Address pilot, bool about_pilot, Address moment,
                    int threads) {
@@ -183,6 +212,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("masked_mean_pool", &masked_mean_pool, py::kw_only(), py::arg("layers"), py::arg("dtype"),
         py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
         py::arg("cu_seqlens"), py::arg("pooled"), py::arg("threads"), Unlocked());
+  m.def("mean_pairwise_cosine_backward", &mean_pairwise_cosine_backward, py::kw_only(), py::arg("layers"),
+        py::arg("dtype"), py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("unit_sum"),
+        py::arg("scale"), py::arg("grad_rows"), py::arg("threads"), Unlocked());
+  m.def("masked_mean_pool_backward", &masked_mean_pool_backward, py::kw_only(), py::arg("layers"), py::arg("dtype"),
+        py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("result_dtype"),
+        py::arg("n_tokens"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("grad_hidden"), py::arg("threads"),
+        Unlocked());
   m.def("second_moment", &second_moment, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("use"), py::arg("weights"), py::arg("pilot"),
         py::arg("about_pilot"), py::arg("moment"), py::arg("threads"), Unlocked());

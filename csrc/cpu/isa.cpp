@@ -3,6 +3,7 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "cone/gradients.h"
 #include "cone/moments.h"
 #include "cone/second_moment.h"
 #include "cone/top_eigenvectors.h"
@@ -83,6 +84,8 @@ void force_isa(Isa isa) {
 CONE_FORWARD(row_moments, RowMomentsArgs)
 CONE_FORWARD(pool_moments, PoolMomentsArgs)
 CONE_FORWARD(masked_mean_pool, MaskedMeanPoolArgs)
+CONE_FORWARD(mean_pairwise_cosine_backward, MeanPairwiseCosineBackwardArgs)
+CONE_FORWARD(masked_mean_pool_backward, MaskedMeanPoolBackwardArgs)
 CONE_FORWARD(second_moment, SecondMomentArgs)
 CONE_FORWARD(top_eigenvectors, TopEigenvectorsArgs)
 

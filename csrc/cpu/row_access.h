@@ -1,6 +1,9 @@
-// Rows of any stride and element type, widened to the compute type.
+// Rows of any stride and element type, widened to the compute type, and which of them are left out.
 #pragma once
 
+#include <cfloat>
+
+#include "cone/moments.h"
 #include "cpu/simd.h"
 
 namespace cone {
@@ -16,6 +19,11 @@ void widen_row(const In* row, int64_t col_stride, int64_t columns, C* out) {
       std::memcpy(out + j, &v, sizeof v);
     }
   for (; j < columns; ++j) out[j] = C(widen(row[j * col_stride]));
+}
+
+// What a row of this squared norm, taken in double, is left out for.
+inline Status status_of(double norm_sq) {
+  return !(norm_sq <= DBL_MAX) ? kNonfinite : (norm_sq < DBL_MIN ? kZero : kUsed);
 }
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cone/moments.h"
+#include "cpu/row_access.h"
 #include "cpu/scratch.h"
-#include "cpu/simd.h"
 
 namespace cone {
 namespace CONE_ISA {
@@ -279,7 +279,7 @@ class RowPipeline {
       const double x = widen(row[j * col_stride_]);
       norm_sq += x * x;
     }
-    const Status status = !(norm_sq <= DBL_MAX) ? kNonfinite : (norm_sq < DBL_MIN ? kZero : kUsed);
+    const Status status = status_of(norm_sq);
     tally_.seen |= status;
     tally_.n_nonfinite += status == kNonfinite;
     tally_.n_zero += status == kZero;

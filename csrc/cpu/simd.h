@@ -62,6 +62,35 @@ inline float widen(Float16 x) {
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 
+// To the nearest, ties to even; 16 bits by way of float32, as torch has it.
+template <class Out>
+inline Out narrow(double x) {
+  if constexpr (std::is_same_v<Out, BFloat16>) {
+    const float value = float(x);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return {uint16_t(value != value ? 0x7fc0u : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  } else if constexpr (std::is_same_v<Out, Float16>) {
+    float magnitude = std::fabs(float(x));
+    uint32_t bits;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    if (magnitude != magnitude) {
+      bits = 0x7e00;
+    } else if (magnitude >= 65520) {
+      bits = 0x7c00;
+    } else if (magnitude < 0x1p-14f) {  // subnormal: the sum with 0.5 is rounded to steps of 2^-24
+      magnitude += 0.5f;
+      std::memcpy(&bits, &magnitude, sizeof bits);
+      bits -= 0x3f000000;
+    } else {
+      bits = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+    }
+    return {uint16_t(bits | (std::signbit(x) ? 0x8000u : 0u))};
+  } else {
+    return Out(x);
+  }
+}
+
 template <class C>
 inline Vec<C> broadcast(C value) {
   return value - Vec<C>{};
@@ -90,8 +119,34 @@ inline VecOf<float, kVectorBytes / 2> to_float(Vec<double> v) {
 // Stores kLanes<double> numbers.
 inline void store(double* to, Vec<double> v) { std::memcpy(to, &v, sizeof v); }
 inline void store(float* to, Vec<double> v) {
-  const auto narrow = to_float(v);
-  std::memcpy(to, &narrow, sizeof narrow);
+  const auto floats = to_float(v);
+  std::memcpy(to, &floats, sizeof floats);
+}
+inline void store(BFloat16* to, Vec<double> v) {
+  typedef VecOf<uint32_t, kVectorBytes / 2> Bits;
+  const auto floats = to_float(v);
+  Bits bits;
+  std::memcpy(&bits, &floats, sizeof bits);
+  const Bits rounded = floats == floats ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : Bits{} + 0x7fc0;
+#if defined(__AVX512F__)
+  const __m128i narrowed = _mm256_cvtepi32_epi16(__m256i(rounded));
+#elif defined(__AVX2__)
+  const __m128i narrowed = _mm_packus_epi32(__m128i(rounded), __m128i(rounded));
+#else
+  const auto narrowed = __builtin_convertvector(rounded, VecOf<uint16_t, kVectorBytes / 4>);
+#endif
+  std::memcpy(static_cast<void*>(to), &narrowed, size_t(kVectorBytes / 4));
+}
+inline void store(Float16* to, Vec<double> v) {
+#if defined(__AVX512F__)
+  const __m128i bits = _mm256_cvtps_ph(__m256(to_float(v)), _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  const __m128i bits = _mm_cvtps_ph(__m128(to_float(v)), _MM_FROUND_TO_NEAREST_INT);
+#else
+  Float16 bits[kLanes<double>];
+  for (int lane = 0; lane < kLanes<double>; ++lane) bits[lane] = narrow<Float16>(v[lane]);
+#endif
+  std::memcpy(static_cast<void*>(to), &bits, size_t(kVectorBytes / 4));
 }
 
 // kLanes<C> consecutive elements, widened to the compute type.
@@ -114,9 +169,21 @@ inline Vec<C> load(const In* p) {
     std::memcpy(&out, &bits, sizeof out);
     return out;
 #if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<In, BFloat16>) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(_mm256_slli_epi32(bits, 16)));
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
+    const __m256 floats = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(floats));
   } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
     return Vec<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<In, BFloat16>) {
+    const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(_mm_slli_epi32(bits, 16)));
+  } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, double>) {
+    const __m128 floats = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return to_double(VecOf<float, kVectorBytes / 2>(floats));
   } else if constexpr (std::is_same_v<In, Float16> && std::is_same_v<C, float>) {
     return Vec<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #endif

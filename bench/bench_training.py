@@ -1,0 +1,90 @@
+"""What watching costs a training step of a small BERT on the CPU: off, at the default rate, at every step."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from cone_kernels import ConeProbe
+from cone_kernels.integrations.watch import ConeWatch
+
+LAYERS, HIDDEN, BATCH, TOKENS = 6, 384, 16, 48
+ROUNDS = 25
+DEFAULT_RATE = inspect.signature(ConeWatch).parameters["every"].default
+
+
+class Job:
+    """Training steps of one model, forward, backward and AdamW, on one batch."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        settings = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "num_attention_heads": 12}
+        config = transformers.BertConfig(**settings, intermediate_size=4 * HIDDEN, vocab_size=8192)
+        self.model = transformers.BertForMaskedLM(config).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        ids = torch.randint(4, 8192, (BATCH, TOKENS))
+        lengths = torch.randint(TOKENS // 2, TOKENS + 1, (BATCH, 1))
+        mask = (torch.arange(TOKENS) < lengths).long()
+        self.batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+
+    def step(self) -> None:
+        self.model(**self.batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def test_cost_of_a_step(benchmark: Any, report: Callable[..., None]) -> None:
+    """Steps of each kind in turn on one thread, the least processor time of each: what others disturb least."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    job = Job()
+    probe = ConeProbe(job.model)
+    with probe:
+        job.step()
+    assert probe.state.layers == tuple(range(LAYERS + 1))
+    assert int(probe.state.sentence.count[0].sum()) == BATCH
+
+    # Attached throughout, as in a job: where the layers are is found once.
+    probe.attach()
+    job.step()
+
+    def counted() -> None:
+        probe.resume()
+        job.step()
+
+    def paused() -> None:
+        probe.pause()
+        job.step()
+
+    def bare() -> None:
+        watched = job.model.__dict__.pop("forward")
+        job.step()
+        job.model.forward = watched
+
+    kinds = {"bare": bare, "paused": paused, "counted": counted}
+    rounds = [{name: _processor_seconds(step) for name, step in kinds.items()} for _ in range(ROUNDS)]
+    seconds = {name: min(times[name] for times in rounds) for name in kinds}
+    probe.detach()
+    benchmark.pedantic(job.step, rounds=2)
+    torch.set_num_threads(before)
+    averaged = (seconds["counted"] + (DEFAULT_RATE - 1) * seconds["paused"]) / DEFAULT_RATE
+    report(
+        tokens=BATCH * TOKENS,
+        bare_step_seconds=seconds["bare"],
+        times_bare_step_off=seconds["paused"] / seconds["bare"],
+        times_bare_step_every_step=seconds["counted"] / seconds["bare"],
+        default_rate=DEFAULT_RATE,
+        times_bare_step_at_the_default_rate=averaged / seconds["bare"],
+        target_times_bare_step_at_the_default_rate=1.01,
+    )
+
+
+def _processor_seconds(step: Callable[[], None]) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start

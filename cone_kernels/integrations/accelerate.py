@@ -1,0 +1,44 @@
+"""What Accelerate's data loaders repeat to give each process as many samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cone_kernels.extras import require
+
+
+def repeated_samples(size: int) -> Tensor | None:
+    """Which samples of this process's current batch are there a second time, for ``next_batch(repeats=...)``.
+
+    A loader prepared by Accelerate (so the Trainer's too) fills its last round of batches with samples from the
+    beginning, unless ``even_batches=False``; Accelerate counts the others in ``GradientState.remainder``. Which they
+    are can be told where the model takes in a batch as the loader gives it, not in parts or joined to another.
+
+    Args:
+        size: B, the samples that the model takes in.
+
+    Returns:
+        (B,) bool; None where no sample is known to be repeated.
+
+    Raises:
+        ModuleNotFoundError: accelerate is not installed.
+
+    Example:
+        >>> for batch in loader:
+        ...     probe.next_batch(repeats=repeated_samples(len(batch["input_ids"])))
+        ...     loss = model(**batch).loss
+    """
+    require("accelerate", "train", "repeated_samples")
+    from accelerate.state import GradientState, PartialState
+
+    loading, process = GradientState(), PartialState()
+    loader = loading.active_dataloader
+    if not loading.end_of_dataloader or loading.remainder <= 0:
+        return None
+    if not getattr(getattr(loader, "batch_sampler", None), "even_batches", True):
+        return None
+    if size * process.num_processes != loader.total_batch_size:
+        return None
+    repeats: Tensor = process.process_index * size + torch.arange(size) >= loading.remainder
+    return repeats

@@ -1,0 +1,125 @@
+"""Anisotropy in what a Lightning module logs, so in its loggers, progress bar, checkpoints and early stopping."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
+
+from cone_kernels.distributed import padding_repeats
+from cone_kernels.extras import require
+from cone_kernels.integrations.watch import ConeWatch
+
+# The same classes, under either name of the package.
+if importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning") is not None:
+    from pytorch_lightning import Callback
+else:
+    require("lightning", "train", "ConeCallback")
+    from lightning.pytorch import Callback
+
+
+class ConeCallback(Callback):  # type: ignore[misc]
+    """Logs ``cone/L12/anisotropy`` and its standard error while fitting, and ``val_cone/L12/anisotropy`` after each
+    validation, of the sentences since the log before, over all processes.
+
+    Samples that a ``DistributedSampler`` repeats are left out where the model takes in a batch as the loader gives it.
+    Training values are logged every ``trainer.log_every_n_steps``, where steps since the last one were watched.
+    ``ModelCheckpoint(monitor="val_cone/L12/anisotropy", mode="min")`` keeps the widest cone.
+
+    Args:
+        module: where in the LightningModule the Hugging Face model is, as ``get_submodule`` takes it; ``""``: the
+            LightningModule itself.
+        every: of the training steps watch those whose number is a multiple of `every`.
+        layers: the layers to log; default all.
+        token: also ``cone/L12/token_anisotropy``.
+        pooling_gap: also ``cone/L12/pooling_gap``.
+        probe_options: of ``ConeProbe``.
+
+    Raises:
+        ValueError: `every` is below 1.
+        AttributeError, RuntimeError: from ``trainer.fit``: there is no such module, or it cannot be probed.
+
+    Example:
+        >>> trainer = lightning.Trainer(callbacks=[ConeCallback("encoder", layers=[6, 12])])
+    """
+
+    def __init__(
+        self,
+        module: str = "model",
+        *,
+        every: int = 10,
+        layers: Sequence[int] | None = None,
+        token: bool = False,
+        pooling_gap: bool = False,
+        **probe_options: Any,
+    ) -> None:
+        super().__init__()
+        self._module = module
+        scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
+        self._watch = ConeWatch(every=every, **scalars, repeats=self._repeated_samples, **probe_options)
+        self._batch: tuple[Any, int] = (None, 0)
+        self._last_step = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._attach(pl_module)
+        self._last_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._watch.begin_step(trainer.global_step)
+        self._batch = (trainer.train_dataloader, batch_idx)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # global_step moves on with the last of the batches whose gradients are accumulated.
+        stepped = trainer.global_step != self._last_step
+        self._last_step = trainer.global_step
+        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(pl_module, self._watch.take("training"), on_step=True, on_epoch=False)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._watch.detach()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._watch.detach()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if not self._watch.attached:  # the check before training, or trainer.validate()
+            self._attach(pl_module)
+        self._watch.begin_evaluation()
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        loaders = trainer.val_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
+        self._batch = (loader, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        values = {f"val_{name}": value for name, value in self._watch.take("evaluation").items()}
+        self._log(pl_module, values, on_step=False, on_epoch=True)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            self._watch.detach()
+
+    def _attach(self, pl_module: Any) -> None:
+        model: nn.Module = pl_module.get_submodule(self._module)
+        self._watch.attach(model)
+
+    def _repeated_samples(self, size: int) -> Tensor | None:
+        """Those of a DistributedSampler, which Lightning puts into a loader on several processes."""
+        loader, batch_idx = self._batch
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, DistributedSampler) or loader.batch_size is None:
+            return None
+        first = batch_idx * loader.batch_size
+        if size != min(loader.batch_size, len(sampler) - first):
+            return None  # the batch in parts, or joined to another
+        length = len(sampler.dataset)  # type: ignore[arg-type]
+        return padding_repeats(first, size, length, rank=sampler.rank, world_size=sampler.num_replicas)
+
+    def _log(self, pl_module: Any, values: dict[str, float], **when: bool) -> None:
+        # The same on every process already.
+        pl_module.log_dict(values, sync_dist=False, batch_size=1, **when)
