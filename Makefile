@@ -15,7 +15,7 @@ $(VENV)/.packages: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); e = p['project']['optional-dependencies']; \
-	  print('\n'.join(p['build-system']['requires'] + p['project']['dependencies'] + e['hf'] + e['demo'] + e['report'] + e['bench'] + e['dev']))" \
+	  print('\n'.join(p['build-system']['requires'] + p['project']['dependencies'] + e['hf'] + e['demo'] + e['report'] + e['train'] + e['bench'] + e['dev']))" \
 	  > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@

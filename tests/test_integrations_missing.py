@@ -9,6 +9,7 @@ PACKAGES = {
     "trainer": "transformers",
     "lightning": "lightning",
     "torchmetrics": "torchmetrics",
+    "sentence_transformers": "sentence_transformers",
     "sentence_transformers_evaluator": "sentence_transformers",
 }
 _SCRIPT = """

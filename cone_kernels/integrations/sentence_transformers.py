@@ -8,19 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from cone_kernels.centering import Centering
+from cone_kernels.extras import require
 
-try:
-    from sentence_transformers.base.modules import Module
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "sentence_transformers":
-        raise
-    message = "CenteringModule needs sentence-transformers 6 or newer: pip install 'sentence-transformers>=6'"
-    raise ModuleNotFoundError(message, name=error.name) from None
+require("sentence_transformers", "train", "CenteringModule")
+
+from sentence_transformers.base.modules import Module  # noqa: E402
 
 _FILE = "centering.safetensors"
 
 
-class CenteringModule(Module):
+class CenteringModule(Module):  # type: ignore[misc]
     """Applies a centering to the sentence vectors of a `SentenceTransformer`.
 
     It belongs where the vectors are those that it was fitted on. A state of the sentence level holds the means of the
@@ -42,7 +39,7 @@ class CenteringModule(Module):
     """
 
     def __init__(self, centering: Centering) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         if not isinstance(centering, Centering):
             raise TypeError(f"centering: got {type(centering).__name__}; it must be a Centering")
         self.centering = centering
