@@ -18,6 +18,7 @@ from cone_kernels.models import LoadedModel
 from cone_kernels.moments import ConeState
 from cone_kernels.poolings import pooling_names
 from cone_kernels.probe import ConeProbe
+from cone_kernels.progress import Progress
 from cone_kernels.sentence_vectors import SentenceVectors, VectorKeeper
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
@@ -25,15 +26,6 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 WINDOW = 8192
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: sentences and tokens done, and the sentences expected in all, where that can be judged."""
-
-    sentences: int
-    tokens: int
-    expected: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +107,7 @@ def run(
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     started = time.perf_counter()
-    tally = _Tally(token_budget or TOKEN_BUDGET[loaded.device.type], batch_size)
+    tally = _Tally(token_budget or TOKEN_BUDGET[loaded.device.type], batch_size, started)
     state: ConeState | None = None
     ran: dict[str, str] = {}
     names = pooling_names(poolings)
@@ -142,7 +134,7 @@ def run(
         for texts in itertools.chain([first], _windows(stream, window)):
             encoded = _Encoded.of(loaded, texts, special_tokens="mean_without_special" in names)
             with _recorded(ran):
-                report = partial(_report, progress, tally, sentences)
+                report = partial(_report, progress, tally, sentences, probe)
                 gathered = _run_window(loaded, probe, encoded, tally, keeper, report)
             state = gathered if state is None else state.merge(gathered)
             keeper.end_window()
@@ -200,21 +192,25 @@ class _Tally:
 
     token_budget: int
     batch_size: int | None
+    started: float
     sentences: int = 0
     tokens: int = 0
     truncated: int = 0
     no_token: int = 0
     batches: int = 0
     out_of_memory: int = 0
+    positions: int = 0  # of all batches: tokens and padding
     window_sentences: int = 0
     window_tokens: int = 0
+    window_positions: int = 0
 
     def close_window(self, encoded: _Encoded) -> None:
         self.sentences += self.window_sentences
         self.tokens += self.window_tokens
         self.truncated += encoded.truncated
         self.no_token += sum(length == 0 for length in encoded.lengths)
-        self.window_sentences = self.window_tokens = 0
+        self.positions += self.window_positions
+        self.window_sentences = self.window_tokens = self.window_positions = 0
 
 
 @dataclass(frozen=True)
@@ -264,7 +260,7 @@ def _run_window(
     while True:
         probe.reset()
         keeper.begin_window(tally.sentences, len(encoded.lengths))
-        tally.window_sentences = tally.window_tokens = 0
+        tally.window_sentences = tally.window_tokens = tally.window_positions = 0
         failed: list[int] | None = None
         for batch in length_batches(encoded.lengths, tally.token_budget, tally.batch_size):
             try:
@@ -282,6 +278,7 @@ def _run_window(
             tally.batches += 1
             tally.window_sentences += len(batch)
             tally.window_tokens += len(batch) * encoded.lengths[batch[0]]
+            tally.window_positions += len(batch) * max(1, encoded.lengths[batch[0]])
             report()
         if failed is None:
             return probe.state
@@ -325,7 +322,9 @@ def _windows(stream: Iterator[str], size: int) -> Iterator[list[str]]:
         yield texts
 
 
-def _report(progress: Callable[[Progress], None] | None, tally: _Tally, sentences: Iterable[str]) -> None:
+def _report(
+    progress: Callable[[Progress], None] | None, tally: _Tally, sentences: Iterable[str], probe: ConeProbe
+) -> None:
     if progress is None:
         return
     expected: int | None = None
@@ -333,5 +332,15 @@ def _report(progress: Callable[[Progress], None] | None, tally: _Tally, sentence
         expected = sentences.expected_sentences()
     elif isinstance(sentences, Sized):
         expected = len(sentences)
-    done = tally.sentences + tally.window_sentences
-    progress(Progress(done, tally.tokens + tally.window_tokens, expected))
+    tokens, positions = tally.tokens + tally.window_tokens, tally.positions + tally.window_positions
+    elapsed = time.perf_counter() - tally.started
+    progress(
+        Progress(
+            sentences=tally.sentences + tally.window_sentences,
+            tokens=tokens,
+            expected=expected,
+            elapsed=elapsed,
+            padding=1 - tokens / positions,
+            statistics=probe.seconds / elapsed,
+        )
+    )

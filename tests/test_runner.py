@@ -18,7 +18,8 @@ from torch import nn
 from cone_kernels import metrics
 from cone_kernels.corpora import Corpus
 from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.runner import Progress, length_batches, run
+from cone_kernels.progress import Progress
+from cone_kernels.runner import length_batches, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

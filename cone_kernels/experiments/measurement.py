@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from cone_kernels.models import LoadedModel
     from cone_kernels.moments import ConeState
-    from cone_kernels.runner import Progress, Run
+    from cone_kernels.progress import Progress
+    from cone_kernels.runner import Run
     from cone_kernels.sentence_vectors import SentenceVectors
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingCol
 from rich.progress import Progress as Bars
 
 if TYPE_CHECKING:
-    from cone_kernels.runner import Progress
+    from cone_kernels.progress import Progress
 
 
 @contextmanager
