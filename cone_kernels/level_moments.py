@@ -156,6 +156,16 @@ class Moments:
         total = {name: value + other.sums[name] for name, value in self.sums.items()}
         return Moments._of(self.level, self.layers, self.dim, total)
 
+    def settled(self, device: torch.device | str | None = None) -> Moments:
+        """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
+        copies = {name: value.clone() if value is self._sums[name] else value for name, value in self.sums.items()}
+        return Moments._of(
+            self.level,
+            self.layers,
+            self.dim,
+            {name: value.to(device or value.device) for name, value in copies.items()},
+        )
+
     def select(self, layer: int) -> Moments:
         """A copy of one layer's sums, as a state of that layer alone.
 

@@ -196,6 +196,18 @@ class ConeState:
             {name: moments.merge(other.poolings[name]) for name, moments in self.poolings.items()},
         )
 
+    def settled(self, device: torch.device | str | None = None) -> ConeState:
+        """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
+        left_out = self.first_left_out.clone()
+        return ConeState(
+            self.sentence.settled(device),
+            self.token.settled(device),
+            dict(self.info),
+            left_out.to(device or left_out.device),
+            self.backend,
+            {name: moments.settled(device) for name, moments in self.poolings.items()},
+        )
+
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
         return state_file.fingerprint(*self._parts())
@@ -212,6 +224,13 @@ class ConeState:
             StateFileError: the file is damaged, or not of this kind.
         """
         tensors, info = state_file.read(path, "state", "sentence", "token", optional="poolings")
+        return cls.restore(path, tensors, info, backend=backend)
+
+    @classmethod
+    def restore(
+        cls, path: str | os.PathLike[str], tensors: dict[str, Tensor], info: Mapping[str, Any], *, backend: str = "auto"
+    ) -> ConeState:
+        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
         if not isinstance(info["state"], dict):
             raise state_file.StateFileError(f"{path}: state is {info['state']!r}; it must be an object")
         identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info)
