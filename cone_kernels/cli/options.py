@@ -76,6 +76,9 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         ),
         click.option("--token-budget", type=click.IntRange(min=1), metavar="N", help="Tokens of a batch at most."),
         click.option(
+            "--log-json", metavar="FILE|-", help="Append the progress as JSON lines, one a second; - is stderr."
+        ),
+        click.option(
             "--max-bad", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if more than N are left out."
         ),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -51,6 +51,8 @@ class MeasureOptions(TypedDict, total=False):
     """Tokens of a batch at most."""
     progress: Callable[[Progress], None] | None
     """Called after every batch."""
+    log_json: str | os.PathLike[str] | None
+    """Progress as JSON lines, appended to this file; "-" is stderr."""
 
 
 CORPUS_OPTIONS = ("limit", "field", "errors", "malformed")
@@ -66,6 +68,7 @@ _DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
     "backend": "auto",
     "token_budget": None,
+    "log_json": None,
 }
 
 # Folder names that say nothing of the model in them.
@@ -169,21 +172,22 @@ def measure(
 
     from cone_kernels.runner import run
 
-    started, clock = datetime.now(timezone.utc), time.perf_counter()
-    loaded = _loaded(model, options)
-    load_seconds = time.perf_counter() - clock
     backend, token_budget = options.get("backend", "auto"), options.get("token_budget")
-    ran = run(
-        loaded,
-        read,
-        token_budget=token_budget,
-        second_moment=second_moment,
-        unit_second_moment=unit_second_moment,
-        poolings=poolings,
-        keep_vectors=keep_vectors,
-        backend=backend,
-        progress=options.get("progress"),
-    )
+    with _reported(model, options) as progress:
+        started, clock = datetime.now(timezone.utc), time.perf_counter()
+        loaded = _loaded(model, options)
+        load_seconds = time.perf_counter() - clock
+        ran = run(
+            loaded,
+            read,
+            token_budget=token_budget,
+            second_moment=second_moment,
+            unit_second_moment=unit_second_moment,
+            poolings=poolings,
+            keep_vectors=keep_vectors,
+            backend=backend,
+            progress=progress,
+        )
     fingerprint = ran.state.fingerprint() if save_state is None else ran.state.save(save_state)
     summary = read.summary.to_dict()
     summary["dropped"]["no_token"] = ran.no_token
@@ -368,6 +372,22 @@ def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
             f"model: got a LoadedModel and options of load_model; give {', '.join(defaults)} to load_model"
         )
     return model
+
+
+@contextmanager
+def _reported(
+    model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
+) -> Iterator[Callable[[Progress], None] | None]:
+    """What takes the reports of a run; a log is open meanwhile."""
+    then, file = options.get("progress"), options.get("log_json")
+    if file is None:
+        yield then
+        return
+    from cone_kernels.progress_log import JsonLinesProgress
+
+    name = str(model) if isinstance(model, (str, os.PathLike)) else str(model.info["name"])
+    with JsonLinesProgress(file, then=then, also={"model": name}) as log:
+        yield log
 
 
 def _left_out(state: ConeState) -> int:
