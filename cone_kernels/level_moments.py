@@ -247,7 +247,12 @@ class Moments:
 
 def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raises ValueError naming every key in which the two differ."""
-    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
-    differing = [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]
+    differing = differences(mine, theirs)
     if differing:
         raise ValueError(f"merge: the two {what} differ in {', '.join(differing)}")
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Every key in which the two differ, with both values, in words."""
+    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
+    return [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]

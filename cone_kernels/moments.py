@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.pooling_names import POOLINGS, pooling_names
 from cone_kernels.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.sentence_batch import SentenceBatch
+from cone_kernels.sums import SECOND_MOMENT_FIELDS
 
 __all__ = ["Added", "ConeState", "Moments"]
 
@@ -207,6 +208,17 @@ class ConeState:
             self.backend,
             {name: moments.settled(device) for name, moments in self.poolings.items()},
         )
+
+    def emptied(self) -> ConeState:
+        """The state of no sentence that merges with this one."""
+        kept: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}
+        device = self.first_left_out.device
+        empty = ConeState.empty(self.layers, self.sentence.dim, **kept, backend=self.backend, device=device)
+        poolings = {
+            name: Moments.empty("sentence", self.layers, moments.dim, device=device)
+            for name, moments in self.poolings.items()
+        }
+        return replace(empty, info=dict(self.info), poolings=poolings)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""

@@ -230,19 +230,19 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
 def test_a_signal_whose_exception_is_lost_still_interrupts(
     model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cone_kernels import runner
+    from cone_kernels import shard_runner
 
     class Dying:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
 
-    real = runner.length_batches
+    real = shard_runner.length_batches
 
     def batches(*args: Any) -> Any:
         Dying()  # Python would print and drop what its destructor raised
         return real(*args)
 
-    monkeypatch.setattr(runner, "length_batches", batches)
+    monkeypatch.setattr(shard_runner, "length_batches", batches)
     lost: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
     done = CliRunner().invoke(main, ["layers", "--model", str(model), "--corpus", str(corpus)])

@@ -206,7 +206,7 @@ def _read_again(
 ) -> tuple[dict[int, str], CorpusTokens]:
     """The texts of the extremes by their index, and the tokens of the whole corpus."""
     from cone_kernels.corpus_tokens import CorpusTokens
-    from cone_kernels.runner import tokenized
+    from cone_kernels.encoded_window import tokenized
 
     assert measurement.loaded is not None
     assert measurement.sentences is not None
