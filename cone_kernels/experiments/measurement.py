@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus, Encoding, Malformed
+from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus, CorpusError, Encoding, Malformed, TextFormat
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,15 @@ class MeasureOptions(TypedDict, total=False):
     limit: int | None
     """Only the first so many distinct sentences."""
     field: Sequence[str] | None
-    """The fields of `.jsonl` records to read."""
+    """The fields of records, or columns of tables, to read."""
+    sample: int | None
+    """So many of the distinct sentences, drawn uniformly."""
+    seed: int | None
+    """Of the sample; default 0."""
+    dedup: bool
+    """Leave out the sentences that came before (default)."""
+    format: TextFormat | None
+    """Of standard input: "txt", "jsonl" or "csv"."""
     errors: Encoding
     """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
     malformed: Malformed
@@ -55,11 +63,15 @@ class MeasureOptions(TypedDict, total=False):
     """Progress as JSON lines, appended to this file; "-" is stderr."""
 
 
-CORPUS_OPTIONS = ("limit", "field", "errors", "malformed")
+CORPUS_OPTIONS = ("limit", "field", "sample", "seed", "dedup", "format", "errors", "malformed")
 
 _DEFAULTS: dict[str, Any] = {
     "limit": None,
     "field": None,
+    "sample": None,
+    "seed": None,
+    "dedup": True,
+    "format": None,
     "errors": "replace",
     "malformed": "drop",
     "device": None,
@@ -204,6 +216,7 @@ def measure(
                 "token_budget": token_budget,
                 "errors": read.errors,
                 "malformed": read.malformed,
+                "dedup": read.dedup,
                 **kept,
             },
             **_machine(loaded, ran),
@@ -306,25 +319,34 @@ def open_corpus(
     """The corpus that a file or sentences are, read by the options' policies.
 
     Args:
-        corpus: a file, a `Corpus`, or sentences.
-        options: `limit`, `field`, `errors` and `malformed` of them are used.
+        corpus: a file or what else one path of a `Corpus` can be, a `Corpus`, or sentences.
+        options: those of `CORPUS_OPTIONS` are used.
         again: it will be read more than once, so sentences that can be read only once are kept.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read.
-        ValueError: a `Corpus` beside options of one, or fields of sentences.
+        FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read, or not more than once.
+        ValueError: a `Corpus` beside options of one, or fields or a format of sentences.
     """
     chosen: dict[str, Any] = {name: options.get(name, _DEFAULTS[name]) for name in CORPUS_OPTIONS}
-    limit, field, errors, malformed = chosen.values()
     if isinstance(corpus, Corpus):
         if any(chosen[name] != _DEFAULTS[name] for name in CORPUS_OPTIONS):
-            raise ValueError("corpus: got a Corpus and options of one; give limit, field, errors, malformed to it")
-        return corpus
+            raise ValueError(f"corpus: got a Corpus and options of one; give {', '.join(CORPUS_OPTIONS)} to it")
+        return _readable(corpus, again)
+    malformed, text_format, field = (chosen.pop(name) for name in ("malformed", "format", "field"))
     if isinstance(corpus, (str, os.PathLike)):
-        return Corpus(corpus, fields=field, limit=limit, errors=errors, malformed=malformed)
+        of_files = Corpus(corpus, format=text_format, fields=field, malformed=malformed, **chosen)
+        return _readable(of_files, again)
     if field:
         raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
-    return Corpus.from_sentences(list(corpus) if again else corpus, limit=limit, errors=errors)
+    if text_format is not None:
+        raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
+    return Corpus.from_sentences(list(corpus) if again else corpus, **chosen)
+
+
+def _readable(corpus: Corpus, again: bool) -> Corpus:
+    if again and corpus.read_once:
+        raise CorpusError("corpus: got standard input, which can be read once, and this reads it again; give a file")
+    return corpus
 
 
 def labels(measurements: Sequence[Measurement]) -> list[str]:
