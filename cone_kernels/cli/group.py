@@ -21,7 +21,20 @@ if TYPE_CHECKING:
 FAILED, TOO_MUCH_DROPPED, INTERRUPTED = 1, 3, 75
 
 # Each is a module of this package with a command of its name.
-COMMANDS = ("run", "layers", "pooling", "axis", "rotation", "center", "merge", "show", "compare", "report", "demo", "doctor")
+COMMANDS = (
+    "run",
+    "layers",
+    "pooling",
+    "axis",
+    "rotation",
+    "center",
+    "merge",
+    "show",
+    "compare",
+    "report",
+    "demo",
+    "doctor",
+)
 
 # Python drops what is raised inside a destructor, so a signal that arrives there is only remembered.
 _interrupted = threading.Event()
