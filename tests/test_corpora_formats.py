@@ -313,6 +313,11 @@ def test_frames_of_a_compressed_file_are_all_read(tmp_path: Path, compression: s
     assert list(Corpus(path)) == ["a", "bc", "d"]
 
 
+def test_zstd_frames_to_be_skipped_may_come_first(tmp_path: Path) -> None:
+    skipped = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"size"
+    assert list(Corpus(write(tmp_path / "a.txt.zst", skipped + zstandard.compress(b"a\n")))) == ["a"]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
 def test_truncated_compressed_files_are_named(tmp_path: Path, form: str, compression: str) -> None:

@@ -255,6 +255,10 @@ def test_data_sets_that_cannot_be_read(dataset: Path) -> None:
         Corpus(f"datasets:{dataset}/missing:train")
     with pytest.raises(CorpusError, match="column 'id' is of int64; it must be of strings"):
         list(Corpus(f"datasets:{dataset}:train", fields=["id"]))
+    (dataset / "latin" / "data").mkdir(parents=True)
+    (dataset / "latin" / "data" / "train.csv").write_bytes(b"text,id\ncaf\xe9,1\n")
+    with pytest.raises(CorpusError, match=r"latin:train(:1: cannot be read| cannot be loaded): .*0xe9"):
+        list(Corpus(f"datasets:{dataset}/latin:train"))
 
 
 @pytest.mark.parametrize(

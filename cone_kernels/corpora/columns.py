@@ -6,7 +6,7 @@ A row group or record batch is in memory at a time, and of it only the columns t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,7 +35,7 @@ def parquet_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
         if source.size is not None:
             size = source.size
             reading.position = lambda: size * rows.done // n_rows
-        with _named(rows):
+        with _named(rows.place):
             for group in range(table.num_row_groups):
                 # One group a call: a call for several reads all of them ahead.
                 for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(fields), use_threads=False):
@@ -56,7 +56,7 @@ def arrow_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
             length = max(file.seek(0, os.SEEK_END), 1)
             file.seek(start)
             reading.position = lambda: size * file.tell() // length
-        with _named(rows):
+        with _named(rows.place):
             for batch in batches:
                 yield from rows.texts(batch)
 
@@ -67,16 +67,10 @@ def dataset_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
     Raises:
         CorpusError: the columns are not there or no text, or the data set cannot be read.
     """
-    rows: _Rows | None = None
-    tables = source.open().with_format("arrow").iter(_ROWS)
-    while True:
-        with _named(rows or _Rows((), reading)):
-            table = next(tables, None)
-        if table is None:
-            return
-        if rows is None:
-            rows = _Rows(reading.use(_text_fields(reading.asked, table.schema, source)), reading)
-        with _named(rows):
+    rows = _Rows((), reading)
+    with _named(rows.place):
+        for table in source.open().with_format("arrow").iter(_ROWS):
+            rows.fields = rows.fields or reading.use(_text_fields(reading.asked, table.schema, source))
             for batch in table.to_batches():
                 yield from rows.texts(batch)
 
@@ -105,10 +99,8 @@ def check_dataset(source: Source, asked: tuple[str, ...] | None) -> None:
     Raises:
         CorpusError: so it is.
     """
-    try:
+    with _named(lambda: f"corpus: {source.name} cannot be loaded"):
         features = source.open().features
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CorpusError(f"corpus: {source.name} cannot be loaded: {error}") from error
     if features is not None:
         _text_fields(asked, features.arrow_schema, source)
 
@@ -120,6 +112,10 @@ class _Rows:
         self.fields = fields
         self.reading = reading
         self.done = 0
+
+    def place(self) -> str:
+        """Says that reading fails at the next row."""
+        return f"{self.reading.where(self.done + 1)}: cannot be read"
 
     def texts(self, batch: pa.RecordBatch) -> Iterator[tuple[int, str]]:
         """(row, text), rows counted from 1 over all batches."""
@@ -176,14 +172,11 @@ def _text_fields(asked: tuple[str, ...] | None, schema: pa.Schema, source: Sourc
 
 @contextmanager
 def _parquet(source: Source) -> Iterator[Any]:
-    import pyarrow as pa
     from pyarrow import parquet
 
     with seekable(source) as file:
-        try:
+        with _named(lambda: f"corpus: {source.name} is no Parquet file, or a damaged one"):
             table = parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-        except (*READ_ERRORS, pa.ArrowException) as error:
-            raise CorpusError(f"corpus: {source.name} is no Parquet file, or a damaged one: {error}") from error
         yield table
 
 
@@ -193,7 +186,7 @@ def _arrow_batches(
     """The record batches of a file or stream, with the fields' columns alone, and the fields."""
     import pyarrow as pa
 
-    try:
+    with _named(lambda: f"corpus: {source.name} is no Arrow file or stream, or a damaged one"):
         is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
         file.seek(0)
         schema = (pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)).schema
@@ -204,19 +197,17 @@ def _arrow_batches(
             return iter(pa.ipc.open_stream(file, options=options)), fields
         opened = pa.ipc.open_file(file, options=options)
         return map(opened.get_batch, range(opened.num_record_batches)), fields
-    except (*READ_ERRORS, pa.ArrowException) as error:
-        raise CorpusError(f"corpus: {source.name} is no Arrow file or stream, or a damaged one: {error}") from error
 
 
 @contextmanager
-def _named(rows: _Rows) -> Iterator[None]:
-    """Names the row before which reading failed."""
+def _named(what: Callable[[], str]) -> Iterator[None]:
+    """Says what failed and where, of an error of pyarrow, datasets or the file system."""
     import pyarrow as pa
 
     try:
         yield
     except CorpusError:
         raise
-    except (*READ_ERRORS, pa.ArrowException) as error:
-        where = rows.reading.where(rows.done + 1)
-        raise CorpusError(f"{where}: cannot be read: {error}") from error
+    # ValueError: text that datasets cannot decode, a web server that gives no part of a file.
+    except (*READ_ERRORS, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise CorpusError(f"{what()}: {error}") from error

@@ -18,7 +18,11 @@ from cone_kernels.extras import require
 # What a damaged or truncated file makes the readers of the standard library and pyarrow raise.
 READ_ERRORS = (OSError, EOFError, zlib.error)
 
-_MAGIC: dict[Compression, bytes] = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
+# How a file starts; of zstd a frame, or one of those to be skipped that parallel compressors put first.
+_MAGIC: dict[Compression, tuple[bytes, ...]] = {
+    "gz": (b"\x1f\x8b",),
+    "zst": (b"\x28\xb5\x2f\xfd", *(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60))),
+}
 _NAMES: dict[Compression, str] = {"gz": "gzip", "zst": "zstd"}
 _BLOCK = 1 << 16
 
@@ -67,10 +71,9 @@ def check_stream(source: Source) -> None:
         CorpusError: they show it.
     """
     if source.compression is not None:
-        magic = _MAGIC[source.compression]
         with source.open() as raw:
-            start = raw.read(len(magic))
-        if start != magic:
+            start = raw.read(4)
+        if not start.startswith(_MAGIC[source.compression]):
             what = "is empty" if not start else f"is no {_NAMES[source.compression]} file"
             raise CorpusError(f"corpus: {source.name} {what}; its suffix is .{source.compression}")
     with opened(source) as (stream, _):
