@@ -7,7 +7,6 @@ import os
 import sqlite3
 import struct
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 
 DIGEST_BYTES = 16
@@ -17,15 +16,18 @@ MIN_DEDUP_MEMORY = 1 << 10
 
 _EMPTY = bytes(DIGEST_BYTES)
 _FILLED = 0.75
-_halves = struct.Struct("<qq").unpack
+_BLOCK = 1 << 20
+_halves = struct.Struct(">qq").unpack
 
 
 class SeenDigests:
     """A set of digests of 16 bytes: a table of open addressing, and where that is full a file in place of it.
 
     The whole digest is compared, in memory and on disk. The table is as large from the start as it may become: it is
-    zero pages, which cost nothing before they are written to. The file is a SQLite table keyed by the digest's first
-    half, in the temporary folder (`TMPDIR`), without a name, so that nothing stays behind whatever happens.
+    zero pages, which cost nothing before they are written to. A digest's leading bits are its slot, so that the table
+    goes to the file nearly in order, and its pages are given back as it does. The file is a SQLite table keyed by the
+    digest's first half, in the temporary folder (`TMPDIR`), without a name, so that nothing stays behind whatever
+    happens.
 
     Args:
         memory: bytes for the table, or after it for the pages of the file that are kept in memory.
@@ -47,6 +49,7 @@ class SeenDigests:
         self._memory = memory
         self._table = mmap.mmap(-1, slots * DIGEST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._free = int(slots * _FILLED)
+        self._shift = 64 - (slots.bit_length() - 1)
         self._file: sqlite3.Connection | None = None
         self._clashes: set[bytes] = set()
 
@@ -60,7 +63,7 @@ class SeenDigests:
             return self._add_to_file(self._file, digest)
         table = self._table
         last = len(table) - DIGEST_BYTES
-        at = int.from_bytes(digest[:8], "little") * DIGEST_BYTES & last
+        at = (int.from_bytes(digest[:8], "big") >> self._shift) * DIGEST_BYTES
         while (found := table[at : at + DIGEST_BYTES]) != _EMPTY:
             if found == digest:
                 return False
@@ -85,19 +88,15 @@ class SeenDigests:
     def _spill(self) -> None:
         try:
             self._file = _nameless_database(self._memory)
-            # In order, so that the pages are written one after the other.
-            rows = sorted(map(_halves, self._digests()))
-            for first, second in rows:
-                self._add_to_file(self._file, struct.pack("<qq", first, second))
         except sqlite3.Error as error:
             raise _cannot_write(error) from error
+        for start in range(0, len(self._table), _BLOCK):
+            block = self._table[start : start + _BLOCK]
+            for at in range(0, len(block), DIGEST_BYTES):
+                if (digest := block[at : at + DIGEST_BYTES]) != _EMPTY:
+                    self._add_to_file(self._file, digest)
+            self._table.madvise(mmap.MADV_DONTNEED, start, len(block))
         self._table.close()
-
-    def _digests(self) -> Iterator[bytes]:
-        for at in range(0, len(self._table), DIGEST_BYTES):
-            digest = self._table[at : at + DIGEST_BYTES]
-            if digest != _EMPTY:
-                yield digest
 
     def _add_to_file(self, file: sqlite3.Connection, digest: bytes) -> bool:
         first, second = _halves(digest)
