@@ -16,7 +16,8 @@ from cone_kernels import ConeProbe, metrics
 from cone_kernels.captions import captions
 from cone_kernels.corpora import Corpus
 from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.runner import TOKEN_BUDGET, length_batches, run
+from cone_kernels.runner import TOKEN_BUDGET, run
+from cone_kernels.shard_runner import length_batches
 
 SENTENCES = 3000
 SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"

@@ -156,6 +156,16 @@ class Moments:
         total = {name: value + other.sums[name] for name, value in self.sums.items()}
         return Moments._of(self.level, self.layers, self.dim, total)
 
+    def settled(self, device: torch.device | str | None = None) -> Moments:
+        """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
+        copies = {name: value.clone() if value is self._sums[name] else value for name, value in self.sums.items()}
+        return Moments._of(
+            self.level,
+            self.layers,
+            self.dim,
+            {name: value.to(device or value.device) for name, value in copies.items()},
+        )
+
     def select(self, layer: int) -> Moments:
         """A copy of one layer's sums, as a state of that layer alone.
 
@@ -237,7 +247,12 @@ class Moments:
 
 def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raises ValueError naming every key in which the two differ."""
-    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
-    differing = [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]
+    differing = differences(mine, theirs)
     if differing:
         raise ValueError(f"merge: the two {what} differ in {', '.join(differing)}")
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Every key in which the two differ, with both values, in words."""
+    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
+    return [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]

@@ -30,9 +30,6 @@ class Totals:
     n_sentences: Tensor | None
 
 
-Statistic = Callable[[Totals], Tensor]
-
-
 def totals(moments: Moments) -> Totals:
     """The first-order sums over all groups."""
     return _totals(moments, lambda field, dim: field.sum(dim))
@@ -97,6 +94,27 @@ def pooling_gap_stderr(state: ConeState) -> Tensor:
     """Grouped-jackknife standard error of `pooling_gap`; a group is left out of both levels at once."""
     gap = _anisotropy(leave_one_out(state.sentence)) - _anisotropy(leave_one_out(state.token))
     return jackknife_stderr(gap, state.sentence.count > 0)
+
+
+def first_order(state: ConeState, sums: Callable[[Moments], Totals] = totals) -> dict[str, Tensor]:
+    """Every first-order statistic of a state, by name: the anisotropy at both levels (`sentence`, `token`), the pooling
+    `gap`, and `within`, `between` and `predicted` of the token level.
+
+    Args:
+        state: the sums of L layers in G groups.
+        sums: `totals`, or `leave_one_out`: the same with each group in turn left out.
+
+    Returns:
+        (L,) float64 each; (L, G) of `leave_one_out`.
+
+    Example:
+        >>> first_order(state)["gap"]
+        tensor([0.4079, 0.5381, ...], dtype=torch.float64)
+    """
+    tokens = sums(state.token)
+    sentence, token = _anisotropy(sums(state.sentence)), _anisotropy(tokens)
+    of_tokens = {"within": _within(tokens), "between": _between(tokens), "predicted": _predicted(tokens)}
+    return {"sentence": sentence, "token": token, "gap": sentence - token, **of_tokens}
 
 
 def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:

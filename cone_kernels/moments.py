@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.pooling_names import POOLINGS, pooling_names
 from cone_kernels.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.sentence_batch import SentenceBatch
+from cone_kernels.sums import SECOND_MOMENT_FIELDS
 
 __all__ = ["Added", "ConeState", "Moments"]
 
@@ -196,6 +197,29 @@ class ConeState:
             {name: moments.merge(other.poolings[name]) for name, moments in self.poolings.items()},
         )
 
+    def settled(self, device: torch.device | str | None = None) -> ConeState:
+        """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
+        left_out = self.first_left_out.clone()
+        return ConeState(
+            self.sentence.settled(device),
+            self.token.settled(device),
+            dict(self.info),
+            left_out.to(device or left_out.device),
+            self.backend,
+            {name: moments.settled(device) for name, moments in self.poolings.items()},
+        )
+
+    def emptied(self) -> ConeState:
+        """The state of no sentence that merges with this one."""
+        kept: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}
+        device = self.first_left_out.device
+        empty = ConeState.empty(self.layers, self.sentence.dim, **kept, backend=self.backend, device=device)
+        poolings = {
+            name: Moments.empty("sentence", self.layers, moments.dim, device=device)
+            for name, moments in self.poolings.items()
+        }
+        return replace(empty, info=dict(self.info), poolings=poolings)
+
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
         return state_file.fingerprint(*self._parts())
@@ -212,6 +236,13 @@ class ConeState:
             StateFileError: the file is damaged, or not of this kind.
         """
         tensors, info = state_file.read(path, "state", "sentence", "token", optional="poolings")
+        return cls.restore(path, tensors, info, backend=backend)
+
+    @classmethod
+    def restore(
+        cls, path: str | os.PathLike[str], tensors: dict[str, Tensor], info: Mapping[str, Any], *, backend: str = "auto"
+    ) -> ConeState:
+        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
         if not isinstance(info["state"], dict):
             raise state_file.StateFileError(f"{path}: state is {info['state']!r}; it must be an object")
         identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
@@ -116,6 +117,15 @@ class ConeProbe:
         self._n_sentences = 0
         self._n_forwards = 0
         self._n_training = 0
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent on adding hidden states to the sums, by all forwards so far; `reset` does not take it back.
+
+        On a GPU, where kernels run behind the host, it is the host's time alone.
+        """
+        return self._seconds
 
     @property
     def state(self) -> ConeState:
@@ -284,6 +294,7 @@ class ConeProbe:
 
     def _update(self, layer: int, hidden: Tensor, forward: ProbedForward, found: LayerMap) -> None:
         """Add one layer, (B, T, D) or packed (N, D), to the sums."""
+        started = time.perf_counter()
         forward.added.add(layer)
         # The sums must not become bfloat16 under the user's autocast, nor inference tensors under inference_mode.
         device = hidden.device
@@ -296,6 +307,7 @@ class ConeProbe:
                 self._on_pooled(layer, forward.sentence_ids, added.pooled[0])
         if self._strict:
             forward.status[layer] = added.status[0]
+        self._seconds += time.perf_counter() - started
 
     def _empty_state(self, found: LayerMap, device: torch.device) -> ConeState:
         info = {

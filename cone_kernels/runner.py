@@ -1,39 +1,36 @@
-"""Runs a model over sentences and gathers the state, in batches of one exact length, halved where memory is short."""
+"""Runs a model over a corpus, shard by shard, and gathers the state."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from cone_kernels import backends
+from cone_kernels.checkpoint import CHECKPOINT_EVERY, Checkpoint
 from cone_kernels.corpora import Corpus
+from cone_kernels.corpus_position import CorpusPosition
 from cone_kernels.models import LoadedModel
 from cone_kernels.moments import ConeState
+from cone_kernels.partial_run import PartialRun
 from cone_kernels.poolings import pooling_names
 from cone_kernels.probe import ConeProbe
+from cone_kernels.progress import Progress
 from cone_kernels.sentence_vectors import SentenceVectors, VectorKeeper
+from cone_kernels.shard_runner import Counts, ShardRunner
+from cone_kernels.shards import owner, parsed_shard
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 WINDOW = 8192
 
-_PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: sentences and tokens done, and the sentences expected in all, where that can be judged."""
-
-    sentences: int
-    tokens: int
-    expected: int | None
+# What of a corpus's settings decides which sentences come after those that a checkpoint has seen.
+_CORPUS_SETTINGS = ("fields", "limit", "sample", "seed", "dedup", "errors", "malformed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +38,7 @@ class Run:
     """What a run over a corpus gathered.
 
     Attributes:
-        state: the sums of every layer at both levels.
+        state: the sums of every layer at both levels; with `shard`, of this process's shards alone.
         layer_names: what each layer is, by module name.
         final_norm: whether the last layer is taken after a final norm.
         sentences, tokens: how many were run; tokens with the special ones.
@@ -51,8 +48,9 @@ class Run:
         out_of_memory: how often a batch did not fit and was halved.
         token_budget: tokens of a batch at most, at the end of the run.
         backends: which backend ran each op.
-        seconds: wall time.
+        seconds: wall time, with that before an interruption.
         vectors: the sentence vectors of the layers that were kept, by layer number.
+        part: the sums by shard, which those of other processes can be merged with.
     """
 
     state: ConeState
@@ -68,6 +66,15 @@ class Run:
     backends: dict[str, str]
     seconds: float
     vectors: dict[int, SentenceVectors]
+    part: PartialRun
+
+    @classmethod
+    def of(cls, part: PartialRun, state: ConeState, vectors: dict[int, SentenceVectors] | None = None) -> Run:
+        """The run that a part tells of, whose sums are `state`."""
+        counts: dict[str, Any] = {name: count for name, count in part.counts.items() if name != "positions"}
+        facts = {name: part.facts[name] for name in ("final_norm", "backends", "seconds")}
+        names = tuple(part.facts["layer_names"])
+        return cls(state=state, layer_names=names, vectors=vectors or {}, part=part, **facts, **counts)
 
 
 def run(
@@ -84,13 +91,22 @@ def run(
     keep_vectors: Sequence[int] = (),
     strict: bool = False,
     backend: str = "auto",
+    threads: int | None = None,
+    shard: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+    resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Runs every sentence once and returns the state of all layers at both levels.
 
-    A window of sentences is tokenized at once and cut into batches of one exact length, longest first, so that no
-    batch carries padding. Each window gives a state of its own, and the states are merged in order: where a batch does
-    not fit into memory, its window starts again from nothing with a smaller budget, and no sentence counts twice.
+    The corpus is cut into shards of `window` sentences. A shard is tokenized at once and cut into batches of one exact
+    length, longest first, so that no batch carries padding. Each gives a state of its own, and the states merge along
+    a fixed tree (`ShardTree`): the result is bitwise the same however many processes ran the shards and however often
+    they were interrupted. The sums do not depend on the number of threads, but on a CPU the model's own forward does
+    in its last bits (matrix products of few rows), so processes whose parts are to be merged need equal `threads`.
+    Where a batch does not fit into memory, its shard starts again from nothing with a smaller budget, and no sentence
+    counts twice; the last bits then depend on where that happened.
 
     Args:
         loaded: what `load_model` returns.
@@ -98,226 +114,175 @@ def run(
         token_budget: tokens of a batch at most; None takes 4096 on a CPU and 65536 on a GPU. A sentence longer than
             that is a batch of its own.
         batch_size: sentences of a batch at most; None leaves that to the budget.
-        window: sentences that are tokenized and grouped by length together.
+        window: sentences of a shard, which are tokenized and grouped by length together.
         second_moment, unit_second_moment, before_final_norm, poolings, strict, backend: as in `ConeProbe`.
         keep_vectors: layers whose sentence vectors are kept in a temporary file; -1 is the last one.
+        threads: of the forward on a CPU; None leaves torch's number.
+        shard: "i/n": run the shards of process i of n alone, i from 0, and only read the others.
+        checkpoint: a file that the run so far is written to now and then, and at a KeyboardInterrupt.
+        checkpoint_every: seconds between two checkpoints at least; 0 writes one after every shard.
+        resume: go on from the checkpoint, where there is one.
         progress: called after every batch.
 
     Raises:
-        ValueError: an option is below 1, or there is no sentence.
+        ValueError: an option is below 1, or there is no sentence; the checkpoint is of another model, corpus or option;
+            vectors are to be kept beside `shard` or `checkpoint`.
+        FileExistsError: there is a checkpoint and `resume` is False.
+        StateFileError: no checkpoint is whole.
+        OSError: a checkpoint cannot be written.
         RuntimeError: one sentence alone does not fit into memory, or the model cannot be probed.
+        Interrupted: in place of KeyboardInterrupt, once the checkpoint has been written.
 
     Example:
         >>> result = run(load_model("sentence-transformers/all-MiniLM-L6-v2"), Corpus("snli_dev.jsonl", limit=300))
         >>> metrics.anisotropy(result.state.sentence)
     """
-    for name, value in {"token_budget": token_budget, "batch_size": batch_size, "window": window}.items():
+    least_one = {"token_budget": token_budget, "batch_size": batch_size, "window": window, "threads": threads}
+    for name, value in least_one.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
-    started = time.perf_counter()
-    tally = _Tally(token_budget or TOKEN_BUDGET[loaded.device.type], batch_size)
-    state: ConeState | None = None
-    ran: dict[str, str] = {}
+    process, processes = parsed_shard(shard or "0/1")
+    if keep_vectors and (shard or checkpoint):
+        beside = "shard" if shard else "checkpoint"
+        raise ValueError(f"keep_vectors: got {tuple(keep_vectors)} beside {beside}; it is for whole runs in one go")
+    if resume and not checkpoint:
+        raise ValueError("resume: got True without a checkpoint")
     names = pooling_names(poolings)
     keeper = VectorKeeper(keep_vectors)
 
     def keep(layer: int, sentence_ids: torch.Tensor, pooled: torch.Tensor) -> None:
         keeper.take(layer, len(probe.layer_names), sentence_ids, pooled)
 
-    probe = ConeProbe(
-        loaded.model,
-        second_moment=second_moment,
-        unit_second_moment=unit_second_moment,
-        before_final_norm=before_final_norm,
-        poolings=names,
-        strict=strict,
-        backend=backend,
-        on_pooled=keep if keep_vectors else None,
-    )
-    stream = iter(sentences)
-    first = list(itertools.islice(stream, window))
-    if not first:
-        raise ValueError("corpus: there is no sentence to run")
-    with probe:
-        for texts in itertools.chain([first], _windows(stream, window)):
-            encoded = _Encoded.of(loaded, texts, special_tokens="mean_without_special" in names)
-            with _recorded(ran):
-                report = partial(_report, progress, tally, sentences)
-                gathered = _run_window(loaded, probe, encoded, tally, keeper, report)
-            state = gathered if state is None else state.merge(gathered)
-            keeper.end_window()
-            tally.close_window(encoded)
-    assert state is not None
-    state.info |= {"model": _identity(loaded), "max_length": loaded.max_length}
-    return Run(
-        state=state,
-        layer_names=probe.layer_names,
-        final_norm=probe.final_norm,
-        sentences=tally.sentences,
-        tokens=tally.tokens,
-        truncated=tally.truncated,
-        no_token=tally.no_token,
-        batches=tally.batches,
-        out_of_memory=tally.out_of_memory,
-        token_budget=tally.token_budget,
-        backends=ran,
-        vectors=keeper.vectors,
-        seconds=time.perf_counter() - started,
-    )
+    kept: dict[str, Any] = {
+        "second_moment": second_moment,
+        "unit_second_moment": unit_second_moment,
+        "before_final_norm": before_final_norm,
+        "poolings": names,
+        "strict": strict,
+        "backend": backend,
+    }
+    probe = ConeProbe(loaded.model, **kept, on_pooled=keep if keep_vectors else None)
+    budget = token_budget or TOKEN_BUDGET[loaded.device.type]
+    options = {**kept, "token_budget": budget, "batch_size": batch_size, "shard_size": window}
+    if loaded.device.type == "cpu":
+        options["threads"] = threads or torch.get_num_threads()
+    part = PartialRun.begin(_identity(loaded, sentences, options), shard or "0/1", window)
+    file = Checkpoint(checkpoint, every=checkpoint_every, resume=resume) if checkpoint else None
+    if file and resume:
+        part = file.latest(part, loaded.device)
+    position = CorpusPosition(part.sentences, part.corpus_sha256, part.ended)
+    clock = _Clock(part, probe, processes)
+
+    def on_batch() -> None:
+        if progress is not None:
+            progress(clock.progress(runner, _expected(sentences)))
+
+    counts = Counts(**part.counts) if part.counts else Counts(budget)
+    runner = ShardRunner(loaded, probe, counts, "mean_without_special" in names, batch_size, keeper, on_batch)
+    runner.backends.update(part.facts.get("backends", {}))
+    first, empty = "", None
+    try:
+        with probe, _threads(threads):
+            for number, texts in enumerate(_windows(iter(sentences), window)):
+                first = first or texts[0]
+                position.pass_over(texts)
+                if position.resuming:
+                    continue
+                tree = part.tree
+                if owner(number, processes) == process:
+                    state = runner.run(number * window, texts)
+                    state.info |= _info(loaded)
+                    tree = tree.add(number, state)
+                part = replace(
+                    part,
+                    tree=tree,
+                    sentences=position.sentences,
+                    corpus_sha256=position.sha256,
+                    counts=runner.counts.to_dict(),
+                    facts={"backends": dict(runner.backends), "seconds": clock.seconds()},
+                )
+                if file:
+                    file.shard_done(part, _expected(sentences))
+            position.end()
+            if not runner.n_shards:
+                # No shard fell to this process, or none was left; one sentence shows what the layers are.
+                empty = runner.empty_state(first)
+                empty.info |= _info(loaded)
+        part = replace(part, ended=True, facts={**part.facts, **_facts(loaded, sentences, probe)})
+        if file:
+            file.save(part)
+    except KeyboardInterrupt:
+        if file is None:
+            raise
+        raise file.interrupted(part) from None
+    if processes == 1:
+        return Run.of(part, part.close(), keeper.vectors)
+    return Run.of(part, empty if empty and not part.tree.nodes else part.tree.folded())
 
 
-def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:
-    """Cuts sentences into batches of one exact length within the budget: lists of indices, longest sentences first.
+class _Clock:
+    """The progress of a run, and its time with that before an interruption."""
 
-    Example:
-        >>> list(length_batches([3, 5, 3, 3], token_budget=6))
-        [[1], [0, 2], [3]]
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for length, group in itertools.groupby(order, key=lambda index: lengths[index]):
-        size = max(1, token_budget // max(1, length))
-        size = size if batch_size is None else min(size, batch_size)
-        while batch := list(itertools.islice(group, size)):
-            yield batch
+    def __init__(self, before: PartialRun, probe: ConeProbe, processes: int) -> None:
+        self._started = time.perf_counter()
+        self._before, self._probe, self._processes = before, probe, processes
 
+    def seconds(self) -> float:
+        """Wall time of the run, with that before an interruption."""
+        return float(self._before.facts.get("seconds", 0.0)) + time.perf_counter() - self._started
 
-def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
-    """What the tokenizer makes of the texts in a run: lists of token ids without padding, cut at the longest input.
-
-    Args:
-        loaded: the model with its tokenizer.
-        texts: sentences.
-        options: further keywords of the tokenizer.
-    """
-    limit = loaded.max_length
-    cut: dict[str, Any] = {"truncation": False} if limit is None else {"truncation": True, "max_length": limit}
-    return loaded.tokenizer(texts, **_PLAIN, **cut, **options)
-
-
-@dataclass
-class _Tally:
-    """The counts of a run, with those of the window under way apart: it may have to start again."""
-
-    token_budget: int
-    batch_size: int | None
-    sentences: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    no_token: int = 0
-    batches: int = 0
-    out_of_memory: int = 0
-    window_sentences: int = 0
-    window_tokens: int = 0
-
-    def close_window(self, encoded: _Encoded) -> None:
-        self.sentences += self.window_sentences
-        self.tokens += self.window_tokens
-        self.truncated += encoded.truncated
-        self.no_token += sum(length == 0 for length in encoded.lengths)
-        self.window_sentences = self.window_tokens = 0
+    def progress(self, runner: ShardRunner, expected: int | None) -> Progress:
+        """How far this process is; of a corpus for several it expects its share."""
+        done, under_way, before = runner.counts, runner.under_way, self._before.counts
+        tokens, positions = done.tokens + under_way.tokens, done.positions + under_way.positions
+        elapsed = time.perf_counter() - self._started
+        return Progress(
+            sentences=done.sentences + under_way.sentences,
+            tokens=tokens,
+            expected=None if expected is None else round(expected / self._processes),
+            elapsed=elapsed,
+            padding=1 - tokens / positions,
+            statistics=self._probe.seconds / elapsed,
+            resumed_sentences=before.get("sentences", 0),
+            resumed_tokens=before.get("tokens", 0),
+        )
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """A window of tokenized sentences."""
-
-    columns: dict[str, list[list[int]]]  # input name -> one list of integers a sentence
-    lengths: list[int] = field(repr=False)
-    special: list[list[int]] | None  # 1 = a token that the tokenizer added
-    truncated: int
-
-    @classmethod
-    def of(cls, loaded: LoadedModel, texts: list[str], special_tokens: bool = False) -> _Encoded:
-        """The texts as token ids, cut at the model's longest input and counted where they were."""
-        limit = loaded.max_length
-        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
-        lengths = [len(ids) for ids in found["input_ids"]]
-        # Whether a sentence that fills the limit was longer shows when it is tokenized whole.
-        full = [texts[index] for index, length in enumerate(lengths) if length == limit]
-        whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
-        truncated = sum(limit is not None and len(ids) > limit for ids in whole)
-        columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
-        return cls(columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
-
-    def inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
-        """The model's inputs for sentences of one length T, each (B, T)."""
-        device = loaded.device
-        rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
-        if self.lengths[batch[0]] == 0:
-            # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
-            stand_in = loaded.tokenizer.pad_token_id or 0
-            rows = {"input_ids": torch.full((len(batch), 1), stand_in)}
-        if "attention_mask" in loaded.input_names:
-            rows["attention_mask"] = torch.ones_like(rows["input_ids"])
-        return {name: row.to(device) for name, row in rows.items()}
-
-
-def _run_window(
-    loaded: LoadedModel,
-    probe: ConeProbe,
-    encoded: _Encoded,
-    tally: _Tally,
-    keeper: VectorKeeper,
-    report: Callable[[], None],
-) -> ConeState:
-    """The state of one window, started again with a smaller budget as often as memory runs out."""
-    while True:
-        probe.reset()
-        keeper.begin_window(tally.sentences, len(encoded.lengths))
-        tally.window_sentences = tally.window_tokens = 0
-        failed: list[int] | None = None
-        for batch in length_batches(encoded.lengths, tally.token_budget, tally.batch_size):
-            try:
-                _forward(loaded, probe, encoded, batch, tally.sentences)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    length, index = encoded.lengths[batch[0]], tally.sentences + batch[0]
-                    raise RuntimeError(f"out of memory on sentence {index} alone ({length} tokens)") from error
-                failed = batch
-            # Outside the handler the error no longer keeps the failed batch's tensors alive.
-            if failed is not None:
-                break
-            tally.batches += 1
-            tally.window_sentences += len(batch)
-            tally.window_tokens += len(batch) * encoded.lengths[batch[0]]
-            report()
-        if failed is None:
-            return probe.state
-        tally.out_of_memory += 1
-        tally.token_budget = len(failed) // 2 * encoded.lengths[failed[0]]
-        if loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _forward(loaded: LoadedModel, probe: ConeProbe, encoded: _Encoded, batch: list[int], offset: int) -> None:
-    inputs = encoded.inputs(batch, loaded)
-    length = encoded.lengths[batch[0]]
-    mask = torch.zeros_like(inputs["input_ids"]) if length == 0 else torch.ones_like(inputs["input_ids"])
-    special = None
-    if encoded.special is not None:
-        special = torch.tensor([encoded.special[i] for i in batch]) if length else torch.zeros_like(mask)
-    probe.next_batch(torch.tensor(batch) + offset, mask=mask, special=special)
-    with torch.inference_mode():
-        loaded.model(**inputs)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _identity(loaded: LoadedModel) -> dict[str, Any]:
-    """What tells one model from another wherever its files are: two states of one model agree in it."""
+def _info(loaded: LoadedModel) -> dict[str, Any]:
+    """What a state says of its model, wherever its files are: two states of one model agree in it."""
     keys = ("architecture", "model_type", "n_layers", "hidden_size", "dtype", "weights_sha256")
-    return {key: loaded.info[key] for key in keys}
+    return {"model": {key: loaded.info[key] for key in keys}, "max_length": loaded.max_length}
+
+
+def _identity(loaded: LoadedModel, sentences: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the bits of a run but the sentences themselves, as flat JSON."""
+    model = {**_info(loaded)["model"], "max_length": loaded.max_length, "attention": loaded.info["attention"]}
+    settings = {name: getattr(sentences, name, None) for name in _CORPUS_SETTINGS}
+    corpus = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    chosen = {**options, "poolings": list(options["poolings"]), "device": loaded.device.type}
+    groups = {"model": model, "corpus": corpus, "options": chosen}
+    return {f"{group}.{name}": value for group, found in groups.items() for name, value in found.items()}
+
+
+def _facts(loaded: LoadedModel, sentences: Iterable[str], probe: ConeProbe) -> dict[str, Any]:
+    """What describes a finished run beside its sums."""
+    return {
+        "layer_names": list(probe.layer_names),
+        "final_norm": probe.final_norm,
+        "device": str(loaded.device),
+        "model": loaded.info,
+        "corpus": sentences.summary.to_dict() if isinstance(sentences, Corpus) else None,
+    }
 
 
 @contextmanager
-def _recorded(ran: dict[str, str]) -> Iterator[None]:
-    with backends.record() as runs:
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
         yield
-    ran.update((op, str(chosen)) for op, chosen in runs)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _windows(stream: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -325,13 +290,8 @@ def _windows(stream: Iterator[str], size: int) -> Iterator[list[str]]:
         yield texts
 
 
-def _report(progress: Callable[[Progress], None] | None, tally: _Tally, sentences: Iterable[str]) -> None:
-    if progress is None:
-        return
-    expected: int | None = None
+def _expected(sentences: Iterable[str]) -> int | None:
+    """How many sentences there are, where that can be judged."""
     if isinstance(sentences, Corpus):
-        expected = sentences.expected_sentences()
-    elif isinstance(sentences, Sized):
-        expected = len(sentences)
-    done = tally.sentences + tally.window_sentences
-    progress(Progress(done, tally.tokens + tally.window_tokens, expected))
+        return sentences.expected_sentences()
+    return len(sentences) if isinstance(sentences, Sized) else None

@@ -21,6 +21,12 @@ from cone_kernels.whole_file import write_whole
 
 SCHEMA = "cone_kernels/state/1"
 
+# What a file is by a key of its header, for whoever gives one kind where another is wanted.
+_KINDS = {
+    "state": "the state of a whole run (such states are added up by ConeState.merge)",
+    "partial": "a part of a run (`cone merge` makes a state of all its parts)",
+}
+
 
 class StateFileError(ValueError):
     """A state file is damaged, or is not one; the message says in what."""
@@ -36,13 +42,32 @@ def fingerprint(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
-    """Writes aside, syncs and renames, so that `path` is the old file or the new one; returns the sha256."""
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any],
+    *,
+    previous: str | os.PathLike[str] | None = None,
+) -> str:
+    """Writes aside, syncs and renames, so that `path` is the old file or the new one; returns the sha256.
+
+    The old file is kept as `previous`, where that is given.
+    """
     sha256 = fingerprint(tensors, info)
     metadata = {"schema": SCHEMA, "info": json.dumps(info, sort_keys=True, allow_nan=False), "sha256": sha256}
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    write_whole(path, content)
+    write_whole(path, _in_order(content), previous=previous)
     return sha256
+
+
+def _in_order(content: bytes) -> bytes:
+    """The file with its metadata sorted, so that equal states are equal files; safetensors orders it at random."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors stay aligned
+    return len(encoded).to_bytes(8, "little") + encoded + content[end:]
 
 
 def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -69,6 +94,8 @@ def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[
         raise StateFileError(f"{path}: its header is not JSON ({error})") from error
     if not isinstance(info, dict) or sorted(set(info) - {optional}) != sorted(keys):
         got = sorted(info) if isinstance(info, dict) else type(info).__name__
+        for key in set(info) & set(_KINDS) - set(keys) if isinstance(info, dict) else ():
+            got = f"{got}, which is {_KINDS[key]}"
         raise StateFileError(f"{path}: got a header of {got}; it must be {sorted(keys)}")
     sha256 = fingerprint(tensors, info)
     if metadata.get("sha256") != sha256:

@@ -8,8 +8,16 @@ import tempfile
 from pathlib import Path
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def write_whole(
+    path: str | os.PathLike[str], content: bytes, *, previous: str | os.PathLike[str] | None = None
+) -> None:
     """Writes aside, syncs and renames, so that `path` is the old file or the new one, whatever happens.
+
+    Args:
+        path: the file.
+        content: what it is to hold.
+        previous: the name, in the same folder, that the old file gets; killed at the one moment between the two
+            renames, it is the only one of the two.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; nothing is left behind.
@@ -22,6 +30,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o666 & ~_umask())
+        if previous is not None and target.exists():
+            os.replace(target, previous)
         os.replace(aside, target)
     except BaseException:
         Path(aside).unlink(missing_ok=True)

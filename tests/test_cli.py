@@ -167,7 +167,8 @@ def test_failures_are_one_line(model: Path, corpus: Path, tmp_path: Path, monkey
     assert "there is no folder" in line(model=tmp_path / "missing")
     assert "the hub id 'nobody/nothing' cannot be loaded" in line(model="nobody/nothing")
     assert "there is no file" in line(corpus=tmp_path / "missing.txt")
-    assert "is a folder" in line(corpus=tmp_path)
+    (tmp_path / "nothing").mkdir()
+    assert "is a folder with no file in it" in line(corpus=tmp_path / "nothing")
     assert "ends in '.json'" in line(corpus=model / "config.json")
     assert "is a text file and has no fields" in line(field="text")
     assert "device: got 'tpu'" in line(device="tpu")
@@ -233,19 +234,19 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
 def test_a_signal_whose_exception_is_lost_still_interrupts(
     model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cone_kernels import runner
+    from cone_kernels import shard_runner
 
     class Dying:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
 
-    real = runner.length_batches
+    real = shard_runner.length_batches
 
     def batches(*args: Any) -> Any:
         Dying()  # Python would print and drop what its destructor raised
         return real(*args)
 
-    monkeypatch.setattr(runner, "length_batches", batches)
+    monkeypatch.setattr(shard_runner, "length_batches", batches)
     lost: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
     done = CliRunner().invoke(main, ["layers", "--model", str(model), "--corpus", str(corpus)])

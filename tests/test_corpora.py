@@ -224,8 +224,8 @@ def test_unreadable_paths_are_found_at_once(tmp_path: Path) -> None:
         Corpus(tmp_path / "missing.txt")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         Corpus(tmp_path)
-    with pytest.raises(CorpusError, match=r"ends in '\.csv'; it must be a \.txt or \.jsonl file"):
-        Corpus(write(tmp_path / "a.csv", "a"))
+    with pytest.raises(CorpusError, match=r"ends in '\.pdf'; it must end in \.txt, \.jsonl, "):
+        Corpus(write(tmp_path / "a.pdf", "a"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from torch import nn
 from cone_kernels import metrics
 from cone_kernels.corpora import Corpus
 from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.runner import Progress, length_batches, run
+from cone_kernels.progress import Progress
+from cone_kernels.runner import run
+from cone_kernels.shard_runner import length_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -246,7 +248,7 @@ def test_the_backend_that_ran_is_told(loaded: LoadedModel) -> None:
     assert set(result.backends.values()) == {"reference"}
 
 
-@pytest.mark.parametrize("name", ["token_budget", "batch_size", "window"])
+@pytest.mark.parametrize("name", ["token_budget", "batch_size", "window", "threads"])
 def test_options_are_checked(loaded: LoadedModel, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: got 0; it must be at least 1"):
         run(loaded, ["w5"], **{name: 0})

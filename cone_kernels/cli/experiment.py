@@ -39,7 +39,7 @@ def run_experiment(
     """
     inputs = [options.get("corpus"), options.get("state")]
     named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
-    check_outputs(json_out, whole=[options[name] for name in outputs], inputs=named)
+    check_outputs(json_out, options.get("log_json"), whole=[options[name] for name in outputs], inputs=named)
 
     from cone_kernels.terminal.console import stderr_console, stdout_console
     from cone_kernels.terminal.notes import print_notes

@@ -16,12 +16,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cone_kernels.runner import Progress
+    from cone_kernels.progress import Progress
 
 FAILED, TOO_MUCH_DROPPED, INTERRUPTED = 1, 3, 75
 
 # Each is a module of this package with a command of its name.
-COMMANDS = ("run", "layers", "pooling", "axis", "rotation", "center", "report", "demo", "doctor")
+COMMANDS = (
+    "run",
+    "layers",
+    "pooling",
+    "axis",
+    "rotation",
+    "center",
+    "merge",
+    "show",
+    "compare",
+    "report",
+    "demo",
+    "doctor",
+)
 
 # Python drops what is raised inside a destructor, so a signal that arrives there is only remembered.
 _interrupted = threading.Event()
@@ -48,8 +61,8 @@ class ConeGroup(click.Group):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit):
             raise
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted: nothing was written", err=True)
+        except (KeyboardInterrupt, click.Abort) as interruption:
+            click.echo(f"Interrupted: {interruption or 'nothing was written'}", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # Whoever read the output has left; pointing stdout elsewhere keeps the interpreter's last flush quiet.

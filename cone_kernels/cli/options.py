@@ -40,9 +40,23 @@ def models_options(required: bool = True) -> Callable[[_Command], _Command]:
 
 def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ...]:
     return (
-        click.option("--corpus", required=required, metavar="FILE", help="Sentences: .txt (one a line) or .jsonl."),
+        click.option(
+            "--corpus",
+            required=required,
+            metavar="FILE",
+            help="Sentences: .txt (one a line), .jsonl, .csv, .parquet or .arrow, also with .gz or .zst; a glob, a "
+            "folder, a URL, datasets:NAME:SPLIT of the hub, or - for stdin.",
+        ),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."),
-        click.option("--field", multiple=True, help="A field of the .jsonl records to read; may be repeated."),
+        click.option("--field", multiple=True, help="A field of the records to read; may be repeated."),
+        click.option(
+            "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of the sample.  [default: 0]"),
+        click.option(
+            "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
+        ),
+        click.option("--format", type=click.Choice(["txt", "jsonl", "csv"]), help="Of --corpus -, standard input."),
         click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
         click.option(
             "--dtype",
@@ -72,13 +86,38 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             type=click.Choice(["drop", "raise"]),
             default="drop",
             show_default=True,
-            help="What to do with records that are no JSON object or lack a field.",
+            help="What to do with records that cannot be read or lack a field.",
         ),
         click.option("--token-budget", type=click.IntRange(min=1), metavar="N", help="Tokens of a batch at most."),
+        click.option(
+            "--log-json", metavar="FILE|-", help="Append the progress as JSON lines, one a second; - is stderr."
+        ),
         click.option(
             "--max-bad", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if more than N are left out."
         ),
     )
+
+
+def shard_options() -> Callable[[_Command], _Command]:
+    """Many processes and checkpoints: the keywords of `ShardOptions`."""
+    options = (
+        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="CPU threads of a process; equal bits need equal threads.  [default: all, shared among workers]",
+        ),
+        click.option(
+            "--shard", metavar="I/N", help="Only the part of process I of N, from 0; unite the parts by `cone merge`."
+        ),
+        click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),
+        click.option(
+            "--checkpoint-every", type=click.FloatRange(min=0), metavar="SECONDS", help="At least.  [default: 300]"
+        ),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one."),
+    )
+    return _all_of(options)
 
 
 def _all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:

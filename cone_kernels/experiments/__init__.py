@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cone_kernels.experiments.axis import AxisResult, axis
 from cone_kernels.experiments.center import CenteringResult, center
+from cone_kernels.experiments.compare import CompareResult, compare
 from cone_kernels.experiments.layers import LayersResult, layers
 from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
 from cone_kernels.experiments.pooling import PoolingResult, pooling
@@ -13,6 +14,7 @@ from cone_kernels.experiments.run import RunResult, run
 __all__ = [
     "AxisResult",
     "CenteringResult",
+    "CompareResult",
     "LayersResult",
     "MeasureOptions",
     "Measurement",
@@ -21,6 +23,7 @@ __all__ = [
     "RunResult",
     "axis",
     "center",
+    "compare",
     "layers",
     "measure",
     "pooling",

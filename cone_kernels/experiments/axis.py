@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
-from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
+from cone_kernels.experiments.measurement import CORPUS_OPTIONS, Measurement, MeasureOptions, measure, open_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,9 @@ def axis(
 
     if isinstance(model, ConeState):
         raise TypeError("model: got a ConeState, which has neither sentence vectors nor texts; axis needs a model")
-    measurement = measure(model, corpus, second_moment=True, keep_vectors=(layer,), **options)
+    read = open_corpus(corpus, options, again=True)
+    rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
+    measurement = measure(model, read, second_moment=True, keep_vectors=(layer,), **rest)
     return axis_of(measurement, layer=layer, k=k, top=top, tokens=tokens, save_vectors=save_vectors)
 
 
@@ -206,7 +208,7 @@ def _read_again(
 ) -> tuple[dict[int, str], CorpusTokens]:
     """The texts of the extremes by their index, and the tokens of the whole corpus."""
     from cone_kernels.corpus_tokens import CorpusTokens
-    from cone_kernels.runner import tokenized
+    from cone_kernels.encoded_window import tokenized
 
     assert measurement.loaded is not None
     assert measurement.sentences is not None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus, Encoding, Malformed
+from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus, CorpusError, Encoding, Malformed, TextFormat
 from cone_kernels.model_names import short_name
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from cone_kernels.models import LoadedModel
     from cone_kernels.moments import ConeState
-    from cone_kernels.runner import Progress, Run
+    from cone_kernels.progress import Progress
+    from cone_kernels.runner import Run
     from cone_kernels.sentence_vectors import SentenceVectors
 
 
@@ -32,7 +33,15 @@ class MeasureOptions(TypedDict, total=False):
     limit: int | None
     """Only the first so many distinct sentences."""
     field: Sequence[str] | None
-    """The fields of `.jsonl` records to read."""
+    """The fields of records, or columns of tables, to read."""
+    sample: int | None
+    """So many of the distinct sentences, drawn uniformly."""
+    seed: int | None
+    """Of the sample; default 0."""
+    dedup: bool
+    """Leave out the sentences that came before (default)."""
+    format: TextFormat | None
+    """Of standard input: "txt", "jsonl" or "csv"."""
     errors: Encoding
     """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
     malformed: Malformed
@@ -51,13 +60,19 @@ class MeasureOptions(TypedDict, total=False):
     """Tokens of a batch at most."""
     progress: Callable[[Progress], None] | None
     """Called after every batch."""
+    log_json: str | os.PathLike[str] | None
+    """Progress as JSON lines, appended to this file; "-" is stderr."""
 
 
-CORPUS_OPTIONS = ("limit", "field", "errors", "malformed")
+CORPUS_OPTIONS = ("limit", "field", "sample", "seed", "dedup", "format", "errors", "malformed")
 
 _DEFAULTS: dict[str, Any] = {
     "limit": None,
     "field": None,
+    "sample": None,
+    "seed": None,
+    "dedup": True,
+    "format": None,
     "errors": "replace",
     "malformed": "drop",
     "device": None,
@@ -66,6 +81,7 @@ _DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
     "backend": "auto",
     "token_budget": None,
+    "log_json": None,
 }
 
 _PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
@@ -165,21 +181,22 @@ def measure(
 
     from cone_kernels.runner import run
 
-    started, clock = datetime.now(timezone.utc), time.perf_counter()
-    loaded = _loaded(model, options)
-    load_seconds = time.perf_counter() - clock
     backend, token_budget = options.get("backend", "auto"), options.get("token_budget")
-    ran = run(
-        loaded,
-        read,
-        token_budget=token_budget,
-        second_moment=second_moment,
-        unit_second_moment=unit_second_moment,
-        poolings=poolings,
-        keep_vectors=keep_vectors,
-        backend=backend,
-        progress=options.get("progress"),
-    )
+    with _reported(model, options) as progress:
+        started, clock = datetime.now(timezone.utc), time.perf_counter()
+        loaded = _loaded(model, options)
+        load_seconds = time.perf_counter() - clock
+        ran = run(
+            loaded,
+            read,
+            token_budget=token_budget,
+            second_moment=second_moment,
+            unit_second_moment=unit_second_moment,
+            poolings=poolings,
+            keep_vectors=keep_vectors,
+            backend=backend,
+            progress=progress,
+        )
     fingerprint = ran.state.fingerprint() if save_state is None else ran.state.save(save_state)
     summary = read.summary.to_dict()
     summary["dropped"]["no_token"] = ran.no_token
@@ -196,6 +213,7 @@ def measure(
                 "token_budget": token_budget,
                 "errors": read.errors,
                 "malformed": read.malformed,
+                "dedup": read.dedup,
                 **kept,
             },
             **_machine(loaded, ran),
@@ -298,25 +316,34 @@ def open_corpus(
     """The corpus that a file or sentences are, read by the options' policies.
 
     Args:
-        corpus: a file, a `Corpus`, or sentences.
-        options: `limit`, `field`, `errors` and `malformed` of them are used.
+        corpus: a file or what else one path of a `Corpus` can be, a `Corpus`, or sentences.
+        options: those of `CORPUS_OPTIONS` are used.
         again: it will be read more than once, so sentences that can be read only once are kept.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read.
-        ValueError: a `Corpus` beside options of one, or fields of sentences.
+        FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read, or not more than once.
+        ValueError: a `Corpus` beside options of one, or fields or a format of sentences.
     """
     chosen: dict[str, Any] = {name: options.get(name, _DEFAULTS[name]) for name in CORPUS_OPTIONS}
-    limit, field, errors, malformed = chosen.values()
     if isinstance(corpus, Corpus):
         if any(chosen[name] != _DEFAULTS[name] for name in CORPUS_OPTIONS):
-            raise ValueError("corpus: got a Corpus and options of one; give limit, field, errors, malformed to it")
-        return corpus
+            raise ValueError(f"corpus: got a Corpus and options of one; give {', '.join(CORPUS_OPTIONS)} to it")
+        return _readable(corpus, again)
+    malformed, text_format, field = (chosen.pop(name) for name in ("malformed", "format", "field"))
     if isinstance(corpus, (str, os.PathLike)):
-        return Corpus(corpus, fields=field, limit=limit, errors=errors, malformed=malformed)
+        of_files = Corpus(corpus, format=text_format, fields=field, malformed=malformed, **chosen)
+        return _readable(of_files, again)
     if field:
         raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
-    return Corpus.from_sentences(list(corpus) if again else corpus, limit=limit, errors=errors)
+    if text_format is not None:
+        raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
+    return Corpus.from_sentences(list(corpus) if again else corpus, **chosen)
+
+
+def _readable(corpus: Corpus, again: bool) -> Corpus:
+    if again and corpus.read_once:
+        raise CorpusError("corpus: got standard input, which can be read once, and this reads it again; give a file")
+    return corpus
 
 
 def labels(measurements: Sequence[Measurement]) -> list[str]:
@@ -364,6 +391,22 @@ def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
             f"model: got a LoadedModel and options of load_model; give {', '.join(defaults)} to load_model"
         )
     return model
+
+
+@contextmanager
+def _reported(
+    model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
+) -> Iterator[Callable[[Progress], None] | None]:
+    """What takes the reports of a run; a log is open meanwhile."""
+    then, file = options.get("progress"), options.get("log_json")
+    if file is None:
+        yield then
+        return
+    from cone_kernels.progress_log import JsonLinesProgress
+
+    name = str(model) if isinstance(model, (str, os.PathLike)) else str(model.info["name"])
+    with JsonLinesProgress(file, then=then, also={"model": name}) as log:
+        yield log
 
 
 def _left_out(state: ConeState) -> int:

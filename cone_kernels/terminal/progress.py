@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 if TYPE_CHECKING:
-    from cone_kernels.runner import Progress
+    from cone_kernels.progress import Progress
 
 
 @contextmanager
 def progress_line(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar with sentences/s, tokens/s and time left, as the `progress` of `layers`; gone when it is done."""
+    """A progress line, as the `progress` of `layers`: sentences done, rates, shares, time left; gone at the end."""
     bars = Bars(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[rates]}", style="dim"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None),
+        # What does not fit is the bar's loss, down to nothing.
+        TextColumn("{task.fields[told]}", style="dim", table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
+        expand=True,
         disable=not console.is_terminal,
     )
-    first: tuple[float, Progress] | None = None
     with bars:
-        task = bars.add_task("loading the model", total=None, rates="")
+        task = bars.add_task("loading the model", total=None, told="")
 
         def report(done: Progress) -> None:
-            nonlocal first
-            now = time.perf_counter()
-            started, before = first = first or (now, done)
-            rates = ""
-            if now > started:
-                rates = rates_of(done.sentences - before.sentences, done.tokens - before.tokens, now - started)
-            description = f"{done.sentences:,} sentences"
-            bars.update(task, description=description, total=done.expected, completed=done.sentences, rates=rates)
+            bars.update(
+                task,
+                description=f"{done.sentences:,}",
+                total=done.expected,
+                completed=done.sentences,
+                told=told(done, console.width),
+            )
 
         yield report
+
+
+def told(done: Progress, width: int = 120) -> str:
+    """Rates, share of padding and of the statistics, and time left, shorter on a narrow terminal.
+
+    Example:
+        >>> told(Progress(300, 4000, 600, elapsed=2.0, statistics=0.02))
+        '150 sentences/s, 2,000 tokens/s, 0% padding, 2% statistics, 0:00:02 left'
+    """
+    if math.isnan(done.sentences_per_second):
+        return ""
+    wide = width >= 110
+    units = ("sentences/s", "tokens/s", "padding", "statistics") if wide else ("sent/s", "tok/s", "pad", "stat")
+    rates = [f"{rate:,.0f}" for rate in (done.sentences_per_second, done.tokens_per_second)]
+    shares = [f"{share:.0%}" for share in (done.padding, done.statistics)]
+    parts = [f"{value} {unit}" for value, unit in zip([*rates, *shares], units, strict=True)]
+    left = [] if done.remaining is None else [f"{timedelta(seconds=round(done.remaining))} left"]
+    return ", ".join([*(parts if width >= 80 else parts[:1]), *left])
 
 
 def rates_of(sentences: int, tokens: int, seconds: float) -> str:

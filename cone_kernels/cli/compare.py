@@ -1,0 +1,43 @@
+"""`cone compare`."""
+
+from __future__ import annotations
+
+import click
+
+from cone_kernels.cli.options import debuggable, json_option
+from cone_kernels.cli.outputs import check_outputs, write_json
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--paired/--unpaired",
+    default=None,
+    help="Whether A and B are of the same sentences in the same order.  [default: judged by their counts]",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Rate of false alarms, for all layers together.",
+)
+@json_option
+@debuggable
+def compare(a: str, b: str, paired: bool | None, alpha: float, json_out: str | None) -> None:
+    """Did the cone change from state A to state B (before and after fine-tuning, say), layer by layer?
+
+    Both are files that --save-state wrote, of one architecture. Nothing is run, and no model is needed.
+    """
+    check_outputs(json_out, inputs=[a, b])
+
+    from cone_kernels import experiments
+    from cone_kernels.terminal.compare import print_compare
+    from cone_kernels.terminal.console import stdout_console
+
+    result = experiments.compare(a, b, paired=paired, alpha=alpha)
+    if json_out:
+        write_json(json_out, result.to_dict())
+    if json_out != "-":
+        print_compare(stdout_console(), result)

@@ -1,0 +1,31 @@
+"""Reads a corpus: distinct sentences in order of first appearance, with everything left out counted.
+
+Files are `.txt`, `.jsonl`, `.csv`, `.parquet` or `.arrow`, each also as `.gz` or `.zst`; see `Corpus`.
+"""
+
+from cone_kernels.corpora.corpus import Corpus
+from cone_kernels.corpora.reading import (
+    DROP_REASONS,
+    KNOWN_FIELDS,
+    MAX_EXAMPLES,
+    REPLACE_REASONS,
+    CorpusError,
+    Encoding,
+    Malformed,
+)
+from cone_kernels.corpora.sources import FORMATS, TextFormat
+from cone_kernels.corpora.summary import CorpusSummary
+
+__all__ = [
+    "DROP_REASONS",
+    "FORMATS",
+    "KNOWN_FIELDS",
+    "MAX_EXAMPLES",
+    "REPLACE_REASONS",
+    "Corpus",
+    "CorpusError",
+    "CorpusSummary",
+    "Encoding",
+    "Malformed",
+    "TextFormat",
+]

@@ -1,0 +1,295 @@
+"""A corpus: distinct sentences in order of first appearance, with everything left out counted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cone_kernels.corpora.columns import arrow_columns, check_dataset, check_table, dataset_columns, parquet_columns
+from cone_kernels.corpora.lines import check_csv, csv_records, jsonl_records, text_lines
+from cone_kernels.corpora.reading import CorpusError, Encoding, Malformed, Reading
+from cone_kernels.corpora.sample import MAX_SEED, draw
+from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
+from cone_kernels.corpora.sources import Format, Source, TextFormat, find_sources
+from cone_kernels.corpora.streams import check_stream
+from cone_kernels.corpora.summary import CorpusSummary
+
+_READERS: dict[Format, Callable[[Source, Reading], Iterator[tuple[int, str]]]] = {
+    "txt": text_lines,
+    "jsonl": jsonl_records,
+    "csv": csv_records,
+    "parquet": parquet_columns,
+    "arrow": arrow_columns,
+    "dataset": dataset_columns,
+}
+_NAMES_SHOWN = 3
+
+
+@dataclass
+class _Tally:
+    """The counts of a pass that is under way."""
+
+    reading: Reading = field(default_factory=Reading)
+    sentences: int = 0
+    duplicates: int = 0
+    drawn_from: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256)
+    size_before: int = 0  # bytes of the files that are done
+    complete: bool = False
+
+
+class Corpus:
+    """The distinct sentences of files, in order of first appearance; every iteration reads them anew.
+
+    Formats, by suffix: `.txt` has one sentence a line; `.jsonl` one JSON object a line; `.csv` records under a header;
+    `.parquet` and `.arrow` (an IPC file or stream) columns of strings; each also compressed, with `.gz` or `.zst` after
+    it. Files are read as streams: a line, a row group or a record batch is in memory at a time (a compressed `.parquet`
+    or `.arrow` is unpacked to a temporary file). A number in a message is a line of a text format (of a record its
+    first one) or a row of a table, from 1.
+
+    Args:
+        path: one of these, or a sequence of them: a file; a glob (`data/*.jsonl.gz`, `data/**/*.txt`); a folder, which
+            stands for all files of these suffixes in it and below, without hidden ones; a URL that fsspec knows
+            (`s3://`, `https://`, ...; a file, a glob or a folder); `datasets:NAME:SPLIT` or
+            `datasets:NAME:CONFIG:SPLIT`, a data set of the Hugging Face hub, streamed; `-`, standard input. Globs and
+            folders are read in the order of the paths. Text is UTF-8 (a byte order mark at a file's start is no text).
+        format: "txt", "jsonl" or "csv": the format of standard input, and for that alone.
+        fields: the fields of a record, or columns of a table, to read, in this order; None finds them in each file by
+            its first record or its columns: premise and hypothesis, sentence1 and sentence2, sentence, or text.
+        limit: give out the first `limit` distinct sentences only.
+        sample: give out this many of the distinct sentences, drawn uniformly without replacement, in the order of the
+            corpus; all of them where there are fewer. They are in memory, and given out when all is read.
+        seed: of the sample, 0 where it is not given; one seed draws one sample, however the sentences are ordered and
+            spread over files.
+        dedup: leave out the sentences that came before. False gives out every one, for corpora known to be distinct.
+        dedup_memory: bytes for the digests (16 bytes each) by which they are told; where that is not enough they go
+            to a temporary file.
+        errors: bytes that are not UTF-8, and lone surrogates from JSON escapes: "replace" by U+FFFD, "drop"
+            the line or sentence, or "raise".
+        malformed: lines that are not a JSON object or a record under the header, and records without one of the
+            fields: "drop" or "raise".
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: `path` cannot be read; found at once.
+        ModuleNotFoundError: pyarrow (`.parquet`, `.arrow`, `.zst`), fsspec or datasets is not installed.
+        CorpusError: unknown suffix or encoding, fields that the first record does not have, columns that are no
+            strings, a damaged or truncated file, or what a policy raises. At once where a file's first bytes, header,
+            schema or footer show it, else with the line or row where reading comes upon it.
+        ValueError: an argument is out of range, or does not go with another.
+
+    Example:
+        >>> corpus = Corpus("snli_dev.jsonl", limit=300)
+        >>> sentences = list(corpus)
+        >>> corpus.summary.sentences
+        300
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        format: TextFormat | None = None,  # noqa: A002
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
+        sample: int | None = None,
+        seed: int | None = None,
+        dedup: bool = True,
+        dedup_memory: int = DEDUP_MEMORY,
+        errors: Encoding = "replace",
+        malformed: Malformed = "drop",
+    ) -> None:
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        self._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
+        if isinstance(fields, str):
+            raise TypeError(f"fields: got the string {fields!r}; it must be a sequence of field names")
+        self.fields = tuple(fields) if fields else None
+        if self.fields and len(set(self.fields)) < len(self.fields):
+            raise ValueError(f"fields: got {', '.join(self.fields)}; each may be named once")
+        self.name = _name_of(paths)
+        self._sentences: Iterable[str] | None = None
+        self._sources = find_sources(paths, format)
+        self._was_read = False
+        for source in self._sources:
+            self._check(source)
+
+    @classmethod
+    def from_sentences(
+        cls,
+        sentences: Iterable[str],
+        *,
+        limit: int | None = None,
+        sample: int | None = None,
+        seed: int | None = None,
+        dedup: bool = True,
+        dedup_memory: int = DEDUP_MEMORY,
+        errors: Encoding = "replace",
+        name: str = "<sentences>",
+    ) -> Corpus:
+        """A corpus of sentences given in Python, deduplicated and counted as those of a file are."""
+        if isinstance(sentences, str):
+            raise TypeError("sentences: got one string; it must be an iterable of sentences")
+        corpus = cls.__new__(cls)
+        corpus.name = name
+        corpus.fields = None
+        corpus._sentences = sentences
+        corpus._sources = ()
+        corpus._was_read = False
+        corpus._set_policies(limit, sample, seed, dedup, dedup_memory, errors, "raise")
+        return corpus
+
+    def _set_policies(
+        self,
+        limit: int | None,
+        sample: int | None,
+        seed: int | None,
+        dedup: bool,
+        dedup_memory: int,
+        errors: Encoding,
+        malformed: Malformed,
+    ) -> None:
+        for name, value in (("limit", limit), ("sample", sample)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; it must be at least 1, or None for all sentences")
+        if sample is not None and limit is not None:
+            raise ValueError("sample: got one beside limit; the first sentences or a sample of all, not both")
+        if sample is not None and not dedup:
+            raise ValueError("sample: got one beside dedup=False; it is drawn from distinct sentences")
+        if seed is not None and sample is None:
+            raise ValueError(f"seed: got {seed} without sample; it is the seed of one")
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed: got {seed}; it must be from 0 to {MAX_SEED}")
+        if dedup_memory < MIN_DEDUP_MEMORY:
+            raise ValueError(f"dedup_memory: got {dedup_memory}; it must be at least {MIN_DEDUP_MEMORY} bytes")
+        if errors not in {"replace", "drop", "raise"}:
+            raise ValueError(f"errors: got {errors!r}; it must be replace, drop or raise")
+        if malformed not in {"drop", "raise"}:
+            raise ValueError(f"malformed: got {malformed!r}; it must be drop or raise")
+        self.limit = limit
+        self.sample = sample
+        self.seed = None if sample is None else seed or 0
+        self.dedup = dedup
+        self.dedup_memory = dedup_memory
+        self.errors = errors
+        self.malformed = malformed
+        self._tally = _Tally()
+
+    def _check(self, source: Source) -> None:
+        if self.fields and source.format == "txt":
+            raise CorpusError(f"fields: {source.name} is a text file and has no fields")
+        if source.once:
+            return
+        if source.format == "dataset":
+            check_dataset(source, self.fields)
+        elif source.format in ("parquet", "arrow"):
+            check_table(source, self.fields)
+        else:
+            check_stream(source)
+            if source.format == "csv":
+                check_csv(source, self.fields)
+
+    @property
+    def read_once(self) -> bool:
+        """Whether it can be read only once, because standard input is a part of it."""
+        return any(source.once for source in self._sources)
+
+    @property
+    def summary(self) -> CorpusSummary:
+        """The counts of the latest pass so far; all zero before the first."""
+        tally = self._tally
+        sample = None
+        if self.sample is not None and self.seed is not None:
+            sample = {"size": self.sample, "seed": self.seed, "drawn_from": tally.drawn_from}
+        return CorpusSummary(
+            name=self.name,
+            fields=tally.reading.fields,
+            sentences=tally.sentences,
+            duplicates=tally.duplicates,
+            dropped=dict(tally.reading.dropped),
+            replaced=dict(tally.reading.replaced),
+            examples=tuple(tally.reading.examples),
+            fingerprint=tally.sha256.hexdigest(),
+            limit=self.limit,
+            sample=sample,
+            complete=tally.complete,
+        )
+
+    def expected_sentences(self) -> int | None:
+        """How many sentences this pass will give: exact once complete, before that judged by the bytes read."""
+        tally = self._tally
+        if tally.complete:
+            return tally.sentences
+        most = self.limit if self.sample is None else self.sample
+        sizes = [source.size for source in self._sources]
+        if not tally.sentences or self.sample is not None or not sizes or None in sizes:
+            return most
+        done = tally.size_before + tally.reading.position()
+        if not done:
+            return most
+        estimate = round(tally.sentences * sum(size or 0 for size in sizes) / done)
+        return estimate if most is None else min(most, estimate)
+
+    def __iter__(self) -> Iterator[str]:
+        if self.read_once and self._was_read:
+            raise CorpusError("corpus: standard input can be read once, and was; write it to a file to read it again")
+        self._was_read = True
+        self._tally = tally = _Tally(Reading(self.fields, self.errors, self.malformed))
+        sentences = self._distinct(tally) if self.dedup else self._candidates(tally)
+        if self.sample is not None and self.seed is not None:
+            drawn, tally.drawn_from = draw(sentences, self.sample, self.seed)
+            sentences = iter(drawn)
+        for sentence, encoded in sentences:
+            tally.sentences += 1
+            tally.sha256.update(len(encoded).to_bytes(8, "little") + encoded)
+            # Set before the last sentence is given out: a reader with the same limit asks for no further one.
+            tally.complete = tally.sentences == self.limit
+            yield sentence
+            if tally.complete:
+                return
+        tally.complete = True
+
+    def _distinct(self, tally: _Tally) -> Iterator[tuple[str, bytes]]:
+        with closing(SeenDigests(self.dedup_memory)) as seen:
+            for sentence, encoded in self._candidates(tally):
+                if seen.add(hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()):
+                    yield sentence, encoded
+                else:
+                    tally.duplicates += 1
+
+    def _candidates(self, tally: _Tally) -> Iterator[tuple[str, bytes]]:
+        """Every sentence that is not empty, and its UTF-8, duplicates among them."""
+        for number, text in self._texts(tally):
+            found = tally.reading.encoded(text, number)
+            if found is None:
+                continue
+            if text.strip():
+                yield found
+            else:
+                tally.reading.drop_empty()
+
+    def _texts(self, tally: _Tally) -> Iterator[tuple[int, str]]:
+        """(number, text) of every candidate sentence, empty ones among them."""
+        reading = tally.reading
+        if self._sentences is not None:
+            reading.place = ("sentences[", "]")
+            for index, text in enumerate(self._sentences):
+                if not isinstance(text, str):
+                    raise TypeError(f"sentences[{index}]: got {type(text).__name__}; it must be a string")
+                yield index, text
+            return
+        for source in self._sources:
+            reading.place = (f"{source.name}:", "")
+            yield from _READERS[source.format](source, reading)
+            tally.size_before += source.size or 0
+            reading.position = int
+
+
+def _name_of(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """The last parts of the paths: "a.txt", "a.txt, b.txt", "a.txt, b.txt, c.txt and 4 more"."""
+    names = [Path(path).name or os.fspath(path) for path in paths]
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

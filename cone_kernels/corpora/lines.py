@@ -1,0 +1,131 @@
+"""Readers of text by lines: `.txt`, `.jsonl` and `.csv`.
+
+Only a line feed, or a carriage return and a line feed, ends a line: U+2028 and its like are text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+
+from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, table_fields
+from cone_kernels.corpora.sources import Source
+from cone_kernels.corpora.streams import READ_ERRORS, opened
+
+# Of a cell; a quote that is left open would otherwise take all that follows into memory.
+MAX_CELL = 1 << 26
+
+
+def text_lines(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(line, text) of every line that is UTF-8, or is made so."""
+    for number, raw in _raw_lines(source, reading):
+        text = reading.decoded(raw.removesuffix(b"\n").removesuffix(b"\r"), number)
+        if text is not None:
+            yield number, text
+
+
+def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(line, text) of the fields of JSON objects, one a line.
+
+    Raises:
+        CorpusError: the first object has none of the fields.
+    """
+    fields: tuple[str, ...] = ()
+    for number, line in text_lines(source, reading):
+        if not line.strip():
+            reading.drop_empty()
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reading.refuse("malformed_record", number, f"not JSON: {error}")
+            continue
+        if not isinstance(record, dict):
+            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object")
+            continue
+        if not fields:
+            fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
+        for name in fields:
+            if isinstance(record.get(name), str):
+                yield number, record[name]
+            elif name in record:
+                reading.refuse_no_string(name, record[name], number)
+            else:
+                reading.refuse_missing(name, number)
+
+
+def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(line, text) of the cells of comma-separated records under a header; a record is named by its first line.
+
+    Raises:
+        CorpusError: the header does not have the fields, a quote is left open, or a cell is beyond `MAX_CELL`.
+    """
+    rows = _csv_rows(source, reading)
+    number, header = next(rows, (1, []))
+    if not header:
+        return
+    fields = reading.use(table_fields(reading.asked, header, reading.where(number)))
+    cells = [(name, header.index(name)) for name in fields]
+    for number, row in rows:
+        if len(row) > len(header):
+            reading.refuse("malformed_record", number, f"{len(row)} cells under a header of {len(header)}")
+            continue
+        for name, at in cells:
+            if at >= len(row):
+                reading.refuse_missing(name, number)
+                continue
+            # What was not UTF-8 came through the parser as lone surrogates, which give the bytes back.
+            raw = row[at].encode("utf-8", "surrogateescape")
+            text = reading.decoded(raw, number)
+            if text is not None:
+                yield number, text
+
+
+def check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
+    """Finds before a run that the header does not have the fields.
+
+    Raises:
+        CorpusError: it does not.
+    """
+    reading = Reading(place=(f"{source.name}:", ""))
+    for number, header in _csv_rows(source, reading):
+        table_fields(asked, header, reading.where(number))
+        return
+
+
+def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]]]:
+    lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading))
+    rows = csv.reader(lines, strict=True)
+    while True:
+        first = rows.line_num + 1
+        # The limit is the process's, so it is this reader's only while it reads.
+        limit = csv.field_size_limit(MAX_CELL)
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "field larger" in str(error):
+                raise CorpusError(f"{reading.where(first)}: a cell of over {MAX_CELL:,} characters") from None
+            if "end of data" in str(error):
+                raise CorpusError(f"{reading.where(first)}: a quote is opened and never closed") from None
+            reading.refuse("malformed_record", first, f"not CSV: {error}")
+            continue
+        finally:
+            csv.field_size_limit(limit)
+        if row:
+            yield first, row
+        else:
+            reading.drop_empty()
+
+
+def _raw_lines(source: Source, reading: Reading) -> Iterator[tuple[int, bytes]]:
+    """(line, bytes with their line feed), the first without a byte order mark."""
+    number = 0
+    with opened(source) as (stream, reading.position):
+        try:
+            for number, raw in enumerate(stream, start=1):
+                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        except READ_ERRORS as error:
+            raise CorpusError(f"{reading.where(number + 1)}: cannot be read: {error}") from error

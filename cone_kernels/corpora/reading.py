@@ -1,0 +1,172 @@
+"""A pass over a corpus as its readers see it: what is asked for, what is lost, and how far it is."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+logger = logging.getLogger(__name__)
+
+# The first of these whose fields a file's first record has are read, in this order within a record.
+KNOWN_FIELDS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence",), ("text",))
+DROP_REASONS = ("empty", "invalid_utf8", "lone_surrogate", "malformed_record", "missing_field")
+REPLACE_REASONS = ("invalid_utf8", "lone_surrogate")
+MAX_EXAMPLES = 10
+
+Encoding = Literal["replace", "drop", "raise"]
+Malformed = Literal["drop", "raise"]
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be read as asked; the message names the file and, where there is one, the line or row."""
+
+
+@dataclass
+class Reading:
+    """What the readers of a pass are told, and what they tell.
+
+    Attributes:
+        asked: the fields to read; None finds them.
+        errors, malformed: the policies, as in `Corpus`.
+        place: what stands before and after the number of a line or row where one is named.
+        fields: the fields that were read, of all files.
+        dropped, replaced: counts by reason.
+        examples: place and reason of the first ten.
+        position: how many bytes of the file that is being read are done.
+    """
+
+    asked: tuple[str, ...] | None = None
+    errors: Encoding = "replace"
+    malformed: Malformed = "drop"
+    place: tuple[str, str] = ("", "")
+    fields: tuple[str, ...] = ()
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
+    replaced: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REPLACE_REASONS, 0))
+    examples: list[str] = field(default_factory=list)
+    position: Callable[[], int] = int
+
+    def where(self, number: int) -> str:
+        """A line, row or sentence as messages name it."""
+        return f"{self.place[0]}{number}{self.place[1]}"
+
+    def use(self, fields: tuple[str, ...]) -> tuple[str, ...]:
+        """Notes the fields that a file is read by."""
+        self.fields = tuple(dict.fromkeys(self.fields + fields))
+        return fields
+
+    def drop_empty(self) -> None:
+        """Counts an empty line, record or sentence; it is no example."""
+        self.dropped["empty"] += 1
+
+    def refuse(self, reason: str, number: int, what: str) -> None:
+        """Drops a record or a field, or raises, by `malformed`.
+
+        Raises:
+            CorpusError: the policy is "raise".
+        """
+        if self.malformed == "raise":
+            raise CorpusError(f"{self.where(number)}: {what}")
+        self._drop(reason, number, what)
+
+    def refuse_no_string(self, name: str, found: object, number: int) -> None:
+        """`refuse` of a field that is there, but no string."""
+        self.refuse("missing_field", number, f"field {name!r} is {found!r:.40}, no string")
+
+    def refuse_missing(self, name: str, number: int) -> None:
+        """`refuse` of a field that is not there."""
+        self.refuse("missing_field", number, f"field {name!r} is missing")
+
+    def decoded(self, raw: bytes, number: int) -> str | None:
+        """The text of UTF-8, or what the policy makes of what is none; None where it is dropped.
+
+        Raises:
+            CorpusError: it is not UTF-8 and the policy is "raise".
+        """
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            what = f"byte {error.object[error.start]:#04x} at column {error.start + 1} is not UTF-8"
+        return raw.decode("utf-8", "replace") if self._replaces("invalid_utf8", number, what) else None
+
+    def encoded(self, text: str, number: int) -> tuple[str, bytes] | None:
+        """The text and its UTF-8, lone surrogates treated by policy; None where it is dropped.
+
+        Raises:
+            CorpusError: it has one and the policy is "raise".
+        """
+        try:
+            return text, text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            what = f"lone surrogate U+{ord(text[error.start]):04X}"
+        if not self._replaces("lone_surrogate", number, what):
+            return None
+        text = _SURROGATE.sub("\ufffd", text)
+        return text, text.encode("utf-8")
+
+    def _replaces(self, reason: str, number: int, what: str) -> bool:
+        if self.errors == "raise":
+            raise CorpusError(f"{self.where(number)}: {what}")
+        if self.errors == "drop":
+            self._drop(reason, number, what)
+            return False
+        self.replaced[reason] += 1
+        self._note(f"{self.where(number)}: replaced by U+FFFD, {what}")
+        return True
+
+    def _drop(self, reason: str, number: int, what: str) -> None:
+        self.dropped[reason] += 1
+        self._note(f"{self.where(number)}: dropped, {what}")
+
+    def _note(self, line: str) -> None:
+        logger.info(line)
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(line)
+
+
+def first_record_fields(asked: Sequence[str] | None, found: Iterable[str], where: str) -> tuple[str, ...]:
+    """The fields of records that need not be alike, by the first one: one of those asked for is enough.
+
+    Raises:
+        CorpusError: it has none of them, or none of `KNOWN_FIELDS` where none is asked for.
+
+    Example:
+        >>> first_record_fields(None, ["id", "text"], "a.jsonl:1")
+        ('text',)
+    """
+    names = list(found)
+    what = f"{where}: the first record has {_listed(names)}"
+    if asked and not any(name in names for name in asked):
+        raise CorpusError(f"{what}; the fields asked for are {_listed(asked)}")
+    return tuple(asked or _known_fields(names, what))
+
+
+def table_fields(asked: Sequence[str] | None, columns: Sequence[str], where: str) -> tuple[str, ...]:
+    """The fields of a table, by its columns: all of those asked for must be there, each once.
+
+    Raises:
+        CorpusError: they are not.
+    """
+    what = f"{where}: the columns are {_listed(columns)}"
+    if asked and not set(asked) <= set(columns):
+        raise CorpusError(f"{what}; the fields asked for are {_listed(asked)}")
+    fields = tuple(asked or _known_fields(columns, what))
+    for name in fields:
+        if columns.count(name) > 1:
+            raise CorpusError(f"{what}; {columns.count(name)} of them are called {name!r}, and one must be")
+    return fields
+
+
+def _known_fields(names: Sequence[str], what: str) -> tuple[str, ...]:
+    for known in KNOWN_FIELDS:
+        if all(name in names for name in known):
+            return known
+    wanted = "; ".join(" and ".join(known) for known in KNOWN_FIELDS)
+    raise CorpusError(f"{what}; it must have one of: {wanted}; or name the fields")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "no field"

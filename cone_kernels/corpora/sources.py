@@ -1,0 +1,179 @@
+"""What a corpus is read from: files by path, glob or folder, remote ones, standard input, data sets of the hub."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cone_kernels.corpora.reading import CorpusError
+from cone_kernels.extras import require
+
+Format = Literal["txt", "jsonl", "csv", "parquet", "arrow", "dataset"]
+TextFormat = Literal["txt", "jsonl", "csv"]
+Compression = Literal["gz", "zst"]
+
+FORMATS: tuple[str, ...] = (*get_args(TextFormat), "parquet", "arrow")
+STDIN = "-"
+DATASET = "datasets:"
+_SUFFIXES = f"{', '.join('.' + name for name in FORMATS[:-1])} or .{FORMATS[-1]}, alone or with .gz or .zst after it"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one data set, of a corpus.
+
+    Attributes:
+        name: as messages name it.
+        format: how its content is laid out.
+        compression: what is around the content; None for nothing.
+        open: gives its bytes from the start, as a file; of a data set the data set.
+        size: bytes, compressed as they are; None where that is not known.
+        once: whether it can be read only once.
+    """
+
+    name: str
+    format: Format
+    compression: Compression | None
+    open: Callable[[], Any]
+    size: int | None
+    once: bool = False
+
+
+def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextFormat | None) -> tuple[Source, ...]:
+    """The files that paths name, in their order; those of a glob or a folder sorted by name.
+
+    Args:
+        paths: as in `Corpus`.
+        text_format: the format of standard input.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, CorpusError, ModuleNotFoundError, ValueError: as in `Corpus`.
+    """
+    if not paths:
+        raise ValueError("corpus: got no file; give at least one")
+    if text_format is not None and text_format not in get_args(TextFormat):
+        raise ValueError(f"format: got {text_format!r}; it must be {', '.join(get_args(TextFormat))}")
+    from_stdin = STDIN in paths
+    if from_stdin and text_format is None:
+        raise ValueError(f"format: got none; of {STDIN} (standard input) it must be {', '.join(get_args(TextFormat))}")
+    if not from_stdin and text_format is not None:
+        raise ValueError(f"format: got {text_format!r} for files, whose suffix tells it; it is for {STDIN}, stdin")
+    sources = tuple(source for path in paths for source in _expanded(os.fspath(path), text_format))
+    seen: set[str] = set()
+    for source in sources:
+        if source.name in seen:
+            raise ValueError(f"corpus: {source.name} is named twice; each file may be named once")
+        seen.add(source.name)
+    return sources
+
+
+def _expanded(path: str, text_format: TextFormat | None) -> Iterator[Source]:
+    if path == STDIN:
+        assert text_format is not None
+        yield Source("<stdin>", text_format, None, _stdin, None, once=True)
+    elif path.startswith(DATASET):
+        yield _dataset(path)
+    elif "://" in path:
+        yield from _remote(path)
+    else:
+        yield from _local(Path(path).expanduser())
+
+
+def _stdin() -> Any:
+    return sys.stdin.buffer
+
+
+def _local(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.exists():
+        yield _local_file(path)
+    elif glob.has_magic(str(path)):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            raise FileNotFoundError(f"corpus: no file matches {path}")
+        for match in map(Path, matches):
+            # With ** a folder is matched beside what is in it.
+            if not match.is_dir():
+                yield _local_file(match)
+            elif "**" not in str(path):
+                yield from _folder(match)
+    else:
+        raise FileNotFoundError(f"corpus: there is no file {path}")
+
+
+def _folder(folder: Path) -> Iterator[Source]:
+    found = [path for path in folder.rglob("*") if _is_listed(str(path.relative_to(folder))) and path.is_file()]
+    if not found:
+        raise IsADirectoryError(f"corpus: {folder} is a folder with no file in it that ends in {_SUFFIXES}")
+    yield from map(_local_file, sorted(found))
+
+
+def _local_file(path: Path) -> Source:
+    if not path.is_file():
+        raise CorpusError(f"corpus: {path} is no regular file; what a pipe brings is read from {STDIN}, stdin")
+    return Source(str(path), *_layout_of(path.name, str(path)), partial(open, path, "rb"), path.stat().st_size)
+
+
+def _remote(url: str) -> Iterator[Source]:
+    require("fsspec", "remote", url)
+    from fsspec.core import url_to_fs
+
+    files, path = url_to_fs(url)
+    is_web = url.startswith(("http://", "https://"))
+    if glob.has_magic(path) and not is_web:
+        paths = sorted(found for found in files.glob(path) if not files.isdir(found))
+        if not paths:
+            raise FileNotFoundError(f"corpus: no file matches {url}")
+    elif not is_web and files.isdir(path):
+        paths = sorted(found for found in files.find(path) if _is_listed(found.removeprefix(path)))
+        if not paths:
+            raise IsADirectoryError(f"corpus: {url} is a folder with no file in it that ends in {_SUFFIXES}")
+    elif files.exists(path):
+        paths = [path]
+    else:
+        raise FileNotFoundError(f"corpus: there is no file {url}")
+    for found in paths:
+        name = url if is_web else files.unstrip_protocol(found)
+        layout = _layout_of(name.split("?")[0] if is_web else name, name)
+        yield Source(name, *layout, partial(files.open, found, "rb"), files.size(found))
+
+
+def _is_listed(path: str) -> bool:
+    """Whether a folder stands for the file at this path in it: of a known suffix, not hidden."""
+    return _layout(path) is not None and not any(part.startswith(".") for part in path.split("/"))
+
+
+def _dataset(path: str) -> Source:
+    parts = path.removeprefix(DATASET).split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"corpus: got {path!r}; a data set is {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT")
+    require("datasets", "datasets", path)
+    return Source(path, "dataset", None, partial(_load, *parts[:-1], split=parts[-1]), None)
+
+
+def _load(name: str, config: str | None = None, *, split: str) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(name, config, split=split, streaming=True)
+
+
+def _layout(name: str) -> tuple[Format, Compression | None] | None:
+    """Format and compression by a file's suffixes; None where they are not known."""
+    parts: list[Any] = name.rsplit("/", 1)[-1].lower().split(".")
+    compression = parts.pop() if parts[-1] in get_args(Compression) else None
+    return (parts[-1], compression) if len(parts) > 1 and parts[-1] in FORMATS else None
+
+
+def _layout_of(name: str, path: str) -> tuple[Format, Compression | None]:
+    found = _layout(name)
+    if found is None:
+        suffixes = "".join(Path(name).suffixes[-2:] if name.lower().endswith((".gz", ".zst")) else Path(name).suffix)
+        raise CorpusError(f"corpus: {path} ends in {suffixes!r}; it must end in {_SUFFIXES}")
+    return found

@@ -1,0 +1,98 @@
+"""The bytes of a source, decompressed as they are read; what is damaged is named."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, BinaryIO, cast
+
+from cone_kernels.corpora.reading import CorpusError
+from cone_kernels.corpora.sources import Compression, Source
+from cone_kernels.extras import require
+
+# What a damaged or truncated file makes the readers of the standard library and pyarrow raise.
+READ_ERRORS = (OSError, EOFError, zlib.error)
+
+# How a file starts; of zstd a frame, or one of those to be skipped that parallel compressors put first.
+_MAGIC: dict[Compression, tuple[bytes, ...]] = {
+    "gz": (b"\x1f\x8b",),
+    "zst": (b"\x28\xb5\x2f\xfd", *(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60))),
+}
+_NAMES: dict[Compression, str] = {"gz": "gzip", "zst": "zstd"}
+_BLOCK = 1 << 16
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+    """The decompressed bytes of a source, and how many of the compressed ones are read.
+
+    Raises:
+        ModuleNotFoundError: pyarrow, which decompresses zstd, is not installed.
+        OSError: the source cannot be opened.
+    """
+    raw = source.open()
+    # Standard input is the process's to close.
+    with nullcontext(raw) if source.once else raw:
+        if source.compression is None:
+            yield raw, raw.tell
+        else:
+            yield io.BufferedReader(_decompressed(raw, source), _BLOCK), raw.tell
+
+
+@contextmanager
+def seekable(source: Source) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a source, to be read in any order: what is compressed is unpacked to a temporary file.
+
+    Raises:
+        CorpusError: it is damaged.
+    """
+    with opened(source) as (stream, _):
+        if source.compression is None:
+            yield stream
+            return
+        with tempfile.TemporaryFile() as unpacked:
+            try:
+                shutil.copyfileobj(stream, unpacked, _BLOCK)
+            except READ_ERRORS as error:
+                raise CorpusError(f"corpus: {source.name} cannot be unpacked: {error}") from error
+            unpacked.seek(0)
+            yield cast(BinaryIO, unpacked)
+
+
+def check_stream(source: Source) -> None:
+    """Finds before a run what the first bytes show: the wrong compression, no UTF-8.
+
+    Raises:
+        CorpusError: they show it.
+    """
+    if source.compression is not None:
+        with source.open() as raw:
+            start = raw.read(4)
+        if not start.startswith(_MAGIC[source.compression]):
+            what = "is empty" if not start else f"is no {_NAMES[source.compression]} file"
+            raise CorpusError(f"corpus: {source.name} {what}; its suffix is .{source.compression}")
+    with opened(source) as (stream, _):
+        try:
+            start = stream.read(4)
+        except READ_ERRORS as error:
+            raise CorpusError(f"corpus: {source.name} cannot be read: {error}") from error
+    if start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        raise CorpusError(f"corpus: {source.name} is UTF-16; it must be UTF-8")
+    for compression, magic in _MAGIC.items():
+        if start.startswith(magic):
+            around = f"{_NAMES[compression]} file"
+            raise CorpusError(f"corpus: {source.name} is a {around}; its name must end in .{compression}")
+
+
+def _decompressed(raw: BinaryIO, source: Source) -> Any:
+    if source.compression == "gz":
+        return gzip.GzipFile(fileobj=raw)
+    require("pyarrow", "parquet", source.name)
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(raw, "zstd")

@@ -1,0 +1,64 @@
+"""How far a run has come in its corpus, and whether that is the corpus that it was interrupted in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+
+class CorpusPosition:
+    """Counts and fingerprints the sentences passed over, shard by shard.
+
+    Args:
+        done: how many an interrupted run had passed over.
+        sha256: their fingerprint.
+        ended: whether the corpus ended there.
+
+    Example:
+        >>> position = CorpusPosition()
+        >>> position.pass_over(["one", "two"])
+        >>> position.sentences
+        2
+    """
+
+    def __init__(self, done: int = 0, sha256: str = "", ended: bool = False) -> None:
+        self.sentences = 0
+        self._done, self._done_sha256, self._ended = done, sha256, ended
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """sha256 (hex) over the sentences passed over, each with its length, in order."""
+        return self._digest.hexdigest()
+
+    @property
+    def resuming(self) -> bool:
+        """Whether all sentences so far were passed over before the interruption."""
+        return 0 < self.sentences <= self._done
+
+    def pass_over(self, texts: Sequence[str]) -> None:
+        """The sentences of the next shard.
+
+        Raises:
+            ValueError: those passed over before the interruption were other ones.
+        """
+        before = self.sentences
+        for text in texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            self._digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        self.sentences += len(texts)
+        if before < self._done <= self.sentences and (self.sentences != self._done or self.sha256 != self._done_sha256):
+            raise ValueError(f"resume: the first {self._done} sentences of the corpus are not those of the checkpoint")
+        if self._ended and self.sentences > self._done:
+            raise ValueError(f"resume: the corpus ended after {self._done} sentences, and now goes on")
+
+    def end(self) -> None:
+        """The corpus has ended.
+
+        Raises:
+            ValueError: it has no sentence, or less than before the interruption.
+        """
+        if self.sentences == 0:
+            raise ValueError("corpus: there is no sentence to run")
+        if self.sentences < self._done:
+            raise ValueError(f"resume: the corpus has {self.sentences} sentences; the checkpoint is {self._done} in")

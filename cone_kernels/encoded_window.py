@@ -1,0 +1,60 @@
+"""Sentences as token ids, without padding: what a run gives to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cone_kernels.models import LoadedModel
+
+_PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
+
+
+def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
+    """What the tokenizer makes of the texts in a run: lists of token ids without padding, cut at the longest input.
+
+    Args:
+        loaded: the model with its tokenizer.
+        texts: sentences.
+        options: further keywords of the tokenizer.
+    """
+    limit = loaded.max_length
+    cut: dict[str, Any] = {"truncation": False} if limit is None else {"truncation": True, "max_length": limit}
+    return loaded.tokenizer(texts, **_PLAIN, **cut, **options)
+
+
+@dataclass(frozen=True)
+class EncodedWindow:
+    """A window of tokenized sentences."""
+
+    columns: dict[str, list[list[int]]]  # input name -> one list of integers a sentence
+    lengths: list[int] = field(repr=False)
+    special: list[list[int]] | None  # 1 = a token that the tokenizer added
+    truncated: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, texts: list[str], special_tokens: bool = False) -> EncodedWindow:
+        """The texts as token ids, cut at the model's longest input and counted where they were."""
+        limit = loaded.max_length
+        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
+        lengths = [len(ids) for ids in found["input_ids"]]
+        # Whether a sentence that fills the limit was longer shows when it is tokenized whole.
+        full = [texts[index] for index, length in enumerate(lengths) if length == limit]
+        whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
+        truncated = sum(limit is not None and len(ids) > limit for ids in whole)
+        columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
+        return cls(columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
+
+    def inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
+        """The model's inputs for sentences of one length T, each (B, T)."""
+        device = loaded.device
+        rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
+        if self.lengths[batch[0]] == 0:
+            # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
+            stand_in = loaded.tokenizer.pad_token_id or 0
+            rows = {"input_ids": torch.full((len(batch), 1), stand_in)}
+        if "attention_mask" in loaded.input_names:
+            rows["attention_mask"] = torch.ones_like(rows["input_ids"])
+        return {name: row.to(device) for name, row in rows.items()}

@@ -1,0 +1,306 @@
+"""Two states of one architecture, before and after fine-tuning say: what changed at which layer, told from chance."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.experiments.compare_result import (
+    RESOLUTION,
+    Change,
+    ComparedLayer,
+    CompareResult,
+    DirectionChange,
+    RandomCosine,
+)
+from cone_kernels.experiments.measurement import Measurement, from_state, labels, shared_corpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cone_kernels.moments import ConeState, Moments
+
+__all__ = ["Change", "CompareResult", "ComparedLayer", "DirectionChange", "compare"]
+
+
+def compare(
+    a: Measurement | ConeState | str | os.PathLike[str],
+    b: Measurement | ConeState | str | os.PathLike[str],
+    *,
+    paired: bool | None = None,
+    alpha: float = 0.05,
+) -> CompareResult:
+    """The change from `a` to `b` at every layer, its standard error, and whether it is significant; no model is needed.
+
+    Every difference is taken of both anisotropies, the pooling gap, the within and between cosines and the predicted
+    anisotropy. Paired, its standard error is the grouped jackknife of the difference itself: group g of the sentences
+    is left out of both states at once, so that what both owe to the choice of sentences cancels. Unpaired, the two
+    errors are combined as independent, SE² = SE_a² + SE_b². The p value is that of the t distribution, with one degree
+    of freedom less than there are groups (unpaired: of the state that has fewer). Each statistic is a family of as many
+    tests as there are layers, corrected by Holm's method; of the six statistics each keeps its own rate alpha.
+
+    A state does not say which sentences it is of. With `paired=None` the states are taken to be of the same sentences
+    where each of the 64 groups has the same number of sentences, of tokens, and the same Σ(tokens of a sentence)²:
+    other sentences would hardly agree in all of them. Pairing states of other sentences is not wrong where groups are
+    of one size (the errors still add up), and leaving states of the same sentences unpaired is too careful where their
+    errors go together, as those of one model before and after training do.
+
+    The jackknife takes neighbours in the corpus for independent. Where they are not (a premise and its hypotheses), the
+    errors come out too small: by 1.2 to 1.5 for stretches of SNLI in file order, so that one of seven pairs of
+    stretches was called different at alpha = 0.05; shuffled, one of sixty. Shuffle or sample such a corpus before
+    states of other sentences are compared.
+
+    Where second moments are kept, the cone's axes are compared too, and in any case the means: |cos| beside the mean
+    sin² that the choice of sentences alone would give, and beside |cos| of random directions.
+
+    Args:
+        a: the state before: a file, a `ConeState`, or a `Measurement`.
+        b: the state after, of the same architecture, layers and width; the weights may differ.
+        paired: whether both are of the same sentences in the same order; None judges by the counts.
+        alpha: the rate at which a statistic that did not change at any layer is called changed at one.
+
+    Raises:
+        OSError, StateFileError: a file cannot be read, or is damaged.
+        ValueError: the states differ in architecture, layers, width or final norm, each named; `paired` is True and the
+            states have other numbers of sentences in their groups; `alpha` is not between 0 and 1.
+
+    Example:
+        >>> result = compare("before.safetensors", "after.safetensors")
+        >>> result.layers[6].sentence.significant
+        True
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: got {alpha}; it must be between 0 and 1")
+    first, second = (found if isinstance(found, Measurement) else from_state(found) for found in (a, b))
+    _refuse_other_architectures(first, second)
+    together, pairing = _pairing(first.state, second.state, paired)
+
+    from cone_kernels.directions import random_cosine_mean, random_cosine_quantile
+
+    changes = _changes(first.state, second.state, together, alpha)
+    axes = [_turn(_axis(first.state, layer), _axis(second.state, layer)) for layer in first.state.layers]
+    means = [_turn(*both) for both in zip(_means(first.state), _means(second.state), strict=True)]
+    rows = tuple(
+        ComparedLayer(
+            layer=number,
+            name=name,
+            **{statistic: found[at] for statistic, found in changes.items()},
+            axis=axes[at],
+            mean=means[at],
+        )
+        for at, (number, name) in enumerate(zip(first.state.layers, first.layer_names, strict=True))
+    )
+    dim = first.state.sentence.dim
+    names = labels([first, second])
+    return CompareResult(
+        a=_identity(first, names[0]),
+        b=_identity(second, names[1]),
+        paired=together,
+        pairing=pairing,
+        layers=rows,
+        random_cosine=RandomCosine(dim, random_cosine_mean(dim), random_cosine_quantile(0.95, dim)),
+        alpha=alpha,
+        corpus=shared_corpus([first, second]),
+        manifest={
+            "versions": first.manifest["versions"],
+            "states": [found.manifest["state_fingerprint"] for found in (first, second)],
+            "options": {"paired": paired, "alpha": alpha},
+        },
+    )
+
+
+def _identity(found: Measurement, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": found.model,
+        "sentences": found.corpus["sentences"],
+        "tokens": found.corpus["tokens"],
+        "fields": list(found.state.sentence.fields),
+        "state_fingerprint": found.manifest["state_fingerprint"],
+    }
+
+
+def _refuse_other_architectures(a: Measurement, b: Measurement) -> None:
+    from cone_kernels.level_moments import differences
+
+    keys = ("architecture", "model_type", "final_norm")
+    told = [
+        {"layers": list(found.state.layers), "width": found.state.sentence.dim}
+        | {key: found.model.get(key) for key in keys}
+        for found in (a, b)
+    ]
+    # What one of the two does not say is no difference.
+    said = [key for key in told[0] if None not in (told[0][key], told[1][key])]
+    differing = differences(*({key: one[key] for key in said} for one in told))
+    if differing:
+        raise ValueError(
+            f"a, b: the two states differ in {', '.join(differing)}; only states of one architecture are compared "
+            "layer by layer (`rotation` compares any models)"
+        )
+
+
+def _pairing(a: ConeState, b: ConeState, asked: bool | None) -> tuple[bool, str]:
+    """Whether the jackknife is taken on the difference, and why."""
+    other_sentences = not _seen(a.sentence).equal(_seen(b.sentence))
+    if asked and other_sentences:
+        counts = " and ".join(str(int(_seen(state.sentence).sum())) for state in (a, b))
+        raise ValueError(
+            f"paired: the states have other numbers of sentences in their jackknife groups ({counts} in all), "
+            "so they are not of the same sentences"
+        )
+    if asked is not None:
+        return asked, "as asked for"
+    if other_sentences:
+        return False, "the states have other numbers of sentences in their jackknife groups"
+    if not _same_lengths(a.token, b.token):
+        return False, "the sentences of their jackknife groups have other numbers of tokens"
+    return True, "the states have the same numbers of sentences and tokens in every jackknife group"
+
+
+def _seen(moments: Moments) -> Tensor:
+    """(G,) the rows used or left out of the first layer, by group."""
+    names = ("count", "n_zero", "n_nonfinite", *(("n_empty",) if moments.level == "sentence" else ()))
+    by_group: Tensor = sum(getattr(moments, name)[0].cpu() for name in names)
+    return by_group
+
+
+def _same_lengths(a: Moments, b: Moments) -> bool:
+    if not _seen(a).equal(_seen(b)):
+        return False
+    left_out = any(bool((moments.n_zero + moments.n_nonfinite)[0].any()) for moments in (a, b))
+    # ΣT² is of the tokens used, so it tells nothing where one state left out some that the other used.
+    return left_out or a.sentence_size_sq_sum[0].cpu().equal(b.sentence_size_sq_sum[0].cpu())
+
+
+@dataclass(frozen=True)
+class _Jackknife:
+    """A statistic of one state: its value (L,), that with each group left out (L, G), and the groups that have rows."""
+
+    value: Tensor
+    left_out: Tensor
+    not_empty: Tensor
+
+
+def _jackknifes(state: ConeState) -> dict[str, _Jackknife]:
+    from cone_kernels import metrics
+
+    values, left_out = metrics.first_order(state), metrics.first_order(state, metrics.leave_one_out)
+    of_sentences = ("sentence", "gap")
+    return {
+        name: _Jackknife(
+            value.cpu(),
+            left_out[name].cpu(),
+            ((state.sentence if name in of_sentences else state.token).count > 0).cpu(),
+        )
+        for name, value in values.items()
+    }
+
+
+def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float) -> dict[str, list[Change]]:
+    """The change of every statistic, one a layer."""
+    others = _jackknifes(b)
+    return {name: _change(first, others[name], paired, alpha) for name, first in _jackknifes(a).items()}
+
+
+def _change(a: _Jackknife, b: _Jackknife, paired: bool, alpha: float) -> list[Change]:
+    from cone_kernels.metrics import jackknife_stderr
+    from cone_kernels.significance import holm
+
+    groups = [one.not_empty.sum(1) for one in (a, b)]
+    if paired:
+        either = a.not_empty | b.not_empty
+        stderr = jackknife_stderr(a.left_out - b.left_out, either)
+        degrees = (either.sum(1) - 1).tolist()
+    else:
+        errors = [jackknife_stderr(one.left_out, one.not_empty) for one in (a, b)]
+        stderr = (errors[0].square() + errors[1].square()).sqrt()
+        degrees = (groups[0].minimum(groups[1]) - 1).tolist()
+    differences, stderrs = (b.value - a.value).tolist(), stderr.tolist()
+    p_values = [_p_value(*one) for one in zip(differences, stderrs, degrees, strict=True)]
+    return [
+        Change(
+            a=before,
+            b=after,
+            difference=differences[at],
+            stderr=stderrs[at],
+            degrees_of_freedom=max(0, degrees[at]),
+            p_value=p_values[at],
+            p_adjusted=adjusted,
+            significant=adjusted <= alpha and abs(differences[at]) > RESOLUTION,
+            reason=_reason(before, after, stderrs[at]),
+        )
+        for at, (before, after, adjusted) in enumerate(
+            zip(a.value.tolist(), b.value.tolist(), holm(p_values), strict=True)
+        )
+    ]
+
+
+def _p_value(difference: float, stderr: float, degrees: int) -> float:
+    from cone_kernels.significance import student_p_value
+
+    if math.isnan(difference) or math.isnan(stderr):
+        return math.nan
+    if difference == 0:
+        return 1.0
+    return student_p_value(difference / stderr if stderr > 0 else math.inf, degrees)
+
+
+def _reason(before: float, after: float, stderr: float) -> str | None:
+    undefined = [name for name, value in (("a", before), ("b", after)) if math.isnan(value)]
+    if undefined:
+        return f"it has no value in {' and '.join(undefined)}: there is no pair to take it of"
+    if math.isnan(stderr):
+        return "stderr: the jackknife needs two groups that leave pairs behind"
+    return None
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A direction (d,) and the mean sin² between it and that of infinitely many sentences, at most."""
+
+    vector: Tensor
+    sampling: float
+
+
+def _axis(state: ConeState, layer: int) -> _Direction | None:
+    """The top eigenvector of the covariance, one layer at a time: that is (d, d) float64.
+
+    sin² is about λ₁/n · Σ λ_j/(λ₁ − λ_j)² for normal vectors (Anderson 1963), so at most λ₁(tr C − λ₁)/(n(λ₁ − λ₂)²).
+    """
+    from cone_kernels.metrics import covariance
+    from cone_kernels.ops.top_eigenvectors import top_eigenvectors
+
+    if "second_moment" not in state.sentence.fields:
+        return None
+    moments = state.sentence.select(layer)
+    matrix = covariance(moments)  # (1, d, d)
+    trace = float(matrix[0].trace())
+    if not trace > 0:
+        return None
+    top = top_eigenvectors(covariance=matrix, k=min(2, moments.dim))
+    first, second = [*top.values[0].tolist(), 0.0][:2]
+    spread = first * (trace - first) / int(moments.count.sum())
+    return _Direction(top.vectors[0, 0].cpu(), spread / (first - second) ** 2 if first > second else math.inf)
+
+
+def _means(state: ConeState) -> list[_Direction | None]:
+    """The mean m of each layer; sin² is about (E‖x‖² − ‖m‖²)/(n‖m‖²), less what of it lies along m."""
+    from cone_kernels.metrics import mean_vector
+
+    moments = state.sentence
+    found: list[_Direction | None] = []
+    squares = zip(moments.norm_sq_sum.tolist(), moments.count.sum(1).tolist(), strict=True)
+    for mean, (square_sum, n) in zip(mean_vector(moments).cpu(), squares, strict=True):
+        own = float(mean.square().sum())
+        found.append(_Direction(mean, (square_sum / n - own) / (n * own)) if own > 0 else None)
+    return found
+
+
+def _turn(a: _Direction | None, b: _Direction | None) -> DirectionChange:
+    from cone_kernels.directions import axis_cosine
+
+    if a is None or b is None:
+        return DirectionChange(math.nan, math.nan)
+    return DirectionChange(axis_cosine(a.vector, b.vector), a.sampling + b.sampling)

@@ -1,0 +1,298 @@
+"""What a comparison of two states found: the change of every statistic at every layer, and what the changes say."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.experiments.result import ExperimentResult, finite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = "cone_kernels/compare/1"
+
+# The float32 kernels are right to 1e-6: two runs of one model on two machines may differ by as much.
+RESOLUTION = 1e-6
+
+# |cos| of axes or means from which they are called the same; sin² that sampling may give and they are still compared;
+# how many times that much is a turn.
+_SAME_DIRECTION, _KNOWN, _TURNED = 0.95, 0.25, 4.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One statistic of one layer in both states.
+
+    Attributes:
+        a, b: its values.
+        difference: b − a.
+        stderr: standard error of the difference.
+        degrees_of_freedom: of the t distribution, one less than the jackknife groups that are not empty.
+        p_value: two-sided.
+        p_adjusted: the same for all layers together (Holm).
+        significant: `p_adjusted` ≤ alpha, and the difference is larger than what rounding makes (1e-6).
+        reason: why a number is NaN, or None.
+    """
+
+    a: float
+    b: float
+    difference: float
+    stderr: float
+    degrees_of_freedom: int
+    p_value: float
+    p_adjusted: float
+    significant: bool
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The change as JSON data: NaN becomes null, and "reason" says why."""
+        names = ("a", "b", "difference", "stderr", "p_value", "p_adjusted")
+        found: dict[str, Any] = {name: finite(getattr(self, name)) for name in names}
+        found |= {"degrees_of_freedom": self.degrees_of_freedom, "significant": self.significant}
+        return found | ({"reason": self.reason} if self.reason else {})
+
+
+@dataclass(frozen=True)
+class DirectionChange:
+    """A direction of one layer in both states.
+
+    Attributes:
+        cosine: |cos| of the two; NaN where one is not known.
+        sampling: the mean sin² between them that the choice of sentences alone would give, at most; near 1 or above it
+            the sentences do not determine the direction, and `cosine` says nothing.
+    """
+
+    cosine: float
+    sampling: float
+
+    @property
+    def known(self) -> bool:
+        """Whether the sentences determine the direction well enough to compare it."""
+        return not math.isnan(self.cosine) and self.sampling < _KNOWN
+
+    @property
+    def turned(self) -> bool:
+        """Whether sin² is more than four times what sampling alone would give."""
+        return self.known and 1 - self.cosine**2 > _TURNED * self.sampling
+
+
+@dataclass(frozen=True)
+class ComparedLayer:
+    """One layer of both states.
+
+    Attributes:
+        layer, name: its number as in Hugging Face's `hidden_states`, and the module.
+        sentence, token: the anisotropy at the two levels.
+        gap: sentence-level less token-level anisotropy.
+        within, between: the mean cosine of two tokens of one sentence, of two sentences.
+        predicted: the anisotropy of sentences that averaging alone gives.
+        axis: the cone's axes; not known without second moments in both.
+        mean: the means.
+    """
+
+    layer: int
+    name: str
+    sentence: Change
+    token: Change
+    gap: Change
+    within: Change
+    between: Change
+    predicted: Change
+    axis: DirectionChange
+    mean: DirectionChange
+
+    def changes(self) -> dict[str, Change]:
+        """Every statistic by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Change)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as JSON data."""
+        changes = {name: change.to_dict() for name, change in self.changes().items()}
+        cosines = {"axis_cosine": finite(self.axis.cosine), "mean_cosine": finite(self.mean.cosine)}
+        sampling = {"axis_sampling": finite(self.axis.sampling), "mean_sampling": finite(self.mean.sampling)}
+        return {"layer": self.layer, "name": self.name, **changes, **cosines, **sampling}
+
+
+@dataclass(frozen=True)
+class RandomCosine:
+    """|cos| of two random directions of this width: its mean, and what it stays below in 95 of 100 pairs."""
+
+    dim: int
+    mean: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class CompareResult(ExperimentResult):
+    """What `compare` found.
+
+    Attributes:
+        a, b: the states: `name`, `model`, `sentences`, `tokens`, `fields`, `state_fingerprint`.
+        paired: whether the jackknife is taken on the difference, group by group.
+        pairing: why it is, or is not, in words.
+        layers: one entry a layer.
+        random_cosine: what |cos| of two random directions would be.
+        alpha: the family-wise rate of false alarms, each statistic over all layers.
+        corpus: sentences and what was left out of them, where both states agree.
+        manifest: versions and fingerprints.
+    """
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    paired: bool
+    pairing: str
+    layers: tuple[ComparedLayer, ...]
+    random_cosine: RandomCosine
+    alpha: float
+    corpus: dict[str, Any]
+    manifest: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as strict JSON data."""
+        return {
+            "schema": SCHEMA,
+            "experiment": "compare",
+            "a": self.a,
+            "b": self.b,
+            "paired": self.paired,
+            "pairing": self.pairing,
+            "layers": [row.to_dict() for row in self.layers],
+            "random_cosine": vars(self.random_cosine),
+            "alpha": self.alpha,
+            "correction": "holm",
+            "resolution": RESOLUTION,
+            "summary": list(self.summary()),
+            "manifest": self.manifest,
+        }
+
+    def summary(self) -> tuple[str, ...]:
+        """What changed from `a` to `b`, in plain sentences; of a statistic only where its change is significant."""
+        return tuple(_summary(self))
+
+    def plot(self) -> Figure:
+        """There is no figure of a comparison yet.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("compare has no figure yet; its numbers are in to_dict(), and print() shows them")
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def __repr__(self) -> str:
+        lines = [
+            f"CompareResult({self.a['name']} -> {self.b['name']}, {'paired' if self.paired else 'unpaired'})",
+            "  layer         a         b     b - a  (stderr)   p, Holm       token       gap  |cos| of axes, means",
+        ]
+        for row in self.layers:
+            one = row.sentence
+            levels = f"{one.a:9.4f} {one.b:9.4f} {one.difference:+9.4f} {one.stderr:9.4f} {one.p_adjusted:9.2g}"
+            rest = f"{row.token.difference:+9.4f} {row.gap.difference:+9.4f}"
+            mark = "*" if one.significant else " "
+            lines.append(f"  {row.layer:>5} {levels} {mark} {rest}  {row.axis.cosine:13.4f}, {row.mean.cosine:.4f}")
+        return "\n".join(lines)
+
+
+def _summary(result: CompareResult) -> list[str]:
+    a, b = result.a["name"], result.b["name"]
+    if result.a["state_fingerprint"] == result.b["state_fingerprint"]:
+        return [f"{a} and {b} are the same state, to the last bit."]
+    lines = [*_cone(result.layers, a, b), *_tokens(result.layers)]
+    if not lines and any(not math.isnan(row.sentence.p_value) for row in result.layers):
+        lines.append(
+            f"From {a} to {b} the cone did not change by more than chance at any layer "
+            f"({result.alpha:.2g} for all layers together)."
+        )
+    return [*lines, *_gap(result.layers), *_directions(result)]
+
+
+def _cone(layers: Sequence[ComparedLayer], a: str, b: str) -> list[str]:
+    lines, begin = [], f"From {a} to {b} the cone"
+    for verb, moved, fell in (
+        ("opened", _fell(layers, "sentence"), True),
+        ("tightened", _rose(layers, "sentence"), False),
+    ):
+        if not moved:
+            continue
+        most = max(moved, key=lambda row: abs(row.sentence.difference))
+        where = f", most at layer {most.layer}" if len(moved) > 1 else ""
+        values = f"{most.sentence.a:.4f} to {most.sentence.b:.4f}"
+        lines.append(
+            f"{begin} {verb} at {_at(moved, layers)}{where}: the mean cosine of two sentences "
+            f"{'fell' if fell else 'rose'} from {values} there."
+        )
+        begin = "It"
+    return lines
+
+
+def _tokens(layers: Sequence[ComparedLayer]) -> list[str]:
+    return _falls_and_rises(layers, "token", "The mean cosine of two tokens")
+
+
+def _gap(layers: Sequence[ComparedLayer]) -> list[str]:
+    return _falls_and_rises(layers, "gap", "What pooling adds to it")
+
+
+def _falls_and_rises(layers: Sequence[ComparedLayer], name: str, subject: str) -> list[str]:
+    moves = (("fell", _fell(layers, name)), ("rose", _rose(layers, name)))
+    said = []
+    for verb, moved in moves:
+        if moved:
+            largest = max((row.changes()[name].difference for row in moved), key=abs)
+            said.append(f"{verb} at {_at(moved, layers)} (by up to {abs(largest):.4f})")
+    return [f"{subject} {' and '.join(said)}."] if said else []
+
+
+def _directions(result: CompareResult) -> list[str]:
+    lines = []
+    named: tuple[tuple[str, Callable[[ComparedLayer], DirectionChange]], ...] = (
+        ("cone's axis", lambda row: row.axis),
+        ("mean", lambda row: row.mean),
+    )
+    for what, direction in named:
+        known = [(row.layer, direction(row)) for row in result.layers if direction(row).known]
+        if not known:
+            continue
+        where = "" if len(known) == len(result.layers) else " where the sentences determine it"
+        layer, least = min(known, key=lambda one: one[1].cosine)
+        if least.cosine >= _SAME_DIRECTION:
+            lines.append(f"The {what} points the same way in both{where}: |cos| is at least {least.cosine:.3f}.")
+        elif least.turned:
+            chance = result.random_cosine.p95
+            random = f", no more than two random directions may have (95% are below {chance:.3f})"
+            far = random if least.cosine <= chance else ""
+            lines.append(f"The {what} turned most at layer {layer}: |cos| is {least.cosine:.3f} there{far}.")
+    return lines
+
+
+def _fell(layers: Sequence[ComparedLayer], name: str) -> list[ComparedLayer]:
+    return [row for row in layers if row.changes()[name].significant and row.changes()[name].difference < 0]
+
+
+def _rose(layers: Sequence[ComparedLayer], name: str) -> list[ComparedLayer]:
+    return [row for row in layers if row.changes()[name].significant and row.changes()[name].difference > 0]
+
+
+def _at(moved: Sequence[ComparedLayer], layers: Sequence[ComparedLayer]) -> str:
+    """The layers in words, runs of neighbours as one: "layers 1, 3 and 9 to 12"."""
+    if len(moved) == len(layers) > 1:
+        return "every layer"
+    chosen = {row.layer for row in moved}
+    runs: list[list[int]] = []
+    neighbours = False
+    for row in layers:
+        if row.layer in chosen and neighbours:
+            runs[-1].append(row.layer)
+        elif row.layer in chosen:
+            runs.append([row.layer])
+        neighbours = row.layer in chosen
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else " and ".join(map(str, run)) for run in runs]
+    if len(parts) > 1:
+        parts = [part.replace(" and ", ", ") for part in parts]
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"layer{'s' if len(moved) > 1 else ''} {listed}"

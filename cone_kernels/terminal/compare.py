@@ -1,0 +1,105 @@
+"""The table of two states compared, an arrow where a change is more than chance."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cone_kernels.terminal.console import number
+
+if TYPE_CHECKING:
+    from cone_kernels.experiments.compare_result import Change, CompareResult
+
+_ROSE, _FELL = "magenta", "cyan"
+
+
+def print_compare(console: Console, result: CompareResult) -> None:
+    """The two states, the change of every layer with its error, what lies behind it, and the plain sentences."""
+    for letter, state in (("a", result.a), ("b", result.b)):
+        console.print(f"{letter}: {_described(state)}", style="bold", markup=False, soft_wrap=True)
+    how = "paired by jackknife group" if result.paired else "unpaired"
+    console.print(f"{how}: {result.pairing}", style="dim", soft_wrap=True)
+    console.print()
+    _print_levels(console, result)
+    console.print()
+    _print_token_pairs(console, result)
+    for reason in dict.fromkeys(one.reason for row in result.layers for one in row.changes().values() if one.reason):
+        console.print(f"- is not defined: {reason}", style="yellow")
+    console.print()
+    for line in result.summary():
+        console.print(line, markup=False)
+
+
+def _described(state: dict[str, Any]) -> str:
+    weights = state["model"].get("weights_sha256")
+    parts = [str(state["model"].get("architecture") or "unknown model"), str(state["model"].get("dtype") or "")]
+    parts.append(f"weights {weights[:12]}" if isinstance(weights, str) else "")
+    parts += [f"{state['sentences']:,} sentences", f"{state['tokens']:,} tokens"]
+    return f"{state['name']} ({', '.join(part for part in parts if part)})"
+
+
+def _print_levels(console: Console, result: CompareResult) -> None:
+    with_axes = any(not math.isnan(row.axis.cosine) for row in result.layers)
+    cosines = ("axis", "mean") if with_axes else ("mean",)
+    table = _table("a", "b", "b - a", "s.e.", "p", "token", "gap", *cosines)
+    for row in result.layers:
+        one = row.sentence
+        cells: list[str | Text] = [number(one.a), number(one.b), _drawn(one, console), number(one.stderr)]
+        cells += [_p_value(one.p_adjusted), _drawn(row.token, console), _drawn(row.gap, console)]
+        turns = (row.axis, row.mean) if with_axes else (row.mean,)
+        cells += [Text(number(turn.cosine), "" if turn.known else "dim") for turn in turns]
+        table.add_row(str(row.layer), *cells)
+    console.print(table)
+    rose, fell = _arrows(console)
+    random = result.random_cosine
+    legend = [
+        "a, b: mean cosine of two sentences; s.e.: standard error of b - a",
+        f"p: chance of such a change at any of {len(result.layers)} layers; {rose} {fell}: below {result.alpha:g}",
+        "token: change of the mean cosine of two tokens; gap: change of what pooling adds",
+    ]
+    what = "axis, mean: |cos| of the two" if with_axes else "mean: |cos| of the two"
+    legend.append(f"{what}; of random directions 95% are below {random.p95:.3f}")
+    console.print(Text("\n".join(legend), "dim"))
+
+
+def _print_token_pairs(console: Console, result: CompareResult) -> None:
+    table = _table("within", "between", "predicted")
+    for row in result.layers:
+        table.add_row(str(row.layer), *(_drawn(one, console) for one in (row.within, row.between, row.predicted)))
+    console.print(table)
+    legend = (
+        "change of the mean cosine of two tokens of one sentence, of two sentences",
+        "predicted: change of the mean cosine of two sentences that averaging alone gives",
+    )
+    console.print(Text("\n".join(legend), "dim"))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("layer", justify="right", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", style="dim" if heading == "s.e." else None, no_wrap=True)
+    return table
+
+
+def _drawn(change: Change, console: Console) -> Text:
+    """The difference, with an arrow where it is significant."""
+    if math.isnan(change.difference):
+        return Text("-")
+    value = f"{change.difference:+.4f}"
+    if not change.significant:
+        return Text(value, "dim")
+    rose = change.difference > 0
+    return Text(f"{_arrows(console)[0 if rose else 1]} {value}", _ROSE if rose else _FELL)
+
+
+def _arrows(console: Console) -> tuple[str, str]:
+    return ("^", "v") if console.options.ascii_only else ("▲", "▼")
+
+
+def _p_value(p: float) -> str:
+    return "<.0001" if p < 0.0001 else number(p)

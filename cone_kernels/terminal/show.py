@@ -1,0 +1,44 @@
+"""What a saved state is of, above the table of its layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from cone_kernels.terminal.layers import print_layers
+
+if TYPE_CHECKING:
+    from cone_kernels.experiments.layers import LayersResult
+
+
+def print_state(console: Console, result: LayersResult) -> None:
+    """The model, counts, fields, poolings and fingerprint of a state, and then as `print_layers`."""
+    model, corpus, state = result.model, result.corpus, result.state
+    known = {
+        "type": model.get("model_type"),
+        "dtype": model.get("dtype"),
+        "weights": str(model["weights_sha256"])[:12] if model.get("weights_sha256") else None,
+    }
+    identity = [str(model["architecture"] or "unknown"), *(f"{what} {value}" for what, value in known.items() if value)]
+    identity += ["after the final norm"] if model.get("final_norm") else []
+    numbers = f"{state.layers[0]} to {state.layers[-1]}" if len(state.layers) > 1 else str(state.layers[0])
+    layers = f"{len(state.layers)} ({numbers}), {state.sentence.dim} wide"
+    counts = [f"{corpus['sentences']:,} sentences", f"{corpus['tokens']:,} tokens"]
+    counts += [f"{corpus['dropped']['no_token']:,} sentences without a token"] if corpus["dropped"]["no_token"] else []
+    counts += [f"up to {corpus['left_out']:,} of a layer zero or not finite"] if corpus["left_out"] else []
+    optional = [name for name in ("second_moment", "unit_second_moment") if name in state.sentence.fields]
+    lines = {
+        "state": model["name"],
+        "model": ", ".join(identity),
+        "layers": layers,
+        "of": ", ".join(counts),
+        "keeps": ", ".join(["first-order sums", *(name.replace("_", " ") + "s" for name in optional)]),
+        "poolings": ", ".join(["mean", *state.poolings]),
+        "fingerprint": result.manifest["state_fingerprint"],
+    }
+    for what, said in lines.items():
+        console.print(Text.assemble((f"{what:<12}", "dim"), str(said)), soft_wrap=True)
+    console.print()
+    print_layers(console, result)

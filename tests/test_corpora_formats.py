@@ -1,0 +1,380 @@
+"""Every format and compression gives the same sentences, counts and fingerprint; what is damaged is named."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cone_kernels.corpora import Corpus, CorpusError
+
+SENTENCES = ["b", "a, b", "b", ' "quoted" ', "   ", "", "é\u2028x", "a"]
+DISTINCT = ["b", "a, b", ' "quoted" ', "é\u2028x", "a"]
+
+
+def as_txt(texts: Sequence[str]) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def as_jsonl(texts: Sequence[str]) -> bytes:
+    return "".join(json.dumps({"id": 3, "text": text}) + "\n" for text in texts).encode()
+
+
+def as_csv(texts: Sequence[str]) -> bytes:
+    written = io.StringIO()
+    rows = csv.writer(written)
+    rows.writerow(["id", "text"])
+    rows.writerows([3, text] for text in texts)
+    return written.getvalue().encode()
+
+
+def table(texts: Sequence[str | None], kind: pa.DataType | None = None) -> pa.Table:
+    return pa.table({"id": [3] * len(texts), "text": pa.array(texts, pa.string()).cast(kind or pa.string())})
+
+
+def as_parquet(texts: Sequence[str], **options: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table(texts), sink, **{"row_group_size": 3, **options})
+    return sink.getvalue()
+
+
+def as_arrow(made: pa.Table, new: Callable[..., Any] = pa.ipc.new_file, rows: int = 3) -> bytes:
+    sink = io.BytesIO()
+    with new(sink, made.schema) as writer:
+        writer.write_table(made, max_chunksize=rows)
+    return sink.getvalue()
+
+
+FORMATS: dict[str, Callable[[Sequence[str]], bytes]] = {
+    "txt": as_txt,
+    "jsonl": as_jsonl,
+    "csv": as_csv,
+    "parquet": as_parquet,
+    "arrow": lambda texts: as_arrow(table(texts)),
+    "stream.arrow": lambda texts: as_arrow(table(texts), pa.ipc.new_stream),
+}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_same(tmp_path: Path, form: str, compression: str) -> None:
+    data = COMPRESSIONS[compression](FORMATS[form](SENTENCES))
+    corpus = Corpus(write(tmp_path / f"a.{form}{compression}", data))
+    expected = Corpus.from_sentences(SENTENCES)
+    assert list(corpus) == list(expected) == DISTINCT
+    found, wanted = corpus.summary.to_dict(), expected.summary.to_dict()
+    assert found.pop("fields") == ([] if form == "txt" else ["text"])
+    assert found.pop("name") == f"a.{form}{compression}"
+    assert found == {name: value for name, value in wanted.items() if name not in ("fields", "name")}
+    assert (corpus.summary.duplicates, corpus.summary.dropped["empty"]) == (1, 2)
+    assert list(corpus) == DISTINCT
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_expected_sentences(tmp_path: Path, form: str, compression: str) -> None:
+    texts = [f"sentence number {i:05}" for i in range(20_000)]
+    corpus = Corpus(write(tmp_path / f"a.{form}{compression}", COMPRESSIONS[compression](FORMATS[form](texts))))
+    reader = iter(corpus)
+    for _ in range(15_000):
+        next(reader)
+    expected = corpus.expected_sentences()
+    # An estimate: never below what was given out, and all in all right three quarters of the way. Files that are
+    # unpacked first count as read.
+    assert expected is not None
+    assert 15_000 <= expected <= 30_000
+    assert sum(1 for _ in reader) == 5_000
+    assert corpus.expected_sentences() == 20_000
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "arrow", "stream.arrow"])
+def test_fields_of_tables(tmp_path: Path, form: str) -> None:
+    made = pa.table({"c": ["1", "2"], "premise": ["p1", "p2"], "hypothesis": ["h1", "h2"], "text": ["t", "t"]})
+    parquet = io.BytesIO()
+    pq.write_table(made, parquet)
+    rows = [",".join(made.column_names), *(",".join(row.values()) for row in made.to_pylist())]
+    data = {
+        "csv": "\n".join(rows).encode(),
+        "parquet": parquet.getvalue(),
+        "arrow": as_arrow(made),
+        "stream.arrow": as_arrow(made, pa.ipc.new_stream),
+    }[form]
+    path = write(tmp_path / f"a.{form}", data)
+    assert list(Corpus(path)) == ["p1", "h1", "p2", "h2"]
+    assert list(Corpus(path, fields=["text", "c"])) == ["t", "1", "2"]
+    with pytest.raises(CorpusError, match=rf"a\.{form}.*'text'; the fields asked for are 'text', 'title'"):
+        Corpus(path, fields=["text", "title"])
+
+
+def test_csv_corner_cases(tmp_path: Path) -> None:
+    data = (
+        b'\xef\xbb\xbf"text",id\r\n'
+        b'"two\nlines, and a ""quote""",1\r\n'
+        b"\n"
+        b"plain,2\r\n"
+        b"too,many,cells\n"
+        b"no id\n"
+        b'"caf\xe9",3\n'
+        b'"wrong" quote,4\n'
+        b",5\n"
+        b"last,6"
+    )
+    corpus = Corpus(write(tmp_path / "a.csv", data))
+    assert list(corpus) == ['two\nlines, and a "quote"', "plain", "no id", "caf\ufffd", "last"]
+    assert corpus.summary.dropped == {
+        "empty": 2,
+        "invalid_utf8": 0,
+        "lone_surrogate": 0,
+        "malformed_record": 2,
+        "missing_field": 0,
+    }
+    assert corpus.summary.replaced["invalid_utf8"] == 1
+    lines = [example.removeprefix(f"{tmp_path / 'a.csv'}:").split(":")[0] for example in corpus.summary.examples]
+    assert lines == ["6", "8", "9"]
+    assert "3 cells under a header of 2" in corpus.summary.examples[0]
+    missing = Corpus(tmp_path / "a.csv", fields=["id"])
+    assert list(missing) == ["1", "2", "3", "5", "6"]
+    assert missing.summary.dropped["missing_field"] == 1
+    with pytest.raises(CorpusError, match=r"a\.csv:6: 3 cells"):
+        list(Corpus(tmp_path / "a.csv", malformed="raise"))
+
+
+def test_csv_cells_may_be_long_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    before = csv.field_size_limit()
+    assert list(Corpus(write(tmp_path / "a.csv", as_csv([long, "short"])))) == [long, "short"]
+    assert csv.field_size_limit() == before
+
+
+def test_csv_cells_without_an_end_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.csv", b'text\nfine\n"open\nand on\n')
+    reader = iter(Corpus(path))
+    assert next(reader) == "fine"
+    with pytest.raises(CorpusError, match=r"a\.csv:3: a quote is opened and never closed"):
+        next(reader)
+    monkeypatch.setattr("cone_kernels.corpora.lines.MAX_CELL", 10)
+    path = write(tmp_path / "b.csv", b'text\nfine\n"much too long to be a cell"\n')
+    with pytest.raises(CorpusError, match=r"b\.csv:3: a cell of over 10 characters"):
+        list(Corpus(path))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8))
+def test_csv_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "given.csv", as_csv(texts))
+    assert list(Corpus(path)) == [text for text in dict.fromkeys(texts) if text.strip()]
+
+
+KINDS = [
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.large_binary(),
+    pa.dictionary(pa.int8(), pa.string()),
+    pa.dictionary(pa.int32(), pa.large_string()),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_columns_of_strings_of_every_type(tmp_path: Path, kind: pa.DataType, new: Callable[..., Any]) -> None:
+    made = table(["a", None, "b", "a", "é"], kind)
+    # One dictionary for all batches: the file format allows no other.
+    corpus = Corpus(write(tmp_path / "a.arrow", as_arrow(made.unify_dictionaries(), new, rows=2)))
+    assert list(corpus) == ["a", "b", "é"]
+    assert (corpus.summary.duplicates, corpus.summary.dropped["missing_field"]) == (1, 1)
+    assert corpus.summary.examples == (f"{tmp_path / 'a.arrow'}:2: dropped, field 'text' is None, no string",)
+    if not pa.types.is_binary_view(kind):
+        pq.write_table(made, tmp_path / "a.parquet", row_group_size=2)
+        assert list(Corpus(tmp_path / "a.parquet")) == ["a", "b", "é"]
+
+
+def test_a_column_of_nulls_is_text_that_is_missing(tmp_path: Path) -> None:
+    made = pa.table({"text": pa.nulls(3), "other": ["a", "b", "c"]})
+    pq.write_table(made, tmp_path / "a.parquet")
+    for path in (tmp_path / "a.parquet", write(tmp_path / "a.arrow", as_arrow(made))):
+        corpus = Corpus(path)
+        assert list(corpus) == []
+        assert corpus.summary.dropped["missing_field"] == 3
+        with pytest.raises(CorpusError, match=rf"{path.name}:1: field 'text' is None"):
+            list(Corpus(path, malformed="raise"))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([["a"]]), "list<"),
+        (pa.array([{"text": "a"}]), "struct<"),
+        (pa.array([1]), "int64"),
+        (pa.array([{"a": 1}]).cast(pa.struct([("a", pa.int64())])), "struct<"),
+        (pa.array([1, 1])[:1].dictionary_encode(), "dictionary<values=int64"),
+    ],
+)
+def test_columns_that_are_no_strings_are_refused_at_once(tmp_path: Path, column: pa.Array, kind: str) -> None:
+    made = pa.table({"text": column, "sentence_id": ["x"]})
+    if not kind.startswith("dictionary"):
+        pq.write_table(made, tmp_path / "a.parquet")
+        with pytest.raises(CorpusError, match=rf"a\.parquet: column 'text' is of {kind}.*; it must be of strings"):
+            Corpus(tmp_path / "a.parquet")
+        assert list(Corpus(tmp_path / "a.parquet", fields=["sentence_id"])) == ["x"]
+    for new in (pa.ipc.new_file, pa.ipc.new_stream):
+        path = write(tmp_path / "a.arrow", as_arrow(made, new))
+        with pytest.raises(CorpusError, match=rf"a\.arrow: column 'text' is of {kind}"):
+            Corpus(path)
+        assert list(Corpus(path, fields=["sentence_id"])) == ["x"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    made = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "text", "one"])
+    with pytest.raises(CorpusError, match="2 of them are called 'text'"):
+        Corpus(write(tmp_path / "a.arrow", as_arrow(made)))
+    with pytest.raises(CorpusError, match="2 of them are called 'text'"):
+        Corpus(write(tmp_path / "a.csv", b"text,text,one\na,b,c\n"))
+    assert list(Corpus(tmp_path / "a.arrow", fields=["one"])) == ["c"]
+    assert list(Corpus(tmp_path / "a.csv", fields=["one"])) == ["c"]
+
+
+def test_invalid_utf8_in_columns_by_policy(tmp_path: Path) -> None:
+    offsets = pa.array([0, 1, 3, 4], pa.int32()).buffers()[1]
+    text = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffbc")])
+    made = pa.table({"text": text})
+    pq.write_table(made, tmp_path / "a.parquet")
+    encoded = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1]), text)
+    files = [
+        tmp_path / "a.parquet",
+        write(tmp_path / "a.arrow", as_arrow(made)),
+        write(tmp_path / "b.arrow", as_arrow(pa.table({"text": encoded}))),
+    ]
+    for path in files:
+        corpus = Corpus(path)
+        assert list(corpus) == ["a", "\ufffdb", "c"]
+        assert corpus.summary.replaced["invalid_utf8"] >= 1
+        assert corpus.summary.examples[0].startswith(f"{path}:2: replaced by U+FFFD, byte 0xff at column 1")
+        assert list(Corpus(path, errors="drop")) == ["a", "c"]
+        with pytest.raises(CorpusError, match=rf"{path.name}:2: byte 0xff"):
+            list(Corpus(path, errors="raise"))
+
+
+def test_rows_are_counted_over_row_groups(tmp_path: Path) -> None:
+    texts: list[str | None] = [f"s{i}" for i in range(9_999)]
+    pq.write_table(table([*texts, None]), tmp_path / "a.parquet", row_group_size=3_000)
+    corpus = Corpus(tmp_path / "a.parquet")
+    assert list(corpus) == texts
+    assert corpus.summary.examples[0].startswith(f"{tmp_path / 'a.parquet'}:10000: dropped")
+
+
+def test_only_the_columns_that_are_read_are_touched(tmp_path: Path) -> None:
+    noise = pa.array([bytes([i]) * 100_000 for i in range(50)])
+    made = pa.table({"noise": noise, "text": [f"s{i}" for i in range(50)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(made, path, compression="none", use_dictionary=False, row_group_size=10)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    damaged = bytearray(path.read_bytes())
+    damaged[4 : chunk.total_compressed_size] = bytes(chunk.total_compressed_size - 4)
+    path.write_bytes(damaged)
+    assert list(Corpus(path)) == made["text"].to_pylist()
+
+
+def test_the_wrong_compression_is_found_at_once(tmp_path: Path) -> None:
+    plain, packed = as_txt(SENTENCES), gzip.compress(as_txt(SENTENCES))
+    with pytest.raises(CorpusError, match=r"a\.txt\.gz is no gzip file"):
+        Corpus(write(tmp_path / "a.txt.gz", plain))
+    with pytest.raises(CorpusError, match=r"a\.txt\.zst is no zstd file"):
+        Corpus(write(tmp_path / "a.txt.zst", packed))
+    with pytest.raises(CorpusError, match=r"b\.txt\.gz is empty"):
+        Corpus(write(tmp_path / "b.txt.gz", b""))
+    with pytest.raises(CorpusError, match=r"a\.txt is a gzip file; its name must end in \.gz"):
+        Corpus(write(tmp_path / "a.txt", packed))
+    with pytest.raises(CorpusError, match=r"a\.csv\.zst is UTF-16"):
+        Corpus(write(tmp_path / "a.csv.zst", zstandard.compress("text\na".encode("utf-16"))))
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_frames_of_a_compressed_file_are_all_read(tmp_path: Path, compression: str) -> None:
+    compress = COMPRESSIONS[compression]
+    path = write(tmp_path / f"a.txt{compression}", compress(b"a\nb") + compress(b"c\nd\n"))
+    assert list(Corpus(path)) == ["a", "bc", "d"]
+
+
+def test_zstd_frames_to_be_skipped_may_come_first(tmp_path: Path) -> None:
+    skipped = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"size"
+    assert list(Corpus(write(tmp_path / "a.txt.zst", skipped + zstandard.compress(b"a\n")))) == ["a"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_truncated_compressed_files_are_named(tmp_path: Path, form: str, compression: str) -> None:
+    texts = [hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(10_000)]
+    whole = COMPRESSIONS[compression](FORMATS[form](texts))
+    path = write(tmp_path / f"a.{form}{compression}", whole[: len(whole) * 2 // 3])
+    given_out: list[str] = []
+    with pytest.raises(CorpusError, match=rf"a\.{form}{compression}.*(cannot be read|cannot be unpacked): .") as raised:
+        given_out.extend(Corpus(path))
+    assert given_out == texts[: len(given_out)]
+    if form in ("txt", "jsonl", "csv"):
+        line = int(str(raised.value).removeprefix(f"{path}:").split(":")[0])
+        assert line == len(given_out) + (2 if form == "csv" else 1)
+        assert len(given_out) > 1000
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("keep", [0, 3, 5, 200, -1, -40])
+def test_truncated_tables_are_found_at_once(tmp_path: Path, form: str, keep: int) -> None:
+    path = write(tmp_path / f"a.{form}", FORMATS[form](SENTENCES)[:keep])
+    with pytest.raises(CorpusError, match=rf"a\.{form} is no (Parquet|Arrow) file"):
+        Corpus(path)
+
+
+def test_a_truncated_stream_is_named_with_its_row(tmp_path: Path) -> None:
+    texts = [f"sentence {i}" for i in range(1000)]
+    whole = as_arrow(table(texts), pa.ipc.new_stream, rows=100)
+    path = write(tmp_path / "a.arrow", whole[: len(whole) * 2 // 3])
+    given_out: list[str] = []
+    with pytest.raises(CorpusError) as raised:
+        given_out.extend(Corpus(path))
+    assert given_out == texts[: len(given_out)]
+    assert len(given_out) >= 500
+    assert str(raised.value).startswith(f"{path}:{len(given_out) + 1}: cannot be read: ")
+
+
+def test_a_damaged_row_group_is_named_with_its_row(tmp_path: Path) -> None:
+    texts = [f"sentence {i}" for i in range(1000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        table(texts), path, row_group_size=100, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    chunk = pq.ParquetFile(path).metadata.row_group(6).column(1)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    path.write_bytes(damaged)
+    given_out: list[str] = []
+    with pytest.raises(CorpusError, match=r"a\.parquet:601: cannot be read: .*checksum"):
+        given_out.extend(Corpus(path))
+    assert given_out == texts[:600]
+
+
+def test_offsets_that_point_outside_are_named(tmp_path: Path) -> None:
+    made = pa.table({"text": ["aa", "bb", "cc"]})
+    data = as_arrow(made)
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 2, 4, 6))
+    assert data.count(offsets) == 1
+    path = write(tmp_path / "a.arrow", data.replace(offsets, offsets[:4] + b"\xff\xff\xff\x7f" + offsets[8:]))
+    with pytest.raises(CorpusError, match=r"a\.arrow:1: cannot be read: "):
+        list(Corpus(path))
