@@ -28,7 +28,7 @@ class Checkpoint:
 
     Args:
         file: the checkpoint; the one before it is kept beside it as `FILE.previous`.
-        every: seconds between two checkpoints, at least; 0 writes one after every shard.
+        every: seconds between two checkpoints, at least, None is 300; 0 writes one after every shard.
         resume: go on from the file; without it, a file that is there is not overwritten.
 
     Raises:
@@ -37,7 +37,8 @@ class Checkpoint:
         ValueError: `every` is negative.
     """
 
-    def __init__(self, file: str | os.PathLike[str], *, every: float = CHECKPOINT_EVERY, resume: bool = False) -> None:
+    def __init__(self, file: str | os.PathLike[str], *, every: float | None = None, resume: bool = False) -> None:
+        every = CHECKPOINT_EVERY if every is None else every
         if not every >= 0:
             raise ValueError(f"checkpoint_every: got {every}; it must be 0 or more seconds")
         self.file = Path(file)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cone_kernels.checkpoint import CHECKPOINT_EVERY, Checkpoint
+from cone_kernels.checkpoint import Checkpoint
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpus_position import CorpusPosition
 from cone_kernels.models import LoadedModel
@@ -94,7 +94,7 @@ def run(
     threads: int | None = None,
     shard: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: float = CHECKPOINT_EVERY,
+    checkpoint_every: float | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -120,7 +120,7 @@ def run(
         threads: of the forward on a CPU; None leaves torch's number.
         shard: "i/n": run the shards of process i of n alone, i from 0, and only read the others.
         checkpoint: a file that the run so far is written to now and then, and at a KeyboardInterrupt.
-        checkpoint_every: seconds between two checkpoints at least; 0 writes one after every shard.
+        checkpoint_every: seconds between two checkpoints at least, None is 300; 0 writes one after every shard.
         resume: go on from the checkpoint, where there is one.
         progress: called after every batch.
 

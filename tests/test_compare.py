@@ -249,6 +249,11 @@ def test_axes_and_means(before: Tensor) -> None:
     ]
     random = torch.nn.functional.normalize(normal(4000, 12, dtype=torch.float64, shift=0, seed=5), dim=1)
     assert result.random_cosine.mean == pytest.approx(float(random[:, 0].abs().mean()), abs=0.01)
+    same = compare(states[0], state_of(stretched(before, 0), second_moment=True)).summary()
+    assert not any(line.startswith("The cone's axis") for line in same)  # no axis in layer 2, so nothing is known of it
+    few = [state_of(before[:1, :20] + shift, second_moment=True) for shift in (0, 0.01)]
+    assert not compare(*few).layers[0].axis.known
+    assert "The cone's axis points the same way in both: |cos| is at least 1.000." in compare(*few).summary()
     alone = compare(states[0], state_of(before)).layers[0]
     assert math.isnan(alone.axis.cosine)
     assert not alone.axis.known

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WORDS, save_checkpoint
 
 from cone_kernels import ConeState, state_file
+from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
 from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.partial_run import PartialRun, merge
@@ -198,3 +201,36 @@ def test_a_flipped_bit_is_found(whole: Run, tmp_path: Path) -> None:
 def test_vectors_are_kept_by_whole_runs_only(loaded: LoadedModel, extra: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=rf"keep_vectors: got \(-1,\) beside {next(iter(extra))}"):
         run(loaded, TEXTS, keep_vectors=[-1], **extra)
+
+
+def cone(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_makes_the_file_of_a_single_run(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model")
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("\n".join(dict.fromkeys(TEXTS)))
+    options = ["layers", "--model", tmp_path / "model", "--corpus", corpus, "--shard-size", "16", "--second-moment"]
+    assert cone(*options, "--save-state", tmp_path / "single").exit_code == 0
+    parts = [tmp_path / str(number) for number in range(3)]
+    for number, part in enumerate(parts):
+        done = cone(*options, "--shard", f"{number}/3", "--save-state", part, "--json", "-")
+        assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["corpus"]["sentences"] == PartialRun.load(part).counts["sentences"]
+    done = cone("merge", *parts[:2], "-o", tmp_path / "whole")
+    assert done.exit_code == 1
+    assert "Error: parts: there is none of shards 2, 5 of 8" in done.stderr
+    done = cone("merge", *parts[:2], "--incomplete", "-o", tmp_path / "some")
+    assert done.exit_code == 0
+    assert "a part: there is none of shards 2, 5 of 8" in done.stderr
+    done = cone("merge", parts[2], tmp_path / "some", "-o", tmp_path / "whole")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "the state of the whole corpus" in done.stderr
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "single").read_bytes()
+
+
+def test_a_part_must_be_saved(tmp_path: Path) -> None:
+    done = cone("layers", "--model", "m", "--corpus", tmp_path / "a.txt", "--shard", "0/2")
+    assert done.exit_code == 1
+    assert "shard: got '0/2' without save_state" in done.stderr

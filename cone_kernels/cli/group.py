@@ -62,7 +62,7 @@ class ConeGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (KeyboardInterrupt, click.Abort) as interruption:
-            click.echo(f"Interrupted: {interruption or 'nothing was written'}", err=True)
+            click.echo(f"Interrupted: {str(interruption) or 'nothing was written'}", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # Whoever read the output has left; pointing stdout elsewhere keeps the interpreter's last flush quiet.

@@ -13,6 +13,7 @@ from cone_kernels.cli.options import (
     model_options,
     require_model_or_state,
     save_state_option,
+    shard_options,
     state_option,
 )
 
@@ -24,6 +25,7 @@ from cone_kernels.cli.options import (
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
 @click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside it.")
 @save_state_option
+@shard_options()
 @json_option
 @debuggable
 def layers(json_out: str | None, max_bad: int | None, **options: Any) -> None:
@@ -33,6 +35,5 @@ def layers(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels import experiments
     from cone_kernels.terminal.layers import print_layers
 
-    run_experiment(
-        experiments.layers, print_layers, options, json_out=json_out, max_bad=max_bad, outputs=("save_state",)
-    )
+    files = ("save_state", "checkpoint")
+    run_experiment(experiments.layers, print_layers, options, json_out=json_out, max_bad=max_bad, outputs=files)

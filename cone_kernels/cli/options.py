@@ -109,6 +109,9 @@ def shard_options() -> Callable[[_Command], _Command]:
             help="CPU threads of a process; equal bits need equal threads.  [default: all, shared among workers]",
         ),
         click.option(
+            "--shard-size", type=click.IntRange(min=1), metavar="N", help="Sentences of a shard.  [default: 8192]"
+        ),
+        click.option(
             "--shard", metavar="I/N", help="Only the part of process I of N, from 0; unite the parts by `cone merge`."
         ),
         click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),

@@ -13,6 +13,7 @@ from cone_kernels.cli.options import (
     model_options,
     require_model_or_state,
     save_state_option,
+    shard_options,
     state_option,
 )
 from cone_kernels.pooling_names import POOLINGS, pooling_names
@@ -41,6 +42,7 @@ pooling_option = click.option(
 @state_option
 @pooling_option
 @save_state_option
+@shard_options()
 @json_option
 @debuggable
 def pooling(json_out: str | None, max_bad: int | None, **options: Any) -> None:
@@ -50,6 +52,5 @@ def pooling(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels import experiments
     from cone_kernels.terminal.pooling import print_pooling
 
-    run_experiment(
-        experiments.pooling, print_pooling, options, json_out=json_out, max_bad=max_bad, outputs=("save_state",)
-    )
+    files = ("save_state", "checkpoint")
+    run_experiment(experiments.pooling, print_pooling, options, json_out=json_out, max_bad=max_bad, outputs=files)

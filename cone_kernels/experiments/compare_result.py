@@ -255,18 +255,18 @@ def _directions(result: CompareResult) -> list[str]:
         ("mean", lambda row: row.mean),
     )
     for what, direction in named:
-        known = [(row.layer, direction(row)) for row in result.layers if direction(row).known]
-        if not known:
-            continue
-        where = "" if len(known) == len(result.layers) else " where the sentences determine it"
-        layer, least = min(known, key=lambda one: one[1].cosine)
-        if least.cosine >= _SAME_DIRECTION:
-            lines.append(f"The {what} points the same way in both{where}: |cos| is at least {least.cosine:.3f}.")
-        elif least.turned:
+        there = {row.layer: direction(row) for row in result.layers if not math.isnan(direction(row).cosine)}
+        least = min((one.cosine for one in there.values()), default=math.nan)
+        # Directions that agree do so by no accident; those that do not may be of too few sentences.
+        turned = {layer: one.cosine for layer, one in there.items() if one.turned and one.cosine < _SAME_DIRECTION}
+        if least >= _SAME_DIRECTION:
+            lines.append(f"The {what} points the same way in both: |cos| is at least {least:.3f}.")
+        elif turned:
+            layer = min(turned, key=turned.__getitem__)
             chance = result.random_cosine.p95
             random = f", no more than two random directions may have (95% are below {chance:.3f})"
-            far = random if least.cosine <= chance else ""
-            lines.append(f"The {what} turned most at layer {layer}: |cos| is {least.cosine:.3f} there{far}.")
+            far = random if turned[layer] <= chance else ""
+            lines.append(f"The {what} turned most at layer {layer}: |cos| is {turned[layer]:.3f} there{far}.")
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measured
+from cone_kernels.experiments.measurement import Measurement, ShardOptions, measured
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.experiments.result import ExperimentResult, finite
 
@@ -175,7 +175,7 @@ def layers(
     rogue: int = 3,
     published: bool = False,
     save_state: str | os.PathLike[str] | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[ShardOptions],
 ) -> LayersResult:
     """Measures the cone at every layer, in one pass over the corpus.
 
@@ -187,7 +187,7 @@ def layers(
         rogue: how many dimensions are listed for each layer.
         published: lay the published curve of mxbai-embed-large-v1 beside this one.
         save_state: where to write the state.
-        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+        options: `ShardOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.

@@ -64,6 +64,25 @@ class MeasureOptions(TypedDict, total=False):
     """Progress as JSON lines, appended to this file; "-" is stderr."""
 
 
+class ShardOptions(MeasureOptions, total=False):
+    """The keywords of experiments that need the sums alone: many processes, checkpoints."""
+
+    threads: int | None
+    """CPU threads of a process; None takes all, or its share of them where there are several workers."""
+    shard_size: int | None
+    """Sentences of a shard; None is 8192. Equal bits need equal shards."""
+    workers: int | None
+    """So many processes on this machine, on a GPU each where there are several."""
+    shard: str | None
+    """"i/n": the shards of process i of n alone; the state saved is a part for `cone_kernels.partial_run.merge`."""
+    checkpoint: str | os.PathLike[str] | None
+    """A file that the run so far is written to now and then, and at an interruption."""
+    checkpoint_every: float | None
+    """Seconds between two checkpoints at least; default 300."""
+    resume: bool
+    """Go on from the checkpoint, where there is one."""
+
+
 CORPUS_OPTIONS = ("limit", "field", "sample", "seed", "dedup", "format", "errors", "malformed")
 
 _DEFAULTS: dict[str, Any] = {
@@ -82,8 +101,16 @@ _DEFAULTS: dict[str, Any] = {
     "backend": "auto",
     "token_budget": None,
     "log_json": None,
+    "threads": None,
+    "shard_size": None,
+    "workers": None,
+    "shard": None,
+    "checkpoint": None,
+    "checkpoint_every": None,
+    "resume": False,
 }
 
+_RUN_OPTIONS = ("token_budget", "backend", "threads", "shard", "checkpoint", "checkpoint_every", "resume")
 _PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
 
 
@@ -150,7 +177,7 @@ def measure(
     poolings: Sequence[str] = (),
     keep_vectors: Sequence[int] = (),
     save_state: str | os.PathLike[str] | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[ShardOptions],
 ) -> Measurement:
     """Runs a model over a corpus once.
 
@@ -159,72 +186,100 @@ def measure(
         corpus: a file, a `Corpus`, or sentences.
         second_moment, unit_second_moment, poolings, keep_vectors: as in `cone_kernels.runner.run`.
         save_state: where to write the state.
-        options: `MeasureOptions`.
+        options: `MeasureOptions` and `ShardOptions`.
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
         ModuleNotFoundError, ModelError: the model cannot be loaded.
         BackendUnavailable: the backend asked for cannot run here.
         TypeError: an option is unknown.
-        ValueError: an option is out of range, or the corpus has no sentence.
+        ValueError: an option is out of range, or the corpus has no sentence; `shard` without `save_state`.
+        WorkerError: a worker failed.
 
     Example:
         >>> measured = measure("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300)
         >>> metrics.anisotropy(measured.state.sentence)
     """
-    unknown = sorted(set(options) - set(MeasureOptions.__annotations__))
+    unknown = sorted(set(options) - set(ShardOptions.__annotations__))
     if unknown:
-        raise TypeError(
-            f"options: got {', '.join(unknown)}; they must be of {', '.join(MeasureOptions.__annotations__)}"
-        )
+        raise TypeError(f"options: got {', '.join(unknown)}; they must be of {', '.join(ShardOptions.__annotations__)}")
+    kept: dict[str, Any] = {
+        "second_moment": second_moment,
+        "unit_second_moment": unit_second_moment,
+        "poolings": list(poolings),
+    }
+    if options.get("workers") is not None:
+        from cone_kernels.experiments.by_workers import measure_by_workers
+
+        return measure_by_workers(model, corpus, {**kept, "keep_vectors": keep_vectors}, save_state, options)
+    shard = options.get("shard")
+    if shard is not None and save_state is None:
+        raise ValueError(f"shard: got {shard!r} without save_state, which is to be merged with the other parts")
     read = open_corpus(corpus, options)
 
-    from cone_kernels.runner import run
+    from cone_kernels.runner import WINDOW, run
 
-    backend, token_budget = options.get("backend", "auto"), options.get("token_budget")
-    with _reported(model, options) as progress:
+    chosen: dict[str, Any] = {name: options.get(name, _DEFAULTS[name]) for name in _RUN_OPTIONS}
+    shard_size = options.get("shard_size")
+    window = WINDOW if shard_size is None else shard_size
+    with reported(model, options) as progress:
         started, clock = datetime.now(timezone.utc), time.perf_counter()
         loaded = _loaded(model, options)
         load_seconds = time.perf_counter() - clock
-        ran = run(
-            loaded,
-            read,
-            token_budget=token_budget,
-            second_moment=second_moment,
-            unit_second_moment=unit_second_moment,
-            poolings=poolings,
-            keep_vectors=keep_vectors,
-            backend=backend,
-            progress=progress,
-        )
-    fingerprint = ran.state.fingerprint() if save_state is None else ran.state.save(save_state)
-    summary = read.summary.to_dict()
-    summary["dropped"]["no_token"] = ran.no_token
-    kept = {"second_moment": second_moment, "unit_second_moment": unit_second_moment, "poolings": list(poolings)}
+        ran = run(loaded, read, keep_vectors=keep_vectors, window=window, progress=progress, **kept, **chosen)
+    if save_state is not None:
+        (ran.state if shard is None else ran.part).save(save_state)
+    asked = {
+        **kept,
+        **{name: chosen[name] for name in ("backend", "token_budget", "threads", "shard")},
+        "shard_size": window,
+    }
+    times = {"started": started.isoformat(timespec="seconds"), "load": load_seconds}
+    return measurement_of(ran, asked, times, loaded, read)
+
+
+def measurement_of(
+    ran: Run,
+    asked: dict[str, Any],
+    times: dict[str, Any],
+    loaded: LoadedModel | None = None,
+    sentences: Corpus | None = None,
+) -> Measurement:
+    """A run as a measurement.
+
+    Args:
+        ran: the run, or several united.
+        asked: the options that its manifest tells.
+        times: `started`, and the seconds of `load`.
+        loaded, sentences: the model and the corpus, where they are at hand.
+    """
+    facts, identity = ran.part.facts, ran.part.identity
+    summary, info = facts["corpus"], facts["model"]
+    policies = {name: identity[f"corpus.{name}"] for name in ("errors", "malformed", "dedup")}
     return Measurement(
-        model={**loaded.info, "final_norm": ran.final_norm},
-        corpus={**summary, "tokens": ran.tokens, "truncated": ran.truncated, "left_out": _left_out(ran.state)},
+        model={**info, "final_norm": ran.final_norm},
+        corpus={
+            **summary,
+            "sentences": ran.sentences,
+            "dropped": {**summary["dropped"], "no_token": ran.no_token},
+            "tokens": ran.tokens,
+            "truncated": ran.truncated,
+            "left_out": _left_out(ran.state),
+        },
         manifest={
             "versions": _versions(),
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": {"load": round(load_seconds, 3), "run": round(ran.seconds, 3)},
-            "options": {
-                "backend": backend,
-                "token_budget": token_budget,
-                "errors": read.errors,
-                "malformed": read.malformed,
-                "dedup": read.dedup,
-                **kept,
-            },
-            **_machine(loaded, ran),
-            "max_length": loaded.max_length,
-            "state_fingerprint": fingerprint,
+            "started": times["started"],
+            "seconds": {"load": round(times["load"], 3), "run": round(ran.seconds, 3)},
+            "options": {**policies, **asked},
+            **_machine(ran),
+            "max_length": info["max_length"],
+            "state_fingerprint": ran.state.fingerprint(),
         },
         layer_names=ran.layer_names,
         state=ran.state,
         vectors=ran.vectors,
         loaded=loaded,
-        sentences=read,
+        sentences=sentences,
     )
 
 
@@ -278,7 +333,7 @@ def measured(
     second_moment: bool = False,
     poolings: Sequence[str] = (),
     save_state: str | os.PathLike[str] | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[ShardOptions],
 ) -> Measurement:
     """A pass of `model` over `corpus`, or what `state` holds: exactly one of the two.
 
@@ -394,7 +449,7 @@ def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
 
 
 @contextmanager
-def _reported(
+def reported(
     model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
 ) -> Iterator[Callable[[Progress], None] | None]:
     """What takes the reports of a run; a log is open meanwhile."""
@@ -423,10 +478,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine(loaded: LoadedModel, ran: Run) -> dict[str, Any]:
+def _machine(ran: Run) -> dict[str, Any]:
     import torch
 
-    device = loaded.device
+    device = torch.device(ran.part.facts["device"])
     isa = None
     if "cpu" in ran.backends.values():
         from cone_kernels import _cpu
@@ -435,8 +490,8 @@ def _machine(loaded: LoadedModel, ran: Run) -> dict[str, Any]:
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "dtype": loaded.info["dtype"],
-        "threads": torch.get_num_threads(),
+        "dtype": ran.part.facts["model"]["dtype"],
+        "threads": ran.part.identity.get("options.threads", torch.get_num_threads()),
         "backend": ", ".join(sorted(set(ran.backends.values()))),
         "ops": ran.backends,
         "isa": isa,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measured
+from cone_kernels.experiments.measurement import Measurement, ShardOptions, measured
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.pooling_names import pooling_names
 
@@ -141,7 +141,7 @@ def pooling(
     state: ConeState | str | os.PathLike[str] | None = None,
     pooling: str | Sequence[str] = ("mean",),
     save_state: str | os.PathLike[str] | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[ShardOptions],
 ) -> PoolingResult:
     """Tokens against sentences at every layer, and the poolings side by side, in one pass over the corpus.
 
@@ -151,7 +151,7 @@ def pooling(
         state: a state saved before, in place of model and corpus.
         pooling: names of `cone_kernels.pooling_names.POOLINGS`, or "all"; of a state those that it keeps.
         save_state: where to write the state.
-        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+        options: `ShardOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.

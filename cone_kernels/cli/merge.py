@@ -1,0 +1,25 @@
+"""`cone merge`."""
+
+from __future__ import annotations
+
+import click
+
+from cone_kernels.cli.options import debuggable
+from cone_kernels.cli.outputs import check_outputs
+
+
+@click.command()
+@click.argument("parts", nargs=-1, required=True, metavar="PART...")
+@click.option("--output", "-o", required=True, metavar="FILE", help="The state of the whole.")
+@click.option("--incomplete", is_flag=True, help="Where shards are missing, write a part that can be merged further.")
+@debuggable
+def merge(parts: tuple[str, ...], output: str, incomplete: bool) -> None:
+    """Unite what runs with --shard have saved: the state that a single run saves, to the last bit."""
+    check_outputs(whole=[output], inputs=parts)
+
+    from cone_kernels.partial_run import merge as unite
+
+    whole = unite(parts, output, incomplete=incomplete)
+    missing = whole.missing()
+    state = f"a part: there is none of {missing}" if missing else "the state of the whole corpus"
+    click.echo(f"{output}: {whole.counts['sentences']:,} of {whole.sentences:,} sentences, {state}", err=True)
