@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,10 +46,14 @@ def run_experiment(
     from cone_kernels.terminal.notes import print_notes
     from cone_kernels.terminal.progress import progress_line
 
+    rank = _rank(options)
     stderr = stderr_console()
+    stderr.quiet = rank > 0
     options["field"] = list(options["field"]) or None
     with progress_line(stderr) as progress:
         result = experiment(**options, progress=interruptible(progress))
+    if rank > 0:
+        return result
     print_notes(stderr, result)
     if json_out:
         write_json(json_out, result.to_dict())
@@ -58,3 +63,18 @@ def run_experiment(
         click.echo(f"Error: {result.n_bad:,} were left out; --max-bad allows {max_bad:,}", err=True)
         click.get_current_context().exit(TOO_MUCH_DROPPED)
     return result
+
+
+def _rank(options: dict[str, Any]) -> int:
+    """Of this process among those of torchrun; every rank runs, and rank 0 shows and writes.
+
+    Raises:
+        click.ClickException: torchrun has started several processes, and the command does not share the work.
+    """
+    if options.get("distributed"):
+        return int(os.environ.get("RANK", "0"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        raise click.ClickException(
+            "torchrun starts several processes; layers and pooling share the work, others do not"
+        )
+    return 0

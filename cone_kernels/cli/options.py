@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -102,6 +103,11 @@ def shard_options() -> Callable[[_Command], _Command]:
     """Many processes and checkpoints: the keywords of `ShardOptions`."""
     options = (
         click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."),
+        click.option(
+            "--distributed/--no-distributed",
+            default=lambda: "TORCHELASTIC_RUN_ID" in os.environ,
+            help="Share the work with the other ranks; rank 0 writes.  [default: under torchrun]",
+        ),
         click.option(
             "--threads",
             type=click.IntRange(min=1),

@@ -55,7 +55,7 @@ def measure_by_workers(
 
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     # Left over from the options: what this process does itself.
-    for name in ("workers", "progress", "log_json"):
+    for name in ("workers", "distributed", "progress", "log_json"):
         rest.pop(name, None)
     if rest.get("threads") is None:
         rest["threads"] = max(1, torch.get_num_threads() // workers)

@@ -73,6 +73,8 @@ class ShardOptions(MeasureOptions, total=False):
     """Sentences of a shard; None is 8192. Equal bits need equal shards."""
     workers: int | None
     """So many processes on this machine, on a GPU each where there are several."""
+    distributed: bool
+    """Share the work with the other ranks of torchrun; all get the same result, and rank 0 alone writes it."""
     shard: str | None
     """"i/n": the shards of process i of n alone; the state saved is a part for `cone_kernels.partial_run.merge`."""
     checkpoint: str | os.PathLike[str] | None
@@ -104,6 +106,7 @@ _DEFAULTS: dict[str, Any] = {
     "threads": None,
     "shard_size": None,
     "workers": None,
+    "distributed": False,
     "shard": None,
     "checkpoint": None,
     "checkpoint_every": None,
@@ -208,6 +211,10 @@ def measure(
         "unit_second_moment": unit_second_moment,
         "poolings": list(poolings),
     }
+    if options.get("distributed"):
+        from cone_kernels.experiments.by_ranks import measure_by_ranks
+
+        return measure_by_ranks(model, corpus, {**kept, "keep_vectors": keep_vectors}, save_state, options)
     if options.get("workers") is not None:
         from cone_kernels.experiments.by_workers import measure_by_workers
 

@@ -1,0 +1,86 @@
+"""One run by the processes that torchrun starts, on one machine or several: each runs a part, and all get the whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import reduce
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cone_kernels.partial_run import PartialRun
+
+# Ranks wait for the slowest one at the end, which may be long after the first is done.
+_PATIENCE = timedelta(days=7)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """A gloo group of all ranks for as long as a run takes; one that is there already is used.
+
+    Raises:
+        ValueError: this process was not started by torchrun or the like.
+    """
+    if dist.is_initialized():
+        yield
+        return
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise ValueError("distributed: got True outside of torchrun, which sets RANK and WORLD_SIZE")
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def all_merged(part: PartialRun) -> PartialRun:
+    """The parts of all ranks as one, the same on every rank. Every rank calls it.
+
+    Rank 0 takes in the parts in the order of the ranks and sends round what they make.
+
+    Args:
+        part: this rank's.
+
+    Raises:
+        ValueError: as `PartialRun.merge`, on rank 0.
+    """
+    rank = dist.get_rank()
+    if rank > 0:
+        _send(_bytes_of(part), 0)
+        return _part_of(_receive(0))
+    others = range(1, dist.get_world_size())
+    merged = reduce(PartialRun.merge, [_part_of(_receive(other)) for other in others], part)
+    for other in others:
+        _send(_bytes_of(merged), other)
+    return merged
+
+
+def _send(content: bytes, rank: int) -> None:
+    dist.send(torch.tensor([len(content)]), dst=rank)
+    dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), dst=rank)
+
+
+def _receive(rank: int) -> bytes:
+    size = torch.zeros(1, dtype=torch.int64)
+    dist.recv(size, src=rank)
+    content = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(content, src=rank)
+    return content.numpy().tobytes()
+
+
+def _bytes_of(part: PartialRun) -> bytes:
+    """Those of its file, which are checked when they are read."""
+    with tempfile.TemporaryDirectory() as folder:
+        part.save(Path(folder, "part"))
+        return Path(folder, "part").read_bytes()
+
+
+def _part_of(content: bytes) -> PartialRun:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "part").write_bytes(content)
+        return PartialRun.load(Path(folder, "part"))

@@ -1,0 +1,65 @@
+"""torchrun: ranks share the shards, and rank 0 alone shows and writes what a single process would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import WORDS, save_checkpoint
+
+from cone_kernels import ConeState, experiments
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    file = tmp_path / "corpus.txt"
+    file.write_text("".join(f"{a} {b}\n" for a in WORDS[:20] for b in WORDS[:12]))
+    return file
+
+
+def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "cone_kernels", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_give_the_bits_of_one_process(model: Path, corpus: Path, tmp_path: Path, ranks: int) -> None:
+    options = ["--shard-size", "32", "--threads", "1", "--second-moment"]
+    files = ["--save-state", tmp_path / "state", "--checkpoint", tmp_path / "c", "--json", "-"]
+    done = torchrun(ranks, "layers", "--model", model, "--corpus", corpus, *options, *files)
+    assert done.returncode == 0, done.stderr
+    one = experiments.layers(model, corpus, shard_size=32, threads=1, second_moment=True)
+    assert ConeState.load(tmp_path / "state").fingerprint() == one.state.fingerprint()
+    found = json.loads(done.stdout)  # rank 0 alone prints
+    assert found["layers"] == one.to_dict()["layers"]
+    assert found["corpus"] == one.corpus
+    assert found["manifest"]["options"]["distributed"] == ranks
+    assert {file.name for file in tmp_path.glob("c.*")} == {f"c.{rank}-of-{ranks}" for rank in range(ranks)}
+
+
+@pytest.mark.slow
+def test_other_commands_refuse_to_run_several_times(model: Path, corpus: Path) -> None:
+    done = torchrun(2, "axis", "--model", model, "--corpus", corpus)
+    assert done.returncode != 0
+    assert "layers and pooling share the work" in done.stderr
+
+
+def test_ranks_need_torchrun(model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="distributed: got True outside of torchrun"):
+        experiments.layers(model, corpus, distributed=True)
+    with pytest.raises(ValueError, match="distributed: got True beside shard, workers"):
+        experiments.layers(model, corpus, distributed=True, workers=2, shard="0/2")
