@@ -6,7 +6,8 @@ from cone_kernels.experiments.axis import AxisResult, axis
 from cone_kernels.experiments.center import CenteringResult, center
 from cone_kernels.experiments.compare import CompareResult, compare
 from cone_kernels.experiments.layers import LayersResult, layers
-from cone_kernels.experiments.measurement import Measurement, MeasureOptions, measure
+from cone_kernels.experiments.measurement import Measurement, measure
+from cone_kernels.experiments.options import MeasureOptions
 from cone_kernels.experiments.pooling import PoolingResult, pooling
 from cone_kernels.experiments.rotation import RotationResult, rotation
 from cone_kernels.experiments.run import RunResult, run

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
-from cone_kernels.experiments.measurement import CORPUS_OPTIONS, Measurement, MeasureOptions, measure, open_corpus
+from cone_kernels.experiments.measurement import Measurement, measure
+from cone_kernels.experiments.options import CORPUS_OPTIONS, MeasureOptions, open_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor

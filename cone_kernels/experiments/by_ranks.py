@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cone_kernels.experiments.measurement import Measurement, ShardOptions, measure, measurement_of
+from cone_kernels.experiments.measurement import Measurement, measure, measurement_of
+from cone_kernels.experiments.options import ShardOptions
 
 
 def measure_by_ranks(

@@ -12,7 +12,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from cone_kernels.experiments.measurement import Measurement, ShardOptions, measure, measurement_of, reported
+from cone_kernels.experiments.measurement import Measurement, measure, measurement_of, reported
+from cone_kernels.experiments.options import ShardOptions
 
 
 def measure_by_workers(

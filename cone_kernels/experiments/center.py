@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.measurement import Measurement, MeasureOptions, from_state, measure, refuse_run_options
+from cone_kernels.experiments.measurement import Measurement, from_state, measure
+from cone_kernels.experiments.options import MeasureOptions, refuse_run_options
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 
 if TYPE_CHECKING:

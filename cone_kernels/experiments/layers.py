@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, ShardOptions, measured
+from cone_kernels.experiments.measurement import Measurement, measured
+from cone_kernels.experiments.options import ShardOptions
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.experiments.result import ExperimentResult, finite
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, ShardOptions, measured
+from cone_kernels.experiments.measurement import Measurement, measured
+from cone_kernels.experiments.options import ShardOptions
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.pooling_names import pooling_names
 

@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.center import level_after
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.measurement import (
-    CORPUS_OPTIONS,
-    Measurement,
-    MeasureOptions,
-    from_state,
-    labels,
-    measure,
-    open_corpus,
-    shared_corpus,
-)
+from cone_kernels.experiments.measurement import Measurement, from_state, labels, measure, shared_corpus
+from cone_kernels.experiments.options import CORPUS_OPTIONS, MeasureOptions, open_corpus
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
 
 if TYPE_CHECKING:

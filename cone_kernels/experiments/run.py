@@ -15,15 +15,8 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis import AxisResult, axis_of
 from cone_kernels.experiments.center import CenteringResult, center_of
 from cone_kernels.experiments.layers import LayersResult, layers_of
-from cone_kernels.experiments.measurement import (
-    CORPUS_OPTIONS,
-    Measurement,
-    MeasureOptions,
-    labels,
-    measure,
-    open_corpus,
-    shared_corpus,
-)
+from cone_kernels.experiments.measurement import Measurement, labels, measure, shared_corpus
+from cone_kernels.experiments.options import CORPUS_OPTIONS, MeasureOptions, open_corpus
 from cone_kernels.experiments.pooling import PoolingResult, pooling_of
 from cone_kernels.experiments.rotation import RotationResult, rotation_of
 from cone_kernels.extras import require
@@ -199,7 +192,9 @@ def _manifest(measurements: Sequence[Measurement], asked: dict[str, Any]) -> dic
     first = measurements[0]
     return {
         "models": [{"model": measured.model, "run": measured.manifest} for measured in measurements],
-        "corpus": {name: first.corpus[name] for name in ("name", "fields", "limit", "sentences", "fingerprint")},
+        "corpus": {
+            name: first.corpus[name] for name in ("name", "fields", "limit", "sample", "sentences", "fingerprint")
+        },
         "options": {**first.manifest["options"], **asked},
         "versions": first.manifest["versions"],
         "device": first.manifest["device"],

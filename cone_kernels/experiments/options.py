@@ -1,0 +1,150 @@
+"""The options of the experiments: what each is called, its default, and the corpus that some of them describe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed, TextFormat
+
+if TYPE_CHECKING:
+    import torch
+
+    from cone_kernels.progress import Progress
+
+
+class MeasureOptions(TypedDict, total=False):
+    """The keywords that every experiment takes; the command line's flags have the same names."""
+
+    limit: int | None
+    """Only the first so many distinct sentences."""
+    field: Sequence[str] | None
+    """The fields of records, or columns of tables, to read."""
+    sample: int | None
+    """So many of the distinct sentences, drawn uniformly."""
+    seed: int | None
+    """Of the sample; default 0."""
+    dedup: bool
+    """Leave out the sentences that came before (default)."""
+    format: TextFormat | None
+    """Of standard input: "txt", "jsonl" or "csv"."""
+    errors: Encoding
+    """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
+    malformed: Malformed
+    """Records that are no object or lack a field: "drop" (default) or "raise"."""
+    device: str | torch.device | None
+    """Where the model runs; None takes the first GPU, or the CPU."""
+    dtype: str | torch.dtype
+    """What the model computes in; default "float32"."""
+    revision: str | None
+    """Branch, tag or commit of a hub id."""
+    trust_remote_code: bool
+    """Run the Python code that a model may bring along."""
+    backend: str
+    """"auto" (default), "reference", "cpu", "triton" or "cuda"."""
+    token_budget: int | None
+    """Tokens of a batch at most."""
+    progress: Callable[[Progress], None] | None
+    """Called after every batch."""
+    log_json: str | os.PathLike[str] | None
+    """Progress as JSON lines, appended to this file; "-" is stderr."""
+
+
+class ShardOptions(MeasureOptions, total=False):
+    """The keywords of experiments that need the sums alone: many processes, checkpoints."""
+
+    threads: int | None
+    """CPU threads of a process; None takes all, or its share of them where there are several workers."""
+    shard_size: int | None
+    """Sentences of a shard; None is 8192. Equal bits need equal shards."""
+    workers: int | None
+    """So many processes on this machine, on a GPU each where there are several."""
+    distributed: bool
+    """Share the work with the other ranks of torchrun; all get the same result, and rank 0 alone writes it."""
+    shard: str | None
+    """"i/n": the shards of process i of n alone; the state saved is a part for `cone_kernels.partial_run.merge`."""
+    checkpoint: str | os.PathLike[str] | None
+    """A file that the run so far is written to now and then, and at an interruption."""
+    checkpoint_every: float | None
+    """Seconds between two checkpoints at least; default 300."""
+    resume: bool
+    """Go on from the checkpoint, where there is one."""
+
+
+CORPUS_OPTIONS = ("limit", "field", "sample", "seed", "dedup", "format", "errors", "malformed")
+
+DEFAULTS: dict[str, Any] = {
+    "limit": None,
+    "field": None,
+    "sample": None,
+    "seed": None,
+    "dedup": True,
+    "format": None,
+    "errors": "replace",
+    "malformed": "drop",
+    "device": None,
+    "dtype": "float32",
+    "revision": None,
+    "trust_remote_code": False,
+    "backend": "auto",
+    "token_budget": None,
+    "log_json": None,
+    "threads": None,
+    "shard_size": None,
+    "workers": None,
+    "distributed": False,
+    "shard": None,
+    "checkpoint": None,
+    "checkpoint_every": None,
+    "resume": False,
+}
+
+RUN_OPTIONS = ("token_budget", "backend", "threads", "shard", "checkpoint", "checkpoint_every", "resume")
+
+
+def refuse_run_options(options: MeasureOptions) -> None:
+    """Refuses what would be ignored where nothing is run.
+
+    Raises:
+        ValueError: an option is not at its default.
+    """
+    asked = [name for name, value in options.items() if name in DEFAULTS and value != DEFAULTS[name]]
+    if asked:
+        raise ValueError(f"{', '.join(asked)}: got a value beside a state alone, of which nothing is run")
+
+
+def open_corpus(
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions, *, again: bool = False
+) -> Corpus:
+    """The corpus that a file or sentences are, read by the options' policies.
+
+    Args:
+        corpus: a file or what else one path of a `Corpus` can be, a `Corpus`, or sentences.
+        options: those of `CORPUS_OPTIONS` are used.
+        again: it will be read more than once, so sentences that can be read only once are kept.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read, or not more than once.
+        ValueError: a `Corpus` beside options of one, or fields or a format of sentences.
+    """
+    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
+    if isinstance(corpus, Corpus):
+        if any(chosen[name] != DEFAULTS[name] for name in CORPUS_OPTIONS):
+            raise ValueError(f"corpus: got a Corpus and options of one; give {', '.join(CORPUS_OPTIONS)} to it")
+        return _readable(corpus, again)
+    malformed, text_format, field = (chosen.pop(name) for name in ("malformed", "format", "field"))
+    if isinstance(corpus, (str, os.PathLike)):
+        of_files = Corpus(corpus, format=text_format, fields=field, malformed=malformed, **chosen)
+        return _readable(of_files, again)
+    if field:
+        raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
+    if text_format is not None:
+        raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
+    return Corpus.from_sentences(list(corpus) if again else corpus, **chosen)
+
+
+def _readable(corpus: Corpus, again: bool) -> Corpus:
+    if again and corpus.read_once:
+        raise CorpusError("corpus: got standard input, which can be read once, and this reads it again; give a file")
+    return corpus
