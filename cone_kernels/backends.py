@@ -1,8 +1,8 @@
 """The one place that chooses which backend runs an op.
 
-A backend is a module of kernels with one function per op, of the op's name. `auto` takes the best available one for the
-tensor's device; a backend asked for by name, as an argument or through the environment variable CONE_KERNELS_BACKEND,
-runs or raises `BackendUnavailable`, and never falls back.
+A backend is a module of kernels with one function per op, of the op's name, or one such module per op. `auto` takes the
+best available one for the tensor's device; a backend asked for by name, as an argument or through the environment
+variable CONE_KERNELS_BACKEND, runs or raises `BackendUnavailable`, and never falls back.
 """
 
 from __future__ import annotations
@@ -59,17 +59,25 @@ class Capability:
     devices: tuple[str, ...] = ()
 
 
-# Where the kernels of a backend are; a backend without an entry has no kernels in this version.
+# The module that has a backend's function for an op.
 _MODULES = {
     Backend.REFERENCE: "cone_kernels.kernels.reference",
     Backend.CPU: "cone_kernels.kernels.cpp",
+    Backend.TRITON: "cone_kernels.kernels.triton.{op}",
+    Backend.CUDA: "cone_kernels.kernels.cuda",
 }
+# What `auto` tries on a device, in this order. Triton's interpreter runs on the CPU too, but only when asked for.
+_PREFERENCE = {
+    "cuda": (Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
+    "cpu": (Backend.CPU, Backend.REFERENCE),
+}
+_LEAST_COMPUTE_CAPABILITY = (8, 0)
 _runs: list[list[tuple[str, Backend]]] = []
 
 
 @functools.cache
 def capabilities() -> dict[Backend, Capability]:
-    """What each backend can do here, in order of preference for `auto`.
+    """What each backend can do here, the fastest first.
 
     Example:
         >>> capabilities()[Backend.CPU].available
@@ -77,7 +85,7 @@ def capabilities() -> dict[Backend, Capability]:
     """
     return {
         Backend.CUDA: _cuda_capability(),
-        Backend.TRITON: Capability(Backend.TRITON, False, "this version has no Triton kernels"),
+        Backend.TRITON: _triton_capability(),
         Backend.CPU: _cpu_capability(),
         Backend.REFERENCE: _reference_capability(),
     }
@@ -124,7 +132,7 @@ def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     chosen = Backend(backend)
     for runs in _runs:
         runs.append((op, chosen))
-    function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen]), op)
+    function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen].format(op=op)), op)
     return function
 
 
@@ -147,9 +155,10 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
 
 
 def _preferred(device_type: str, op: str) -> str:
-    for capability in capabilities().values():
-        if capability.available and op in capability.ops and device_type in capability.devices:
-            return capability.backend.value
+    for backend in _PREFERENCE.get(device_type, ()):
+        capability = capabilities()[backend]
+        if capability.available and op in capability.ops:
+            return backend.value
     return ""
 
 
@@ -180,11 +189,32 @@ def _cpu_capability() -> Capability:
     return Capability(Backend.CPU, not missing, missing, OPS, ("cpu",))
 
 
+def _triton_capability() -> Capability:
+    missing = _missing_torch()
+    if not missing and importlib.util.find_spec("triton") is None:
+        missing = "triton is not installed (pip install triton)"
+    if missing:
+        return Capability(Backend.TRITON, False, missing)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return Capability(Backend.TRITON, True, "", OPS, ("cuda", "cpu"))
+    missing = _missing_gpu()
+    return Capability(Backend.TRITON, not missing, missing, OPS, ("cuda",))
+
+
 def _cuda_capability() -> Capability:
     if importlib.util.find_spec("cone_kernels._cuda") is None:
         return Capability(Backend.CUDA, False, "the extension cone_kernels._cuda is not built (nvcc was not found)")
-    from cone_kernels import _cuda
+    missing = _missing_torch() or _missing_gpu()
+    return Capability(Backend.CUDA, not missing, missing, OPS, ("cuda",))
 
-    count = _cuda.device_count()
-    seen = f"_cuda is built and sees {count} GPU{'s' if count != 1 else ''}"
-    return Capability(Backend.CUDA, False, f"this version has no CUDA kernels; {seen}")
+
+def _missing_gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch finds no GPU that it can use"
+    found = torch.cuda.get_device_capability()
+    if found < _LEAST_COMPUTE_CAPABILITY:
+        wanted = ".".join(map(str, _LEAST_COMPUTE_CAPABILITY))
+        return f"the GPU has compute capability {found[0]}.{found[1]}; it must have {wanted} or more"
+    return ""

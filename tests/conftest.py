@@ -8,6 +8,9 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
 

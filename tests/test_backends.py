@@ -33,10 +33,14 @@ def test_environment_variable_decides_auto_and_only_auto(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_what_cannot_run_raises_and_never_falls_back(backend: str) -> None:
+def test_what_cannot_run_raises_and_never_falls_back(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    capabilities.cache_clear()
     with pytest.raises(BackendUnavailable, match=f"backend={backend} cannot run row_moments: "):
         resolve(backend, CPU, "row_moments")
     assert capabilities()[Backend(backend)].reason
+    capabilities.cache_clear()
 
 
 def test_cpu_kernels_refuse_another_device() -> None:

@@ -1,0 +1,1 @@
+"""Triton kernels, a module per op, imported when the op first runs."""
