@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch is pinned so that pip takes the CPU build; set TORCH to install another one.
 TORCH ?= torch==2.13.0
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup demo test test-slow test-browser lint format bench clean
 .DEFAULT_GOAL := setup

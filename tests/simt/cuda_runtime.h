@@ -1,0 +1,149 @@
+// What the kernels and launchers use of CUDA, on the CPU: qualifiers, vector types, thread numbers, barriers, shuffles.
+// A block's threads are fibers of one system thread; see simt.cpp.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(bytes) alignas(bytes)
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+using cudaStream_t = struct SimtStream*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorNoDevice = 100, cudaErrorInsufficientDriver = 35 };
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 0;
+  return cudaErrorNoDevice;
+}
+#define CUDART_VERSION 0
+
+namespace simt {
+
+constexpr unsigned kWarp = 32;
+
+// The running thread's place in the grid.
+struct Place {
+  dim3 thread, block, block_size, grid;
+};
+const Place& place();
+unsigned lane();
+
+// Each stops the running thread until all of its block, or all lanes of `mask`, have come to the same line.
+void block_barrier(int line);
+void warp_barrier(unsigned mask, int line);
+
+// Memory of the running thread's warp, one slot of kSlotBytes a lane.
+constexpr unsigned kSlotBytes = 64;
+unsigned char* warp_slot(unsigned lane);
+
+// The value that lane `source` gives, when all lanes of `mask` have given theirs.
+template <class T>
+T exchange(unsigned mask, const T& value, unsigned source, int line) {
+  static_assert(sizeof(T) <= kSlotBytes && std::is_trivially_copyable_v<T>);
+  std::memcpy(warp_slot(lane()), &value, sizeof(T));
+  warp_barrier(mask, line);
+  T taken;
+  std::memcpy(&taken, warp_slot(source), sizeof(T));
+  warp_barrier(mask, line);
+  return taken;
+}
+
+}  // namespace simt
+
+#define threadIdx (simt::place().thread)
+#define blockIdx (simt::place().block)
+#define blockDim (simt::place().block_size)
+#define gridDim (simt::place().grid)
+
+inline void __syncthreads(int line = __builtin_LINE()) { simt::block_barrier(line); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) { simt::warp_barrier(mask, line); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
+  const unsigned first = simt::lane() & ~(unsigned(width) - 1);
+  return simt::exchange(mask, value, first + (unsigned(source) & (unsigned(width) - 1)), line);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
+  const unsigned first = simt::lane() & ~(unsigned(width) - 1), other = simt::lane() ^ unsigned(bits);
+  return simt::exchange(mask, value, other < first + unsigned(width) ? other : simt::lane(), line);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32, int line = __builtin_LINE()) {
+  const unsigned last = simt::lane() | (unsigned(width) - 1), other = simt::lane() + distance;
+  return simt::exchange(mask, value, other <= last ? other : simt::lane(), line);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  unsigned bits = 0;
+  const unsigned own = predicate != 0;
+  std::memcpy(simt::warp_slot(simt::lane()), &own, sizeof own);
+  simt::warp_barrier(mask, line);
+  for (unsigned lane = 0; lane < simt::kWarp; ++lane) {
+    unsigned other = 0;
+    if (mask >> lane & 1) std::memcpy(&other, simt::warp_slot(lane), sizeof other);
+    bits |= other << lane;
+  }
+  simt::warp_barrier(mask, line);
+  return bits;
+}
+inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return __ballot_sync(mask, predicate, line) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return __ballot_sync(mask, predicate, line) == mask;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+using std::fabs;
+using std::isfinite;
+using std::isnan;
+using std::sqrt;

@@ -1,0 +1,85 @@
+// Small kernels that show that the shim does what a GPU does, and finds what it is there to find.
+#include <string>
+
+#include "cuda/launch.cuh"
+
+namespace {
+
+// One block per row: the sum by shuffles within warps and shared memory between them.
+__global__ void sum_rows(const float* rows, int n, float* sums) {
+  float* of_warps = cone::cuda::shared_memory<float>();
+  float total = 0;
+  for (int j = int(threadIdx.x); j < n; j += int(blockDim.x)) total += rows[int64_t(blockIdx.x) * n + j];
+  for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = total;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) total += of_warps[warp];
+  sums[blockIdx.x] = total;
+}
+
+__global__ void some_threads_skip_a_barrier() {
+  if (threadIdx.x < 40) __syncthreads();
+}
+
+__global__ void two_barriers_at_once() {
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
+__global__ void half_a_warp_shuffles(int* values) {
+  if (threadIdx.x < 16) values[threadIdx.x] = __shfl_xor_sync(0xffffffffu, int(threadIdx.x), 1);
+}
+
+__global__ void reads_shared_memory_before_writing(float* value) { *value = cone::cuda::shared_memory<float>()[0]; }
+
+__global__ void lanes(int* down, int* from_third, unsigned* ballot) {
+  const int lane = int(threadIdx.x);
+  down[lane] = __shfl_down_sync(0xffffffffu, lane, 3);
+  from_third[lane] = __shfl_sync(0xffffffffu, lane, 3, 8);
+  const unsigned bits = __ballot_sync(0xffffffffu, lane % 3 == 0);
+  if (lane == 0) *ballot = bits;
+}
+
+std::string message;
+
+template <class Body>
+const char* told(const Body& body) {
+  message.clear();
+  try {
+    body(cone::cuda::Stream("self_test", 0, nullptr));
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  return message.c_str();
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* run_sum_rows(const float* rows, int n_rows, int n, float* sums, int threads) {
+  return told([&](const auto& stream) {
+    stream.launch(sum_rows, dim3(unsigned(n_rows)), threads, sizeof(float) * threads / 32, rows, n, sums);
+  });
+}
+EXPORT const char* run_some_threads_skip_a_barrier() {
+  return told([](const auto& stream) { stream.launch(some_threads_skip_a_barrier, dim3(2), 64, 0); });
+}
+EXPORT const char* run_two_barriers_at_once() {
+  return told([](const auto& stream) { stream.launch(two_barriers_at_once, dim3(1), 64, 0); });
+}
+EXPORT const char* run_half_a_warp_shuffles(int* values) {
+  return told([&](const auto& stream) { stream.launch(half_a_warp_shuffles, dim3(1), 32, 0, values); });
+}
+EXPORT const char* run_reads_shared_memory_before_writing(float* value) {
+  return told([&](const auto& stream) { stream.launch(reads_shared_memory_before_writing, dim3(1), 32, 4, value); });
+}
+EXPORT const char* run_lanes(int* down, int* from_third, unsigned* ballot) {
+  return told([&](const auto& stream) { stream.launch(lanes, dim3(1), 32, 0, down, from_third, ballot); });
+}
+EXPORT const char* run_threads(int threads) {
+  return told([&](const auto& stream) { stream.launch(two_barriers_at_once, dim3(1), threads, 0); });
+}

@@ -1,0 +1,180 @@
+// Blocks as fibers: a block's threads take turns on one system thread and change places at barriers and shuffles.
+// Shared memory starts as NaN in every block. A barrier that not all threads reach at the same line is an error.
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "cuda/launch.cuh"
+
+namespace simt {
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10, kMostThreads = 1024, kMostShared = 227 << 10;
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
+
+struct Fiber {
+  Place place;
+  State state;
+  int line;
+  unsigned mask;
+  bool started;
+  jmp_buf here;
+  std::unique_ptr<unsigned char[]> stack;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<unsigned char> shared, slots;
+  Fiber* running = nullptr;
+  const std::function<void()>* body = nullptr;
+  jmp_buf scheduler;
+  ucontext_t blank;
+};
+
+Block block;
+std::mutex one_grid_at_a_time;
+int order_seed = 0;
+
+void enter() {
+  (*block.body)();
+  block.running->state = State::kEnded;
+  _longjmp(block.scheduler, 1);
+}
+
+void resume(Fiber& fiber) {
+  block.running = &fiber;
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.here, 1);
+  fiber.started = true;
+  if (!fiber.stack) fiber.stack.reset(new unsigned char[kStackBytes]);
+  ucontext_t context = block.blank;
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  setcontext(&context);
+}
+
+void wait(State state, unsigned mask, int line) {
+  Fiber& fiber = *block.running;
+  fiber.state = state;
+  fiber.mask = mask;
+  fiber.line = line;
+  if (_setjmp(fiber.here) == 0) _longjmp(block.scheduler, 1);
+}
+
+bool waits_like(const Fiber& a, const Fiber& b) { return a.state == b.state && a.line == b.line && a.mask == b.mask; }
+
+// Lets a warp go on whose lanes of the mask have all come to one line.
+bool release_warp(size_t first, size_t threads) {
+  bool released = false;
+  for (size_t i = first; i < std::min(first + kWarp, threads); ++i) {
+    const Fiber& fiber = block.fibers[i];
+    if (fiber.state != State::kAtWarpBarrier || !(fiber.mask >> (i - first) & 1)) continue;
+    bool complete = true;
+    for (size_t lane = 0; lane < kWarp; ++lane)
+      if (fiber.mask >> lane & 1)
+        complete = complete && first + lane < threads && waits_like(fiber, block.fibers[first + lane]);
+    if (!complete) continue;
+    const unsigned mask = fiber.mask;
+    for (size_t lane = 0; lane < kWarp; ++lane)
+      if (mask >> lane & 1) block.fibers[first + lane].state = State::kReady;
+    released = true;
+  }
+  return released;
+}
+
+bool release_block(size_t threads) {
+  for (size_t i = 0; i < threads; ++i)
+    if (block.fibers[i].state != State::kAtBlockBarrier || !waits_like(block.fibers[0], block.fibers[i])) return false;
+  for (size_t i = 0; i < threads; ++i) block.fibers[i].state = State::kReady;
+  return true;
+}
+
+std::string divergence(const char* op, size_t threads) {
+  std::string message = std::string(op) + ": divergent barrier:";
+  for (size_t i = 0; i < threads && message.size() < 600; ++i) {
+    const Fiber& fiber = block.fibers[i];
+    const bool ended = fiber.state == State::kEnded;
+    if (i > 0 && waits_like(fiber, block.fibers[i - 1])) continue;
+    message += " thread " + std::to_string(i) + (ended ? " has ended" : " waits at line " + std::to_string(fiber.line));
+    if (fiber.state == State::kAtWarpBarrier) message += " for lanes " + std::to_string(fiber.mask);
+    message += ";";
+  }
+  return message;
+}
+
+void run_block(const char* op, const std::vector<size_t>& order) {
+  const size_t threads = order.size();
+  while (true) {
+    bool ran = false;
+    for (const size_t i : order)
+      if (block.fibers[i].state == State::kReady) {
+        resume(block.fibers[i]);
+        ran = true;
+      }
+    bool released = false;
+    for (size_t first = 0; first < threads; first += kWarp) released = release_warp(first, threads) || released;
+    released = release_block(threads) || released;
+    if (ran || released) continue;
+    for (size_t i = 0; i < threads; ++i)
+      if (block.fibers[i].state != State::kEnded) throw std::logic_error(divergence(op, threads));
+    return;
+  }
+}
+
+// 0: in order, 1: from the last to the first, else shuffled.
+std::vector<size_t> order_of(size_t n) {
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (order_seed == 1) std::reverse(order.begin(), order.end());
+  if (order_seed > 1) std::shuffle(order.begin(), order.end(), std::mt19937(unsigned(order_seed)));
+  return order;
+}
+
+}  // namespace
+
+const Place& place() { return block.running->place; }
+unsigned lane() { return place().thread.x % kWarp; }
+unsigned char* shared_memory() { return block.shared.data(); }
+void block_barrier(int line) { wait(State::kAtBlockBarrier, 0, line); }
+void warp_barrier(unsigned mask, int line) { wait(State::kAtWarpBarrier, mask, line); }
+
+unsigned char* warp_slot(unsigned lane) {
+  return block.slots.data() + (place().thread.x / kWarp * kWarp + lane) * kSlotBytes;
+}
+
+void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
+  const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
+  if (threads == 0 || threads > kMostThreads || threads % kWarp != 0 || shared_bytes > kMostShared)
+    throw std::invalid_argument(std::string(op) + ": a block of " + std::to_string(threads) + " threads with " +
+                                std::to_string(shared_bytes) + " bytes of shared memory cannot be launched");
+  block.body = &body;
+  block.fibers.resize(std::max(block.fibers.size(), size_t(threads)));
+  block.slots.resize(kMostThreads * kSlotBytes);
+  getcontext(&block.blank);
+  const std::vector<size_t> order = order_of(threads);
+  for (const size_t number : order_of(size_t(grid.x) * grid.y * grid.z)) {
+    const dim3 at(unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y));
+    block.shared.assign(shared_bytes, 0xff);
+    for (unsigned i = 0; i < threads; ++i) {
+      Fiber& fiber = block.fibers[i];
+      fiber.place = {dim3(i), at, dim3(threads), grid};
+      fiber.state = State::kReady;
+      fiber.started = false;
+    }
+    run_block(op, order);
+  }
+}
+
+}  // namespace simt
+
+// Chooses the order in which blocks, and threads between barriers, run: answers must not depend on it.
+extern "C" __attribute__((visibility("default"))) void simt_order(int seed) { simt::order_seed = seed; }

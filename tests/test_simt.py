@@ -1,0 +1,70 @@
+"""The shim that runs CUDA kernels on the CPU, before anything is tested with it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import pytest
+import torch
+from simt_build import SIMT, shared_object
+
+
+@pytest.fixture(scope="module")
+def shim() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(shared_object([SIMT / "self_test.cpp"], "self_test")))
+    for name in (
+        "run_sum_rows",
+        "run_some_threads_skip_a_barrier",
+        "run_two_barriers_at_once",
+        "run_half_a_warp_shuffles",
+        "run_reads_shared_memory_before_writing",
+        "run_lanes",
+        "run_threads",
+    ):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+def address(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@pytest.mark.parametrize("order", [0, 1, 7])
+@pytest.mark.parametrize("threads", [32, 128, 1024])
+def test_block_sums(shim: ctypes.CDLL, threads: int, order: int) -> None:
+    rows = torch.arange(5 * 300, dtype=torch.float32).reshape(5, 300)
+    sums = torch.full((5,), torch.nan)
+    shim.simt_order(order)
+    assert shim.run_sum_rows(address(rows), 5, 300, address(sums), threads) == b""
+    shim.simt_order(0)
+    assert torch.equal(sums, rows.sum(1))
+
+
+def test_shuffles_and_ballot(shim: ctypes.CDLL) -> None:
+    down, from_third = torch.zeros(32, dtype=torch.int32), torch.zeros(32, dtype=torch.int32)
+    ballot = torch.zeros(1, dtype=torch.int32)
+    assert shim.run_lanes(address(down), address(from_third), address(ballot)) == b""
+    assert down.tolist() == [lane + 3 if lane + 3 < 32 else lane for lane in range(32)]
+    assert from_third.tolist() == [lane // 8 * 8 + 3 for lane in range(32)]
+    assert int(ballot) & 0xFFFFFFFF == sum(1 << lane for lane in range(0, 32, 3))
+
+
+def test_divergent_barriers_are_errors(shim: ctypes.CDLL) -> None:
+    told = shim.run_some_threads_skip_a_barrier().decode()
+    assert "self_test: divergent barrier: thread 0 waits at line" in told
+    assert "thread 40 has ended" in told
+    assert b"thread 32 waits at line" in shim.run_two_barriers_at_once()
+    values = torch.zeros(32, dtype=torch.int32)
+    assert b"for lanes 4294967295; thread 16 has ended" in shim.run_half_a_warp_shuffles(address(values))
+
+
+def test_shared_memory_is_poisoned(shim: ctypes.CDLL) -> None:
+    value = torch.zeros(1)
+    assert shim.run_reads_shared_memory_before_writing(address(value)) == b""
+    assert math.isnan(float(value))
+
+
+@pytest.mark.parametrize("threads", [0, 33, 2048])
+def test_impossible_blocks_are_refused(shim: ctypes.CDLL, threads: int) -> None:
+    assert f"a block of {threads} threads".encode() in shim.run_threads(threads)
