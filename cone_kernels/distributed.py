@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cone_kernels.level_moments import Moments, refuse_differences
-from cone_kernels.moments import ConeState, _smallest
+from cone_kernels.moments import ConeState, smallest_ids
 
 
 def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) -> ConeState:
@@ -51,7 +51,7 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
 
     left_out = [torch.empty_like(local.first_left_out) for _ in identities]
     dist.all_gather(left_out, local.first_left_out.contiguous(), group=group)
-    smallest = torch.stack([_smallest(ids[:8], ids[8:]) for ids in torch.cat(left_out, dim=1)])
+    smallest = smallest_ids(left_out[0], torch.cat(left_out, dim=1))
 
     parts = {
         key: Moments._of(part.level, part.layers, part.dim, {name: sums[key, name] for name in part.fields})

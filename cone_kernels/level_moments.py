@@ -106,9 +106,9 @@ class Moments:
             if name in complete:
                 complete[name] = complete[name].clone()
         for position, pending in enumerate(self._pending):
-            rows = pending.waiting()
+            rows, use = pending.waiting()
             if len(rows) > 0:
-                self._add_products(complete, position, rows)
+                self._add_products(complete, position, rows, use)
         return complete
 
     def __getattr__(self, name: str) -> Tensor:
@@ -178,7 +178,7 @@ class Moments:
         sums = {name: value[at : at + 1].clone() for name, value in self._sums.items()}
         selected = Moments._of(self.level, (layer,), self.dim, sums)
         for mine, other in zip(selected._pending, self._pending[at : at + 1], strict=True):
-            mine.extend(other.waiting(), other.backend)
+            mine.extend(*other.waiting(), other.backend)
         return selected
 
     def fingerprint(self) -> str:
@@ -224,25 +224,25 @@ class Moments:
         status = row_moments_(x, groups, self._sums_at(at)[: len(ROW_FIELDS)], backend)
         if not self._pending:
             return status
-        all_used = not bool(status.any()) and not bool((groups < 0).any())
-        for position, pending in list(enumerate(self._pending))[at]:
-            row = position if at.start is None else position - at.start
-            pending.extend(x[row] if all_used else x[row][(status[row] == 0) & (groups >= 0)], backend)
+        use = (status == 0) & (groups >= 0)  # (L, n)
+        for row, position in enumerate(range(len(self.layers))[at]):
+            pending = self._pending[position]
+            pending.extend(x[row], use[row], backend)
             if pending.full:
-                self._add_products(self._sums, position, pending.take_blocks())
+                self._add_products(self._sums, position, *pending.take_blocks())
         return status
 
-    def _add_products(self, sums: dict[str, Tensor], position: int, rows: Tensor) -> None:
-        backend = self._pending[position].backend
-        count = self._sums["count"][position].sum()
+    def _add_products(self, sums: dict[str, Tensor], position: int, rows: Tensor, use: Tensor) -> None:
+        options: dict[str, Any] = {"use": use[None], "backend": self._pending[position].backend}
+        count = self._sums["count"][position].sum().clamp_min(1)
         if "second_moment" in sums:
             pilot = self._sums["sum"][position] / count  # (d,)
-            second_moment_(sums["second_moment"][position, None], rows[None], pilot=pilot[None], backend=backend)
+            second_moment_(sums["second_moment"][position, None], rows[None], pilot=pilot[None], **options)
         if "unit_second_moment" in sums:
             pilot = self._sums["unit_sum"][position].sum(0) / count
             weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (n,)
             moment = sums["unit_second_moment"][position, None]
-            second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None], backend=backend)
+            second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None], **options)
 
 
 def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

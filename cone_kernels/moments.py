@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cone_kernels import state_file
 from cone_kernels.level_moments import Moments, refuse_differences
-from cone_kernels.ops.arguments import hidden_layers
+from cone_kernels.ops.arguments import hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.pooling_names import POOLINGS, pooling_names
 from cone_kernels.poolings import pool_layers, refuse_missing_special, rows_of
@@ -164,11 +164,9 @@ class ConeState:
         left_out = status | self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
         for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
             left_out |= self._add_pooled(name, at, vectors, batch)
-        if bool(left_out.any()):
-            for position, bad in zip(range(at.start, at.stop), left_out != 0, strict=True):
-                if bool(bad.any()):
-                    kept = self.first_left_out[position]
-                    self.first_left_out[position] = _smallest(kept, batch.sentence_ids[bad])
+        if not read_is_free(left_out) or bool(left_out.any()):
+            ids = torch.where(left_out != 0, batch.sentence_ids, _NO_ID)  # (L, B)
+            self.first_left_out[at] = smallest_ids(self.first_left_out[at], ids)
         return Added(status, pooled)
 
     def _add_pooled(self, pooling: str, at: slice, vectors: Tensor, batch: SentenceBatch) -> Tensor:
@@ -187,12 +185,11 @@ class ConeState:
         """
         refuse_differences("ConeState.info", self.info, other.info)
         refuse_differences("ConeState", {"poolings": list(self.poolings)}, {"poolings": list(other.poolings)})
-        pairs = zip(self.first_left_out, other.first_left_out, strict=True)
         return ConeState(
             self.sentence.merge(other.sentence),
             self.token.merge(other.token),
             dict(self.info),
-            torch.stack([_smallest(a, b) for a, b in pairs]),
+            smallest_ids(self.first_left_out, other.first_left_out),
             self.backend,
             {name: moments.merge(other.poolings[name]) for name, moments in self.poolings.items()},
         )
@@ -289,7 +286,8 @@ def _pooling_identities(path: str | os.PathLike[str], info: Mapping[str, Any]) -
     return {_POOLING + name: found[name] for name in POOLINGS if name in found}
 
 
-def _smallest(kept: Tensor, ids: Tensor) -> Tensor:
-    distinct = torch.unique(torch.cat([kept, ids.to(kept.dtype)]))
-    padding = distinct.new_full((len(kept),), _NO_ID)
-    return torch.cat([distinct, padding])[: len(kept)]
+def smallest_ids(kept: Tensor, ids: Tensor) -> Tensor:
+    """The smallest distinct ids of both, (L, 8) and (L, n), in the form of the first."""
+    ordered = torch.cat([kept, ids], dim=1).sort().values
+    again = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    return ordered.masked_fill(again, _NO_ID).sort().values[:, : kept.shape[1]]

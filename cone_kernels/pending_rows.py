@@ -9,11 +9,14 @@ BLOCK_ROWS = 512
 
 
 class PendingRows:
-    """A buffer of rows in order of arrival; given out in blocks of 512, so that the cut does not depend on batches."""
+    """A buffer of rows in order of arrival; given out in blocks of 512, so that the cut does not depend on batches.
+
+    Rows left out wait with the others, marked: to take them out the host would have to wait for the device.
+    """
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
-        self._parts: list[Tensor] = []
+        self._parts: list[tuple[Tensor, Tensor]] = []
         self._size = 0
         self.backend = "auto"
 
@@ -22,23 +25,25 @@ class PendingRows:
         """Whether there is a whole block."""
         return self._size >= BLOCK_ROWS
 
-    def extend(self, rows: Tensor, backend: str) -> None:
-        """Copies rows (n, d) to the end; `backend` is to multiply them."""
+    def extend(self, rows: Tensor, use: Tensor, backend: str) -> None:
+        """Copies rows (n, d) to the end; use (n,) bool: which of them count; `backend` is to multiply them."""
         self.backend = backend
         if len(rows) == 0:
             return
-        self._parts.append(rows.detach().clone())
+        self._parts.append((rows.detach().clone(), use.clone()))
         self._size += len(rows)
 
-    def waiting(self) -> Tensor:
-        """All rows (n, d); they stay."""
+    def waiting(self) -> tuple[Tensor, Tensor]:
+        """All rows (n, d) and which of them count (n,) bool; they stay."""
         if len(self._parts) != 1:
-            self._parts = [torch.cat(self._parts)] if self._parts else [torch.empty(0, self._dim)]
+            empty = [(torch.empty(0, self._dim), torch.empty(0, dtype=torch.bool))]
+            rows, use = zip(*(self._parts or empty), strict=True)
+            self._parts = [(torch.cat(rows), torch.cat(use))]
         return self._parts[0]
 
-    def take_blocks(self) -> Tensor:
+    def take_blocks(self) -> tuple[Tensor, Tensor]:
         """Removes and returns the first rows, a multiple of 512 of them."""
-        rows = self.waiting()
+        rows, use = self.waiting()
         cut = len(rows) // BLOCK_ROWS * BLOCK_ROWS
-        self._parts, self._size = [rows[cut:].clone()], len(rows) - cut
-        return rows[:cut]
+        self._parts, self._size = [(rows[cut:].clone(), use[cut:].clone())], len(rows) - cut
+        return rows[:cut], use[:cut]

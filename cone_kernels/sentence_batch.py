@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cone_kernels.ops.arguments import ArrayLike, as_tensor, groups_of, token_mask
+from cone_kernels.ops.arguments import ArrayLike, as_tensor, groups_of, read_is_free, token_mask
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import GROUPS
 
@@ -116,8 +116,8 @@ class SentenceBatch:
 
     @cached_property
     def empty_by_group(self) -> Tensor | None:
-        """(G,) int64: the sentences without a token; None where there is none."""
-        return self.by_group(self._empty) if bool(self._empty.any()) else None
+        """(G,) int64: the sentences without a token; None where the host can see that there is none."""
+        return self.by_group(self._empty) if not read_is_free(self._empty) or bool(self._empty.any()) else None
 
     @cached_property
     def groups_of_pooled(self) -> Tensor:
@@ -126,7 +126,7 @@ class SentenceBatch:
 
     def by_group(self, sentences: Tensor) -> Tensor:
         """(G,) int64: how many of these sentences (B,) bool are in each group."""
-        return torch.bincount(self.groups[sentences], minlength=GROUPS)
+        return self.groups.new_zeros(GROUPS).index_add_(0, self.groups, sentences.to(self.groups.dtype))
 
 
 def _starts(sizes: Tensor) -> Tensor:

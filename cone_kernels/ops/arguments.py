@@ -121,14 +121,19 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
 
 
 def require(holds: Tensor, name: str, got: Callable[[], str], wanted: str) -> None:
-    """Raises a ValueError unless the scalar tensor `holds` is true; a RuntimeError in compiled code.
+    """Raises a ValueError unless the scalar tensor `holds` is true; a RuntimeError in compiled code and CUDA graphs.
 
     There the check is a node of the graph, so that it costs neither a graph break nor a wait for the device.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (holds.is_cuda and torch.cuda.is_current_stream_capturing()):
         torch._assert_async(holds, f"{name}: {wanted}")
     elif not bool(holds):
         raise ValueError(f"{name}: got {got()}; {wanted}")
+
+
+def read_is_free(tensor: Tensor) -> bool:
+    """Whether the host can look at a value of `tensor` without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def traced(tensor: Tensor) -> bool:
