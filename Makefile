@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-slow test-browser lint format bench clean
+.PHONY: setup demo test test-slow test-browser lint format bench gpu clean
 .DEFAULT_GOAL := setup
 
 $(VENV)/.packages: pyproject.toml
@@ -54,6 +54,11 @@ format: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-json=bench/results/latest.json -m ""
+
+# On a machine with a GPU, offline, with that machine's own Python and torch; STAGES="build test sanitize bench".
+RESULTS ?= bench/results
+gpu:
+	$(PYTHON) bench/gpu.py --results $(RESULTS) $(STAGES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
