@@ -39,7 +39,7 @@ def masked_mean_pool(
             or float16; leading dimensions are batch dimensions. Any strides.
         mask: (B, T) bool, or numbers that are 0 or 1: 1 = the token counts. The same for all leading dimensions.
         cu_seqlens: (B + 1,) int: the sentences' first rows in a packed tensor, and N.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         (..., B, D) float32, or float64 for float64 input. NaN for a sentence without a token: it has no mean. A NumPy

@@ -27,7 +27,7 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
     Args:
         x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
         strict: raise where a row would be left out.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         (...) float64, in [-1/(n-1), 1] up to rounding; NaN where fewer than two rows are left, for then there is no

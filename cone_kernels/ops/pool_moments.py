@@ -45,7 +45,7 @@ def pool_moments(
         cu_seqlens: (B + 1,) int: the sentences' first rows in a packed tensor, and N.
         sentence_ids: (B,) int64, each sentence's index in the corpus; its tokens belong to jackknife group id mod 64.
             Default 0..B-1.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         PoolMoments(pooled, sums, status). Tokens whose norm is zero or not finite are left out of the sums and counted;

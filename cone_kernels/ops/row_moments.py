@@ -23,7 +23,7 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
     Args:
         x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
         sentence_ids: (n,) int64, each row's index in the corpus; row i belongs to group id mod 64. Default 0..n-1.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         Sums by name, float64 (counts int64): `count`, `n_zero`, `n_nonfinite`, `unit_sq_total` (..., 64), `unit_sum`

@@ -33,7 +33,7 @@ def second_moment(
         row_scale: (..., n), each row is multiplied by it first: 1/‖x‖ gives Σ u uᵀ of the unit rows.
         pilot: (..., d) or (d,), any vector near the mean of the (scaled) rows: it decides the rounding and nothing
             else. Default the mean if `center`, else zero.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         (..., d, d) float64, symmetric. NaN if `center` and n < 2: there is no covariance. A row that is not finite

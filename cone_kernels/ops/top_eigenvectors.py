@@ -60,7 +60,7 @@ def top_eigenvectors(
         tolerance: largest ‖C v − λ v‖/λ_1 that counts as converged. Default 1e-8; for float32, bfloat16 and float16
             data 1e-6, as their products are taken in float32 within a block of rows.
         max_iterations: products with a block of vectors after which an unconverged answer is returned as it is.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         `TopEigenvectors`, NumPy arrays in it for a NumPy array. Sign: from data, a vector points along the mean; where
