@@ -267,6 +267,53 @@ def centering_result(method: str = "mean", name: str = "org/model-one", *, measu
     return found if measured else {**found, "after": None, "reason": "after: a saved state has no sentence vectors"}
 
 
+def compare_result(n_layers: int = 7, seed: int = 4) -> dict[str, Any]:
+    """All that `compare` can write; nothing is defined at the last layer."""
+    random_ = random.Random(seed)
+
+    def change(layer: int) -> dict[str, Any]:
+        if layer == n_layers - 1:
+            nothing = dict.fromkeys(("a", "b", "difference", "stderr", "p_value", "p_adjusted"))
+            return {**nothing, "degrees_of_freedom": 0, "significant": False, "reason": "b: 1 sentence <used>"}
+        a, b = random_.random(), random_.random()
+        found = {"a": a, "b": b, "difference": b - a, "stderr": random_.uniform(1e-9, 0.02)}
+        p = random_.choice([3.2e-120, 0.23])
+        return {**found, "p_value": p / 7, "p_adjusted": p, "degrees_of_freedom": 63, "significant": p < 0.05}
+
+    rows = []
+    for at in range(n_layers):
+        names = ("sentence", "token", "gap", "within", "between", "predicted")
+        cosines = {"axis_cosine": None if at == 2 else random_.random(), "mean_cosine": random_.random()}
+        sampling = {"axis_sampling": random_.random(), "mean_sampling": 1e-4}
+        layer = {"layer": at, "name": f"encoder.layer.{at}"}
+        rows.append({**layer, **{name: change(at) for name in names}, **cosines, **sampling})
+    states = {
+        side: {
+            "name": f"{name} <{side}>.safetensors",
+            "model": shared(name)["model"],
+            "sentences": 1000,
+            "tokens": 14321,
+            "fields": ["premise"],
+            "state_fingerprint": side * 64,
+        }
+        for side, name in (("a", "org/base"), ("b", "org/tuned"))
+    }
+    return {
+        "schema": "cone_kernels/compare/1",
+        "experiment": "compare",
+        **states,
+        "paired": True,
+        "pairing": "both states have the same sentences",
+        "layers": rows,
+        "random_cosine": {"dim": 384, "mean": 0.0407, "p95": 0.09987},
+        "alpha": 0.05,
+        "correction": "holm",
+        "resolution": 1e-6,
+        "summary": ["The cone opened at layers 1 & 2."],
+        "manifest": shared("")["manifest"],
+    }
+
+
 def run_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
     """What `cone run` writes."""
     names = [f"org/model-{at}" for at in range(models)]

@@ -17,6 +17,7 @@ from report_cases import (
     axis_result,
     bare_results,
     centering_result,
+    compare_result,
     layers_result,
     pooling_result,
     rotation_result,
@@ -40,6 +41,7 @@ RESULTS = {
     "axis": axis_result(),
     "rotation": rotation_result(),
     "centering": centering_result(),
+    "compare": compare_result(),
 }
 SHEET = style_sheet(page=True)
 
@@ -147,6 +149,31 @@ def test_the_matrix_is_that_of_the_numbers() -> None:
     texts = [text.get_text() for text in figure(result).axes[0].texts]
     shown = [f"{value:.3f}" if value is not None else "–" for row in result["axis_cosine"] for value in row]
     assert texts == shown
+
+
+def test_the_comparison_is_that_of_the_numbers() -> None:
+    result = compare_result()
+    rows = result["layers"][:-1]  # at the last one nothing is defined
+    both, changes, directions = figure(result).axes
+    numbers = tuple(float(row["layer"]) for row in rows)
+    for side in "ab":
+        assert tuple(row["sentence"][side] for row in rows) in {
+            tuple(line.get_ydata())[:-1] for line in both.get_lines()
+        }
+    drawn = lines_of(changes)
+    for level in ("token", "sentence"):
+        ringed = [(row["layer"], row[level]["difference"]) for row in rows if row[level]["significant"]]
+        assert 0 < len(ringed) < len(rows)
+        assert tuple(zip(*ringed, strict=True)) in drawn
+        corners = {
+            (at, row[level]["difference"] + 2 * row[level]["stderr"]) for at, row in zip(numbers, rows, strict=True)
+        }
+        assert any(corners <= outline for outline in outlines_of(changes))
+    means = tuple(row["mean_cosine"] for row in result["layers"])
+    assert means in {tuple(line.get_ydata()) for line in directions.get_lines()}
+    for row in result["layers"]:
+        row["axis_cosine"] = row["mean_cosine"] = None
+    assert len(figure(result).axes) == 2
 
 
 @pytest.mark.parametrize("name", RESULTS)

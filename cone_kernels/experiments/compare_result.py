@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCHEMA = "cone_kernels/compare/1"
 
@@ -172,17 +168,6 @@ class CompareResult(ExperimentResult):
     def summary(self) -> tuple[str, ...]:
         """What changed from `a` to `b`, in plain sentences; of a statistic only where its change is significant."""
         return tuple(_summary(self))
-
-    def plot(self) -> Figure:
-        """There is no figure of a comparison yet.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("compare has no figure yet; its numbers are in to_dict(), and print() shows them")
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def __repr__(self) -> str:
         lines = [

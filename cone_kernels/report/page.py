@@ -29,6 +29,7 @@ from cone_kernels.report.tables import TABLES
 from cone_kernels.report.tables.centering import centering_tables
 
 SCHEMA = "cone_kernels/run/1"
+_SECTIONS = ("layers", "pooling", "axis", "rotation", "centering")
 
 # Whatever a corpus or a model's name may hold, no script runs and nothing is fetched.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -94,7 +95,7 @@ def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
     device = manifest.get("device") if manifest.get("device").known else _first(models[0]).get("manifest").get("device")
     facts += [("Device", [text(device)])] if device.known else []
     listed = "".join(f"<dt>{escape(term)}</dt><dd>{markup(words)}</dd>" for term, words in facts)
-    links = [("in-short", "In short"), *((key, about.heading) for key, about in EXPERIMENTS.items())]
+    links = [("in-short", "In short"), *((key, EXPERIMENTS[key].heading) for key in _SECTIONS)]
     links = [link for link in links if link[0] != "centering" or results.get("centering").entries]
     links += [("measured", "What was measured"), ("methods", "Definitions"), ("manifest", "Manifest")]
     nav = "".join(f'<li><a href="#{key}">{escape(words)}</a></li>' for key, words in links)

@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "axis": Experiment("Axis", "What lies along the main axis of the cone?"),
     "rotation": Experiment("Rotation", "Do models share their axis?"),
     "centering": Experiment("The fix", "What does centring do to the cone?"),
+    "compare": Experiment("Comparison", "Did the cone change?"),
 }
 
 UNSETTLED = "The data does not settle this."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cone_kernels.report.figures import axis, centering, layers, pooling, rotation
+from cone_kernels.report.figures import axis, centering, compare, layers, pooling, rotation
 from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.node import Node
 
@@ -14,4 +14,5 @@ PANELS: dict[str, Callable[[Node], list[Panel]]] = {
     "axis": axis.panels,
     "rotation": rotation.panels,
     "centering": centering.panels,
+    "compare": compare.panels,
 }

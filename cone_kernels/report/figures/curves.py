@@ -53,7 +53,7 @@ def curve_axes(canvas: Canvas, numbers: Sequence[int], curves: Sequence[Curve], 
     width, height = canvas.width - _LEFT - right, canvas.height - _TOP - _BOTTOM
     ax = canvas.axes(_LEFT, _TOP, width, height)
     bounds = [bound for curve in curves for bound in _bounds(curve)]
-    scale(ax, min([0.0, *bounds]), max(bounds, default=1.0))
+    scale(ax, min([0.0, *bounds]), max([0.0, *bounds]) if bounds else 1.0)
     layer_scale(ax, numbers, width)
     canvas.write(0, 12, [title], fontsize=points(SMALL), color=MUTED)
     canvas.write(_LEFT + width / 2, canvas.height - 4, ["layer"], ha="center", fontsize=points(SMALL), color=MUTED)

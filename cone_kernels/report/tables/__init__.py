@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Table
-from cone_kernels.report.tables import axis, centering, layers, pooling, rotation
+from cone_kernels.report.tables import axis, centering, compare, layers, pooling, rotation
 
 TABLES: dict[str, Callable[[Node], list[Table]]] = {
     "layers": layers.tables,
@@ -14,4 +14,5 @@ TABLES: dict[str, Callable[[Node], list[Table]]] = {
     "axis": axis.tables,
     "rotation": rotation.tables,
     "centering": centering.tables,
+    "compare": compare.tables,
 }

@@ -1,0 +1,62 @@
+"""Tables of a comparison of two states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cone_kernels.report.inline import Parts, count, estimate, fixed, significant, text
+from cone_kernels.report.node import Node
+from cone_kernels.report.table import Column, Table, reasons
+
+_PAIRS = {"within": "within", "between": "between", "predicted": "predicted"}
+
+
+def tables(result: Node) -> list[Table]:
+    """The cone in both states and its change; what lies behind it."""
+    return [_changes(result), _pairs(result)]
+
+
+def _changes(result: Node) -> Table:
+    columns = [
+        Column("layer", ("layer",)),
+        Column("a", ("a",)),
+        Column("b", ("b",)),
+        Column("b − a", ("difference", "stderr")),
+        Column("p, all layers", ("p_adjusted",)),
+        Column("tokens, b − a", ("token_difference", "token_stderr")),
+        Column("gap, b − a", ("gap_difference", "gap_stderr")),
+        Column("|cos| of the axes", ("axis_cosine",)),
+        Column("|cos| of the means", ("mean_cosine",)),
+    ]
+    rows: list[list[Parts]] = []
+    for row in result["layers"]:
+        one = row["sentence"]
+        cells: list[Parts] = [[count(row["layer"])], [fixed(one["a"])], [fixed(one["b"])], _change(one)]
+        cells += [[significant(one["p_adjusted"], 2)], _change(row["token"]), _change(row["gap"])]
+        rows.append([*cells, [fixed(row["axis_cosine"])], [fixed(row["mean_cosine"])]])
+    notes: list[Parts] = [["a is ", text(result["a"]["name"]), ", b is ", text(result["b"]["name"]), "."]]
+    notes.append([text(result["pairing"])])
+    title: Parts = ["Mean cosine of two sentences in both states, and what changed, ± standard errors"]
+    return Table("changes", title, columns, rows, notes + _reasons(result, ("sentence", "token", "gap")))
+
+
+def _pairs(result: Node) -> Table:
+    columns = [Column("layer", ("layer",))]
+    columns += [Column(f"{heading}, b − a", (key, f"{key}_stderr")) for key, heading in _PAIRS.items()]
+    rows = [[[count(row["layer"])], *(_change(row[key]) for key in _PAIRS)] for row in result["layers"]]
+    notes: list[Parts] = [
+        [
+            "Within: mean cosine of two tokens of one sentence. Between: of two sentences. Predicted: what averaging "
+            "alone makes of them."
+        ]
+    ]
+    title: Parts = ["Changes of the cosines of two tokens, ± standard errors"]
+    return Table("pairs", title, columns, rows, notes + _reasons(result, tuple(_PAIRS)), folded=True)
+
+
+def _change(change: Node) -> Parts:
+    return estimate(change["difference"], change["stderr"], sign=True)
+
+
+def _reasons(result: Node, keys: Sequence[str]) -> list[Parts]:
+    return reasons([row[key].get("reason") for row in result["layers"] for key in keys])
