@@ -22,7 +22,7 @@ class LayerPoint:
 
     `module` is the qualified name of a submodule (``""`` is the model itself), `call` counts its calls within one
     forward, `path` leads to the tensor in its output, or in ``(args, kwargs)`` for an input. `time_major`: the
-    tensor there is (T, B, D).
+    tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends.
     """
 
     layer: int
@@ -32,6 +32,7 @@ class LayerPoint:
     call: int
     path: Path
     time_major: bool = False
+    kept: bool = False
 
     def tensor_in(self, value: Any) -> Tensor:
         """The tensor at `path`.
@@ -110,7 +111,16 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
         names[-1] = f"{norm.module} (final norm applied)"
 
     points = tuple(
-        LayerPoint(layer, name, e.module, e.kind, e.call, e.path, tuple(e.tensor.shape[:-1]) == (n_tokens, 1))
+        LayerPoint(
+            layer,
+            name,
+            e.module,
+            e.kind,
+            e.call,
+            e.path,
+            time_major=tuple(e.tensor.shape[:-1]) == (n_tokens, 1),
+            kept=e.was_kept(e.tensor),
+        )
         for layer, (name, e) in enumerate(zip(names, chosen, strict=True))
     )
     calls = {point.module: recording.calls[point.module] for point in points}

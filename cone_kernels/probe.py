@@ -1,4 +1,4 @@
-"""Hidden states of a running model -> state, by hooks on the modules that make them; nothing is kept."""
+"""Hidden states of a running model -> state, by hooks on the modules that make them; none outlives its forward."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _HALF_ADDED = (
     "Its sentences are in the sums of some layers and not of others, so this state is lost: "
     "call reset() to begin another"
 )
+_NOT_ADDED = "It is in none of the sums"
 
 # Bits of the status that ConeState.update gives for each layer and sentence.
 _FAULTS = {1: "a zero token", 2: "a token that is not finite", 4: "no token under the mask"}
@@ -37,10 +38,11 @@ _FAULTS = {1: "a zero token", 2: "a token that is not finite", 4: "no token unde
 class ConeProbe:
     """Gathers the sums of every layer, at both levels, while a Hugging Face model runs.
 
-    ``with ConeProbe(model) as probe: model(**batch)`` adds each hidden state, where it is made, to ``probe.state``
-    and keeps none of them; ``output_hidden_states`` stays off and the model's outputs and gradients are what they are
-    without the probe. Layers are numbered as Hugging Face's ``hidden_states`` tuple: 0 the embedding output, k the
-    output of block k, the last one as the model returns it (after the final norm in most decoders: `final_norm`).
+    ``with ConeProbe(model) as probe: model(**batch)`` adds each hidden state to ``probe.state`` and keeps none beyond
+    the forward; ``output_hidden_states`` stays off and the model's outputs and gradients are what they are without the
+    probe. In inference layers wait for each other, in little memory, so that one call adds many. Layers are numbered
+    as Hugging Face's ``hidden_states`` tuple: 0 the embedding output, k the output of block k, the last one as the
+    model returns it (after the final norm in most decoders: `final_norm`).
     Where to read them is found on the first forward, by one forward of at most eight of its tokens with
     ``output_hidden_states=True``; hooks of your own see that one too. Of an encoder-decoder model called as a whole
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
@@ -289,24 +291,42 @@ class ConeProbe:
         forward, found = self._forward, self._map
         assert forward is not None
         assert found is not None
-        forward.move_to(hidden.device)
-        self._update(point.layer, forward.rows_of(point, hidden.detach(), found.dim), forward, found)
+        if hidden.device != forward.mask.device:
+            self._add_held(forward, found)
+            forward.move_to(hidden.device)
+        # A backward needs the layers, checkpointing means not to keep them, and dropout may write to its input.
+        wait = point.kept and not self._model.training and not torch.is_grad_enabled()
+        self._update(point.layer, forward.rows_of(point, hidden.detach(), found.dim), forward, found, wait)
 
-    def _update(self, layer: int, hidden: Tensor, forward: ProbedForward, found: LayerMap) -> None:
-        """Add one layer, (B, T, D) or packed (N, D), to the sums."""
+    def _update(self, layer: int, hidden: Tensor, forward: ProbedForward, found: LayerMap, wait: bool) -> None:
+        """Take in one layer, (B, T, D) or packed (N, D): at once, or with those that follow where it may wait."""
+        if not forward.holds_like(hidden):
+            self._add_held(forward, found)
+        forward.seen.add(layer)
+        forward.held.append((layer, hidden))
+        if not wait or forward.holds_enough():
+            self._add_held(forward, found)
+
+    def _add_held(self, forward: ProbedForward, found: LayerMap) -> None:
+        """Add the layers that wait to the sums."""
+        if not forward.held:
+            return
         started = time.perf_counter()
-        forward.added.add(layer)
+        layers, hidden = [layer for layer, _ in forward.held], [rows for _, rows in forward.held]
+        forward.held.clear()
+        forward.added.update(layers)
         # The sums must not become bfloat16 under the user's autocast, nor inference tensors under inference_mode.
-        device = hidden.device
+        device = hidden[0].device
         exact = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
         with torch.inference_mode(False), torch.no_grad(), exact:
             if self._state is None:
                 self._state = self._empty_state(found, device)
-            added = self._state.add(forward.batch_of(hidden), [hidden], [layer])
+            added = self._state.add(forward.batch_of(hidden[0]), hidden, layers)
             if self._on_pooled is not None:
-                self._on_pooled(layer, forward.sentence_ids, added.pooled[0])
+                for layer, pooled in zip(layers, added.pooled, strict=True):
+                    self._on_pooled(layer, forward.sentence_ids, pooled)
         if self._strict:
-            forward.status[layer] = added.status[0]
+            forward.status.update(zip(layers, added.status, strict=True))
         self._seconds += time.perf_counter() - started
 
     def _empty_state(self, found: LayerMap, device: torch.device) -> ConeState:
@@ -324,21 +344,23 @@ class ConeProbe:
         forward = self._forward
         if forward is None:
             return  # reset() was called meanwhile
-        missing = [point for point in found.points if point.layer not in forward.added]
-        if not forward.added:
+        missing = [point for point in found.points if point.layer not in forward.seen]
+        if not forward.seen:
             raise RuntimeError(f"{self._name}: no hook fired for any layer of this forward; {_WHY_NOTHING}")
+        so = _HALF_ADDED if forward.added else _NOT_ADDED
         if missing:
             listed = ", ".join(f"{point.layer} ({point.name})" for point in missing)
             raise RuntimeError(
                 f"{self._name}: this forward went through without a hook firing for layers {listed} "
-                f"(blocks skipped at random, or parts compiled since?). {_HALF_ADDED}"
+                f"(blocks skipped at random, or parts compiled since?). {so}"
             )
         for (name, kind), calls in forward.calls.items():
             if calls != found.calls[name]:
                 raise RuntimeError(
                     f"{self._name}: {name!r} ran {calls} times in this forward and {found.calls[name]} times in the "
-                    f"first, so its {kind}s cannot be told apart as layers. {_HALF_ADDED}"
+                    f"first, so its {kind}s cannot be told apart as layers. {so}"
                 )
+        self._add_held(forward, found)
         self._n_sentences += len(forward.sentence_ids)
         self._forward = None
         if self._strict:

@@ -15,6 +15,9 @@ from cone_kernels.layer_points import LayerPoint
 from cone_kernels.poolings import refuse_missing_special
 from cone_kernels.sentence_batch import SentenceBatch
 
+# Layers that wait for each other, so that one call adds them all: of the size of a cache, or what a GPU can spare.
+_HELD_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
+
 _MASK_HINT = "; say which tokens count by next_batch(mask=...)"
 
 
@@ -39,6 +42,8 @@ class ProbedForward:
     flattened: bool = False
     kept: Tensor | None = None  # (B,) bool: the sentences that are no repeats; None: all
     calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    seen: set[int] = field(default_factory=set)
+    held: list[tuple[int, Tensor]] = field(default_factory=list)
     added: set[int] = field(default_factory=set)
     status: dict[int, Tensor] = field(default_factory=dict)
     _batches: dict[bool, SentenceBatch] = field(default_factory=dict)
@@ -111,6 +116,15 @@ class ProbedForward:
             self._batches[packed] = SentenceBatch.of(rows, mask, starts, self.sentence_ids, special=special)
         return self._batches[packed]
 
+    def holds_like(self, hidden: Tensor) -> bool:
+        """Whether `hidden` can be added together with the layers that wait."""
+        return not self.held or _form(hidden) == _form(self.held[0][1])
+
+    def holds_enough(self) -> bool:
+        """Whether the layers that wait take as much memory as they may."""
+        limit = _HELD_BYTES.get(self.mask.device.type, 0)
+        return sum(hidden.numel() * hidden.element_size() for _, hidden in self.held) >= limit
+
     def move_to(self, device: torch.device) -> None:
         """Follow the layers of a model that is spread over devices."""
         if device == self.mask.device:
@@ -133,6 +147,10 @@ class ProbedForward:
         assert self.kept is not None
         assert self.cu_seqlens is not None
         return torch.repeat_interleave(self.kept, self.cu_seqlens.diff())
+
+
+def _form(hidden: Tensor) -> tuple[object, ...]:
+    return hidden.shape, hidden.stride(), hidden.dtype, hidden.device
 
 
 def checked_mask(mask: object, name: str) -> Tensor:

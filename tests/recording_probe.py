@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cone_kernels import metrics
 from cone_kernels.moments import ConeState
 from cone_kernels.probe import ConeProbe
+from cone_kernels.probed_forward import ProbedForward
 
 
 class RecordingProbe(ConeProbe):
@@ -20,9 +21,10 @@ class RecordingProbe(ConeProbe):
         super().__init__(model, **options)
         self.added: dict[int, list[Tensor]] = {}
 
-    def _update(self, layer: int, hidden: Tensor, *rest: Any) -> None:
-        self.added.setdefault(layer, []).append(hidden.clone())
-        super()._update(layer, hidden, *rest)
+    def _add_held(self, forward: ProbedForward, *rest: Any) -> None:
+        for layer, hidden in forward.held:
+            self.added.setdefault(layer, []).append(hidden.clone())
+        super()._add_held(forward, *rest)
 
 
 def plain_anisotropy(rows: Tensor) -> float:

@@ -13,6 +13,8 @@ from recording_probe import RecordingProbe, assert_statistics_of, hidden_states,
 from tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
 from torch import Tensor, nn
 
+from cone_kernels import backends, probed_forward
+from cone_kernels.layer_points import find_layer_points
 from cone_kernels.probe import ConeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -327,3 +329,47 @@ def test_strict_refuses_zero_tokens_and_empty_sentences() -> None:
         model(ids, mask)
     assert "layer 0 (embeddings): a zero token in sentences 1;" in str(raised.value)
     assert "layer 3 (blocks.2): no token under the mask in sentences 2" in str(raised.value)
+
+
+def test_layers_wait_for_each_other_and_are_added_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = tiny_model("bert"), [tiny_batch(seed=seed) for seed in (1, 2)]
+
+    def runs(**options: Any) -> tuple[str, int]:
+        with ConeProbe(model, **options) as probe, torch.no_grad(), backends.record() as ran:
+            for batch in batches:
+                model(**batch)
+        return probe.state.fingerprint(), ran.count(("pool_moments", backends.Backend.CPU))
+
+    together = runs(second_moment=True)
+    assert together[1] == len(batches)
+    monkeypatch.setitem(probed_forward._HELD_BYTES, "cpu", 0)
+    one_by_one = runs(second_moment=True)
+    assert one_by_one[1] == len(batches) * (model.config.num_hidden_layers + 1)
+    assert one_by_one[0] == together[0]
+
+
+class WritesLater(ToyModel):
+    """Gives out copies, and writes to what a block returned once the next one has read it."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
+    ) -> dict[str, Any]:
+        hidden = self.embeddings(input_ids)
+        states = [hidden.clone()]
+        for block in self.blocks:
+            following = block(hidden)
+            hidden.zero_()
+            hidden = following
+            states.append(hidden.clone())
+        output: dict[str, Any] = {"last_hidden_state": states[-1]}
+        return output | {"hidden_states": tuple(states)} if output_hidden_states else output
+
+
+def test_a_layer_that_is_written_to_does_not_wait() -> None:
+    model, batch = WritesLater(), tiny_batch()
+    with torch.no_grad():
+        found = find_layer_points(model, batch)
+        assert [point.kept for point in found.points] == [False, False, False, True]
+        with ConeProbe(model) as probe:
+            model(**batch)
+    assert_statistics_of(probe.state, [(hidden_states(model, batch), batch["attention_mask"])])

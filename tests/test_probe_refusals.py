@@ -17,16 +17,37 @@ from cone_kernels.probe import ConeProbe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_forward_that_stops_half_way_is_not_passed_over() -> None:
-    model = tiny_model("bert")
+def breaks_down(model: nn.Module) -> dict[str, bool]:
+    """Makes the second block fail while the switch that is returned is on."""
     broken = {"now": False}
 
     def break_down(module: nn.Module, args: Any) -> None:
         if broken["now"]:
             raise MemoryError("no room")
 
-    model.encoder.layer[1].register_forward_pre_hook(break_down)
+    model.encoder.layer[1].register_forward_pre_hook(break_down)  # type: ignore[union-attr]
+    return broken
+
+
+def test_a_forward_that_stops_half_way_is_in_no_sum() -> None:
+    model = tiny_model("bert")
+    wanted = probed(model, tiny_batch(seed=2))
+    broken = breaks_down(model)
     with ConeProbe(model) as probe, torch.no_grad():
+        model(**tiny_batch(seed=2))
+        broken["now"] = True
+        with pytest.raises(MemoryError):
+            model(**tiny_batch())
+        broken["now"] = False
+        assert same(probe.state, wanted)
+        model(**tiny_batch())
+    assert same(probe.state, probed(model, tiny_batch(seed=2), tiny_batch()))
+
+
+def test_one_whose_layers_were_added_is_not_passed_over() -> None:
+    model = tiny_model("bert")
+    broken = breaks_down(model)
+    with ConeProbe(model) as probe:  # with gradients, where layers do not wait
         model(**tiny_batch(seed=2))
         broken["now"] = True
         with pytest.raises(MemoryError):
