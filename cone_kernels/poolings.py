@@ -80,6 +80,8 @@ def rows_of(pooling: str, batch: SentenceBatch) -> TokenRows:
 
 def pool_layers(poolings: Sequence[str], layers: Sequence[Tensor], batch: SentenceBatch) -> dict[str, Tensor]:
     """The vectors (L, B, D) of L layers (B, T, D) or (N, D) by pooling, any but mean; arguments as checked above."""
+    if not poolings:
+        return {}
     pooled = [_pool_layer(poolings, hidden.detach(), batch) for hidden in layers]
     return {name: torch.stack([of_layer[name] for of_layer in pooled]) for name in poolings}
 

@@ -122,8 +122,10 @@ class ProbedForward:
 
     def holds_enough(self) -> bool:
         """Whether the layers that wait take as much memory as they may."""
-        limit = _HELD_BYTES.get(self.mask.device.type, 0)
-        return sum(hidden.numel() * hidden.element_size() for _, hidden in self.held) >= limit
+        if not self.held:
+            return False
+        _, hidden = self.held[0]  # they are alike
+        return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
 
     def move_to(self, device: torch.device) -> None:
         """Follow the layers of a model that is spread over devices."""
