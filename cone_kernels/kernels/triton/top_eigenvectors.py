@@ -1,0 +1,125 @@
+"""Top eigenvectors by block Krylov iteration, all layers at once: the products, then one small step a layer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+
+from cone_kernels.kernels.triton.block_product import add_parts, diagonal_scales, multiply_covariance, multiply_data
+from cone_kernels.kernels.triton.krylov_step import krylov_step
+
+_BASIS_BLOCKS = 4  # the basis holds at most this many blocks
+_ROUND = 16  # steps launched before the host looks whether all layers are finished
+_WIDTH, _TILE = 64, 32
+_COVARIANCE_ROWS, _DATA_ROWS = 32, 64
+_LEAST_PART_ROWS, _PARTS, _PARTIAL_BYTES = 512, 528, 64 << 20
+_ROTATED = 4096  # entries of the projected matrix and the vectors beside it that are rotated at once
+
+
+def top_eigenvectors(
+    x: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d).
+
+    Nothing waits for the GPU within a round of steps. While the stream is being captured there is one round, of
+    `max_iterations`; the starting block of that width must then have been used on that device before.
+    """
+    if x.dtype == torch.float64 and not covariance:
+        raise TypeError("x: got dtype float64; backend triton takes data of float32, bfloat16 and float16")
+    n_layers, _, d = x.shape
+    block = min(d, max(8, (k + 8) // 8 * 8))
+    capacity = min(_BASIS_BLOCKS * block, d)
+    size = max(16, triton.next_power_of_2(capacity))
+    padded_block = max(8, triton.next_power_of_2(block))
+    columns = triton.cdiv(d, _WIDTH) * _WIDTH
+
+    def scratch(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty((n_layers, *shape), dtype=dtype, device=x.device)
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros((n_layers, *shape), dtype=dtype, device=x.device)
+
+    values, residuals, vectors = scratch(k), scratch(k), scratch(k, d)
+    iterations, converged = scratch(dtype=torch.int64), scratch(dtype=torch.uint8)
+    next_value = torch.full_like(values[:, 0], torch.nan)
+    mean = None if covariance else x.mean(-2, dtype=torch.float64)  # (L, d)
+    if n_layers == 0:
+        return values, vectors, residuals, iterations, next_value, converged.bool(), mean
+
+    # Rows beyond the basis are multiplied by zeros, and so must be numbers.
+    bases, images = (tuple(zeros(size, columns) for _ in range(2)) for _ in range(2))
+    bases[0][:, :block, :d] = _start(block, d, x.device)
+    state = zeros(4, dtype=torch.int32)
+    state[:, 1] = block
+    scale = torch.ones_like(next_value)
+    part = min(padded_block, _TILE)
+    multiply = _covariance_product(x, scale, part) if mean is None else _data_product(x, mean, center, block, part)
+    pairs, directions, coefficients = scratch(2, size, 2 * size), scratch(2, padded_block, columns), scratch(size, part)
+    ritz, order = scratch(3, size), scratch(size, dtype=torch.int32)
+    limit = torch.full((1,), tolerance, dtype=torch.float64, device=x.device)
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    for step in range(max_iterations):
+        now, then = step % 2, (step + 1) % 2
+        multiply(bases[now], images[now], state, padded_block // part)
+        krylov_step[(n_layers,)](
+            bases[now], images[now], bases[then], images[then], pairs, directions, coefficients, ritz, order, state,
+            scale, limit, values, vectors, residuals, iterations, next_value, converged,
+            d, columns, k, block, capacity, max_iterations,
+            SIZE=size, BLOCK=padded_block, PART=part, TILE=min(size, _TILE), ROWS=min(size, _ROTATED // (2 * size)),
+            WIDTH=_WIDTH, num_warps=8, num_stages=1,
+        )  # fmt: skip
+        if (step + 1) % _ROUND == 0 and not capturing and bool(state[:, 3].all()):
+            break
+    return values, vectors, residuals, iterations, next_value, converged.bool(), mean
+
+
+_Multiply = Callable[[Tensor, Tensor, Tensor, int], None]
+
+
+def _covariance_product(x: Tensor, scale: Tensor, part: int) -> _Multiply:
+    n_layers, _, d = x.shape
+    strides = (x.stride(0), x.stride(2), x.stride(1)) if x.stride(1) == 1 else x.stride()  # symmetric
+    diagonal_scales[(n_layers,)](x, scale, d, *strides, WIDTH=1024)
+
+    def multiply(basis: Tensor, image: Tensor, state: Tensor, vector_parts: int) -> None:
+        _, size, columns = basis.shape
+        multiply_covariance[(triton.cdiv(d, _COVARIANCE_ROWS), n_layers, vector_parts)](
+            x, basis, image, state, scale, d, columns, *strides,
+            SIZE=size, PART=part, ROWS=_COVARIANCE_ROWS, WIDTH=_WIDTH, num_warps=4, num_stages=3,
+        )  # fmt: skip
+
+    return multiply
+
+
+def _data_product(x: Tensor, mean: Tensor, center: bool, block: int, part: int) -> _Multiply:
+    n_layers, n, d = x.shape
+    vectors = triton.cdiv(block, part) * part
+    columns = triton.cdiv(d, _WIDTH) * _WIDTH
+    most = min(triton.cdiv(_PARTS, n_layers), _PARTIAL_BYTES // (n_layers * vectors * columns * 8))
+    parts = max(1, min(triton.cdiv(n, _LEAST_PART_ROWS), most))
+    part_rows = triton.cdiv(triton.cdiv(n, parts), _DATA_ROWS) * _DATA_ROWS
+    parts = triton.cdiv(n, part_rows)
+    partial = torch.empty((n_layers, vectors, parts, columns), dtype=torch.float64, device=x.device)
+
+    def multiply(basis: Tensor, image: Tensor, state: Tensor, vector_parts: int) -> None:
+        size = basis.shape[1]
+        multiply_data[(parts, n_layers, vector_parts)](
+            x, mean, basis, partial, state, n, d, columns, part_rows, *x.stride(),
+            CENTER=center, SIZE=size, PART=part, ROWS=_DATA_ROWS, WIDTH=_WIDTH, num_warps=4, num_stages=1,
+        )  # fmt: skip
+        add_parts[(columns // _WIDTH, n_layers, vector_parts)](
+            partial, image, state, parts, columns, n - 1 if center else n, SIZE=size, PART=part, WIDTH=_WIDTH
+        )
+
+    return multiply
+
+
+@functools.lru_cache(maxsize=8)
+def _start(block: int, d: int, device: torch.device) -> Tensor:
+    """(block, d) orthonormal rows, the same everywhere."""
+    start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(start.mT).Q.mT.contiguous().to(device)
