@@ -84,18 +84,23 @@ def multiply_data(
     for first_row in range(begin, tl.minimum(begin + part_rows, n), ROWS):
         row = first_row + tl.arange(0, ROWS)
         along = tl.zeros([ROWS, PART], tl.float64)
+        # The next columns come while these are multiplied. Triton 3.6 also needs the loop between a 16-bit load and
+        # its product in float64: it would choose a layout of the operand that it cannot lower.
+        data = centred(x, mean, row, tl.arange(0, WIDTH), n, d, stride_n, stride_d, CENTER)
         for first in range(0, columns, WIDTH):
             j = first + tl.arange(0, WIDTH)
             vectors = tl.load(basis + rows_of_layer[:, None] + j[None, :], mask=there[:, None], other=0.0)
-            data = centred(x, mean, row, j, n, d, stride_n, stride_d, CENTER)
             along = tl.dot(data, tl.trans(vectors), along, out_dtype=tl.float64)
-        for first in range(0, columns, WIDTH):  # the rows once more, from the cache
+            data = centred(x, mean, row, j + WIDTH, n, d, stride_n, stride_d, CENTER)
+        # the rows once more, from the cache
+        data = centred(x, mean, row, tl.arange(0, WIDTH), n, d, stride_n, stride_d, CENTER)
+        for first in range(0, columns, WIDTH):
             j = first + tl.arange(0, WIDTH)
-            data = centred(x, mean, row, j, n, d, stride_n, stride_d, CENTER)
             place = partial + tl.arange(0, PART)[:, None] * columns + j[None, :]
             there_before = tl.where(first_row > begin, columns, 0)
             total = tl.load(place, mask=(j < there_before)[None, :], other=0.0)
             tl.store(place, tl.dot(tl.trans(along), data, total, out_dtype=tl.float64))
+            data = centred(x, mean, row, j + WIDTH, n, d, stride_n, stride_d, CENTER)
 
 
 @triton.jit

@@ -170,7 +170,7 @@ def expand(
     Block Gram-Schmidt twice, within a part by the Cholesky factor of its Gram matrix; dependent directions are dropped.
     """
     for first in range(0, block, PART):
-        i = tl.arange(0, PART)
+        i, j = tl.arange(0, PART), tl.arange(0, PART if PART > 16 else 16)  # tl.dot sums over 16 at least
         norm = tl.load(norms + first + i, mask=first + i < block, other=0.0)
         used = norm > noise
         factor = tl.where(used, 1.0 / tl.where(used, norm, 1.0), 0.0)
@@ -181,12 +181,13 @@ def expand(
             turn = orthonormal_combinations(lessened, columns, PART, WIDTH)
             factor = tl.full([PART], 1.0, tl.float64)
             # turn is lower triangular: its diagonal is 0 where a direction is dropped
-            there = (tl.sum(tl.where(i[:, None] == i[None, :], turn, 0.0), 1) > 0.0).to(tl.int32)
+            there = (tl.sum(tl.where(i[:, None] == j[None, :], turn, 0.0), 1) > 0.0).to(tl.int32)
             place = filled + tl.sum(tl.where(i[None, :] < i[:, None], there[None, :], 0), 1)
             stored = (there != 0) & (place < limit)
             for start in range(0, columns, WIDTH):
                 column = start + tl.arange(0, WIDTH)
-                turned = tl.dot(turn, tl.load(rows_at(lessened, i, column, columns)), out_dtype=tl.float64)
+                rows = tl.load(rows_at(lessened, j, column, columns), mask=(j < PART)[:, None], other=0.0)
+                turned = tl.dot(turn, rows, out_dtype=tl.float64)
                 if again == 0:
                     tl.store(rows_at(given, i, column, columns), turned)
                 else:
@@ -227,13 +228,13 @@ def subtract(
 
 @triton.jit
 def orthonormal_combinations(rows, columns, PART: tl.constexpr, WIDTH: tl.constexpr):
-    """turn (PART, PART), lower triangular: turn · rows is orthonormal, or 0 where a row depends on those before it."""
-    i = tl.arange(0, PART)
+    """turn (PART, PART or 16), lower triangular: turn · rows is orthonormal, 0 where a row depends on earlier ones."""
+    i, j = tl.arange(0, PART), tl.arange(0, PART if PART > 16 else 16)
     gram = tl.zeros([PART, PART], tl.float64)
     for start in range(0, columns, WIDTH):
         value = tl.load(rows_at(rows, i, start + tl.arange(0, WIDTH), columns))
         gram = tl.dot(value, tl.trans(value), gram, out_dtype=tl.float64)
-    turn = (i[:, None] == i[None, :]).to(tl.float64)
+    turn = (i[:, None] == j[None, :]).to(tl.float64)
     for pivot in range(PART):
         chosen = i[:, None] == pivot
         row = tl.sum(tl.where(chosen, gram, 0.0), 0)

@@ -70,7 +70,7 @@ def top_eigenvectors(
             scale, limit, values, vectors, residuals, iterations, next_value, converged,
             d, columns, k, block, capacity, max_iterations,
             SIZE=size, BLOCK=padded_block, PART=part, TILE=min(size, _TILE), ROWS=min(size, _ROTATED // (2 * size)),
-            WIDTH=_WIDTH, num_warps=8, num_stages=1,
+            WIDTH=_WIDTH, num_warps=8, num_stages=2,
         )  # fmt: skip
         if (step + 1) % _ROUND == 0 and not capturing and bool(state[:, 3].all()):
             break
@@ -81,6 +81,8 @@ _Multiply = Callable[[Tensor, Tensor, Tensor, int], None]
 
 
 def _covariance_product(x: Tensor, scale: Tensor, part: int) -> _Multiply:
+    if x.element_size() == 2:
+        x = x.float()  # a small copy; Triton 3.6 cannot lower a product in float64 of what is loaded as 16 bits
     n_layers, _, d = x.shape
     strides = (x.stride(0), x.stride(2), x.stride(1)) if x.stride(1) == 1 else x.stride()  # symmetric
     diagonal_scales[(n_layers,)](x, scale, d, *strides, WIDTH=1024)
@@ -122,4 +124,5 @@ def _data_product(x: Tensor, mean: Tensor, center: bool, block: int, part: int) 
 def _start(block: int, d: int, device: torch.device) -> Tensor:
     """(block, d) orthonormal rows, the same everywhere."""
     start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return torch.linalg.qr(start.mT).Q.mT.contiguous().to(device)
+    orthonormal: Tensor = torch.linalg.qr(start.mT).Q.mT.contiguous()
+    return orthonormal.to(device)
