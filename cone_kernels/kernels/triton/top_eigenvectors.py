@@ -14,7 +14,7 @@ from cone_kernels.kernels.triton.krylov_step import krylov_step
 
 _BASIS_BLOCKS = 4  # the basis holds at most this many blocks
 _ROUND = 16  # steps launched before the host looks whether all layers are finished
-_WIDTH, _TILE = 64, 32
+_WIDTH, _STEP_WIDTH, _TILE = 64, 32, 32  # columns of a product and of a step at once, rows of a step
 _COVARIANCE_ROWS, _DATA_ROWS = 32, 64
 _LEAST_PART_ROWS, _PARTS, _PARTIAL_BYTES = 512, 528, 64 << 20
 _ROTATED = 4096  # entries of the projected matrix and the vectors beside it that are rotated at once
@@ -70,7 +70,7 @@ def top_eigenvectors(
             scale, limit, values, vectors, residuals, iterations, next_value, converged,
             d, columns, k, block, capacity, max_iterations,
             SIZE=size, BLOCK=padded_block, PART=part, TILE=min(size, _TILE), ROWS=min(size, _ROTATED // (2 * size)),
-            WIDTH=_WIDTH, num_warps=8, num_stages=2,
+            WIDTH=_STEP_WIDTH, num_warps=8, num_stages=2, maxnreg=255,
         )  # fmt: skip
         if (step + 1) % _ROUND == 0 and not capturing and bool(state[:, 3].all()):
             break
