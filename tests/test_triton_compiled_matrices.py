@@ -16,6 +16,13 @@ from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Widths that are multiples of 16 compile to the same code.
 WIDTHS = (384, 768, 1024, 4096)
+# One launch of each kind; float16 and the other widths are left to `make test-slow`.
+QUICK = {
+    ("second_moment", "bfloat16"),
+    ("second_moment, pilot", "float32"),
+    ("top_eigenvectors, data", "bfloat16"),
+    ("top_eigenvectors, float64 covariance", "float32"),
+}
 MATRIX_KERNELS = {"multiply_tiles", "multiply_covariance", "multiply_data", "krylov_step"}
 
 
@@ -34,20 +41,23 @@ def launches(d: int, dtype: str) -> Iterator[tuple[str, Any]]:
         yield "top_eigenvectors, covariance", lambda: top_eigenvectors(moment.float(), True, True, 1, 1e-8, 1)
 
 
-def compiled(widths: list[int], dtypes: list[str], capability: int) -> list[dict[str, Any]]:
-    """Every kernel of every launch."""
+def compiled(widths: list[int], capability: int, quick: bool) -> list[dict[str, Any]]:
+    """Every kernel of every launch, or of the quick ones."""
     return [
         {"op": what, "d": d, "dtype": dtype, **asdict(code)}
         for d in widths
-        for dtype in dtypes
+        for dtype in DTYPES
         for what, call in launches(d, dtype)
+        if not quick or (what, dtype) in QUICK
         for code in code_of_launches(call, capability)
     ]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_nothing_spills_and_loads_are_wide(capability: int) -> None:
-    found = in_subprocess("test_triton_compiled_matrices:compiled", [1024], list(DTYPES), capability)
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_nothing_spills_and_loads_are_wide(capability: int, quick: bool) -> None:
+    widths = [1024] if quick else list(WIDTHS)
+    found = in_subprocess("test_triton_compiled_matrices:compiled", widths, capability, quick)
     assert {code["kernel"] for code in found} > MATRIX_KERNELS
     for code in found:
         assert (code["stack"], code["spills"]) == (0, 0), code
@@ -61,5 +71,5 @@ def test_nothing_spills_and_loads_are_wide(capability: int) -> None:
 
 if __name__ == "__main__":
     for at in (80, 90):
-        for code in in_subprocess("test_triton_compiled_matrices:compiled", list(WIDTHS), list(DTYPES), at):
+        for code in in_subprocess("test_triton_compiled_matrices:compiled", list(WIDTHS), at, False):
             print(*code.values(), sep=" | ")
