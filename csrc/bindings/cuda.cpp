@@ -1,11 +1,153 @@
-// cone_kernels._cuda: what the CUDA runtime says of this machine. Imports on a machine without a GPU.
+// cone_kernels._cuda: the CUDA kernels over raw pointers, and what the CUDA runtime says of this machine. Imports on a
+// machine without a GPU. cone_kernels/kernels/cuda.py is the only caller and has checked what it passes.
 #include <cuda_runtime_api.h>
-#include <pybind11/pybind11.h>
 
 #include <stdexcept>
-#include <string>
+
+#include "bindings/pointers.h"
+#include "cuda/gradients.cuh"
+#include "cuda/moments.cuh"
+
+namespace py = pybind11;
 
 namespace {
+
+using cone::bindings::Address;
+using cone::bindings::at;
+using cone::bindings::Pointers;
+using cone::bindings::Strides;
+using cone::bindings::Unlocked;
+using cone::cuda::Queue;
+
+using Place = std::tuple<int, Address>;  // a device and its stream
+using Items = std::tuple<int64_t, int64_t, int, int, Address, Address>;
+using Partials = std::tuple<Address, Address, Address, Address, int>;
+using Lists = std::tuple<Address, Address, Address>;
+
+Queue queue_of(const Place& place) { return {std::get<0>(place), reinterpret_cast<cudaStream_t>(std::get<1>(place))}; }
+
+cone::cuda::Segments segments_of(const Items& items) {
+  const auto& [n, groups, group_parts, slices, order, starts] = items;
+  return {n, groups, group_parts, slices, at<const int64_t>(order), at<const int64_t>(starts)};
+}
+
+cone::cuda::MomentPartials partials_of(const Partials& partials) {
+  const auto& [columns, units, scalars, norms_sq, slabs] = partials;
+  return {at<double>(columns), at<double>(units), at<double>(scalars), at<double>(norms_sq), slabs};
+}
+
+cone::cuda::TokenLists lists_of(const Lists& lists) {
+  const auto& [positions, sizes, cu_seqlens] = lists;
+  return {at<const int32_t>(positions), at<const int32_t>(sizes), at<const int64_t>(cu_seqlens)};
+}
+
+void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                 int64_t col_stride, const Items& segments, const Pointers& sums, const Partials& partials,
+                 Address status, const Place& place) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  cone::cuda::row_moments({{pointers.data(),
+                            int64_t(pointers.size()),
+                            {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                            nullptr,
+                            cone::bindings::moment_sums(sums, std::get<1>(segments)),
+                            at<uint8_t>(status),
+                            0},
+                           segments_of(segments),
+                           partials_of(partials)},
+                          queue_of(place));
+}
+
+void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
+                  const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, const Items& segments,
+                  Address pooled, const Pointers& sums, const Partials& partials, Address status, const Place& place) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  cone::cuda::pool_moments(
+      {{cone::bindings::hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), nullptr,
+        at<void>(pooled), cone::bindings::moment_sums(sums, std::get<1>(segments)),
+        cone::bindings::field<double>(sums, "sentence_sq_sum"),
+        cone::bindings::field<double>(sums, "sentence_size_sq_sum"),
+        cone::bindings::field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), 0},
+       lists_of(lists),
+       segments_of(segments),
+       partials_of(partials)},
+      queue_of(place));
+}
+
+void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
+                      const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, Address pooled,
+                      const Place& place) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  cone::cuda::masked_mean_pool(
+      {cone::bindings::hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens),
+       at<void>(pooled), 0},
+      lists_of(lists), queue_of(place));
+}
+
+void list_tokens(Address mask, int64_t n_sentences, int64_t n_tokens, Address positions, Address sizes,
+                 const Place& place) {
+  cone::cuda::list_tokens(at<const uint8_t>(mask), n_sentences, n_tokens, at<int32_t>(positions), at<int32_t>(sizes),
+                          queue_of(place));
+}
+
+void mean_pairwise_cosine_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d,
+                                   int64_t row_stride, int64_t col_stride, Address unit_sum, Address scale,
+                                   Address grad_rows, const Place& place) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  cone::cuda::mean_pairwise_cosine_backward({pointers.data(),
+                                             int64_t(pointers.size()),
+                                             {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                                             at<const double>(unit_sum),
+                                             at<const double>(scale),
+                                             at<void>(grad_rows),
+                                             0},
+                                            queue_of(place));
+}
+
+void masked_mean_pool_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                               int64_t col_stride, int result_dtype, int64_t n_tokens, Address mask, Address cu_seqlens,
+                               Address grad_hidden, const Place& place) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  cone::cuda::masked_mean_pool_backward({pointers.data(),
+                                         int64_t(pointers.size()),
+                                         {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                                         cone::DType(result_dtype),
+                                         n_tokens,
+                                         at<const uint8_t>(mask),
+                                         at<const int64_t>(cu_seqlens),
+                                         at<void>(grad_hidden),
+                                         0},
+                                        queue_of(place));
+}
+
+void bind_moments(py::module_& m) {
+  m.def("row_moments", &row_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
+        py::arg("row_stride"), py::arg("col_stride"), py::arg("segments"), py::arg("sums"), py::arg("partials"),
+        py::arg("status"), py::arg("place"), Unlocked());
+  m.def("pool_moments", &pool_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
+        py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("lists"),
+        py::arg("segments"), py::arg("pooled"), py::arg("sums"), py::arg("partials"), py::arg("status"),
+        py::arg("place"), Unlocked());
+  m.def("masked_mean_pool", &masked_mean_pool, py::kw_only(), py::arg("layers"), py::arg("dtype"),
+        py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
+        py::arg("cu_seqlens"), py::arg("lists"), py::arg("pooled"), py::arg("place"), Unlocked());
+  m.def("list_tokens", &list_tokens, py::kw_only(), py::arg("mask"), py::arg("n_sentences"), py::arg("n_tokens"),
+        py::arg("positions"), py::arg("sizes"), py::arg("place"), Unlocked());
+  m.def("row_moment_slabs", &cone::cuda::row_moment_slabs, py::kw_only(), py::arg("d"), py::arg("all_sums"),
+        py::arg("device"), "Slabs of columns that row_moments takes rows of this width in.");
+  m.def("pool_moment_slabs", &cone::cuda::pool_moment_slabs, py::kw_only(), py::arg("d"), py::arg("device"),
+        "Slabs of columns that pool_moments takes tokens of this width in.");
+  m.attr("scalars") = int(cone::cuda::kScalars);
+}
+
+void bind_gradients(py::module_& m) {
+  m.def("mean_pairwise_cosine_backward", &mean_pairwise_cosine_backward, py::kw_only(), py::arg("layers"),
+        py::arg("dtype"), py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("unit_sum"),
+        py::arg("scale"), py::arg("grad_rows"), py::arg("place"), Unlocked());
+  m.def("masked_mean_pool_backward", &masked_mean_pool_backward, py::kw_only(), py::arg("layers"), py::arg("dtype"),
+        py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("result_dtype"),
+        py::arg("n_tokens"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("grad_hidden"), py::arg("place"),
+        Unlocked());
+}
 
 int device_count() {
   int count = 0;
@@ -18,7 +160,9 @@ int device_count() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA side of cone_kernels.";
+  m.doc() = "CUDA kernels of cone_kernels, over raw pointers.";
   m.def("device_count", &device_count, "GPUs that the CUDA runtime can use; 0 without a GPU or a driver.");
   m.attr("runtime_version") = CUDART_VERSION;
+  bind_moments(m);
+  bind_gradients(m);
 }

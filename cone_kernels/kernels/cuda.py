@@ -1,0 +1,227 @@
+"""The CUDA kernels: pointers, shapes and strides of GPU tensors handed to cone_kernels._cuda, on the current stream.
+
+Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing here waits for the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cone_kernels import _cuda
+from cone_kernels.kernels.segments import Segments
+
+# cone::DType in csrc/include/cone/types.h
+_DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+
+
+def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
+    """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
+    n_layers, n, d = x.shape
+    n_groups = sums["count"].shape[-1]
+    all_sums = "sum" in sums
+    rows = _rows("x", x)
+    segments = Segments.of(groups, n, n_groups, n_layers, n)
+    slabs = _cuda.row_moment_slabs(d=d, all_sums=all_sums, device=_device(x))
+    partials = _partials(x, segments, n_layers, d, slabs, n if slabs > 1 else 0, all_sums)
+    status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
+    _cuda.row_moments(
+        **rows,
+        segments=_segments(segments),
+        sums=_sum_addresses(sums),
+        partials=(*map(_address, partials), slabs),
+        status=status.data_ptr(),
+        place=_place(x),
+    )
+    return status
+
+
+def pool_moments(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
+    layers, cu_seqlens = _same_strides(layers), _beside(layers[0], cu_seqlens)
+    first, n_sentences = layers[0], len(groups)
+    d = first.shape[-1]
+    rows = first.shape[-2] if mask is None else mask.numel()
+    hidden = _hidden_states(layers, mask, cu_seqlens, n_sentences)
+    segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows)
+    slabs = _cuda.pool_moment_slabs(d=d, device=_device(first))
+    partials = _partials(first, segments, len(layers), d, slabs, rows if slabs > 1 else 0, True)
+    lists = _token_lists(mask)
+    pooled = torch.empty((len(layers), n_sentences, d), dtype=torch.float32, device=first.device)
+    status = torch.empty((len(layers), n_sentences), dtype=torch.uint8, device=first.device)
+    _cuda.pool_moments(
+        **hidden,
+        lists=(*map(_address, lists), _address(cu_seqlens)),
+        segments=_segments(segments),
+        pooled=pooled.data_ptr(),
+        sums=_sum_addresses(sums),
+        partials=(*map(_address, partials), slabs),
+        status=status.data_ptr(),
+        place=_place(first),
+    )
+    return pooled, status
+
+
+def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """The mean over each sentence's tokens (L, B, d), float32."""
+    layers, cu_seqlens = _same_strides(layers), _beside(layers[0], cu_seqlens)
+    first = layers[0]
+    n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
+    hidden = _hidden_states(layers, mask, cu_seqlens, n_sentences)
+    lists = _token_lists(mask)
+    pooled = torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=torch.float32, device=first.device)
+    _cuda.masked_mean_pool(
+        **hidden,
+        lists=(*map(_address, lists), _address(cu_seqlens)),
+        pooled=pooled.data_ptr(),
+        place=_place(first),
+    )
+    return pooled
+
+
+def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:
+    """scale · (s − (s·u)u)/‖x‖ for the rows of x (L, n, d), of its dtype; unit_sum s (L, d) and scale (L,) float64."""
+    unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
+    gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _cuda.mean_pairwise_cosine_backward(
+        **_rows("x", x),
+        unit_sum=unit_sum.data_ptr(),
+        scale=scale.data_ptr(),
+        grad_rows=gradient.data_ptr(),
+        place=_place(x),
+    )
+    return gradient
+
+
+def masked_mean_pool_backward(
+    grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """grad (L, B, d) shared out among each sentence's tokens: (L, B, T, d), or packed (L, N, d), of `dtype`."""
+    layers, n_sentences, d = grad.shape
+    cu_seqlens = _beside(grad, cu_seqlens)
+    shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
+    gradient = torch.empty(shape, dtype=dtype, device=grad.device)
+    _cuda.masked_mean_pool_backward(
+        **_rows("grad", grad),
+        result_dtype=_number_of("dtype", dtype),
+        n_tokens=n_tokens,
+        mask=_address(mask),
+        cu_seqlens=_address(cu_seqlens),
+        grad_hidden=gradient.data_ptr(),
+        place=_place(grad),
+    )
+    return gradient
+
+
+def _partials(
+    like: Tensor, segments: Segments, n_layers: int, d: int, slabs: int, rows_with_norms: int, all_sums: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+    """Memory for the sums of parts, as MomentPartials in csrc/cuda/moments.cuh has it."""
+    slices = (n_layers, segments.groups, segments.slices)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=like.device)
+
+    columns = floats(n_layers, segments.parts, 3, d) if all_sums else None
+    units = floats(*slices, d) if segments.slices > 1 else None
+    scalars = torch.zeros((*slices, slabs, _cuda.scalars), dtype=torch.float64, device=like.device)
+    return columns, units, scalars, floats(n_layers, rows_with_norms) if slabs > 1 else None
+
+
+def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Positions (B, T) and numbers (B,) of the tokens that the mask keeps."""
+    if mask is None:
+        return None, None
+    positions = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
+    sizes = torch.empty(len(mask), dtype=torch.int32, device=mask.device)
+    _cuda.list_tokens(
+        mask=mask.data_ptr(),
+        n_sentences=mask.shape[0],
+        n_tokens=mask.shape[1],
+        positions=positions.data_ptr(),
+        sizes=sizes.data_ptr(),
+        place=_place(mask),
+    )
+    return positions, sizes
+
+
+def _segments(segments: Segments) -> tuple[int, ...]:
+    order, starts = _address(segments.order), _address(segments.starts)
+    return segments.items, segments.groups, segments.group_parts, segments.slices, order, starts
+
+
+def _rows(name: str, x: Tensor) -> dict[str, object]:
+    base, step = x.data_ptr(), x.stride(0) * x.element_size()
+    return {
+        "layers": [base + layer * step for layer in range(x.shape[0])],
+        "dtype": _number_of(name, x.dtype),
+        "n": x.shape[1],
+        "d": x.shape[2],
+        "row_stride": x.stride(1),
+        "col_stride": _column_stride(x),
+    }
+
+
+def _hidden_states(
+    layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
+) -> dict[str, object]:
+    first = layers[0]
+    return {
+        "layers": [layer.data_ptr() for layer in layers],
+        "dtype": _number_of("hidden_states", first.dtype),
+        "n_sentences": n_sentences,
+        "n_tokens": first.shape[-2],
+        "d": first.shape[-1],
+        "strides": (first.stride(0), first.stride(-2), _column_stride(first)),
+        "mask": _address(mask),
+        "cu_seqlens": _address(cu_seqlens),
+    }
+
+
+def _number_of(name: str, dtype: torch.dtype) -> int:
+    if dtype not in _DTYPES:
+        got, wanted = (str(one).removeprefix("torch.") for one in (dtype, "float32, bfloat16 or float16"))
+        raise TypeError(f"{name}: got dtype {got}; the CUDA kernels take {wanted}")
+    return _DTYPES[dtype]
+
+
+def _same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
+    # One call takes one set of strides; layers that differ in theirs are made contiguous.
+    if all(layer.stride() == layers[0].stride() for layer in layers):
+        return layers
+    return [layer.contiguous() for layer in layers]
+
+
+def _beside(hidden: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+    # The sentences' starts may come on the CPU.
+    return None if cu_seqlens is None else cu_seqlens.to(hidden.device, non_blocking=True)
+
+
+def _column_stride(x: Tensor) -> int:
+    # A single column has whatever stride; 1 keeps it on the fast path.
+    return 1 if x.shape[-1] == 1 else x.stride(-1)
+
+
+def _device(x: Tensor) -> int:
+    return x.device.index or 0
+
+
+def _place(x: Tensor) -> tuple[int, int]:
+    """The device and its current stream."""
+    return _device(x), torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:
+    return {field: total.data_ptr() for field, total in sums.items()}
