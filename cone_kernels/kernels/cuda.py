@@ -21,11 +21,10 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
     n_layers, n, d = x.shape
     n_groups = sums["count"].shape[-1]
-    all_sums = "sum" in sums
     rows = _rows("x", x)
     segments = Segments.of(groups, n, n_groups, n_layers, n)
-    slabs = _cuda.row_moment_slabs(d=d, all_sums=all_sums, device=_device(x))
-    partials = _partials(x, segments, n_layers, d, slabs, n if slabs > 1 else 0, all_sums)
+    slabs = _cuda.row_moment_slabs(**rows, sums=_sum_addresses(sums), device=_device(x))
+    partials = _partials(x, segments, (n_layers, n, d), slabs, columns="sum" in sums)
     status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
     _cuda.row_moments(
         **rows,
@@ -52,8 +51,8 @@ def pool_moments(
     rows = first.shape[-2] if mask is None else mask.numel()
     hidden = _hidden_states(layers, mask, cu_seqlens, n_sentences)
     segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows)
-    slabs = _cuda.pool_moment_slabs(d=d, device=_device(first))
-    partials = _partials(first, segments, len(layers), d, slabs, rows if slabs > 1 else 0, True)
+    slabs = _cuda.pool_moment_slabs(**hidden, device=_device(first))
+    partials = _partials(first, segments, (len(layers), rows, d), slabs, columns=True)
     lists = _token_lists(mask)
     pooled = torch.empty((len(layers), n_sentences, d), dtype=torch.float32, device=first.device)
     status = torch.empty((len(layers), n_sentences), dtype=torch.uint8, device=first.device)
@@ -122,18 +121,21 @@ def masked_mean_pool_backward(
 
 
 def _partials(
-    like: Tensor, segments: Segments, n_layers: int, d: int, slabs: int, rows_with_norms: int, all_sums: bool
+    like: Tensor, segments: Segments, shape: tuple[int, int, int], slabs: int, *, columns: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """Memory for the sums of parts, as MomentPartials in csrc/cuda/moments.cuh has it."""
-    slices = (n_layers, segments.groups, segments.slices)
+    """Memory for the sums of parts, as MomentPartials in csrc/cuda/moments.cuh has it, for rows of `shape` (L, n, d)."""
+    n_layers, n, d = shape
+    by_slice = (n_layers, segments.groups, segments.slices)
 
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float64, device=like.device)
+    def floats(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=torch.float64, device=like.device)
 
-    columns = floats(n_layers, segments.parts, 3, d) if all_sums else None
-    units = floats(*slices, d) if segments.slices > 1 else None
-    scalars = torch.zeros((*slices, slabs, _cuda.scalars), dtype=torch.float64, device=like.device)
-    return columns, units, scalars, floats(n_layers, rows_with_norms) if slabs > 1 else None
+    return (
+        floats(n_layers, segments.parts, 3, d) if columns else None,
+        floats(*by_slice, d) if segments.slices > 1 else None,
+        torch.zeros((*by_slice, slabs, _cuda.scalars), dtype=torch.float64, device=like.device),
+        floats(n_layers, n) if slabs > 1 else None,
+    )
 
 
 def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -41,19 +41,38 @@ cone::cuda::TokenLists lists_of(const Lists& lists) {
   return {at<const int32_t>(positions), at<const int32_t>(sizes), at<const int64_t>(cu_seqlens)};
 }
 
+cone::RowMomentsArgs row_args(const std::vector<const void*>& layers, int dtype, int64_t n, int64_t d,
+                              int64_t row_stride, int64_t col_stride, const Pointers& sums, int64_t groups,
+                              Address status) {
+  return {layers.data(),
+          int64_t(layers.size()),
+          {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+          nullptr,
+          cone::bindings::moment_sums(sums, groups),
+          at<uint8_t>(status),
+          0};
+}
+
+int row_moment_slabs(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                     int64_t col_stride, const Pointers& sums, int device) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  return cone::cuda::row_moment_slabs(row_args(pointers, dtype, n, d, row_stride, col_stride, sums, 0, 0), device);
+}
+
+int pool_moment_slabs(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
+                      const Strides& strides, Address mask, Address cu_seqlens, int device) {
+  const auto pointers = cone::bindings::layer_pointers(layers);
+  return cone::cuda::pool_moment_slabs(
+      cone::bindings::hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), device);
+}
+
 void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                  int64_t col_stride, const Items& segments, const Pointers& sums, const Partials& partials,
                  Address status, const Place& place) {
   const auto pointers = cone::bindings::layer_pointers(layers);
-  cone::cuda::row_moments({{pointers.data(),
-                            int64_t(pointers.size()),
-                            {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
-                            nullptr,
-                            cone::bindings::moment_sums(sums, std::get<1>(segments)),
-                            at<uint8_t>(status),
-                            0},
-                           segments_of(segments),
-                           partials_of(partials)},
+  const int64_t groups = std::get<1>(segments);
+  cone::cuda::row_moments({row_args(pointers, dtype, n, d, row_stride, col_stride, sums, groups, status),
+                           segments_of(segments), partials_of(partials)},
                           queue_of(place));
 }
 
@@ -132,10 +151,12 @@ void bind_moments(py::module_& m) {
         py::arg("cu_seqlens"), py::arg("lists"), py::arg("pooled"), py::arg("place"), Unlocked());
   m.def("list_tokens", &list_tokens, py::kw_only(), py::arg("mask"), py::arg("n_sentences"), py::arg("n_tokens"),
         py::arg("positions"), py::arg("sizes"), py::arg("place"), Unlocked());
-  m.def("row_moment_slabs", &cone::cuda::row_moment_slabs, py::kw_only(), py::arg("d"), py::arg("all_sums"),
-        py::arg("device"), "Slabs of columns that row_moments takes rows of this width in.");
-  m.def("pool_moment_slabs", &cone::cuda::pool_moment_slabs, py::kw_only(), py::arg("d"), py::arg("device"),
-        "Slabs of columns that pool_moments takes tokens of this width in.");
+  m.def("row_moment_slabs", &row_moment_slabs, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
+        py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("sums"), py::arg("device"),
+        "Slabs of columns that row_moments takes these rows in.");
+  m.def("pool_moment_slabs", &pool_moment_slabs, py::kw_only(), py::arg("layers"), py::arg("dtype"),
+        py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
+        py::arg("cu_seqlens"), py::arg("device"), "Slabs of columns that pool_moments takes these tokens in.");
   m.attr("scalars") = int(cone::cuda::kScalars);
 }
 

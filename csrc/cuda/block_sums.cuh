@@ -58,6 +58,7 @@ class BlockSums {
     if (place == 0) buffer[which * warps + warp_of_thread()] = of_warp;
     __syncthreads();
     T total = 0;
+#pragma unroll 1
     for (int warp = place; warp < warps; warp += kLanesPerSum) total += buffer[which * warps + warp];
 #pragma unroll
     for (int bit = kLanesPerSum / 2; bit > 0; bit /= 2) total += __shfl_xor_sync(kAllLanes, total, bit);

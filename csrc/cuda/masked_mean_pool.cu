@@ -98,10 +98,9 @@ void masked_mean_pool(const MaskedMeanPoolArgs& args, const TokenLists& lists, c
   const int64_t warps = (hidden.d + kWarpColumns - 1) / kWarpColumns;
   const int threads = int(std::min(warps * kWarpSize, int64_t{kMostThreads}));
   const int64_t slabs = (hidden.d + threads * kColumns - 1) / (threads * kColumns);
+  const bool vector = vector_loads(hidden);
   with_element_type(hidden.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
-    const bool vector = aligned_rows<In>(hidden.layers, hidden.n_layers, hidden.d, hidden.col_stride,
-                                         hidden.token_stride, lists.positions != nullptr ? hidden.sentence_stride : 0);
     for_layers(hidden.layers, hidden.n_layers, [&](const Layers& layers, unsigned count) {
       const Params params{layers, hidden, static_cast<float*>(args.pooled), lists};
       Stream("masked_mean_pool", queue.device, queue.stream)

@@ -46,11 +46,15 @@ __global__ void __launch_bounds__(kMostThreads)
 
   const int64_t layer_rows = (packed ? 1 : args.grad.n) * args.n_tokens;
   Out* to = static_cast<Out*>(args.grad_hidden) + ((params.layers.first + blockIdx.y) * layer_rows + first) * d;
-  const Octet<Out> nothing = {};
   for (int64_t from = chunk * kTokensPerBlock; from < rows; from += int64_t{params.chunks} * kTokensPerBlock) {
     const int64_t past = min(from + kTokensPerBlock, rows);
-    for (int64_t token = from; token < past; ++token)
-      store_octet(to + token * d, columns, packed || __ldg(mask + token) != 0 ? share : nothing);
+    for (int64_t token = from; token < past; ++token) {
+      const uint32_t kept = packed || __ldg(mask + token) != 0 ? ~0u : 0;
+      Octet<Out> row;
+#pragma unroll
+      for (int i = 0; i < Octet<Out>::kWords; ++i) row.words[i] = share.words[i] & kept;
+      store_octet(to + token * d, columns, row);
+    }
   }
 }
 
@@ -65,7 +69,7 @@ void masked_mean_pool_backward(const MaskedMeanPoolBackwardArgs& args, const Que
   const int chunks = int(std::max((tokens + kTokensPerBlock - 1) / kTokensPerBlock, int64_t{1}));
   with_element_type(args.dtype, [&](auto* element) {
     using Out = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
-    const bool vector = aligned_rows<Out>(&args.grad_hidden, 1, d, 1, d);
+    const bool vector = aligned_rows(args.dtype, &args.grad_hidden, 1, d, 1, d);
     for_layers(args.layers, args.n_layers, [&](const Layers& layers, unsigned count) {
       Stream("masked_mean_pool_backward", queue.device, queue.stream)
           .launch(vector ? masked_mean_pool_backward_kernel<Out, true> : masked_mean_pool_backward_kernel<Out, false>,

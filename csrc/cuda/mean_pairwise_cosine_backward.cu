@@ -114,8 +114,9 @@ void mean_pairwise_cosine_backward(const MeanPairwiseCosineBackwardArgs& args, c
   const bool wide = rows.d > int64_t{kMostThreads} * kColumns;
   with_element_type(rows.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
-    const bool vector = aligned_rows<In>(args.layers, args.n_layers, rows.d, rows.col_stride, rows.row_stride) &&
-                        aligned_rows<In>(&args.grad_rows, 1, rows.d, 1, rows.d);
+    const bool vector =
+        aligned_rows(rows.dtype, args.layers, args.n_layers, rows.d, rows.col_stride, rows.row_stride) &&
+        aligned_rows(rows.dtype, &args.grad_rows, 1, rows.d, 1, rows.d);
     const auto kernel = vector ? (wide ? mean_pairwise_cosine_backward_kernel<In, true, true>
                                        : mean_pairwise_cosine_backward_kernel<In, true, false>)
                                : (wide ? mean_pairwise_cosine_backward_kernel<In, false, true>

@@ -111,9 +111,9 @@ __global__ void __launch_bounds__(kWarpSize)
 
 }  // namespace
 
-int column_slabs(int64_t d, int fields, int device) {
+int column_slabs(int64_t d, int fields, bool vector, int device) {
   const int threads = BlockShape(d, 1).threads;
-  if (d <= kMostThreads * kColumns) {
+  if (d <= most_threads(vector) * kColumns) {
     int most_shared = 0;
     check("column_slabs", cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     if (moment_shared_bytes(fields, threads) <= most_shared) return 1;
@@ -135,8 +135,8 @@ void add_partials(const char* op, const MomentSums& sums, double* sentence_sq_su
 void write_row_norms(const char* op, const RowNorms& norms, const Queue& queue) {
   with_element_type(norms.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
-    const bool vector = aligned_rows<In>(norms.layers, norms.n_layers, norms.d, norms.col_stride, norms.row_stride,
-                                         norms.sentence_stride);
+    const bool vector = aligned_rows(norms.dtype, norms.layers, norms.n_layers, norms.d, norms.col_stride,
+                                     norms.row_stride, norms.sentence_stride);
     for_layers(norms.layers, norms.n_layers, [&](const Layers& layers, unsigned count) {
       Stream(op, queue.device, queue.stream)
           .launch(vector ? row_norms_kernel<In, true> : row_norms_kernel<In, false>, dim3(unsigned(norms.rows), count),

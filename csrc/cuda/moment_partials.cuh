@@ -19,7 +19,8 @@ struct BlockShape {
         slab_columns(slabs > 1 ? kSlabColumns : int(d)) {}
 };
 
-int column_slabs(int64_t d, int fields, int device);
+// 1 where a block takes whole rows.
+int column_slabs(int64_t d, int fields, bool vector, int device);
 
 template <bool kVector>
 __device__ __forceinline__ OwnColumns<kVector> own_columns(int64_t d, int slab_columns) {
@@ -29,8 +30,8 @@ __device__ __forceinline__ OwnColumns<kVector> own_columns(int64_t d, int slab_c
 
 // Where a part leaves a group's scalars.
 __device__ __forceinline__ double* group_scalars(const MomentPartials& partials, const Segments& segments,
-                                                 int64_t layer, int64_t group) {
-  const int64_t slice = int64_t(blockIdx.x) % segments.slices;
+                                                 int64_t layer, int group) {
+  const int64_t slice = int(blockIdx.x) % segments.slices;
   return partials.scalars +
          (((layer * segments.groups + group) * segments.slices + slice) * partials.slabs + blockIdx.z) * kScalars;
 }
@@ -38,10 +39,10 @@ __device__ __forceinline__ double* group_scalars(const MomentPartials& partials,
 // Ends a group whose float32 sums have all been widened.
 template <class Sums>
 __device__ __forceinline__ void take_units(Sums& sums, const MomentSums& totals, const MomentPartials& partials,
-                                           const Segments& segments, int64_t layer, int64_t group, int64_t d) {
+                                           const Segments& segments, int64_t layer, int group, int64_t d) {
   const int64_t at = layer * segments.groups + group;
   if (segments.slices == 1) return sums.take_group_units(totals.unit_sum + at * d, true);
-  const int64_t slice = int64_t(blockIdx.x) % segments.slices;
+  const int64_t slice = int(blockIdx.x) % segments.slices;
   sums.take_group_units(partials.units + (at * segments.slices + slice) * d, false);
 }
 

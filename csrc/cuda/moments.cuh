@@ -50,9 +50,9 @@ struct MomentPartials {
   int slabs;
 };
 
-// How many slabs of columns rows of width d are taken in on this device: 1 where one read of them is enough.
-int row_moment_slabs(int64_t d, bool all_sums, int device);
-int pool_moment_slabs(int64_t d, int device);
+// How many slabs of columns these rows are taken in on this device: 1 where one read of them is enough.
+int row_moment_slabs(const RowMomentsArgs& rows, int device);
+int pool_moment_slabs(const HiddenStates& hidden, int device);
 
 struct RowMomentsLaunch {
   RowMomentsArgs rows;  // groups is not read
@@ -76,7 +76,7 @@ struct PoolMomentsLaunch {
 };
 void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue);
 
-// `hidden` as in PoolMomentsLaunch.
+// `hidden` as in PoolMomentsLaunch, but for hidden.mask, which says that the tokens are padded.
 void masked_mean_pool(const MaskedMeanPoolArgs& args, const TokenLists& lists, const Queue& queue);
 
 // Writes the positions (B, T) and sizes (B) of the tokens that a mask (B, T) keeps.

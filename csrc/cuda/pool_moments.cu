@@ -21,23 +21,21 @@ struct Op {
   const TokenWalk<kBatchRows<In>>& walk;
   const RowSource<In>& source;
   Sums& sums;
-  double own_sentence_sq = 0;  // Σ over the group's sentences of Σ g_j² of this thread's columns
-  double size_sq = 0;
-  int64_t used = 0, n_sentences = 0;
 
-  __device__ __forceinline__ float* pooled(int64_t sentence) const {
+  __device__ __forceinline__ float* pooled(int sentence) const {
     const int64_t row = layer * params.tokens.hidden.n_sentences + sentence;
     return static_cast<float*>(params.tokens.pooled) + row * params.tokens.hidden.d;
   }
 
-  __device__ __forceinline__ void write_status(int64_t sentence, uint8_t status) const {
+  __device__ __forceinline__ void write_status(int sentence, uint8_t status) const {
     if (threadIdx.x == 0 && blockIdx.z == 0)
       params.tokens.status[layer * params.tokens.hidden.n_sentences + sentence] = status;
   }
 
-  __device__ __forceinline__ void end_run(int64_t sentence) {
+  __device__ __forceinline__ void end_run(int sentence) {
     if (sums.run_is_wide) sums.widen_run();
-    const double size = double(walk.size(sentence));
+    const double share = 1 / double(walk.size(sentence));
+    double sentence_sq = 0;  // Σ g_j² of this thread's columns
     Octet<float> mean = {};
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
@@ -47,17 +45,21 @@ struct Op {
         x = sums.wide(kRunSum, k);
         sums.wide(kRunUnit, k) = sums.wide(kRunSum, k) = 0;
       }
-      own_sentence_sq += g * g;
+      sentence_sq += g * g;
       sums.wide(kGroupUnit, k) += g;
       sums.wide(kSum, k) += x;
-      mean.put(k, float(x / size));
+      mean.put(k, float(x * share));
     }
-    if (sums.run_seen & kNonfinite) mean = mean_of_all(sentence, size);
+    sums.own_total() += sentence_sq;
+    if (sums.run_seen & kNonfinite) mean = mean_of_all(sentence, share);
     store_octet(pooled(sentence), sums.columns, mean);
     write_status(sentence, sums.run_seen);
-    size_sq += double(sums.run_used) * double(sums.run_used);
-    n_sentences += sums.run_used > 0;
-    used += sums.run_used;
+    if (threadIdx.x == 0) {
+      GroupTally& tally = sums.tally();
+      tally.sentence_size_sq_sum += double(sums.run_used) * double(sums.run_used);
+      tally.n_sentences += sums.run_used > 0;
+      tally.used += sums.run_used;
+    }
     sums.clear_run();
     sums.run_is_wide = false;
     sums.run_used = 0;
@@ -65,41 +67,33 @@ struct Op {
   }
 
   // The plain mean of a sentence with a token that is not finite.
-  __device__ __forceinline__ Octet<float> mean_of_all(int64_t sentence, double size) const {
+  __device__ __forceinline__ Octet<float> mean_of_all(int sentence, double share) const {
     double total[kColumns] = {};
-    const BatchPlace place{0, sentence, 0, 0};
-    const int64_t n = walk.size(sentence);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = walk.offset(place, walk.position(sentence, i));
+    const int n = walk.size(sentence);
+    for (int i = 0; i < n; ++i) {
+      const int64_t at = walk.offset(sentence, walk.position(sentence, i));
       const Octet<In> x = load_octet(source.base + at, sums.columns, source.col_stride);
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) total[k] += double(x[k]);
     }
     Octet<float> mean = {};
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) mean.put(k, float(total[k] / size));
+    for (int k = 0; k < kColumns; ++k) mean.put(k, float(total[k] * share));
     return mean;
   }
 
-  __device__ __forceinline__ void end_group(int64_t group) {
+  __device__ __forceinline__ void end_group(int group) {
     take_units(sums, params.tokens.sums, params.partials, params.segments, layer, group, params.tokens.hidden.d);
     double* scalars = group_scalars(params.partials, params.segments, layer, group);
-    const double sentence_sq = sums.block_total(own_sentence_sq);
-    if (blockIdx.z == 0) sums.take_scalars(scalars, used);
-    if (threadIdx.x == 0) {
-      scalars[kSentenceSqSum] = sentence_sq;
-      if (blockIdx.z == 0) {
-        scalars[kSentenceSizeSqSum] = size_sq;
-        scalars[kSentences] = double(n_sentences);
-      }
-    }
-    own_sentence_sq = size_sq = 0;
-    used = n_sentences = 0;
+    const double sentence_sq = sums.block_total(sums.own_total());
+    if (threadIdx.x == 0) scalars[kSentenceSqSum] = sentence_sq;
+    sums.own_total() = 0;
+    sums.take_tally(scalars, blockIdx.z == 0);
   }
 
-  __device__ __forceinline__ void left_out(int64_t, int64_t, Status) {}
+  __device__ __forceinline__ void left_out(int, int, Status) {}
 
-  __device__ __forceinline__ void empty(int64_t sentence) {
+  __device__ __forceinline__ void empty(int sentence) {
     Octet<float> nan = {};
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) nan.put(k, __uint_as_float(0x7fc00000u));
@@ -109,7 +103,7 @@ struct Op {
 };
 
 template <class In, bool kVector>
-__global__ void __launch_bounds__(kMostThreads) pool_moments_kernel(const __grid_constant__ Params params) {
+__global__ void __launch_bounds__(most_threads(kVector)) pool_moments_kernel(const __grid_constant__ Params params) {
   const HiddenStates& hidden = params.tokens.hidden;
   const int64_t layer = params.layers.first + blockIdx.y;
   RowSums<In, kVector, kTokenFields> sums(own_columns<kVector>(hidden.d, params.slab_columns),
@@ -118,7 +112,7 @@ __global__ void __launch_bounds__(kMostThreads) pool_moments_kernel(const __grid
   const double* norms_sq = params.partials.norms_sq;
   const RowSource<In> source{static_cast<const In*>(params.layers.addresses[blockIdx.y]),
                              norms_sq != nullptr ? norms_sq + layer * rows : nullptr, hidden.col_stride};
-  TokenWalk<kBatchRows<In>> walk(params.segments, int(blockIdx.x), hidden, params.lists);
+  TokenWalk<kBatchRows<In>> walk(params.segments, hidden, params.lists);
   Op<In, kVector> op{params, layer, walk, source, sums};
   add_rows(walk, source, sums, op);
   write_columns(sums, params.partials, layer, hidden.d);
@@ -136,7 +130,9 @@ void write_token_norms(const HiddenStates& hidden, double* norms_sq, const Queue
 
 }  // namespace
 
-int pool_moment_slabs(int64_t d, int device) { return column_slabs(d, kTokenFields, device); }
+int pool_moment_slabs(const HiddenStates& hidden, int device) {
+  return column_slabs(hidden.d, kTokenFields, vector_loads(hidden), device);
+}
 
 void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue) {
   const PoolMomentsArgs& args = launch.tokens;
@@ -144,10 +140,9 @@ void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue) {
   const MomentPartials& partials = launch.partials;
   if (partials.slabs > 1) write_token_norms(hidden, partials.norms_sq, queue);
   const BlockShape shape(hidden.d, partials.slabs);
+  const bool vector = vector_loads(hidden);
   with_element_type(hidden.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
-    const bool vector = aligned_rows<In>(hidden.layers, hidden.n_layers, hidden.d, hidden.col_stride,
-                                         hidden.token_stride, hidden.mask != nullptr ? hidden.sentence_stride : 0);
     for_layers(hidden.layers, hidden.n_layers, [&](const Layers& layers, unsigned count) {
       const Params params{layers, args, launch.lists, launch.segments, partials, shape.slab_columns};
       Stream("pool_moments", queue.device, queue.stream)
