@@ -94,16 +94,32 @@ class BuildExtensions(build_ext):
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def build_cuda(self, ext: Extension) -> None:
-        nvcc = cuda_wanted()
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        nvcc = str(cuda_wanted())
         archs = os.environ.get("CONE_CUDA_ARCHS", "80;90").split(";")
+        folder = Path(self.build_temp) / f"cuda-{'-'.join(archs)}"
+        folder.mkdir(parents=True, exist_ok=True)
         gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         includes = [f"-I{path}" for path in (CSRC / "include", CSRC, *ext.include_dirs, *self.include_dirs)]
-        command = [str(nvcc), "-std=c++17", "-O3", "-shared", "-cudart=static", "-Xcompiler=-fPIC"]
-        command += ["-Xcompiler=-fvisibility=hidden", *gencode, *includes, *ext.sources, "-o", str(target)]
-        print(" ".join(command))
-        subprocess.run(command, check=True)
+        headers = [ROOT / "setup.py", *(path for ending in ("*.h", "*.cuh") for path in CSRC.rglob(ending))]
+        changed = max(path.stat().st_mtime for path in headers)
+
+        def build(source: str) -> str:
+            """The object of one source, compiled anew where it or a header has changed."""
+            target = folder / f"{Path(source).stem}-{Path(source).suffix[1:]}.o"
+            if target.exists() and target.stat().st_mtime > max(changed, Path(source).stat().st_mtime):
+                return str(target)
+            partial = target.with_suffix(".partial.o")  # an interrupted build leaves no object that looks finished
+            command = [nvcc, "-std=c++17", "-O3", "-c", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode, *includes]
+            print(" ".join([*command, source]))
+            subprocess.run([*command, source, "-o", str(partial)], check=True)
+            partial.rename(target)
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(build, ext.sources))
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([nvcc, "-shared", "-cudart=static", *gencode, *objects, "-o", str(target)], check=True)
 
 
 def extensions() -> list[Extension]:
@@ -112,8 +128,8 @@ def extensions() -> list[Extension]:
     if cuda_wanted() is None:
         print("cone_kernels: no CUDA extension (nvcc was not found, or CONE_CUDA=0)")
     else:
-        sources = [str(CSRC / "bindings" / "cuda.cpp")]
-        sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / CSRC / "cuda").glob("*.cu"))
+        found_sources = [*(ROOT / CSRC / "bindings").glob("cuda*.cpp"), *(ROOT / CSRC / "cuda").glob("*.cu")]
+        sources = sorted(str(path.relative_to(ROOT)) for path in found_sources)
         found.append(Extension("cone_kernels._cuda", sources, include, language="c++"))
     return found
 

@@ -123,7 +123,7 @@ def masked_mean_pool_backward(
 def _partials(
     like: Tensor, segments: Segments, shape: tuple[int, int, int], slabs: int, *, columns: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """Memory for the sums of parts, as MomentPartials in csrc/cuda/moments.cuh has it, for rows of `shape` (L, n, d)."""
+    """MomentPartials of csrc/cuda/moments.cuh: memory for the sums of the parts of rows of `shape` (L, n, d)."""
     n_layers, n, d = shape
     by_slice = (n_layers, segments.groups, segments.slices)
 

@@ -17,8 +17,8 @@ struct Params {
 };
 
 // How many tokens of a sentence count; each warp counts for itself.
-__device__ __forceinline__ int64_t kept_tokens(const uint8_t* mask, int64_t n_tokens) {
-  int64_t kept = 0;
+__device__ __forceinline__ int kept_tokens(const uint8_t* mask, int64_t n_tokens) {
+  int kept = 0;
   for (int64_t token = lane_of_thread(); token < n_tokens; token += kWarpSize) kept += __ldg(mask + token);
   return sum_of_lanes(kept);
 }
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const uint8_t* mask = packed ? nullptr : args.mask + sentence * args.n_tokens;
   const int64_t first = packed ? args.cu_seqlens[sentence] : sentence * args.n_tokens;
   const int64_t rows = packed ? args.cu_seqlens[sentence + 1] - first : args.n_tokens;
-  const int64_t size = packed ? rows : kept_tokens(mask, args.n_tokens);
+  const double one_share = 1 / double(packed ? rows : kept_tokens(mask, args.n_tokens));
 
   const int begin = int(blockIdx.z) * int(blockDim.x) * kColumns;
   const OwnColumns<kVector> columns(begin, int(min(int64_t{begin} + int(blockDim.x) * kColumns, d)));
@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kMostThreads)
   Octet<Out> share = {};
 #pragma unroll
   for (int k = 0; k < kColumns; ++k)
-    if (columns.has(k))
-      share.put(k, narrow<Out>(float(double(grad[columns[k] * args.grad.col_stride]) / double(size))));
+    if (columns.has(k)) share.put(k, narrow<Out>(float(double(grad[columns[k] * args.grad.col_stride]) * one_share)));
 
   const int64_t layer_rows = (packed ? 1 : args.grad.n) * args.n_tokens;
   Out* to = static_cast<Out*>(args.grad_hidden) + ((params.layers.first + blockIdx.y) * layer_rows + first) * d;

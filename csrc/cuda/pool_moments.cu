@@ -103,7 +103,7 @@ struct Op {
 };
 
 template <class In, bool kVector>
-__global__ void __launch_bounds__(most_threads(kVector)) pool_moments_kernel(const __grid_constant__ Params params) {
+__global__ void __launch_bounds__(most_threads(kVector), 1) pool_moments_kernel(const __grid_constant__ Params params) {
   const HiddenStates& hidden = params.tokens.hidden;
   const int64_t layer = params.layers.first + blockIdx.y;
   RowSums<In, kVector, kTokenFields> sums(own_columns<kVector>(hidden.d, params.slab_columns),

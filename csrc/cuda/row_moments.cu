@@ -41,7 +41,7 @@ struct Op {
 };
 
 template <class In, bool kVector, int kFields>
-__global__ void __launch_bounds__(most_threads(kVector)) row_moments_kernel(const __grid_constant__ Params params) {
+__global__ void __launch_bounds__(most_threads(kVector), 1) row_moments_kernel(const __grid_constant__ Params params) {
   const RowView& rows = params.rows;
   const int64_t layer = params.layers.first + blockIdx.y;
   RowSums<In, kVector, kFields> sums(own_columns<kVector>(rows.d, params.slab_columns), shared_memory<unsigned char>());
