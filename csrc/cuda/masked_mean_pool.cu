@@ -23,7 +23,7 @@ struct Sentence {
   int64_t offset, size;      // offset: of the first element, where positions count from
 
   __device__ __forceinline__ Sentence(const Params& params, int64_t sentence) {
-    if (params.lists.positions != nullptr) {
+    if (params.lists.padded()) {
       positions = params.lists.positions + sentence * params.hidden.n_tokens;
       offset = sentence * params.hidden.sentence_stride;
       size = __ldg(params.lists.sizes + sentence);

@@ -66,17 +66,18 @@ struct TokenLists {
   const int32_t* positions;   // (B, T) the tokens that count, from the first place on; null: packed
   const int32_t* sizes;       // (B) how many; null: packed
   const int64_t* cu_seqlens;  // (B + 1); null: padded
+
+  __host__ __device__ bool padded() const { return cu_seqlens == nullptr; }
 };
 
 struct PoolMomentsLaunch {
-  PoolMomentsArgs tokens;  // groups, hidden.mask and hidden.cu_seqlens are not read
+  PoolMomentsArgs tokens;  // groups is not read
   TokenLists lists;
   Segments segments;
   MomentPartials partials;
 };
 void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue);
 
-// `hidden` as in PoolMomentsLaunch, but for hidden.mask, which says that the tokens are padded.
 void masked_mean_pool(const MaskedMeanPoolArgs& args, const TokenLists& lists, const Queue& queue);
 
 // Writes the positions (B, T) and sizes (B) of the tokens that a mask (B, T) keeps.

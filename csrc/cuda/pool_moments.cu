@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(most_threads(kVector), 1) pool_moments_kernel(
   const int64_t layer = params.layers.first + blockIdx.y;
   RowSums<In, kVector, kTokenFields> sums(own_columns<kVector>(hidden.d, params.slab_columns),
                                           shared_memory<unsigned char>());
-  const int64_t rows = params.lists.positions != nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens;
+  const int64_t rows = params.lists.padded() ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens;
   const double* norms_sq = params.partials.norms_sq;
   const RowSource<In> source{static_cast<const In*>(params.layers.addresses[blockIdx.y]),
                              norms_sq != nullptr ? norms_sq + layer * rows : nullptr, hidden.col_stride};
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(most_threads(kVector), 1) pool_moments_kernel(
 
 // Norms of padded tokens are taken where the mask keeps them, of packed tokens of all.
 void write_token_norms(const HiddenStates& hidden, double* norms_sq, const Queue& queue) {
-  const bool padded = hidden.mask != nullptr;
+  const bool padded = hidden.cu_seqlens == nullptr;
   write_row_norms("pool_moments",
                   {hidden.layers, hidden.n_layers, padded ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens,
                    hidden.d, hidden.dtype, std::max(hidden.n_tokens, int64_t{1}), padded ? hidden.sentence_stride : 0,

@@ -127,7 +127,7 @@ inline bool aligned_rows(DType dtype, const void* const* layers, int64_t n_layer
 
 inline bool vector_loads(const HiddenStates& hidden) {
   return aligned_rows(hidden.dtype, hidden.layers, hidden.n_layers, hidden.d, hidden.col_stride, hidden.token_stride,
-                      hidden.mask != nullptr ? hidden.sentence_stride : 0);
+                      hidden.cu_seqlens == nullptr ? hidden.sentence_stride : 0);
 }
 
 // Calls body(element) with a null pointer of the element type.

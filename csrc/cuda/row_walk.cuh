@@ -125,23 +125,21 @@ class TokenWalk {
     return position(place.run, place.first + t);
   }
   __device__ __forceinline__ int64_t offset(int sentence, int row) const {
-    return row * hidden_.token_stride + (padded() ? sentence * hidden_.sentence_stride : 0);
+    return row * hidden_.token_stride + (lists_.padded() ? sentence * hidden_.sentence_stride : 0);
   }
   __device__ __forceinline__ int64_t number(int sentence, int row) const {
-    return row + (padded() ? sentence * hidden_.n_tokens : 0);
+    return row + (lists_.padded() ? sentence * hidden_.n_tokens : 0);
   }
   __device__ __forceinline__ int size(int sentence) const {
-    if (padded()) return __ldg(lists_.sizes + sentence);
+    if (lists_.padded()) return __ldg(lists_.sizes + sentence);
     return int(__ldg(lists_.cu_seqlens + sentence + 1) - __ldg(lists_.cu_seqlens + sentence));
   }
   __device__ __forceinline__ int position(int sentence, int k) const {
-    if (padded()) return __ldg(lists_.positions + sentence * hidden_.n_tokens + k);
+    if (lists_.padded()) return __ldg(lists_.positions + sentence * hidden_.n_tokens + k);
     return int(__ldg(lists_.cu_seqlens + sentence)) + k;
   }
 
  private:
-  __device__ __forceinline__ bool padded() const { return lists_.positions != nullptr; }
-
   ItemWalk items_;
   const HiddenStates& hidden_;
   const TokenLists& lists_;
