@@ -3,9 +3,21 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
 
 namespace cone {
 namespace cuda {
+
+// Rows, tokens and sentences are numbered in 32 bits, with room for a step past the last one.
+constexpr int64_t kMostNumbered = std::numeric_limits<int32_t>::max() - 1024;
+
+inline void check_count(const char* op, const char* what, int64_t count) {
+  if (count > kMostNumbered)
+    throw std::invalid_argument(std::string(op) + ": got " + std::to_string(count) + " " + what +
+                                "; a call takes at most " + std::to_string(kMostNumbered));
+}
 
 struct Layers {
   static constexpr int kMost = 128;

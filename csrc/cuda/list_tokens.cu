@@ -1,5 +1,6 @@
 #include "cuda/block_sums.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/layers.cuh"
 #include "cuda/moments.cuh"
 
 namespace cone {
@@ -26,6 +27,8 @@ __global__ void __launch_bounds__(kWarpSize)
 
 void list_tokens(const uint8_t* mask, int64_t n_sentences, int64_t n_tokens, int32_t* positions, int32_t* sizes,
                  const Queue& queue) {
+  check_count("list_tokens", "sentences", n_sentences);
+  check_count("list_tokens", "tokens", n_tokens);
   Stream("list_tokens", queue.device, queue.stream)
       .launch(list_tokens_kernel, dim3(unsigned(n_sentences)), kWarpSize, 0, mask, n_tokens, positions, sizes);
 }

@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(kMostThreads) masked_mean_pool_kernel(const __
 
 void masked_mean_pool(const MaskedMeanPoolArgs& args, const TokenLists& lists, const Queue& queue) {
   const HiddenStates& hidden = args.hidden;
+  check_count("masked_mean_pool", "sentences", hidden.n_sentences);
   const int64_t warps = (hidden.d + kWarpColumns - 1) / kWarpColumns;
   const int threads = int(std::min(warps * kWarpSize, int64_t{kMostThreads}));
   const int64_t slabs = (hidden.d + threads * kColumns - 1) / (threads * kColumns);

@@ -65,7 +65,9 @@ void masked_mean_pool_backward(const MaskedMeanPoolBackwardArgs& args, const Que
   const int64_t slabs = (d + threads * kColumns - 1) / (threads * kColumns);
   // So many that the tokens of few long sentences keep the GPU busy too, by shape alone.
   const int64_t tokens = args.cu_seqlens != nullptr ? args.n_tokens / std::max(n, int64_t{1}) : args.n_tokens;
-  const int chunks = int(std::max((tokens + kTokensPerBlock - 1) / kTokensPerBlock, int64_t{1}));
+  check_count("masked_mean_pool_backward", "sentences", n);
+  const int64_t wanted = std::max((tokens + kTokensPerBlock - 1) / kTokensPerBlock, int64_t{1});
+  const int chunks = int(std::min(wanted, kMostNumbered / std::max(n, int64_t{1})));
   with_element_type(args.dtype, [&](auto* element) {
     using Out = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
     const bool vector = aligned_rows(args.dtype, &args.grad_hidden, 1, d, 1, d);

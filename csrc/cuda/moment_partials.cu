@@ -133,6 +133,7 @@ void add_partials(const char* op, const MomentSums& sums, double* sentence_sq_su
 }
 
 void write_row_norms(const char* op, const RowNorms& norms, const Queue& queue) {
+  check_count(op, "rows", norms.rows);
   with_element_type(norms.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
     const bool vector = aligned_rows(norms.dtype, norms.layers, norms.n_layers, norms.d, norms.col_stride,

@@ -138,6 +138,8 @@ void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue) {
   const PoolMomentsArgs& args = launch.tokens;
   const HiddenStates& hidden = args.hidden;
   const MomentPartials& partials = launch.partials;
+  check_count("pool_moments", "sentences", hidden.n_sentences);
+  check_count("pool_moments", "tokens", hidden.n_tokens);
   if (partials.slabs > 1) write_token_norms(hidden, partials.norms_sq, queue);
   const BlockShape shape(hidden.d, partials.slabs);
   const bool vector = vector_loads(hidden);

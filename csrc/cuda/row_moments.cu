@@ -77,6 +77,7 @@ void row_moments(const RowMomentsLaunch& launch, const Queue& queue) {
   const RowMomentsArgs& args = launch.rows;
   const RowView& rows = args.rows;
   const MomentPartials& partials = launch.partials;
+  check_count("row_moments", "rows", rows.n);
   if (partials.slabs > 1)
     write_row_norms("row_moments",
                     {args.layers, args.n_layers, rows.n, rows.d, rows.dtype, std::max(rows.n, int64_t{1}), 0,
