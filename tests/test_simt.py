@@ -20,6 +20,7 @@ def shim() -> ctypes.CDLL:
         "run_half_a_warp_shuffles",
         "run_reads_shared_memory_before_writing",
         "run_lanes",
+        "run_one_buffer_for_two_turns",
         "run_threads",
     ):
         getattr(library, name).restype = ctypes.c_char_p
@@ -57,6 +58,17 @@ def test_divergent_barriers_are_errors(shim: ctypes.CDLL) -> None:
     assert b"thread 32 waits at line" in shim.run_two_barriers_at_once()
     values = torch.zeros(32, dtype=torch.int32)
     assert b"for lanes 4294967295; thread 16 has ended" in shim.run_half_a_warp_shuffles(address(values))
+
+
+def test_a_race_shows_where_one_warp_runs_ahead(shim: ctypes.CDLL) -> None:
+    found = set()
+    for order in range(2, 8):
+        seen = torch.full((4,), -1, dtype=torch.int32)
+        shim.simt_order(order)
+        assert shim.run_one_buffer_for_two_turns(address(seen)) == b""
+        found.add(tuple(seen.tolist()))
+    shim.simt_order(0)
+    assert any(seen != (0, 1, 0, 1) for seen in found)
 
 
 def test_shared_memory_is_poisoned(shim: ctypes.CDLL) -> None:

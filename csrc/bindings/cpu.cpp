@@ -1,14 +1,7 @@
 // cone_kernels._cpu: the CPU kernels over raw pointers. Pointers come as integers, tensors' shapes and strides in
 // elements; cone_kernels/kernels/cpp.py is the only caller and has checked them.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <map>
-#include <string>
-#include <vector>
-
+#include "bindings/pointers.h"
 #include "cone/gradients.h"
-#include "cone/moments.h"
 #include "cone/second_moment.h"
 #include "cone/top_eigenvectors.h"
 #include "cpu/isa.h"
@@ -17,39 +10,7 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
-using Pointers = std::map<std::string, Address>;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-T* field(const Pointers& pointers, const char* name) {
-  const auto found = pointers.find(name);
-  return found == pointers.end() ? nullptr : at<T>(found->second);
-}
-
-std::vector<const void*> layer_pointers(const std::vector<Address>& layers) {
-  std::vector<const void*> pointers;
-  for (const Address address : layers) pointers.push_back(at<const void>(address));
-  return pointers;
-}
-
-cone::MomentSums moment_sums(const Pointers& sums, int64_t groups) {
-  return {groups,
-          field<int64_t>(sums, "count"),
-          field<int64_t>(sums, "n_zero"),
-          field<int64_t>(sums, "n_nonfinite"),
-          field<double>(sums, "unit_sum"),
-          field<double>(sums, "unit_sq_total"),
-          field<double>(sums, "unit_sq_sum"),
-          field<double>(sums, "sum"),
-          field<double>(sums, "sq_sum"),
-          field<double>(sums, "norm_sum"),
-          field<double>(sums, "norm_sq_sum")};
-}
+using namespace cone::bindings;
 
 void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                  int64_t col_stride, Address groups_of_rows, int64_t groups, const Pointers& sums, Address status,
@@ -62,24 +23,6 @@ void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64
                      moment_sums(sums, groups),
                      at<uint8_t>(status),
                      threads});
-}
-
-using Strides = std::tuple<int64_t, int64_t, int64_t>;
-
-cone::HiddenStates hidden_states(const std::vector<const void*>& layers, int dtype, int64_t n_sentences,
-                                 int64_t n_tokens, int64_t d, const Strides& strides, Address mask,
-                                 Address cu_seqlens) {
-  return {layers.data(),
-          int64_t(layers.size()),
-          cone::DType(dtype),
-          n_sentences,
-          n_tokens,
-          d,
-          std::get<0>(strides),
-          std::get<1>(strides),
-          std::get<2>(strides),
-          at<const uint8_t>(mask),
-          at<const int64_t>(cu_seqlens)};
 }
 
 void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
@@ -201,7 +144,6 @@ constexpr bool kThreads =
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of cone_kernels, over raw pointers.";
-  using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("row_moments", &row_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("groups_of_rows"), py::arg("groups"), py::arg("sums"),
         py::arg("status"), py::arg("threads"), Unlocked());

@@ -35,6 +35,18 @@ __global__ void half_a_warp_shuffles(int* values) {
 
 __global__ void reads_shared_memory_before_writing(float* value) { *value = cone::cuda::shared_memory<float>()[0]; }
 
+// Two warps exchange the number of the turn, without a second barrier: a race, for one may write while the other reads.
+__global__ void one_buffer_for_two_turns(int* seen) {
+  int* last = cone::cuda::shared_memory<int>();
+  for (int turn = 0; turn < 2; ++turn) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) last[threadIdx.x / 32] = turn;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) seen[threadIdx.x / 32 * 2 + turn] = last[1 - threadIdx.x / 32];
+    __syncwarp();
+  }
+}
+
 __global__ void lanes(int* down, int* from_third, unsigned* ballot) {
   const int lane = int(threadIdx.x);
   down[lane] = __shfl_down_sync(0xffffffffu, lane, 3);
@@ -79,6 +91,9 @@ EXPORT const char* run_reads_shared_memory_before_writing(float* value) {
 }
 EXPORT const char* run_lanes(int* down, int* from_third, unsigned* ballot) {
   return told([&](const auto& stream) { stream.launch(lanes, dim3(1), 32, 0, down, from_third, ballot); });
+}
+EXPORT const char* run_one_buffer_for_two_turns(int* seen) {
+  return told([&](const auto& stream) { stream.launch(one_buffer_for_two_turns, dim3(1), 64, 8, seen); });
 }
 EXPORT const char* run_threads(int threads) {
   return told([&](const auto& stream) { stream.launch(two_barriers_at_once, dim3(1), threads, 0); });

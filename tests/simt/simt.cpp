@@ -111,15 +111,27 @@ std::string divergence(const char* op, size_t threads) {
   return message;
 }
 
+bool run_if_ready(Fiber& fiber) {
+  if (fiber.state != State::kReady) return false;
+  resume(fiber);
+  return true;
+}
+
+// Runs a warp on to its next block barrier, while the others stay where they are.
+bool run_ahead(size_t first, size_t threads) {
+  bool ran = false;
+  do {
+    for (size_t i = first; i < std::min(first + kWarp, threads); ++i) ran = run_if_ready(block.fibers[i]) || ran;
+  } while (release_warp(first, threads));
+  return ran;
+}
+
 void run_block(const char* op, const std::vector<size_t>& order) {
   const size_t threads = order.size();
   while (true) {
     bool ran = false;
     for (const size_t i : order)
-      if (block.fibers[i].state == State::kReady) {
-        resume(block.fibers[i]);
-        ran = true;
-      }
+      ran = (order_seed > 1 ? run_ahead(i / kWarp * kWarp, threads) : run_if_ready(block.fibers[i])) || ran;
     bool released = false;
     for (size_t first = 0; first < threads; first += kWarp) released = release_warp(first, threads) || released;
     released = release_block(threads) || released;
@@ -130,7 +142,7 @@ void run_block(const char* op, const std::vector<size_t>& order) {
   }
 }
 
-// 0: in order, 1: from the last to the first, else shuffled.
+// 0: in order, 1: from the last to the first, else shuffled, and warps run ahead of each other.
 std::vector<size_t> order_of(size_t n) {
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t{0});
