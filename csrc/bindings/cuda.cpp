@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+void bind_matrices(pybind11::module_& m);
+
 namespace {
 
 int device_count() {
@@ -20,5 +22,6 @@ int device_count() {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA side of cone_kernels.";
   m.def("device_count", &device_count, "GPUs that the CUDA runtime can use; 0 without a GPU or a driver.");
+  bind_matrices(m);
   m.attr("runtime_version") = CUDART_VERSION;
 }

@@ -1,0 +1,23 @@
+// Layers of rows in device memory, as the launchers of the matrix kernels take them.
+#pragma once
+
+#include "cone/types.h"
+
+namespace cone {
+namespace cuda {
+
+struct MatrixArgs {
+  const void* data;
+  DType dtype;  // not float64
+  int64_t n_layers, n, d;
+  int64_t layer_stride, row_stride, col_stride;  // in elements
+};
+
+// Where to run: torch's device number and stream.
+struct Place {
+  int device;
+  void* stream;
+};
+
+}  // namespace cuda
+}  // namespace cone

@@ -1,0 +1,125 @@
+// Partial tiles are added up in a fixed order and go to the moment: packed ones unscaled and corrected for the pilot,
+// raw ones where their squares stayed within float32, else computed again in float64.
+#pragma once
+
+#include "cuda/gram_product.cuh"
+#include "cuda/packed_rows.cuh"
+
+namespace cone {
+namespace cuda {
+namespace {
+
+constexpr int kStripRows = 32;  // of a tile, which one block adds
+constexpr int kAddThreads = 256;
+
+// Σ over the splits of one entry of a tile.
+__device__ __forceinline__ double sum_of_splits(const double* partial, int64_t layer, int splits, int64_t tiles,
+                                                int64_t tile, int64_t entry) {
+  partial += (layer * splits * tiles + tile) * kTileSize + entry;
+  double sum = partial[0];
+  for (int s = 1; s < splits; ++s) sum += partial[s * tiles * kTileSize];
+  return sum;
+}
+
+// A block's strip of a tile: entries (i, j) of the upper triangle, each once.
+template <class Body>
+__device__ __forceinline__ void for_entries(int64_t i0, int64_t j0, int64_t d, const Body& body) {
+  for (int e = int(threadIdx.x); e < kStripRows * kTile; e += kAddThreads) {
+    const int row = e / kTile, column = e % kTile;
+    if (i0 + row <= j0 + column && j0 + column < d) body(row, column);
+  }
+}
+
+// What a column needs beside the product.
+struct ColumnTerms {
+  double unscale, pilot, sum;
+};
+
+__device__ __forceinline__ ColumnTerms terms_of(const Planes& planes, const double* pilot, int64_t layer, int64_t parts,
+                                                int64_t d, int64_t column) {
+  if (column >= d) return {0, 0, 0};
+  ColumnTerms terms = {1 / planes.scale[layer * planes.pitch + column], 0, 0};
+  if (pilot == nullptr) return terms;
+  terms.pilot = pilot[layer * d + column];
+  for (int64_t p = 0; p < parts; ++p) terms.sum += planes.sums[(layer * parts + p) * planes.pitch + column];
+  return terms;
+}
+
+// With a pilot also p tᵀ + t pᵀ + n p pᵀ, t the column sums.
+__global__ void __launch_bounds__(kAddThreads)
+    add_packed_tiles(const double* partial, int splits, Planes planes, int64_t parts, const double* pilot, int64_t d,
+                     double* moment) {
+  ColumnTerms* terms = shared_memory<ColumnTerms>();  // (kStripRows + kTile)
+  double* rows_taken = reinterpret_cast<double*>(terms + kStripRows + kTile);
+  const int64_t layer = blockIdx.z;
+  int64_t i_tile, j_tile;
+  tile_at(blockIdx.x, i_tile, j_tile);
+  const int64_t i0 = i_tile * kTile + blockIdx.y * kStripRows, j0 = j_tile * kTile;
+  for (int c = int(threadIdx.x); c < kStripRows + kTile; c += kAddThreads)
+    terms[c] = terms_of(planes, pilot, layer, parts, d, c < kStripRows ? i0 + c : j0 + c - kStripRows);
+  if (threadIdx.x == 0) {
+    *rows_taken = 0;
+    for (int64_t p = 0; p < parts; ++p) *rows_taken += planes.counts[layer * parts + p];
+  }
+  __syncthreads();
+  for_entries(i0, j0, d, [&](int row, int column) {
+    const ColumnTerms left = terms[row], right = terms[kStripRows + column];
+    const int64_t entry = (int64_t(blockIdx.y) * kStripRows + row) * kTile + column;
+    double value = sum_of_splits(partial, layer, splits, gridDim.x, blockIdx.x, entry);
+    value = value * left.unscale * right.unscale;
+    if (pilot) value += left.pilot * (right.sum + *rows_taken * right.pilot) + left.sum * right.pilot;
+    moment[(layer * d + i0 + row) * d + j0 + column] += value;
+  });
+}
+
+// A column whose Σ x² is in this range met neither the end of float32 nor products too small for it. bfloat16 has
+// float32's range, float16 is always in it but for zeros.
+constexpr double kSafeLeast = 0x1p-60, kSafeMost = 0x1p90;
+
+// Whether the products of a column can be trusted; a column of zeros can.
+template <class In>
+__device__ __forceinline__ bool is_safe(const RowsToPack<In>& given, const double* partial, int splits, int64_t layer,
+                                        int64_t column) {
+  const int64_t block = column / kTile, place = column % kTile;
+  if (column >= given.rows.d) return true;
+  const double square =
+      sum_of_splits(partial, layer, splits, gridDim.x, block * (block + 1) / 2 + block, place * (kTile + 1));
+  if (square >= kSafeLeast && square <= kSafeMost) return true;
+  if (square != 0) return false;
+  for (int64_t row = 0; row < given.rows.n; ++row)
+    if (given.takes(layer, row) && widen(*given.rows.at(layer, row, column)) != 0) return false;
+  return true;
+}
+
+template <class In>
+__device__ double product_in_float64(const RowsToPack<In>& given, int64_t layer, int64_t i, int64_t j) {
+  double sum = 0;
+  for (int64_t row = 0; row < given.rows.n; ++row)
+    if (given.takes(layer, row))
+      sum += double(widen(*given.rows.at(layer, row, i))) * double(widen(*given.rows.at(layer, row, j)));
+  return sum;
+}
+
+template <class In>
+__global__ void __launch_bounds__(kAddThreads)
+    add_raw_tiles(const double* partial, int splits, RowsToPack<In> given, double* moment) {
+  uint8_t* safe = shared_memory<uint8_t>();  // (kStripRows + kTile)
+  const int64_t layer = blockIdx.z, d = given.rows.d;
+  int64_t i_tile, j_tile;
+  tile_at(blockIdx.x, i_tile, j_tile);
+  const int64_t i0 = i_tile * kTile + blockIdx.y * kStripRows, j0 = j_tile * kTile;
+  for (int c = int(threadIdx.x); c < kStripRows + kTile; c += kAddThreads)
+    safe[c] = std::is_same_v<In, Float16> ||
+              is_safe(given, partial, splits, layer, c < kStripRows ? i0 + c : j0 + c - kStripRows);
+  __syncthreads();
+  for_entries(i0, j0, d, [&](int row, int column) {
+    const int64_t entry = (int64_t(blockIdx.y) * kStripRows + row) * kTile + column;
+    moment[(layer * d + i0 + row) * d + j0 + column] +=
+        safe[row] && safe[kStripRows + column] ? sum_of_splits(partial, layer, splits, gridDim.x, blockIdx.x, entry)
+                                               : product_in_float64(given, layer, i0 + row, j0 + column);
+  });
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace cone
