@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from cone_kernels import _cuda
 
 # cone::DType in csrc/include/cone/types.h
 _DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+
+# Steps between two looks at which layers are done.
+_ROUND_STEPS = 16
 
 
 def second_moment(
@@ -32,6 +37,64 @@ def second_moment(
         workspace=workspace.data_ptr(),
         **_place(x),
     )
+
+
+def top_eigenvectors(
+    x: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
+    n_layers, _, d = x.shape
+    rows, place = _rows(x), _place(x)
+    block = min(d, max(8, (k + 8) // 8 * 8))  # vectors are multiplied eight at a time
+    start = _start(block, d, x.device)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty((n_layers, *shape), dtype=dtype, device=x.device)
+
+    values, vectors, residuals, next_value = empty(k), empty(k, d), empty(k), empty()
+    iterations, converged, done = empty(dtype=torch.int64), empty(dtype=torch.bool), empty(dtype=torch.bool)
+    mean = None if covariance else empty(d)
+    results = {
+        "values": values,
+        "vectors": vectors,
+        "residuals": residuals,
+        "iterations": iterations,
+        "next_value": next_value,
+        "mean": mean,
+        "converged": converged,
+        "done": done,
+    }
+    solver = _cuda.TopEigenvectors(
+        **rows,
+        covariance=covariance,
+        center=center,
+        k=k,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        start=start.data_ptr(),
+        block=block,
+        results={name: _address(result) for name, result in results.items()},
+    )
+    workspace = torch.empty(solver.workspace(), dtype=torch.float64, device=x.device)
+    solver.begin(workspace=workspace.data_ptr(), **place)
+    # A graph that is being captured cannot look at the flags: it holds all the steps, those of layers done do nothing.
+    round_steps = max_iterations if _is_captured(x) else _ROUND_STEPS
+    for step in range(0, max_iterations, round_steps):
+        solver.steps(min(round_steps, max_iterations - step), **place)
+        if step + round_steps >= max_iterations or bool(done.all()):
+            break
+    return values, vectors, residuals, iterations, next_value, converged, mean
+
+
+@functools.lru_cache(maxsize=16)
+def _start(block: int, d: int, device: torch.device) -> Tensor:
+    # Kept, because nothing can be copied from the host while a graph is being captured.
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((block, d), dtype=torch.float64, generator=generator).to(device)
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _rows(x: Tensor) -> dict[str, object]:

@@ -3,7 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
+#include <string>
+
 #include "cuda/second_moment.h"
+#include "cuda/top_eigenvectors.h"
 
 namespace py = pybind11;
 
@@ -35,6 +39,45 @@ void second_moment(Address data, int dtype, const Three& shape, const Three& str
                             {device, at<void>(stream)});
 }
 
+// The arguments of the iteration, the same for its workspace, its beginning and its steps.
+class TopEigenvectors {
+ public:
+  TopEigenvectors(Address data, int dtype, const Three& shape, const Three& strides, bool covariance, bool center,
+                  int64_t k, double tolerance, int64_t max_iterations, Address start, int64_t block,
+                  const std::map<std::string, Address>& results)
+      : args_{matrix(data, dtype, shape, strides),
+              covariance,
+              center,
+              k,
+              tolerance,
+              max_iterations,
+              at<const double>(start),
+              block,
+              at<double>(results.at("values")),
+              at<double>(results.at("vectors")),
+              at<double>(results.at("residuals")),
+              at<int64_t>(results.at("iterations")),
+              at<double>(results.at("next_value")),
+              at<double>(results.at("mean")),
+              at<uint8_t>(results.at("converged")),
+              at<uint8_t>(results.at("done")),
+              nullptr} {}
+
+  int64_t workspace() const { return cone::cuda::top_eigenvectors_workspace(args_); }
+
+  void begin(Address workspace, int device, Address stream) {
+    args_.workspace = at<double>(workspace);
+    cone::cuda::top_eigenvectors_begin(args_, {device, at<void>(stream)});
+  }
+
+  void steps(int64_t count, int device, Address stream) const {
+    cone::cuda::top_eigenvectors_steps(args_, count, {device, at<void>(stream)});
+  }
+
+ private:
+  cone::cuda::TopEigenvectorsArgs args_;
+};
+
 }  // namespace
 
 void bind_matrices(py::module_& m) {
@@ -44,4 +87,15 @@ void bind_matrices(py::module_& m) {
   m.def("second_moment", &second_moment, py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"),
         py::arg("strides"), py::arg("use"), py::arg("weights"), py::arg("pilot"), py::arg("about_pilot"),
         py::arg("moment"), py::arg("workspace"), py::arg("device"), py::arg("stream"), Unlocked());
+  py::class_<TopEigenvectors>(m, "TopEigenvectors")
+      .def(py::init<Address, int, const Three&, const Three&, bool, bool, int64_t, double, int64_t, Address, int64_t,
+                    const std::map<std::string, Address>&>(),
+           py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
+           py::arg("covariance"), py::arg("center"), py::arg("k"), py::arg("tolerance"), py::arg("max_iterations"),
+           py::arg("start"), py::arg("block"), py::arg("results"))
+      .def("workspace", &TopEigenvectors::workspace)
+      .def("begin", &TopEigenvectors::begin, py::kw_only(), py::arg("workspace"), py::arg("device"), py::arg("stream"),
+           Unlocked())
+      .def("steps", &TopEigenvectors::steps, py::arg("count"), py::kw_only(), py::arg("device"), py::arg("stream"),
+           Unlocked());
 }

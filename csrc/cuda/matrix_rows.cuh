@@ -8,8 +8,8 @@
 #include <string>
 
 #include "cone/types.h"
+#include "cuda/float16.cuh"
 #include "cuda/matrix_args.h"
-#include "cuda/ptx.cuh"
 
 namespace cone {
 namespace cuda {
@@ -19,7 +19,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ float widen(BFloat16 value) { return __uint_as_float(unsigned(value.bits) << 16); }
-__device__ __forceinline__ float widen(Float16 value) { return from_float16(value.bits); }
+__device__ __forceinline__ float widen(Float16 value) { return float16_to_float(value.bits); }
 
 // Rows (n, d) of each layer; strides in elements.
 template <class In>

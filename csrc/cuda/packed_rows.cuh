@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(kPackThreads) pack_rows(RowsToPack<In> given, 
     for (int c = 0; c < kLaneColumns; ++c) {
       sums[c] += values[c];
       const double scaled = values[c] * scale[c];
-      high[c] = to_float16(float(scaled));
-      low[c] = to_float16(float(scaled - double(from_float16(high[c]))));
+      high[c] = float_to_float16(float(scaled));
+      low[c] = float_to_float16(float(scaled - double(float16_to_float(high[c]))));
     }
     const int64_t at = (layer * planes.rows + row) * planes.pitch + j;
     store_columns(planes.high + at, high);

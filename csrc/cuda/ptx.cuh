@@ -1,5 +1,5 @@
 // Instructions that CUDA C++ has no name for: matrix products of a warp, their loads from shared memory, asynchronous
-// copies into it, float16 conversions. tests/simt/cuda/ptx.cuh stands in for them on the CPU.
+// copies into it. tests/simt/cuda/ptx.cuh stands in for them on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -45,17 +45,6 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int kNewest>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
-}
-
-__device__ __forceinline__ uint16_t to_float16(float value) {
-  uint16_t bits;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  return bits;
-}
-__device__ __forceinline__ float from_float16(uint16_t bits) {
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-  return value;
 }
 
 }  // namespace cuda

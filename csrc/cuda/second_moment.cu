@@ -8,11 +8,11 @@ namespace cone {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMostRows = 65536, kMostPackedRows = 8192;    // of one chunk
-constexpr int64_t kPlaneValues = int64_t(64) << 20;             // of one plane
-constexpr int64_t kPartialValues = int64_t(16) << 20;           // float64, of the tiles of several layers or splits
+constexpr int64_t kMostRows = 65536, kMostPackedRows = 8192;   // of one chunk
+constexpr int64_t kPlaneValues = int64_t(64) << 20;            // of one plane
+constexpr int64_t kPartialValues = int64_t(16) << 20;          // float64, of the tiles of several layers or splits
 constexpr int64_t kBlocksWanted = 528, kLeastSplitRows = 512;  // four blocks for each multiprocessor of a large GPU
-constexpr int64_t kMostLayers = 65535;                          // of a grid
+constexpr int64_t kMostLayers = 65535;                         // of a grid
 
 enum class Source {
   kAsTheyAre,  // 16-bit rows that can be copied 16 bytes at a time

@@ -8,29 +8,19 @@
 #include <deque>
 #include <vector>
 
+#include "cuda/float16.cuh"
+
 namespace cone {
 namespace cuda {
 
 enum class MatrixType { kFloat16, kBFloat16 };
-
-inline uint16_t to_float16(float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof bits);
-  return bits;
-}
-inline float from_float16(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, sizeof half);
-  return static_cast<float>(half);
-}
 
 namespace emulated {
 
 template <MatrixType kType>
 float value_of(unsigned pair, unsigned half) {
   const uint16_t bits = uint16_t(pair >> 16 * half);
-  return kType == MatrixType::kBFloat16 ? __uint_as_float(unsigned(bits) << 16) : from_float16(bits);
+  return kType == MatrixType::kBFloat16 ? __uint_as_float(unsigned(bits) << 16) : float16_to_float(bits);
 }
 
 inline float truncated(double value) {
