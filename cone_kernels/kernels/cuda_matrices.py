@@ -35,7 +35,7 @@ def second_moment(
         about_pilot=about_pilot,
         moment=moment.data_ptr(),
         workspace=workspace.data_ptr(),
-        **_place(x),
+        place=_place(x),
     )
 
 
@@ -76,11 +76,11 @@ def top_eigenvectors(
         results={name: _address(result) for name, result in results.items()},
     )
     workspace = torch.empty(solver.workspace(), dtype=torch.float64, device=x.device)
-    solver.begin(workspace=workspace.data_ptr(), **place)
+    solver.begin(workspace=workspace.data_ptr(), place=place)
     # A graph that is being captured cannot look at the flags: it holds all the steps, those of layers done do nothing.
     round_steps = max_iterations if _is_captured(x) else _ROUND_STEPS
     for step in range(0, max_iterations, round_steps):
-        solver.steps(min(round_steps, max_iterations - step), **place)
+        solver.steps(min(round_steps, max_iterations - step), place=place)
         if step + round_steps >= max_iterations or bool(done.all()):
             break
     return values, vectors, residuals, iterations, next_value, converged, mean
@@ -99,15 +99,16 @@ def _is_captured(x: Tensor) -> bool:
 
 def _rows(x: Tensor) -> dict[str, object]:
     if x.dtype not in _DTYPES:
-        wanted = "float32, bfloat16 and float16"
-        raise TypeError(f"x: got dtype {str(x.dtype).removeprefix('torch.')}; backend cuda takes {wanted}")
+        got, wanted = (str(one).removeprefix("torch.") for one in (x.dtype, "float32, bfloat16 or float16"))
+        raise TypeError(f"x: got dtype {got}; the CUDA kernels take {wanted}")
     # A single column has whatever stride; 1 keeps it on the fast path.
     strides = (x.stride(0), x.stride(1), 1 if x.shape[-1] == 1 else x.stride(-1))
     return {"data": x.data_ptr(), "dtype": _DTYPES[x.dtype], "shape": tuple(x.shape), "strides": strides}
 
 
-def _place(x: Tensor) -> dict[str, int]:
-    return {"device": x.device.index, "stream": torch.cuda.current_stream(x.device).cuda_stream}
+def _place(x: Tensor) -> tuple[int, int]:
+    """The device and its current stream."""
+    return x.device.index or 0, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
 def _address(tensor: Tensor | None) -> int:

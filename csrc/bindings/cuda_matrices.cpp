@@ -1,11 +1,6 @@
 // The matrix kernels of cone_kernels._cuda, over raw pointers. Pointers and the stream come as integers, shapes and
 // strides in elements; cone_kernels/kernels/cuda_matrices.py is the only caller and has checked them.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <map>
-#include <string>
-
+#include "bindings/pointers.h"
 #include "cuda/second_moment.h"
 #include "cuda/top_eigenvectors.h"
 
@@ -13,13 +8,15 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
-using Three = std::tuple<int64_t, int64_t, int64_t>;
+using cone::bindings::Address;
+using cone::bindings::at;
+using cone::bindings::Pointers;
+using cone::bindings::Unlocked;
 
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using Three = std::tuple<int64_t, int64_t, int64_t>;
+using Place = std::tuple<int, Address>;  // a device and its stream
+
+cone::cuda::Place place_of(const Place& place) { return {std::get<0>(place), at<void>(std::get<1>(place))}; }
 
 cone::cuda::MatrixArgs matrix(Address data, int dtype, const Three& shape, const Three& strides) {
   return {at<const void>(data), cone::DType(dtype),   std::get<0>(shape),   std::get<1>(shape),
@@ -33,10 +30,10 @@ int64_t second_moment_workspace(Address data, int dtype, const Three& shape, con
 }
 
 void second_moment(Address data, int dtype, const Three& shape, const Three& strides, Address use, Address weights,
-                   Address pilot, bool about_pilot, Address moment, Address workspace, int device, Address stream) {
+                   Address pilot, bool about_pilot, Address moment, Address workspace, const Place& place) {
   cone::cuda::second_moment({matrix(data, dtype, shape, strides), at<const uint8_t>(use), at<const double>(weights),
                              at<const double>(pilot), about_pilot, at<double>(moment), at<double>(workspace)},
-                            {device, at<void>(stream)});
+                            place_of(place));
 }
 
 // The arguments of the iteration, the same for its workspace, its beginning and its steps.
@@ -44,7 +41,7 @@ class TopEigenvectors {
  public:
   TopEigenvectors(Address data, int dtype, const Three& shape, const Three& strides, bool covariance, bool center,
                   int64_t k, double tolerance, int64_t max_iterations, Address start, int64_t block,
-                  const std::map<std::string, Address>& results)
+                  const Pointers& results)
       : args_{matrix(data, dtype, shape, strides),
               covariance,
               center,
@@ -65,13 +62,13 @@ class TopEigenvectors {
 
   int64_t workspace() const { return cone::cuda::top_eigenvectors_workspace(args_); }
 
-  void begin(Address workspace, int device, Address stream) {
+  void begin(Address workspace, const Place& place) {
     args_.workspace = at<double>(workspace);
-    cone::cuda::top_eigenvectors_begin(args_, {device, at<void>(stream)});
+    cone::cuda::top_eigenvectors_begin(args_, place_of(place));
   }
 
-  void steps(int64_t count, int device, Address stream) const {
-    cone::cuda::top_eigenvectors_steps(args_, count, {device, at<void>(stream)});
+  void steps(int64_t count, const Place& place) const {
+    cone::cuda::top_eigenvectors_steps(args_, count, place_of(place));
   }
 
  private:
@@ -81,21 +78,18 @@ class TopEigenvectors {
 }  // namespace
 
 void bind_matrices(py::module_& m) {
-  using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("second_moment_workspace", &second_moment_workspace, py::kw_only(), py::arg("data"), py::arg("dtype"),
         py::arg("shape"), py::arg("strides"), py::arg("weights"), py::arg("pilot"));
   m.def("second_moment", &second_moment, py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"),
         py::arg("strides"), py::arg("use"), py::arg("weights"), py::arg("pilot"), py::arg("about_pilot"),
-        py::arg("moment"), py::arg("workspace"), py::arg("device"), py::arg("stream"), Unlocked());
+        py::arg("moment"), py::arg("workspace"), py::arg("place"), Unlocked());
   py::class_<TopEigenvectors>(m, "TopEigenvectors")
       .def(py::init<Address, int, const Three&, const Three&, bool, bool, int64_t, double, int64_t, Address, int64_t,
-                    const std::map<std::string, Address>&>(),
+                    const Pointers&>(),
            py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
            py::arg("covariance"), py::arg("center"), py::arg("k"), py::arg("tolerance"), py::arg("max_iterations"),
            py::arg("start"), py::arg("block"), py::arg("results"))
       .def("workspace", &TopEigenvectors::workspace)
-      .def("begin", &TopEigenvectors::begin, py::kw_only(), py::arg("workspace"), py::arg("device"), py::arg("stream"),
-           Unlocked())
-      .def("steps", &TopEigenvectors::steps, py::arg("count"), py::kw_only(), py::arg("device"), py::arg("stream"),
-           Unlocked());
+      .def("begin", &TopEigenvectors::begin, py::kw_only(), py::arg("workspace"), py::arg("place"), Unlocked())
+      .def("steps", &TopEigenvectors::steps, py::arg("count"), py::kw_only(), py::arg("place"), Unlocked());
 }

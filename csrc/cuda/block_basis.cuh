@@ -40,7 +40,7 @@ __device__ __forceinline__ void combine(const double* a, int m, int64_t d, int64
                                         double (&sums)[kTogether]) {
 #pragma unroll
   for (int c = 0; c < kTogether; ++c) sums[c] = 0;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = 0; i < m; ++i) {
     const double value = a[i * d + j];
 #pragma unroll

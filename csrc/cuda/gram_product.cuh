@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kTile = 128, kTileSize = kTile * kTile;  // columns by columns, a block's
 constexpr int kGramThreads = 256;
-constexpr int kWarpRows = 64, kWarpColumns = 32;  // a warp's part of the tile
-constexpr int kStepRows = 16;                     // of one matrix instruction
+constexpr int kWarpTileRows = 64, kWarpTileColumns = 32;  // a warp's part of the tile
+constexpr int kStepRows = 16;                             // of one matrix instruction
 
 // Rows that are copied into shared memory together, and copies in flight.
 template <bool kLow>
@@ -112,7 +112,7 @@ __device__ __forceinline__ void load_fragment(const uint16_t* panel, int row, in
   load_transposed(panel + staged(row + 8 * below + r, column / 8 + right), fragment);
 }
 
-constexpr int kFragmentRows = kWarpRows / 16, kFragmentColumns = kWarpColumns / 8;
+constexpr int kFragmentRows = kWarpTileRows / 16, kFragmentColumns = kWarpTileColumns / 8;
 using Chain = float[kFragmentRows][kFragmentColumns][4];
 
 struct WarpPlace {
@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, do
   }
 
   const int warp = int(threadIdx.x) / 32;
-  const WarpPlace place = {warp / (kTile / kWarpColumns) * kWarpRows, warp % (kTile / kWarpColumns) * kWarpColumns};
+  const WarpPlace place = {warp / (kTile / kWarpTileColumns) * kWarpTileRows,
+                           warp % (kTile / kWarpTileColumns) * kWarpTileColumns};
   Chain chain = {};
   double total[kFragmentRows][kFragmentColumns][4] = {};
   for (int step = 0; step < steps; ++step) {

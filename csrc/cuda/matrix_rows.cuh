@@ -5,17 +5,13 @@
 
 #include <cstring>
 #include <stdexcept>
-#include <string>
 
-#include "cone/types.h"
-#include "cuda/float16.cuh"
 #include "cuda/matrix_args.h"
+#include "cuda/row_loads.cuh"
 
 namespace cone {
 namespace cuda {
 namespace {
-
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ float widen(BFloat16 value) { return __uint_as_float(unsigned(value.bits) << 16); }
@@ -57,20 +53,6 @@ __device__ __forceinline__ void load_columns(const Rows<In>& rows, int64_t layer
 inline bool loads_together(const MatrixArgs& x, int64_t element_size, int64_t count) {
   return x.col_stride == 1 && x.row_stride % count == 0 && x.layer_stride % count == 0 &&
          reinterpret_cast<uintptr_t>(x.data) % size_t(element_size * count) == 0;
-}
-
-template <class Body>
-void with_element_type(const char* op, DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return body(static_cast<const float*>(nullptr));
-    case DType::kBFloat16:
-      return body(static_cast<const BFloat16*>(nullptr));
-    case DType::kFloat16:
-      return body(static_cast<const Float16*>(nullptr));
-    default:
-      throw std::invalid_argument(std::string(op) + ": dtype " + std::to_string(int(dtype)) + " is not taken");
-  }
 }
 
 // The power of two that brings `largest` into [2^exponent, 2^(exponent + 1)); 1 where largest is zero or not finite.

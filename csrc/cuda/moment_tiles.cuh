@@ -38,7 +38,7 @@ struct ColumnTerms {
 __device__ __forceinline__ ColumnTerms terms_of(const Planes& planes, const double* pilot, int64_t layer, int64_t parts,
                                                 int64_t d, int64_t column) {
   if (column >= d) return {0, 0, 0};
-  ColumnTerms terms = {1 / planes.scale[layer * planes.pitch + column], 0, 0};
+  ColumnTerms terms = {planes.unscale[layer * planes.pitch + column], 0, 0};
   if (pilot == nullptr) return terms;
   terms.pilot = pilot[layer * d + column];
   for (int64_t p = 0; p < parts; ++p) terms.sum += planes.sums[(layer * parts + p) * planes.pitch + column];

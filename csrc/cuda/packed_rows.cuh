@@ -37,7 +37,7 @@ struct Planes {
   int64_t rows, pitch;   // pitch is a multiple of 8, columns behind d are zero
   double* largest;       // (layers, parts, pitch) magnitude by column, NaN apart
   double* sums;          // (layers, parts, pitch) Σ (x · weight − pilot) before rounding
-  double* scale;         // (layers, pitch)
+  double* unscale;       // (layers, pitch) 1 / scale
   double* counts;        // (layers, parts) rows taken
 };
 
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kPackThreads) pack_rows(RowsToPack<In> given, 
       most = other > most ? other : most;
     }
     scales[threadIdx.x] = scale_towards(most, kLargestExponent);
-    if (part == 0) planes.scale[layer * planes.pitch + column] = scales[threadIdx.x];
+    if (part == 0) planes.unscale[layer * planes.pitch + column] = 1 / scales[threadIdx.x];
   }
   __syncthreads();
 

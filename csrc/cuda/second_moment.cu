@@ -64,8 +64,8 @@ Planes planes_of(const Plan& plan, int64_t rows, double* workspace) {
   planes.low = planes.high + plan.plane_values();
   planes.largest = workspace + plan.partial_values() + plan.plane_values() / 2;
   planes.sums = planes.largest + plan.layers * plan.parts * plan.pitch;
-  planes.scale = planes.sums + plan.layers * plan.parts * plan.pitch;
-  planes.counts = planes.scale + plan.layers * plan.pitch;
+  planes.unscale = planes.sums + plan.layers * plan.parts * plan.pitch;
+  planes.counts = planes.unscale + plan.layers * plan.pitch;
   return planes;
 }
 
@@ -140,7 +140,7 @@ int64_t second_moment_workspace(const SecondMomentArgs& args) { return has_work(
 void second_moment(const SecondMomentArgs& args, const Place& place) {
   if (!has_work(args.x)) return;
   const Stream stream("second_moment", place.device, static_cast<cudaStream_t>(place.stream));
-  with_element_type("second_moment", args.x.dtype, [&](const auto* element) {
+  with_element_type(args.x.dtype, [&](const auto* element) {
     add_all<std::remove_const_t<std::remove_pointer_t<decltype(element)>>>(stream, args);
   });
 }

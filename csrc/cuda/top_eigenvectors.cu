@@ -9,7 +9,6 @@ namespace cone {
 namespace cuda {
 namespace {
 
-constexpr const char* kOp = "top_eigenvectors";
 constexpr int64_t kBasisBlocks = 5;  // the basis holds at most this many blocks
 constexpr int64_t kMostSmallShared = int64_t(120) << 10;
 constexpr int64_t kBlocksWanted = 528, kLeastSegmentRows = 64, kPartialValues = int64_t(16) << 20;
@@ -70,8 +69,8 @@ bool has_work(const MatrixArgs& x) { return x.n_layers > 0; }
 template <class Body>
 void with_rows(const TopEigenvectorsArgs& args, const Place& place, const Body& body) {
   if (!has_work(args.x)) return;
-  const Stream stream(kOp, place.device, static_cast<cudaStream_t>(place.stream));
-  with_element_type(kOp, args.x.dtype, [&](const auto* element) {
+  const Stream stream("top_eigenvectors", place.device, static_cast<cudaStream_t>(place.stream));
+  with_element_type(args.x.dtype, [&](const auto* element) {
     body(stream, rows_of<std::remove_const_t<std::remove_pointer_t<decltype(element)>>>(args.x));
   });
 }
