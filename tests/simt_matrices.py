@@ -1,0 +1,30 @@
+"""backend="cuda" of the matrix ops on CPU tensors, with memory that starts as NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import simt_build
+import torch
+from simt_cuda import simt_cuda  # noqa: F401 - a fixture
+
+from cone_kernels.kernels import cuda_matrices
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def simt_matrices(simt_cuda: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: F811
+    """For one test, second_moment and top_eigenvectors run in the shim."""
+    monkeypatch.setattr(cuda_matrices, "_cuda", simt_build.cuda_module())
+    cuda_matrices._start.cache_clear()
+    empty = torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> torch.Tensor:
+        made = empty(*shape, **options)
+        return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(1)
+
+    monkeypatch.setattr(cuda_matrices.torch, "empty", poisoned)
+    yield
