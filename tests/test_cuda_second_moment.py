@@ -10,6 +10,7 @@ from simt_matrices import DTYPES, simt_matrices  # noqa: F401 - a fixture
 from test_second_moment import RELATIVE, assert_moments_close
 
 from cone_kernels import backends, second_moment
+from cone_kernels.kernels import cuda_matrices
 from cone_kernels.ops.second_moment import second_moment_
 
 pytestmark = pytest.mark.usefixtures("simt_matrices")
@@ -36,6 +37,12 @@ def test_covariance_keeps_its_digits_wherever_the_mean_is(dtype: torch.dtype, sh
     x = normal(300, 40, dtype=dtype, shift=shift)
     got = second_moment(x, center=True, backend="cuda")
     assert_moments_close(got, torch.cov(x.double().mT), RELATIVE[dtype])
+
+
+def test_with_as_little_shared_memory_as_a_gpu_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_matrices, "_most_shared", lambda device: 99 << 10)
+    x = normal(2, 203, 140, shift=1.0)
+    assert_moments_close(second_moment(x, backend="cuda"), second_moment(x, backend="reference"), 1e-6)
 
 
 def test_any_pilot_gives_the_same_sums() -> None:

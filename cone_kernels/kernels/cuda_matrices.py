@@ -35,6 +35,7 @@ def second_moment(
         about_pilot=about_pilot,
         moment=moment.data_ptr(),
         workspace=workspace.data_ptr(),
+        most_shared=_most_shared(_place(x)[0]),
         place=_place(x),
     )
 
@@ -74,6 +75,7 @@ def top_eigenvectors(
         start=start.data_ptr(),
         block=block,
         results={name: _address(result) for name, result in results.items()},
+        most_shared=_most_shared(_place(x)[0]),
     )
     workspace = torch.empty(solver.workspace(), dtype=torch.float64, device=x.device)
     solver.begin(workspace=workspace.data_ptr(), place=place)
@@ -109,6 +111,11 @@ def _rows(x: Tensor) -> dict[str, object]:
 def _place(x: Tensor) -> tuple[int, int]:
     """The device and its current stream."""
     return x.device.index or 0, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+@functools.cache
+def _most_shared(device: int) -> int:
+    return int(_cuda.most_shared_memory(device))
 
 
 def _address(tensor: Tensor | None) -> int:

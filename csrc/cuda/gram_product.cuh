@@ -14,24 +14,28 @@ constexpr int kGramThreads = 256;
 constexpr int kWarpTileRows = 64, kWarpTileColumns = 32;  // a warp's part of the tile
 constexpr int kStepRows = 16;                             // of one matrix instruction
 
-// Rows that are copied into shared memory together, and copies in flight.
-template <bool kLow>
-constexpr int kStageRows = kLow ? 64 : 32;
-template <bool kLow>
-constexpr int kStages = kLow ? 2 : 4;
+// How rows pass through shared memory. kRows are copied together, kStages such copies are held at once. kPanels of
+// each: high of the tile's rows, high of its columns, with two planes also low of both. kChainRows rows meet in one
+// float32 accumulator: tensor cores truncate, so that long chains are biased. With two planes the small products are
+// added first, while truncation costs little; that takes all rows of a chain at once.
+struct OnePlane {
+  static constexpr bool kLow = false;
+  static constexpr int kPanels = 2, kRows = 32, kStages = 4, kChainRows = 128;
+};
+struct TwoPlanes {
+  static constexpr bool kLow = true;
+  static constexpr int kPanels = 4, kRows = 64, kStages = 2, kChainRows = kRows;
+};
+// For compute capabilities 8.6 and 8.9.
+struct TwoPlanesInLittleMemory {
+  static constexpr bool kLow = true;
+  static constexpr int kPanels = 4, kRows = 32, kStages = 3, kChainRows = kRows;
+};
 
-// Rows that meet in one float32 accumulator: tensor cores truncate, so that long chains are biased. With two planes the
-// small products are added first, while truncation costs little; that takes all rows of a chain at once.
-template <bool kLow>
-constexpr int kChainRows = kLow ? kStageRows<true> : 128;
-
-// A block's panels: high of its tile's rows, high of its columns, then low of both.
-template <bool kLow>
-constexpr int kPanels = kLow ? 4 : 2;
-template <bool kLow>
-constexpr int kPanelSize = kStageRows<kLow> * kTile;
-template <bool kLow>
-constexpr size_t kGramShared = sizeof(uint16_t) * kStages<kLow> * kPanels<kLow> * kPanelSize<kLow>;
+template <class Staging>
+constexpr int kPanelSize = Staging::kRows * kTile;
+template <class Staging>
+constexpr size_t kGramShared = sizeof(uint16_t) * Staging::kStages * Staging::kPanels * kPanelSize<Staging>;
 
 struct GramRows {
   const uint16_t *high, *low;
@@ -73,19 +77,19 @@ struct Copier {
   }
 
   // Starts the copies of stage number `step`; `right` is how far the tile's columns are from its rows.
-  template <bool kLow>
+  template <class Staging>
   __device__ __forceinline__ void start(const GramRows& x, const uint8_t* use, int step, int right,
                                         uint16_t* panels) const {
-    constexpr int kPanel = kPanelSize<kLow>;
+    constexpr int kPanel = kPanelSize<Staging>;
 #pragma unroll
-    for (int r = 0; r < kStageRows<kLow>; r += kCopiedRows) {
-      const int row = step * kStageRows<kLow> + r;
-      const bool takes = row < rows && (kLow || use == nullptr || use[row] != 0);
+    for (int r = 0; r < Staging::kRows; r += kCopiedRows) {
+      const int row = step * Staging::kRows + r;
+      const bool takes = row < rows && (Staging::kLow || use == nullptr || use[row] != 0);
       const uint16_t* source = from + int64_t(row) * x.row_stride;
       uint16_t* target = panels + to + r * kTile;
       start_one(x, takes ? bytes & 0xff : 0, source, target);
       if (right != 0) start_one(x, takes ? bytes >> 8 : 0, source + right, target + kPanel);
-      if constexpr (kLow) {
+      if constexpr (Staging::kLow) {
         source += x.low - x.high;
         start_one(x, takes ? bytes & 0xff : 0, source, target + 2 * kPanel);
         if (right != 0) start_one(x, takes ? bytes >> 8 : 0, source + right, target + 3 * kPanel);
@@ -119,9 +123,6 @@ struct WarpPlace {
   int row, column;
 };
 
-template <bool kBFloat16>
-constexpr MatrixType kMatrixType = kBFloat16 ? MatrixType::kBFloat16 : MatrixType::kFloat16;
-
 using RightFragments = unsigned[kFragmentColumns / 2][4];
 
 __device__ __forceinline__ void load_right(const uint16_t* panel, int row, const WarpPlace& place,
@@ -130,7 +131,7 @@ __device__ __forceinline__ void load_right(const uint16_t* panel, int row, const
   for (int j = 0; j < kFragmentColumns / 2; ++j) load_fragment<false>(panel, row, place.column + 16 * j, right[j]);
 }
 
-template <bool kBFloat16>
+template <MatrixType kType>
 __device__ __forceinline__ void multiply_left(const uint16_t* panel, int row, const WarpPlace& place,
                                               const RightFragments& right, Chain& chain) {
 #pragma unroll
@@ -140,47 +141,49 @@ __device__ __forceinline__ void multiply_left(const uint16_t* panel, int row, co
 #pragma unroll
     for (int j = 0; j < kFragmentColumns; ++j) {
       const unsigned two[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
-      multiply_add<kMatrixType<kBFloat16>>(left, two, chain[i][j]);
+      multiply_add<kType>(left, two, chain[i][j]);
     }
   }
 }
 
-template <bool kLow, bool kBFloat16>
+template <class Staging, MatrixType kType>
 __device__ __forceinline__ void multiply_stage(const uint16_t* left_panel, const uint16_t* right_panel,
                                                const WarpPlace& place, Chain& chain) {
   RightFragments right;
-  if constexpr (kLow) {
-    constexpr int kToLow = 2 * kPanelSize<true>;
+  if constexpr (Staging::kLow) {
+    constexpr int kToLow = 2 * kPanelSize<Staging>;
 #pragma unroll 1  // two steps at once need more registers than there are
-    for (int row = 0; row < kStageRows<kLow>; row += kStepRows) {
+    for (int row = 0; row < Staging::kRows; row += kStepRows) {
       load_right(right_panel + kToLow, row, place, right);
-      multiply_left<kBFloat16>(left_panel, row, place, right, chain);
+      multiply_left<kType>(left_panel, row, place, right, chain);
       load_right(right_panel, row, place, right);
-      multiply_left<kBFloat16>(left_panel + kToLow, row, place, right, chain);
+      multiply_left<kType>(left_panel + kToLow, row, place, right, chain);
     }
   }
 #pragma unroll 1
-  for (int row = 0; row < kStageRows<kLow>; row += kStepRows) {
+  for (int row = 0; row < Staging::kRows; row += kStepRows) {
     load_right(right_panel, row, place, right);
-    multiply_left<kBFloat16>(left_panel, row, place, right, chain);
+    multiply_left<kType>(left_panel, row, place, right, chain);
   }
 }
 
 // partial (layers, splits, tiles, kTile, kTile): one tile over one split of the rows, in float64.
-template <bool kLow, bool kBFloat16>
+template <class Staging, MatrixType kType>
 __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, double* partial) {
   uint16_t* stages = shared_memory<uint16_t>();  // (kStages, kPanels, kStageRows, kTile)
   const int64_t layer = blockIdx.z, first = int64_t(blockIdx.y) * x.split_rows;
   const int64_t end = first + x.split_rows < x.n ? first + x.split_rows : x.n;
-  const int steps = int((end - first + kStageRows<kLow> - 1) / kStageRows<kLow>);
+  const int steps = int((end - first + Staging::kRows - 1) / Staging::kRows);
   int64_t i, j;
   tile_at(blockIdx.x, i, j);
   const int right = int(j - i) * kTile;  // 0 on the diagonal, where both factors are one panel
   const Copier copier(x, layer, first, end, i, j);
   const uint8_t* use = x.use ? x.use + layer * x.use_stride + first + int(threadIdx.x) / (kTile / 8) : nullptr;
-  const auto panels_of = [&](int step) { return stages + step % kStages<kLow> * (kPanels<kLow> * kPanelSize<kLow>); };
-  for (int step = 0; step < kStages<kLow> - 1; ++step) {
-    copier.start<kLow>(x, use, step, right, panels_of(step));
+  const auto panels_of = [&](int step) {
+    return stages + step % Staging::kStages * (Staging::kPanels * kPanelSize<Staging>);
+  };
+  for (int step = 0; step < Staging::kStages - 1; ++step) {
+    copier.start<Staging>(x, use, step, right, panels_of(step));
     commit_copies();
   }
 
@@ -190,14 +193,14 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, do
   Chain chain = {};
   double total[kFragmentRows][kFragmentColumns][4] = {};
   for (int step = 0; step < steps; ++step) {
-    wait_for_copies<kStages<kLow> - 2>();
+    wait_for_copies<Staging::kStages - 2>();
     __syncthreads();  // all copies of this step have landed, and all are done with the step that is overwritten next
-    const int next = step + kStages<kLow> - 1;
-    copier.start<kLow>(x, use, next, right, panels_of(next));
+    const int next = step + Staging::kStages - 1;
+    copier.start<Staging>(x, use, next, right, panels_of(next));
     commit_copies();
     const uint16_t* panels = panels_of(step);
-    multiply_stage<kLow, kBFloat16>(panels, right != 0 ? panels + kPanelSize<kLow> : panels, place, chain);
-    if ((step + 1) % (kChainRows<kLow> / kStageRows<kLow>) != 0 && step + 1 < steps) continue;
+    multiply_stage<Staging, kType>(panels, right != 0 ? panels + kPanelSize<Staging> : panels, place, chain);
+    if ((step + 1) % (Staging::kChainRows / Staging::kRows) != 0 && step + 1 < steps) continue;
 #pragma unroll
     for (int r = 0; r < kFragmentRows; ++r)
 #pragma unroll
@@ -219,8 +222,7 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, do
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = place.row + 16 * r + 8 * half + lane / 4, column = place.column + 8 * c + lane % 4 * 2;
-        *reinterpret_cast<double2*>(partial + row * kTile + column) =
-            make_double2(total[r][c][2 * half], total[r][c][2 * half + 1]);
+        store_two(partial + row * kTile + column, total[r][c][2 * half], total[r][c][2 * half + 1]);
       }
 }
 

@@ -19,5 +19,8 @@ struct Place {
   void* stream;
 };
 
+// Bytes of shared memory that a block can have on this device.
+int64_t most_shared_memory(int device);
+
 }  // namespace cuda
 }  // namespace cone

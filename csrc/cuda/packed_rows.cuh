@@ -4,6 +4,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/matrix_rows.cuh"
+#include "cuda/ptx.cuh"
 
 namespace cone {
 namespace cuda {
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kPackThreads) find_largest(RowsToPack<In> give
 __device__ __forceinline__ unsigned pair_of(uint16_t first, uint16_t second) { return first | unsigned(second) << 16; }
 
 __device__ __forceinline__ void store_columns(uint16_t* to, const uint16_t (&values)[kLaneColumns]) {
-  *reinterpret_cast<uint2*>(to) = {pair_of(values[0], values[1]), pair_of(values[2], values[3])};
+  store_two(reinterpret_cast<unsigned*>(to), pair_of(values[0], values[1]), pair_of(values[2], values[3]));
 }
 
 // The planes of one part of the rows, its column sums, and how many rows it takes. Rows not taken become zeros.

@@ -14,6 +14,10 @@ constexpr int64_t kPartialValues = int64_t(16) << 20;          // float64, of th
 constexpr int64_t kBlocksWanted = 528, kLeastSplitRows = 512;  // four blocks for each multiprocessor of a large GPU
 constexpr int64_t kMostLayers = 65535;                         // of a grid
 
+// What every GPU of compute capability 8.0 or more has at least, and what those have that the others are for.
+static_assert(kGramShared<OnePlane> <= 99 << 10 && kGramShared<TwoPlanesInLittleMemory> <= 99 << 10);
+static_assert(kGramShared<TwoPlanes> <= 163 << 10);
+
 enum class Source {
   kAsTheyAre,  // 16-bit rows that can be copied 16 bytes at a time
   kCopied,     // other 16-bit rows
@@ -43,7 +47,7 @@ struct Plan {
     const int64_t wanted = std::min((kBlocksWanted + tiles * layers - 1) / (tiles * layers),
                                     std::max(int64_t(1), kPartialValues / (tiles * kTileSize * layers)));
     const int64_t most = std::max(int64_t(1), std::min(wanted, rows / kLeastSplitRows));
-    split_rows = ((rows + most - 1) / most + kChainRows<false> - 1) / kChainRows<false> * kChainRows<false>;
+    split_rows = ((rows + most - 1) / most + OnePlane::kChainRows - 1) / OnePlane::kChainRows * OnePlane::kChainRows;
     splits = (rows + split_rows - 1) / split_rows;
   }
 
@@ -69,12 +73,12 @@ Planes planes_of(const Plan& plan, int64_t rows, double* workspace) {
   return planes;
 }
 
-template <bool kLow, bool kBFloat16>
+template <class Staging, MatrixType kType>
 void multiply(const Stream& stream, const Plan& plan, GramRows x, int64_t layers, double* partial) {
   x.split_rows = plan.split_rows;
   const int64_t splits = (x.n + plan.split_rows - 1) / plan.split_rows;
-  stream.launch(multiply_tiles<kLow, kBFloat16>, dim3(unsigned(plan.tiles), unsigned(splits), unsigned(layers)),
-                kGramThreads, kGramShared<kLow>, x, partial);
+  stream.launch(multiply_tiles<Staging, kType>, dim3(unsigned(plan.tiles), unsigned(splits), unsigned(layers)),
+                kGramThreads, kGramShared<Staging>, x, partial);
 }
 
 // Adds one chunk of rows of some layers.
@@ -88,7 +92,10 @@ void add_chunk(const Stream& stream, const SecondMomentArgs& args, const Plan& p
   const GramRows packed = {planes.high, planes.low, n * plan.pitch, plan.pitch, n, plan.pitch, nullptr, 0, 0};
   if (plan.source == Source::kPacked) {
     pack(stream, given, planes, layers);
-    multiply<true, false>(stream, plan, packed, layers, args.workspace);
+    if (kGramShared<TwoPlanes> <= size_t(args.most_shared))
+      multiply<TwoPlanes, MatrixType::kFloat16>(stream, plan, packed, layers, args.workspace);
+    else
+      multiply<TwoPlanesInLittleMemory, MatrixType::kFloat16>(stream, plan, packed, layers, args.workspace);
     const double* pilot = args.about_pilot ? nullptr : given.pilot;
     constexpr size_t kShared = sizeof(ColumnTerms) * (kStripRows + kTile) + sizeof(double);
     stream.launch(add_packed_tiles, strips, kAddThreads, kShared, args.workspace, splits, planes, parts_of(n), pilot,
@@ -109,7 +116,8 @@ void add_chunk(const Stream& stream, const SecondMomentArgs& args, const Plan& p
            given.use,
            given.row_numbers,
            0};
-    multiply<false, std::is_same_v<In, BFloat16>>(stream, plan, x, layers, args.workspace);
+    constexpr MatrixType kType = std::is_same_v<In, BFloat16> ? MatrixType::kBFloat16 : MatrixType::kFloat16;
+    multiply<OnePlane, kType>(stream, plan, x, layers, args.workspace);
     stream.launch(add_raw_tiles<In>, strips, kAddThreads, kStripRows + kTile, args.workspace, splits, given, moment);
   }
 }
@@ -134,6 +142,12 @@ void add_all(const Stream& stream, const SecondMomentArgs& args) {
 bool has_work(const MatrixArgs& x) { return x.n_layers > 0 && x.n > 0 && x.d > 0; }
 
 }  // namespace
+
+int64_t most_shared_memory(int device) {
+  int bytes = 0;
+  check("most_shared_memory", cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
 
 int64_t second_moment_workspace(const SecondMomentArgs& args) { return has_work(args.x) ? Plan(args).workspace() : 0; }
 

@@ -12,8 +12,9 @@ struct SecondMomentArgs {
   const double* weights;  // (L, n) or null
   const double* pilot;    // (L, d) or null
   bool about_pilot;
-  double* moment;     // (L, d, d), the upper triangle is added to
-  double* workspace;  // second_moment_workspace(args) values
+  double* moment;       // (L, d, d), the upper triangle is added to
+  double* workspace;    // second_moment_workspace(args) values
+  int64_t most_shared;  // bytes of shared memory that a block can have
 };
 
 // How many float64 values the kernels need beside the arguments. Bounded, but for one value per entry of the moment.

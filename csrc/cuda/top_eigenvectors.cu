@@ -10,7 +10,6 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kBasisBlocks = 5;  // the basis holds at most this many blocks
-constexpr int64_t kMostSmallShared = int64_t(120) << 10;
 constexpr int64_t kBlocksWanted = 528, kLeastSegmentRows = 64, kPartialValues = int64_t(16) << 20;
 
 int64_t groups_of(int64_t block) { return (block + kVectors - 1) / kVectors; }
@@ -30,7 +29,7 @@ struct Plan {
     krylov.ritz_rows = std::max(args.k + 1, args.block) + kRestartBlocks * args.block;
     krylov.done = args.done;
     groups = groups_of(args.block);
-    shared = small_values(krylov.capacity) * int64_t(sizeof(double)) <= kMostSmallShared;
+    shared = int64_t(sizeof(double)) * (kReduceValues + small_values(krylov.capacity)) <= args.most_shared;
 
     const int64_t partial = groups * kVectors * d;  // of one segment of one layer
     segments = std::min({(kBlocksWanted + layers * groups - 1) / (layers * groups),

@@ -19,6 +19,7 @@ struct TopEigenvectorsArgs {
   double *next_value, *mean;             // (L), and (L, d) for data
   uint8_t *converged, *done;             // (L)
   double* workspace;                     // top_eigenvectors_workspace(args) values
+  int64_t most_shared;                   // bytes of shared memory that a block can have
 };
 
 int64_t top_eigenvectors_workspace(const TopEigenvectorsArgs& args);

@@ -107,5 +107,12 @@ void wait_for_copies() {
     }
 }
 
+template <class T>
+void store_two(T* to, T first, T second) {
+  if (uintptr_t(to) % (2 * sizeof(T)) != 0) throw std::logic_error("store_two: misaligned");
+  to[0] = first;
+  to[1] = second;
+}
+
 }  // namespace cuda
 }  // namespace cone
