@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
-def simt_matrices(simt_cuda: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: F811
+def simt_matrices(simt_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """For one test, second_moment and top_eigenvectors run in the shim."""
     monkeypatch.setattr(cuda_matrices, "_cuda", simt_build.cuda_module())
     cuda_matrices._start.cache_clear()
@@ -26,5 +25,4 @@ def simt_matrices(simt_cuda: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         made = empty(*shape, **options)
         return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(1)
 
-    monkeypatch.setattr(cuda_matrices.torch, "empty", poisoned)
-    yield
+    monkeypatch.setattr(torch, "empty", poisoned)

@@ -87,14 +87,14 @@ def test_rows_split_over_blocks_are_added_in_order(dtype: torch.dtype) -> None:
     assert torch.equal(results[0], results[2])
 
 
-def test_chunks_of_rows_and_layers() -> None:
+def test_chunks_of_rows() -> None:
     """More rows than one chunk takes: the planes, the pilot's correction and the counts start anew in each."""
-    x = normal(2, 8200, 3, shift=1.0)
-    use = torch.rand(2, 8200, generator=torch.Generator().manual_seed(0)) < 0.5
+    x = normal(1, 8200, 3, shift=1.0)
+    use = torch.rand(1, 8200, generator=torch.Generator().manual_seed(0)) < 0.5
     results = []
     for backend in ("cuda", "reference"):
-        moment = torch.zeros(2, 3, 3, dtype=torch.float64)
-        second_moment_(moment, x, use=use, pilot=torch.full((2, 3), 1.5).double(), backend=backend)
+        moment = torch.zeros(1, 3, 3, dtype=torch.float64)
+        second_moment_(moment, x, use=use, pilot=torch.full((1, 3), 1.5).double(), backend=backend)
         results.append(moment)
     assert_moments_close(*results, 1e-6)
 

@@ -159,7 +159,10 @@ def test_one_row_decides() -> None:
 def test_strides_are_honoured(dtype: torch.dtype) -> None:
     x = decaying(2, 50, 21, dtype=dtype)
     square = float32_covariance(covariance_of(x, True), dtype)
-    wanted, wanted_square = top_eigenvectors(x, 2, backend="cuda"), top_eigenvectors(covariance=square, k=2, backend="cuda")
+    wanted, wanted_square = (
+        top_eigenvectors(x, 2, backend="cuda"),
+        top_eigenvectors(covariance=square, k=2, backend="cuda"),
+    )
     for (layout, view), (_, square_view) in zip(views(x).items(), views(square).items(), strict=True):
         assert torch.equal(top_eigenvectors(view, 2, backend="cuda").vectors, wanted.vectors), layout
         found = top_eigenvectors(covariance=square_view, k=2, backend="cuda")

@@ -1,4 +1,4 @@
-"""The CUDA kernels of second moments and top eigenvectors: pointers, shapes and strides handed to cone_kernels._cuda."""
+"""The CUDA kernels of second_moment and top_eigenvectors: tensors' addresses handed to cone_kernels._cuda."""
 
 from __future__ import annotations
 

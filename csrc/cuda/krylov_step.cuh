@@ -23,7 +23,7 @@ constexpr int64_t kReduceValues = kMostWarps * 32;  // one for each thread, or s
 
 // Values of one layer's small problem: of Jacobi's rotations, Ritz values and residuals.
 inline __host__ __device__ int64_t small_values(int64_t capacity) {
-  return EigenSpace::values_of(capacity) + 2 * capacity + 2;
+  return (EigenSpace::values_of(capacity) + 2 * capacity + 1) / 2 * 2;  // aligned as pairs are
 }
 
 // The largest power of two <= 1 / largest, kept where it and its inverse are normal numbers.
@@ -131,6 +131,7 @@ class RitzStep {
     largest_ = fmax(fabs(theta_[0]), fabs(theta_[size_ - 1]));
     const int most = k_ + 1 > block_ ? k_ + 1 : block_;
     n_ritz_ = most < size_ ? most : size_;
+    gather_rotation();
     find_residuals();
     const bool converged = is_converged();
     int fresh = 0;
@@ -146,12 +147,26 @@ class RitzStep {
   }
 
  private:
-  // Row i of Ritz vector r's combination.
-  __device__ __forceinline__ double rotation(int i, int r) const { return eigen_.vectors[i * size_ + eigen_.order[r]]; }
+  // The coefficients of all Ritz vectors, in order, take the place of the matrix that was diagonalised.
+  __device__ void gather_rotation() {
+    const int columns = int(whole_groups(size_));
+    for (int e = int(threadIdx.x); e < size_ * columns; e += int(blockDim.x)) {
+      const int i = e / columns, r = e % columns;
+      eigen_.matrix[coefficient_at(size_, i, r)] = r < size_ ? eigen_.vectors[i * size_ + eigen_.order[r]] : 0;
+    }
+    __syncthreads();
+  }
+
+  // Coefficients of kTogether Ritz vectors from `first` on.
+  __device__ __forceinline__ const double* rotation(int first) const {
+    return eigen_.matrix + coefficient_at(size_, 0, first);
+  }
 
   // The fresh vectors' rows and columns of the projected matrix, and a copy of the whole for its eigenvectors.
   __device__ void project() {
-    gram(basis_, size_, image_ + old_ * d_, size_ - old_, d_, projected_ + old_, capacity_);
+    gram(basis_, size_, image_ + old_ * d_, size_ - old_, d_, [&](int i, int c, double product) {
+      if (old_ + c < size_) projected_[i * capacity_ + old_ + c] = product;
+    });
     __syncthreads();
     for (int e = int(threadIdx.x); e < size_ * size_; e += int(blockDim.x)) {
       const int i = e / size_, j = e % size_;
@@ -169,12 +184,11 @@ class RitzStep {
   __device__ void find_residuals() {
     const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
     for (int first = 0; first < n_ritz_; first += kTogether) {
-      const auto coefficient = [&](int i, int c) { return first + c < n_ritz_ ? rotation(i, first + c) : 0; };
       double squares[kTogether] = {};
       for (int64_t j = threadIdx.x; j < d_; j += blockDim.x) {
         double vector[kTogether], image[kTogether];
-        combine(basis_, size_, d_, j, coefficient, vector);
-        combine(image_, size_, d_, j, coefficient, image);
+        combine(basis_, size_, d_, j, rotation(first), vector);
+        combine(image_, size_, d_, j, rotation(first), image);
         for (int c = 0; c < kTogether; ++c) {
           if (first + c >= n_ritz_) continue;
           const double residual = image[c] - theta_[first + c] * vector[c];
@@ -231,7 +245,7 @@ class RitzStep {
     for (int64_t j = threadIdx.x; j < d_; j += blockDim.x) {
       for (int first = 0; first < kept; first += kTogether) {
         double sums[kTogether];
-        combine(rows, size_, d_, j, [&](int i, int c) { return first + c < kept ? rotation(i, first + c) : 0; }, sums);
+        combine(rows, size_, d_, j, rotation(first), sums);
         for (int c = 0; c < kTogether; ++c)
           if (first + c < kept) turned[(first + c) * d_ + j] = sums[c];
       }
@@ -245,7 +259,7 @@ class RitzStep {
     for (int64_t j = threadIdx.x; j < d_; j += blockDim.x)
       for (int first = 0; first < k_; first += kTogether) {
         double sums[kTogether];
-        combine(basis_, size_, d_, j, [&](int i, int c) { return first + c < k_ ? rotation(i, first + c) : 0; }, sums);
+        combine(basis_, size_, d_, j, rotation(first), sums);
         for (int c = 0; c < kTogether; ++c)
           if (first + c < k_) vectors[(first + c) * d_ + j] = sums[c];
       }

@@ -76,19 +76,53 @@ __global__ void __launch_bounds__(kAddThreads)
 // float32's range, float16 is always in it but for zeros.
 constexpr double kSafeLeast = 0x1p-60, kSafeMost = 0x1p90;
 
-// Whether the products of a column can be trusted; a column of zeros can.
+constexpr int kColumnsBeside = kStripRows + kTile;  // the rows and the columns of a strip
+constexpr int kLaneColumnsBeside = kColumnsBeside / 32, kAddWarps = kAddThreads / 32;
+
+// What is known of the products of a column.
+enum ColumnState : uint8_t { kSafe, kUnsafe, kNoSquares };
+
+// Place of column `c` of a strip: first those of its rows, then those of its columns.
+__device__ __forceinline__ int64_t column_beside(int64_t i0, int64_t j0, int c) {
+  return c < kStripRows ? i0 + c : j0 + c - kStripRows;
+}
+
 template <class In>
-__device__ __forceinline__ bool is_safe(const RowsToPack<In>& given, const double* partial, int splits, int64_t layer,
-                                        int64_t column) {
-  const int64_t block = column / kTile, place = column % kTile;
-  if (column >= given.rows.d) return true;
-  const double square =
-      sum_of_splits(partial, layer, splits, gridDim.x, block * (block + 1) / 2 + block, place * (kTile + 1));
-  if (square >= kSafeLeast && square <= kSafeMost) return true;
-  if (square != 0) return false;
-  for (int64_t row = 0; row < given.rows.n; ++row)
-    if (given.takes(layer, row) && widen(*given.rows.at(layer, row, column)) != 0) return false;
-  return true;
+__device__ __forceinline__ ColumnState state_of(const RowsToPack<In>& given, const double* partial, int splits,
+                                                int64_t layer, int64_t column) {
+  if (std::is_same_v<In, Float16> || column >= given.rows.d) return kSafe;
+  const int64_t block = column / kTile, entry = column % kTile * (kTile + 1);
+  const double square = sum_of_splits(partial, layer, splits, gridDim.x, block * (block + 1) / 2 + block, entry);
+  if (square >= kSafeLeast && square <= kSafeMost) return kSafe;
+  return square == 0 ? kNoSquares : kUnsafe;
+}
+
+// Settles which columns without squares are columns of zeros, whose products can be trusted. All threads call it.
+template <class In>
+__device__ inline void look_for_zeros(const RowsToPack<In>& given, int64_t layer, int64_t i0, int64_t j0,
+                                      ColumnState* states, uint8_t* of_warps) {
+  bool looks = false;
+  for (int c = 0; c < kColumnsBeside; ++c) looks = looks || states[c] == kNoSquares;
+  if (!looks) return;
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  bool found[kLaneColumnsBeside] = {};
+#pragma unroll 4
+  for (int64_t row = warp; row < given.rows.n; row += kAddWarps) {
+    if (!given.takes(layer, row)) continue;
+#pragma unroll
+    for (int k = 0; k < kLaneColumnsBeside; ++k) {
+      const int64_t column = column_beside(i0, j0, k * 32 + lane);
+      if (column < given.rows.d && widen(*given.rows.at(layer, row, column)) != 0) found[k] = true;
+    }
+  }
+  for (int k = 0; k < kLaneColumnsBeside; ++k) of_warps[warp * kColumnsBeside + k * 32 + lane] = found[k];
+  __syncthreads();
+  for (int c = int(threadIdx.x); c < kColumnsBeside; c += kAddThreads) {
+    bool any = false;
+    for (int w = 0; w < kAddWarps; ++w) any = any || of_warps[w * kColumnsBeside + c] != 0;
+    if (states[c] == kNoSquares) states[c] = any ? kUnsafe : kSafe;
+  }
+  __syncthreads();
 }
 
 template <class In>
@@ -103,20 +137,22 @@ __device__ double product_in_float64(const RowsToPack<In>& given, int64_t layer,
 template <class In>
 __global__ void __launch_bounds__(kAddThreads)
     add_raw_tiles(const double* partial, int splits, RowsToPack<In> given, double* moment) {
-  uint8_t* safe = shared_memory<uint8_t>();  // (kStripRows + kTile)
+  ColumnState* states = shared_memory<ColumnState>();                       // (kColumnsBeside)
+  uint8_t* of_warps = reinterpret_cast<uint8_t*>(states + kColumnsBeside);  // (kAddWarps, kColumnsBeside)
   const int64_t layer = blockIdx.z, d = given.rows.d;
   int64_t i_tile, j_tile;
   tile_at(blockIdx.x, i_tile, j_tile);
   const int64_t i0 = i_tile * kTile + blockIdx.y * kStripRows, j0 = j_tile * kTile;
-  for (int c = int(threadIdx.x); c < kStripRows + kTile; c += kAddThreads)
-    safe[c] = std::is_same_v<In, Float16> ||
-              is_safe(given, partial, splits, layer, c < kStripRows ? i0 + c : j0 + c - kStripRows);
+  for (int c = int(threadIdx.x); c < kColumnsBeside; c += kAddThreads)
+    states[c] = state_of(given, partial, splits, layer, column_beside(i0, j0, c));
   __syncthreads();
+  look_for_zeros(given, layer, i0, j0, states, of_warps);
   for_entries(i0, j0, d, [&](int row, int column) {
     const int64_t entry = (int64_t(blockIdx.y) * kStripRows + row) * kTile + column;
     moment[(layer * d + i0 + row) * d + j0 + column] +=
-        safe[row] && safe[kStripRows + column] ? sum_of_splits(partial, layer, splits, gridDim.x, blockIdx.x, entry)
-                                               : product_in_float64(given, layer, i0 + row, j0 + column);
+        states[row] == kSafe && states[kStripRows + column] == kSafe
+            ? sum_of_splits(partial, layer, splits, gridDim.x, blockIdx.x, entry)
+            : product_in_float64(given, layer, i0 + row, j0 + column);
   });
 }
 

@@ -118,7 +118,8 @@ void add_chunk(const Stream& stream, const SecondMomentArgs& args, const Plan& p
            0};
     constexpr MatrixType kType = std::is_same_v<In, BFloat16> ? MatrixType::kBFloat16 : MatrixType::kFloat16;
     multiply<OnePlane, kType>(stream, plan, x, layers, args.workspace);
-    stream.launch(add_raw_tiles<In>, strips, kAddThreads, kStripRows + kTile, args.workspace, splits, given, moment);
+    stream.launch(add_raw_tiles<In>, strips, kAddThreads, (1 + kAddWarps) * kColumnsBeside, args.workspace, splits,
+                  given, moment);
   }
 }
 

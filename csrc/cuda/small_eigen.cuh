@@ -1,6 +1,7 @@
 // Eigenvectors of a small symmetric matrix by one block: Jacobi rotations, as many at once as there are disjoint pairs.
 #pragma once
 
+#include "cuda/block_basis.cuh"
 #include "cuda/launch.cuh"
 
 namespace cone {
@@ -16,12 +17,13 @@ struct EigenSpace {
   int *first, *second, *order;     // (capacity)
   int* flag;
 
+  // `matrix` has room for rows of whole groups.
   static __host__ __device__ int64_t values_of(int64_t capacity) {
-    return 2 * capacity * capacity + 3 * capacity + (3 * capacity + 2) / 2;
+    return capacity * (whole_groups(capacity) + capacity) + 3 * capacity + (3 * capacity + 2) / 2;
   }
   __device__ EigenSpace(double* memory, int64_t capacity) {
     matrix = memory;
-    vectors = matrix + capacity * capacity;
+    vectors = matrix + capacity * whole_groups(capacity);
     values = vectors + capacity * capacity;
     cosine = values + capacity;
     sine = cosine + capacity;
@@ -40,18 +42,29 @@ __device__ __forceinline__ void pair_of_round(int round, int pair, int players, 
   second = a < b ? b : a;
 }
 
-// The rotation of each pair of this round; an off-diagonal entry of at most `negligible` is left.
-__device__ inline void find_rotations(const EigenSpace& space, int m, int players, int round, double negligible) {
+// 1 / √(1 + t²) for |t| <= 1, from a float32 value by Newton's steps: a square root and a division take longer.
+__device__ __forceinline__ double cosine_of(double t) {
+  const double square = t * t + 1;
+  double inverse = double(1.0f / sqrtf(float(square)));
+  for (int step = 0; step < 2; ++step) inverse *= 1.5 - 0.5 * square * inverse * inverse;
+  return inverse;
+}
+
+// The rotation of each pair of this round; an off-diagonal entry of at most `negligible` is left. The angle is good to
+// float32, which leaves 1e-7 of the entry for the next sweep; the rotation is orthogonal to float64.
+__device__ inline void find_rotations(const EigenSpace& space, int m, int players, int round, double scale,
+                                      double negligible) {
   for (int pair = int(threadIdx.x); pair < players / 2; pair += int(blockDim.x)) {
     int p, q;
     pair_of_round(round, pair, players, p, q);
     double c = 1, s = 0;
     const double off = q < m ? space.matrix[p * m + q] : 0;
     if (fabs(off) > negligible) {
-      const double slope = (space.matrix[q * m + q] - space.matrix[p * m + p]) / (2 * off);
-      const double tangent = (slope < 0 ? -1 : 1) / (fabs(slope) + sqrt(slope * slope + 1));
-      c = 1 / sqrt(tangent * tangent + 1);
-      s = tangent * c;
+      const double difference = space.matrix[q * m + q] - space.matrix[p * m + p];
+      const float slope = float(difference * scale) / float(2 * off * scale);
+      const float tangent = (slope < 0 ? -1.0f : 1.0f) / (fabsf(slope) + sqrtf(slope * slope + 1.0f));
+      c = cosine_of(double(tangent));
+      s = double(tangent) * c;
       *space.flag = 1;
     }
     space.first[pair] = p;
@@ -78,7 +91,7 @@ __device__ inline void rotate_pairs(const EigenSpace& space, int m, int left, in
       block[i][j] = rows[i] < m && columns[j] < m ? space.matrix[rows[i] * m + columns[j]] : 0;
   for (int i = 0; i < 2; ++i) rotate_two(cr, sr, block[i][0], block[i][1]);
   for (int j = 0; j < 2; ++j) rotate_two(cl, sl, block[0][j], block[1][j]);
-  if (left == right) block[0][1] = block[1][0] = 0;
+  if (left == right) block[1][0] = block[0][1];
   for (int i = 0; i < 2; ++i)
     for (int j = 0; j < 2; ++j)
       if (rows[i] < m && columns[j] < m)
@@ -107,12 +120,12 @@ __device__ inline void symmetric_eigen(const EigenSpace& space, int m) {
   double largest = 0;
   for (int i = 0; i < m; ++i) largest = fmax(largest, fabs(space.matrix[i * m + i]));
   __syncthreads();
-  const double negligible = 0x1p-54 * largest;
+  const double negligible = 0x1p-54 * largest, scale = largest > 0 ? 1 / largest : 0;
   for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
     if (thread == 0) *space.flag = 0;
     __syncthreads();
     for (int round = 0; round < players - 1; ++round) {
-      find_rotations(space, m, players, round, negligible);
+      find_rotations(space, m, players, round, scale, negligible);
       __syncthreads();
       for (int e = thread; e < players / 2 * players / 2; e += threads) {
         const int left = e / (players / 2), right = e % (players / 2);

@@ -42,7 +42,7 @@ struct Plan {
 
     const auto take = [&](int64_t count) {
       double* taken = args.workspace + values;
-      values += count;
+      values += (count + 1) / 2 * 2;  // pairs are loaded together
       return taken;
     };
     krylov.basis = take(layers * krylov.capacity * d);
