@@ -78,7 +78,7 @@ def compiled(source: str, arch: str, *options: str) -> list[Kernel]:
     kept = folder / f"{Path(source).stem}-{arch}-{digest.hexdigest()[:20]}.json"
     if not kept.exists():
         kernels = _compile(compiler, tool, source, arch, options)
-        partial = folder / f"partial-{os.getpid()}"
+        partial = kept.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
         partial.rename(kept)  # whole or not at all
     return [Kernel(**kernel) for kernel in json.loads(kept.read_text())]

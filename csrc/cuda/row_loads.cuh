@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "cone/types.h"
+#include "cone/moments.h"
 #include "cuda/float16.cuh"
 
 namespace cone {
@@ -114,14 +114,20 @@ __device__ __forceinline__ void store_octet(Out* row, const OwnColumns<kVector>&
   }
 }
 
+constexpr int bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 // Whether rows at these addresses and strides (of elements) can be read by 16 bytes.
-template <class In>
-bool aligned_rows(const void* const* layers, int64_t n_layers, int64_t d, int64_t col_stride, int64_t row_stride,
-                  int64_t outer_stride = 0) {
-  const int64_t elements = 16 / int64_t(sizeof(In));
+inline bool aligned_rows(DType dtype, const void* const* layers, int64_t n_layers, int64_t d, int64_t col_stride,
+                         int64_t row_stride, int64_t outer_stride = 0) {
+  const int64_t elements = 16 / bytes_of(dtype);
   bool aligned = col_stride == 1 && d % kColumns == 0 && row_stride % elements == 0 && outer_stride % elements == 0;
   for (int64_t i = 0; i < n_layers; ++i) aligned = aligned && reinterpret_cast<uintptr_t>(layers[i]) % 16 == 0;
   return aligned;
+}
+
+inline bool vector_loads(const HiddenStates& hidden) {
+  return aligned_rows(hidden.dtype, hidden.layers, hidden.n_layers, hidden.d, hidden.col_stride, hidden.token_stride,
+                      hidden.cu_seqlens == nullptr ? hidden.sentence_stride : 0);
 }
 
 // Calls body(element) with a null pointer of the element type.
