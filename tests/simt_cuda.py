@@ -25,8 +25,8 @@ def simt_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if "cone_kernels.kernels.cuda" not in sys.modules and importlib.util.find_spec("cone_kernels._cuda") is None:
         # Without nvcc there is no extension for the adapter to import.
         monkeypatch.setitem(sys.modules, "cone_kernels._cuda", module)
-    adapter = importlib.import_module("cone_kernels.kernels.cuda")
-    monkeypatch.setattr(adapter, "_cuda", module)
+    for adapter in ("cuda", "cuda_matrices"):
+        monkeypatch.setattr(importlib.import_module(f"cone_kernels.kernels.{adapter}"), "_cuda", module)
     capability = backends.Capability(backends.Backend.CUDA, True, "", backends.OPS, ("cpu",))
     monkeypatch.setattr(backends, "_cuda_capability", lambda: capability)
     backends.capabilities.cache_clear()

@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cuda
+from cone_kernels.kernels.cuda_matrices import second_moment, top_eigenvectors
+from cone_kernels.kernels.cuda_pointers import address, column_stride, device_number, dtype_number, place_of
 from cone_kernels.kernels.segments import Segments
 
-# cone::DType in csrc/include/cone/types.h
-_DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+__all__ = [
+    "masked_mean_pool",
+    "masked_mean_pool_backward",
+    "mean_pairwise_cosine_backward",
+    "pool_moments",
+    "row_moments",
+    "second_moment",
+    "top_eigenvectors",
+]
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
@@ -23,16 +32,16 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     n_groups = sums["count"].shape[-1]
     rows = _rows("x", x)
     segments = Segments.of(groups, n, n_groups, n_layers, n)
-    slabs = _cuda.row_moment_slabs(**rows, sums=_sum_addresses(sums), device=_device(x))
+    slabs = _cuda.row_moment_slabs(**rows, sums=_sum_addresses(sums), device=device_number(x))
     partials = _partials(x, segments, (n_layers, n, d), slabs, columns="sum" in sums)
     status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
     _cuda.row_moments(
         **rows,
         segments=_segments(segments),
         sums=_sum_addresses(sums),
-        partials=(*map(_address, partials), slabs),
+        partials=(*map(address, partials), slabs),
         status=status.data_ptr(),
-        place=_place(x),
+        place=place_of(x),
     )
     return status
 
@@ -51,20 +60,20 @@ def pool_moments(
     rows = first.shape[-2] if mask is None else mask.numel()
     hidden = _hidden_states(layers, mask, cu_seqlens, n_sentences)
     segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows)
-    slabs = _cuda.pool_moment_slabs(**hidden, device=_device(first))
+    slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
     partials = _partials(first, segments, (len(layers), rows, d), slabs, columns=True)
     lists = _token_lists(mask)
     pooled = torch.empty((len(layers), n_sentences, d), dtype=torch.float32, device=first.device)
     status = torch.empty((len(layers), n_sentences), dtype=torch.uint8, device=first.device)
     _cuda.pool_moments(
         **hidden,
-        lists=(*map(_address, lists), _address(cu_seqlens)),
+        lists=(*map(address, lists), address(cu_seqlens)),
         segments=_segments(segments),
         pooled=pooled.data_ptr(),
         sums=_sum_addresses(sums),
-        partials=(*map(_address, partials), slabs),
+        partials=(*map(address, partials), slabs),
         status=status.data_ptr(),
-        place=_place(first),
+        place=place_of(first),
     )
     return pooled, status
 
@@ -79,9 +88,9 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
     pooled = torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=torch.float32, device=first.device)
     _cuda.masked_mean_pool(
         **hidden,
-        lists=(*map(_address, lists), _address(cu_seqlens)),
+        lists=(*map(address, lists), address(cu_seqlens)),
         pooled=pooled.data_ptr(),
-        place=_place(first),
+        place=place_of(first),
     )
     return pooled
 
@@ -95,7 +104,7 @@ def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) ->
         unit_sum=unit_sum.data_ptr(),
         scale=scale.data_ptr(),
         grad_rows=gradient.data_ptr(),
-        place=_place(x),
+        place=place_of(x),
     )
     return gradient
 
@@ -110,12 +119,12 @@ def masked_mean_pool_backward(
     gradient = torch.empty(shape, dtype=dtype, device=grad.device)
     _cuda.masked_mean_pool_backward(
         **_rows("grad", grad),
-        result_dtype=_number_of("dtype", dtype),
+        result_dtype=dtype_number("dtype", dtype),
         n_tokens=n_tokens,
-        mask=_address(mask),
-        cu_seqlens=_address(cu_seqlens),
+        mask=address(mask),
+        cu_seqlens=address(cu_seqlens),
         grad_hidden=gradient.data_ptr(),
-        place=_place(grad),
+        place=place_of(grad),
     )
     return gradient
 
@@ -150,13 +159,13 @@ def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         n_tokens=mask.shape[1],
         positions=positions.data_ptr(),
         sizes=sizes.data_ptr(),
-        place=_place(mask),
+        place=place_of(mask),
     )
     return positions, sizes
 
 
 def _segments(segments: Segments) -> tuple[int, ...]:
-    order, starts = _address(segments.order), _address(segments.starts)
+    order, starts = address(segments.order), address(segments.starts)
     return segments.items, segments.groups, segments.group_parts, segments.slices, order, starts
 
 
@@ -164,11 +173,11 @@ def _rows(name: str, x: Tensor) -> dict[str, object]:
     base, step = x.data_ptr(), x.stride(0) * x.element_size()
     return {
         "layers": [base + layer * step for layer in range(x.shape[0])],
-        "dtype": _number_of(name, x.dtype),
+        "dtype": dtype_number(name, x.dtype),
         "n": x.shape[1],
         "d": x.shape[2],
         "row_stride": x.stride(1),
-        "col_stride": _column_stride(x),
+        "col_stride": column_stride(x),
     }
 
 
@@ -178,21 +187,14 @@ def _hidden_states(
     first = layers[0]
     return {
         "layers": [layer.data_ptr() for layer in layers],
-        "dtype": _number_of("hidden_states", first.dtype),
+        "dtype": dtype_number("hidden_states", first.dtype),
         "n_sentences": n_sentences,
         "n_tokens": first.shape[-2],
         "d": first.shape[-1],
-        "strides": (first.stride(0), first.stride(-2), _column_stride(first)),
-        "mask": _address(mask),
-        "cu_seqlens": _address(cu_seqlens),
+        "strides": (first.stride(0), first.stride(-2), column_stride(first)),
+        "mask": address(mask),
+        "cu_seqlens": address(cu_seqlens),
     }
-
-
-def _number_of(name: str, dtype: torch.dtype) -> int:
-    if dtype not in _DTYPES:
-        got, wanted = (str(one).removeprefix("torch.") for one in (dtype, "float32, bfloat16 or float16"))
-        raise TypeError(f"{name}: got dtype {got}; the CUDA kernels take {wanted}")
-    return _DTYPES[dtype]
 
 
 def _same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -205,24 +207,6 @@ def _same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
 def _beside(hidden: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
     # The sentences' starts may come on the CPU.
     return None if cu_seqlens is None else cu_seqlens.to(hidden.device, non_blocking=True)
-
-
-def _column_stride(x: Tensor) -> int:
-    # A single column has whatever stride; 1 keeps it on the fast path.
-    return 1 if x.shape[-1] == 1 else x.stride(-1)
-
-
-def _device(x: Tensor) -> int:
-    return x.device.index or 0
-
-
-def _place(x: Tensor) -> tuple[int, int]:
-    """The device and its current stream."""
-    return _device(x), torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:

@@ -10,6 +10,8 @@
 
 namespace py = pybind11;
 
+void bind_matrices(py::module_& m);  // csrc/bindings/cuda_matrices.cpp
+
 namespace {
 
 using cone::bindings::Address;
@@ -186,4 +188,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("runtime_version") = CUDART_VERSION;
   bind_moments(m);
   bind_gradients(m);
+  bind_matrices(m);
 }

@@ -1,0 +1,118 @@
+// csrc/cuda/ptx.cuh on the CPU. Products truncate as tensor cores do; asynchronous copies land when they are waited for
+// and no sooner, so that a wait that is missing shows.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <deque>
+#include <vector>
+
+#include "cuda/float16.cuh"
+
+namespace cone {
+namespace cuda {
+
+enum class MatrixType { kFloat16, kBFloat16 };
+
+namespace emulated {
+
+template <MatrixType kType>
+float value_of(unsigned pair, unsigned half) {
+  const uint16_t bits = uint16_t(pair >> 16 * half);
+  return kType == MatrixType::kBFloat16 ? __uint_as_float(unsigned(bits) << 16) : float16_to_float(bits);
+}
+
+inline float truncated(double value) {
+  const float nearest = float(value);
+  return std::isfinite(nearest) && std::fabs(double(nearest)) > std::fabs(value) ? std::nextafterf(nearest, 0.0f)
+                                                                                 : nearest;
+}
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+// Of each thread of the block: groups of copies under way, the last one still open.
+struct Copies {
+  std::deque<std::vector<Copy>> groups;
+  std::vector<Copy> open;
+};
+inline Copies& copies() {
+  static std::vector<Copies> of_threads(1024);
+  return of_threads[threadIdx.x];
+}
+
+}  // namespace emulated
+
+// Eight products are added at a time, exactly, and what leaves the accumulator's 24 bits is cut off.
+template <MatrixType kType>
+void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4], int line = __builtin_LINE()) {
+  struct Given {
+    unsigned a[4], b[2];
+  };
+  Given own;
+  std::memcpy(own.a, a, sizeof own.a);
+  std::memcpy(own.b, b, sizeof own.b);
+  std::memcpy(simt::warp_slot(simt::lane()), &own, sizeof own);
+  simt::warp_barrier(0xffffffffu, line);
+  const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
+  const auto given = [](unsigned lane) { return reinterpret_cast<const Given*>(simt::warp_slot(lane)); };
+  for (unsigned part = 0; part < 2; ++part) {
+    float left[2][8], right[2][8];  // rows g and g + 8 of a, columns 2 t and 2 t + 1 of b; k = 8 part ..
+    for (unsigned k = 0; k < 8; ++k)
+      for (unsigned s = 0; s < 2; ++s) {
+        left[s][k] = emulated::value_of<kType>(given(4 * g + k / 2)->a[2 * part + s], k % 2);
+        right[s][k] = emulated::value_of<kType>(given(4 * (2 * t + s) + k / 2)->b[part], k % 2);
+      }
+    for (unsigned i = 0; i < 4; ++i) {
+      double sum = 0;
+      for (unsigned k = 0; k < 8; ++k) sum += double(left[i / 2][k]) * double(right[i % 2][k]);
+      c[i] = emulated::truncated(double(c[i]) + sum);
+    }
+  }
+  simt::warp_barrier(0xffffffffu, line);
+}
+
+inline void load_transposed(const uint16_t* row, unsigned (&matrices)[4], int line = __builtin_LINE()) {
+  std::memcpy(simt::warp_slot(simt::lane()), row, 16);
+  simt::warp_barrier(0xffffffffu, line);
+  const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
+  for (unsigned q = 0; q < 4; ++q) {
+    uint16_t pair[2];
+    for (unsigned s = 0; s < 2; ++s) std::memcpy(&pair[s], simt::warp_slot(8 * q + 2 * t + s) + 2 * g, sizeof pair[s]);
+    std::memcpy(&matrices[q], pair, sizeof pair);
+  }
+  simt::warp_barrier(0xffffffffu, line);
+}
+
+inline void copy_async(void* shared, const void* from, int bytes) {
+  if (bytes < 0 || bytes > 16 || (uintptr_t(shared) | uintptr_t(from)) % 16 != 0)
+    throw std::logic_error("copy_async: misaligned, or not 0 to 16 bytes");
+  emulated::copies().open.push_back({shared, from, bytes});
+}
+inline void commit_copies() {
+  emulated::Copies& copies = emulated::copies();
+  copies.groups.push_back(std::move(copies.open));
+  copies.open.clear();
+}
+template <int kNewest>
+void wait_for_copies() {
+  auto& groups = emulated::copies().groups;
+  for (; groups.size() > kNewest; groups.pop_front())
+    for (const emulated::Copy& copy : groups.front()) {
+      std::memset(copy.to, 0, 16);
+      std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+    }
+}
+
+template <class T>
+void store_two(T* to, T first, T second) {
+  if (uintptr_t(to) % (2 * sizeof(T)) != 0) throw std::logic_error("store_two: misaligned");
+  to[0] = first;
+  to[1] = second;
+}
+
+}  // namespace cuda
+}  // namespace cone
