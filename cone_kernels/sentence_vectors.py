@@ -6,7 +6,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,12 +61,13 @@ class SentenceVectors:
             OSError: it cannot be read or written.
             StateFileError: it does not hold that, or the header is none.
         """
-        dim, dtype, spans, sha256 = _checked(file, header)
-        vectors = cls(dim, dtype)
-        vectors._spans = spans
-        if not Path(file).exists():
-            raise StateFileError(f"{os.fspath(file)}: there is no such file; it holds sentence vectors")
-        vectors._file = open(file, "r+b")  # noqa: SIM115 - lives as long as the object
+        vectors = cls.__new__(cls)
+        vectors.dim, vectors.dtype, vectors._spans, sha256 = _checked(file, header)
+        vectors._sha256 = hashlib.sha256()
+        try:
+            vectors._file = open(file, "r+b")  # noqa: SIM115 - lives as long as the object
+        except FileNotFoundError:
+            raise StateFileError(f"{os.fspath(file)}: there is no such file; it holds sentence vectors") from None
         left = size = len(vectors) * vectors._row_bytes
         while left and (content := vectors._file.read(min(left, 1 << 20))):
             vectors._sha256.update(content)
