@@ -61,5 +61,5 @@ def test_ranks_need_torchrun(model: Path, corpus: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="distributed: got True outside of torchrun"):
         experiments.layers(model, corpus, distributed=True)
-    with pytest.raises(ValueError, match="distributed: got True beside shard, workers"):
+    with pytest.raises(ValueError, match="distributed: got True beside workers, shard"):
         experiments.layers(model, corpus, distributed=True, workers=2, shard="0/2")

@@ -110,6 +110,12 @@ def shared_options() -> Callable[[_Command], _Command]:
     options = (
         click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."),
         click.option(
+            "--ray",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Run in N tasks of Ray, on the cluster of RAY_ADDRESS or on this machine.",
+        ),
+        click.option(
             "--distributed/--no-distributed",
             default=lambda: "TORCHELASTIC_RUN_ID" in os.environ,
             help="Share the work with the other ranks; rank 0 writes.  [default: under torchrun]",

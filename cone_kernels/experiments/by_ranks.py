@@ -29,12 +29,8 @@ def measure_by_ranks(
         options: `SharedOptions` with `distributed`; a checkpoint becomes one of each rank, FILE.0-of-4 and so on.
 
     Raises:
-        ValueError: there is `shard` or `workers` beside it, or torchrun has not started this process.
+        ValueError: torchrun has not started this process.
     """
-    beside = [name for name in ("shard", "workers") if options.get(name) is not None]
-    if beside:
-        raise ValueError(f"distributed: got True beside {', '.join(beside)}; they do not go together")
-
     import torch
     import torch.distributed as dist
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.measurement import Measurement, measure, reported
 from cone_kernels.experiments.options import SharedOptions
-from cone_kernels.experiments.shared_run import SharedRun, merged
+from cone_kernels.experiments.shared_run import SharedRun, merged, require_openable
 
 
 def measure_by_workers(
@@ -32,13 +31,13 @@ def measure_by_workers(
 
     Raises:
         TypeError: the model or the corpus cannot be read by every worker.
-        ValueError: `workers` is below 1, or there is `shard` beside it.
+        ValueError: `workers` is below 1.
         WorkerError: one of them failed.
     """
     workers = options["workers"] or 0
     if workers < 1:
         raise ValueError(f"workers: got {workers}; it must be at least 1")
-    require_openable(model, corpus, options, "workers")
+    require_openable(model, corpus, "workers")
 
     import torch
 
@@ -56,26 +55,3 @@ def measure_by_workers(
         run_workers(measure, each, progress)
         part, vectors = merged(each)
     return shared.measurement(part, vectors, {"workers": workers})
-
-
-def require_openable(model: Any, corpus: Any, options: Mapping[str, Any], engine: str) -> None:
-    """Refuses what other processes cannot open anew.
-
-    Args:
-        model, corpus, options: as in `measure`.
-        engine: the option that asks for the processes.
-
-    Raises:
-        TypeError: the model is no path or id, or the corpus is not in files.
-        ValueError: there is `shard` beside it.
-    """
-    if options.get("shard") is not None:
-        raise ValueError(f"{engine}: got {options[engine]} beside shard; they do not go together")
-    for name, value in (("model", model), ("corpus", corpus)):
-        if isinstance(value, Corpus) and value.in_files:
-            continue
-        if not isinstance(value, (str, os.PathLike)) or str(value) == "-":
-            got = "standard input" if isinstance(value, (str, os.PathLike)) else type(value).__name__
-            if isinstance(value, Corpus):
-                got = f"the corpus {value.name}"
-            raise TypeError(f"{name}: got {got} beside {engine}; each opens it anew, so it must be a path or an id")

@@ -121,7 +121,7 @@ def measure(
         BackendUnavailable: the backend asked for cannot run here.
         TypeError: an option is unknown.
         ValueError: an option is out of range, or the corpus has no sentence; `shard` without `save_state`.
-        WorkerError: a worker failed.
+        WorkerError: a worker or a task failed.
 
     Example:
         >>> measured = measure("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300)
@@ -136,14 +136,22 @@ def measure(
         "poolings": list(poolings),
         "keep_vectors": list(keep_vectors),
     }
-    if options.get("distributed"):
+    given: dict[str, Any] = {name: options.get(name) for name in ("distributed", "workers", "ray", "shard")}
+    first, *others = [name for name, value in given.items() if value is not None and value is not False] or [""]
+    if others:
+        raise ValueError(f"{first}: got {given[first]} beside {', '.join(others)}; they do not go together")
+    if first == "distributed":
         from cone_kernels.experiments.by_ranks import measure_by_ranks
 
         return measure_by_ranks(model, corpus, kept, save_state, options)
-    if options.get("workers") is not None:
+    if first == "workers":
         from cone_kernels.experiments.by_workers import measure_by_workers
 
         return measure_by_workers(model, corpus, kept, save_state, options)
+    if first == "ray":
+        from cone_kernels.experiments.by_ray import measure_by_ray
+
+        return measure_by_ray(model, corpus, kept, save_state, options)
     shard = options.get("shard")
     if shard is not None and save_state is None:
         if keep_vectors:

@@ -60,6 +60,8 @@ class SharedOptions(MeasureOptions, total=False):
     """Sentences of a shard; None is 8192. Equal bits need equal shards."""
     workers: int | None
     """So many processes on this machine, on a GPU each where there are several."""
+    ray: int | None
+    """So many tasks of Ray, on the cluster that RAY_ADDRESS names or on this machine; needs the extra `ray`."""
     distributed: bool
     """Share the work with the other ranks of torchrun; all get the same result, and rank 0 alone writes it."""
     checkpoint: str | os.PathLike[str] | None
@@ -99,6 +101,7 @@ DEFAULTS: dict[str, Any] = {
     "threads": None,
     "shard_size": None,
     "workers": None,
+    "ray": None,
     "distributed": False,
     "shard": None,
     "checkpoint": None,

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.measurement import Measurement, loaded_model, measurement_of
 from cone_kernels.experiments.options import CORPUS_OPTIONS, SharedOptions, open_corpus, with_checkpoint_of
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cone_kernels.sentence_vectors import SentenceVectors
 
 # What is for the process that shares the work out, and not for those that it is shared among.
-_OF_THE_WHOLE = ("workers", "distributed", "progress", "log_json")
+_OF_THE_WHOLE = ("workers", "ray", "distributed", "progress", "log_json")
 
 
 class SharedRun:
@@ -35,7 +36,6 @@ class SharedRun:
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
-        ValueError: there is `shard` beside it.
     """
 
     def __init__(
@@ -101,6 +101,26 @@ class SharedRun:
             sentences=self.corpus,
             rank=rank,
         )
+
+
+def require_openable(model: Any, corpus: Any, engine: str) -> None:
+    """Refuses what other processes cannot open anew.
+
+    Args:
+        model, corpus: as in `measure`.
+        engine: the option that asks for the processes.
+
+    Raises:
+        TypeError: the model is no path or id, or the corpus is not in files.
+    """
+    for name, value in (("model", model), ("corpus", corpus)):
+        if isinstance(value, Corpus) and value.in_files:
+            continue
+        if not isinstance(value, (str, os.PathLike)) or str(value) == "-":
+            got = "standard input" if isinstance(value, (str, os.PathLike)) else type(value).__name__
+            if isinstance(value, Corpus):
+                got = f"the corpus {value.name}"
+            raise TypeError(f"{name}: got {got} beside {engine}; each opens it anew, so it must be a path or an id")
 
 
 def merged(processes: Sequence[Mapping[str, Any]]) -> tuple[PartialRun, dict[int, SentenceVectors]]:
