@@ -242,7 +242,7 @@ def on_a_rank(folders: list[Path], corpus: Path, out: Path) -> dict[str, Any]:
     return {name: without_manifests(result.to_dict()) for name, result in found.items()}
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_give_what_one_process_gives(
     folders: list[Path], corpus: Path, tmp_path: Path, result: tuple[dict[str, Any], Path], ranks: int
 ) -> None:
