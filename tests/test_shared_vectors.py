@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -343,3 +344,10 @@ def test_options_of_a_run_beside_states_alone_are_refused(loaded: LoadedModel, c
     state = run(loaded, Corpus(corpus), second_moment=True).state
     with pytest.raises(ValueError, match="workers, limit: got a value beside a state alone"):
         experiments.rotation(state=[state, state], workers=2, limit=5)
+
+
+@pytest.mark.parametrize("command", ["axis", "rotation", "center", "run"])
+def test_commands_that_need_all_vectors_have_no_parts(command: str) -> None:
+    done = CliRunner().invoke(main, [command, "--shard", "0/2"])
+    assert done.exit_code == 2
+    assert re.search(r"No such option:? '?--shard\b", done.stderr)
