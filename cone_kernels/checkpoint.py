@@ -13,6 +13,7 @@ import torch
 from cone_kernels.level_moments import differences
 from cone_kernels.partial_run import PartialRun
 from cone_kernels.state_file import StateFileError
+from cone_kernels.vector_keeper import VectorKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Checkpoint:
 
     Args:
         file: the checkpoint; the one before it is kept beside it as `FILE.previous`.
+        keeper: of the run's sentence vectors, whose files grow with it, and are cut back to what a checkpoint knows of.
         every: seconds between two checkpoints, at least, None is 300; 0 writes one after every shard.
         resume: go on from the file; without it, a file that is there is not overwritten.
 
@@ -37,12 +39,20 @@ class Checkpoint:
         ValueError: `every` is negative.
     """
 
-    def __init__(self, file: str | os.PathLike[str], *, every: float | None = None, resume: bool = False) -> None:
+    def __init__(
+        self,
+        file: str | os.PathLike[str],
+        keeper: VectorKeeper | None = None,
+        *,
+        every: float | None = None,
+        resume: bool = False,
+    ) -> None:
         every = CHECKPOINT_EVERY if every is None else every
         if not every >= 0:
             raise ValueError(f"checkpoint_every: got {every}; it must be 0 or more seconds")
         self.file = Path(file)
         self.previous = self.file.with_name(self.file.name + ".previous")
+        self._keeper = keeper or VectorKeeper(())
         self._every = every
         self._written = time.monotonic()
         self._latest: PartialRun | None = None
@@ -74,6 +84,8 @@ class Checkpoint:
         for path in (self.file, self.previous):
             try:
                 found = PartialRun.load(path, device)
+                _refuse_other(path, found, start)
+                self._keeper.restore(found.facts)
             except FileNotFoundError:
                 faults.append(f"there is no {path}")
                 continue
@@ -83,9 +95,6 @@ class Checkpoint:
                 continue
             if faults:
                 logger.warning("%s; resuming from %s, %d sentences in", faults[0], path, found.sentences)
-            differing = differences(*({**one.identity, "shard": ", ".join(one.shards)} for one in (found, start)))
-            if differing:
-                raise ValueError(f"resume: {path} and this run differ in {', '.join(differing)}")
             self._latest = found
             return found
         if any(path.exists() for path in (self.file, self.previous)):
@@ -105,8 +114,10 @@ class Checkpoint:
         """
         if self._latest is None and not self._room_is_checked and part.tree.nodes:
             # The newest, the one before, and the one being written; each with a node for every bit of the last shard.
-            shards = max(expected_sentences or 0, part.sentences) // part.shard_size + 1
-            self._require(3 * part.nbytes() * shards.bit_length())
+            sentences = max(expected_sentences or 0, part.sentences)
+            shards = sentences // part.shard_size + 1
+            vectors = (sentences - part.sentences) * self._keeper.sentence_bytes
+            self._require(3 * part.nbytes() * shards.bit_length() + vectors)
             self._room_is_checked = True
         if self.due:
             self.save(part)
@@ -121,6 +132,8 @@ class Checkpoint:
         # A damaged file must not take the place of the whole one before it.
         previous = self.previous if self._newest_is_whole else None
         try:
+            # A checkpoint must not tell of vectors that a power loss may take.
+            self._keeper.sync()
             part.save(self.file, previous=previous)
         except OSError as error:
             what = f"{self.file} cannot be written: {error.strerror}"
@@ -143,3 +156,9 @@ class Checkpoint:
 
     def _kept(self) -> str:
         return f"; the checkpoint before is whole, {self.file} or {self.previous}" if self._latest else ""
+
+
+def _refuse_other(path: Path, found: PartialRun, start: PartialRun) -> None:
+    differing = differences(*({**one.identity, "shard": ", ".join(one.shards)} for one in (found, start)))
+    if differing:
+        raise ValueError(f"resume: {path} and this run differ in {', '.join(differing)}")

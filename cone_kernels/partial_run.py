@@ -87,6 +87,8 @@ class PartialRun:
         counts = {name: self.counts[name] + other.counts[name] for name in self.counts}
         return replace(
             self,
+            # Which sentence vectors lie beside a part's file is a fact of that part alone.
+            facts={name: fact for name, fact in self.facts.items() if name != "vectors"},
             tree=self.tree.merge(other.tree),
             shards=self.shards + other.shards,
             counts=counts | {"token_budget": min(budgets)},

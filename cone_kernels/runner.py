@@ -6,7 +6,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +14,17 @@ import torch
 from cone_kernels.checkpoint import Checkpoint
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpus_position import CorpusPosition
+from cone_kernels.cpu_threads import cpu_threads
 from cone_kernels.models import LoadedModel
 from cone_kernels.moments import ConeState
 from cone_kernels.partial_run import PartialRun
 from cone_kernels.poolings import pooling_names
 from cone_kernels.probe import ConeProbe
 from cone_kernels.progress import Progress
-from cone_kernels.sentence_vectors import SentenceVectors, VectorKeeper
+from cone_kernels.sentence_vectors import SentenceVectors
 from cone_kernels.shard_runner import Counts, ShardRunner
 from cone_kernels.shards import owner, parsed_shard
+from cone_kernels.vector_keeper import VectorKeeper
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -49,7 +50,8 @@ class Run:
         token_budget: tokens of a batch at most, at the end of the run.
         backends: which backend ran each op.
         seconds: wall time, with that before an interruption.
-        vectors: the sentence vectors of the layers that were kept, by layer number.
+        vectors: the sentence vectors of the layers that were kept, by layer number; with `shard`, of this process's
+            shards alone.
         part: the sums by shard, which those of other processes can be merged with.
     """
 
@@ -89,6 +91,7 @@ def run(
     before_final_norm: bool = False,
     poolings: str | Sequence[str] = (),
     keep_vectors: Sequence[int] = (),
+    vectors_beside: str | os.PathLike[str] | None = None,
     strict: bool = False,
     backend: str = "auto",
     threads: int | None = None,
@@ -117,6 +120,8 @@ def run(
         window: sentences of a shard, which are tokenized and grouped by length together.
         second_moment, unit_second_moment, before_final_norm, poolings, strict, backend: as in `ConeProbe`.
         keep_vectors: layers whose sentence vectors are kept in a temporary file; -1 is the last one.
+        vectors_beside: write them to files that stay, those of layer 3 to FILE.layer-3, of which `part` tells what is
+            in them; a checkpoint has them beside itself.
         threads: of the forward on a CPU; None leaves torch's number.
         shard: "i/n": run the shards of process i of n alone, i from 0, and only read the others.
         checkpoint: a file that the run so far is written to now and then, and at a KeyboardInterrupt.
@@ -125,8 +130,7 @@ def run(
         progress: called after every batch.
 
     Raises:
-        ValueError: an option is below 1, or there is no sentence; the checkpoint is of another model, corpus or option;
-            vectors are to be kept beside `shard` or `checkpoint`.
+        ValueError: an option is below 1, or there is no sentence; the checkpoint is of another model, corpus or option.
         FileExistsError: there is a checkpoint and `resume` is False.
         StateFileError: no checkpoint is whole.
         OSError: a checkpoint cannot be written.
@@ -142,13 +146,10 @@ def run(
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     process, processes = parsed_shard(shard or "0/1")
-    if keep_vectors and (shard or checkpoint):
-        beside = "shard" if shard else "checkpoint"
-        raise ValueError(f"keep_vectors: got {tuple(keep_vectors)} beside {beside}; it is for whole runs in one go")
     if resume and not checkpoint:
         raise ValueError("resume: got True without a checkpoint")
     names = pooling_names(poolings)
-    keeper = VectorKeeper(keep_vectors)
+    keeper = VectorKeeper(keep_vectors, checkpoint or vectors_beside)
 
     def keep(layer: int, sentence_ids: torch.Tensor, pooled: torch.Tensor) -> None:
         keeper.take(layer, len(probe.layer_names), sentence_ids, pooled)
@@ -166,8 +167,10 @@ def run(
     options = {**kept, "token_budget": budget, "batch_size": batch_size, "shard_size": window}
     if loaded.device.type == "cpu":
         options["threads"] = threads or torch.get_num_threads()
+    if keep_vectors:
+        options["keep_vectors"] = list(keep_vectors)
     part = PartialRun.begin(_identity(loaded, sentences, options), shard or "0/1", window)
-    file = Checkpoint(checkpoint, every=checkpoint_every, resume=resume) if checkpoint else None
+    file = Checkpoint(checkpoint, keeper, every=checkpoint_every, resume=resume) if checkpoint else None
     if file and resume:
         part = file.latest(part, loaded.device)
     position = CorpusPosition(part.sentences, part.corpus_sha256, part.ended)
@@ -182,7 +185,7 @@ def run(
     runner.backends.update(part.facts.get("backends", {}))
     first, empty = "", None
     try:
-        with probe, _threads(threads):
+        with probe, cpu_threads(threads):
             for number, texts in enumerate(_windows(iter(sentences), window)):
                 first = first or texts[0]
                 position.pass_over(texts)
@@ -199,7 +202,7 @@ def run(
                     sentences=position.sentences,
                     corpus_sha256=position.sha256,
                     counts=runner.counts.to_dict(),
-                    facts={"backends": dict(runner.backends), "seconds": clock.seconds()},
+                    facts={"backends": dict(runner.backends), "seconds": clock.seconds(), **keeper.facts()},
                 )
                 if file:
                     file.shard_done(part, _expected(sentences))
@@ -217,7 +220,7 @@ def run(
         raise file.interrupted(part) from None
     if processes == 1:
         return Run.of(part, part.close(), keeper.vectors)
-    return Run.of(part, empty if empty and not part.tree.nodes else part.tree.folded())
+    return Run.of(part, empty if empty and not part.tree.nodes else part.tree.folded(), keeper.vectors)
 
 
 class _Clock:
@@ -273,16 +276,6 @@ def _facts(loaded: LoadedModel, sentences: Iterable[str], probe: ConeProbe) -> d
         "model": loaded.info,
         "corpus": sentences.summary.to_dict() if isinstance(sentences, Corpus) else None,
     }
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _windows(stream: Iterator[str], size: int) -> Iterator[list[str]]:

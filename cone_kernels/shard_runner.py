@@ -14,7 +14,7 @@ from cone_kernels.encoded_window import EncodedWindow
 from cone_kernels.models import LoadedModel
 from cone_kernels.moments import ConeState
 from cone_kernels.probe import ConeProbe
-from cone_kernels.sentence_vectors import VectorKeeper
+from cone_kernels.vector_keeper import VectorKeeper
 
 
 @dataclass
@@ -91,9 +91,11 @@ class ShardRunner:
     def empty_state(self, text: str) -> ConeState:
         """The state of no sentence, laid out as one forward of `text` shows."""
         self.probe.reset()
+        self.keeper.begin_window(0, 1)
         _forward(self.loaded, self.probe, EncodedWindow.of(self.loaded, [text], self.special_tokens), [0], 0)
         state = self.probe.state.emptied()
         self.probe.reset()
+        self.keeper.begin_window(0, 0)
         return state
 
     def _attempt(self, first_id: int, encoded: EncodedWindow) -> list[int] | None:

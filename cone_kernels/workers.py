@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cone_kernels.progress import Progress
 
 # How long workers get to write their checkpoints after an interruption.
-_GRACE = 60.0
+GRACE_S = 60.0
 
 
 class WorkerError(RuntimeError):
@@ -73,7 +73,7 @@ def _follow(processes: dict[Connection, SpawnProcess], progress: Callable[[Progr
             if kind == "progress":
                 latest[ready] = content
                 if progress is not None:
-                    progress(_together(list(latest.values()), len(processes)))
+                    progress(together(list(latest.values()), len(processes)))
             elif kind == "done":
                 del running[ready]
             elif kind == "interrupted":
@@ -98,7 +98,7 @@ def _interrupt(processes: dict[Connection, SpawnProcess]) -> list[str]:
             process.terminate()
     said = []
     for connection, process in processes.items():
-        process.join(_GRACE)
+        process.join(GRACE_S)
         while connection.poll():
             try:
                 kind, content = connection.recv()
@@ -123,8 +123,7 @@ def _serve(connection: Connection, work: Callable[..., Any], keywords: dict[str,
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
     except Exception as error:
-        expected = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error)
-        connection.send(("failed", str(error) if expected else f"{type(error).__name__}: {error}"))
+        connection.send(("failed", in_words(error)))
         sys.exit(1)
 
 
@@ -133,7 +132,13 @@ def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _together(each: Sequence[Progress], processes: int) -> Progress:
+def in_words(error: Exception) -> str:
+    """What a worker's error says to whoever started it."""
+    expected = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error)
+    return str(error) if expected else f"{type(error).__name__}: {error}"
+
+
+def together(each: Sequence[Progress], processes: int) -> Progress:
     """The progress of all workers, of which some may not have begun."""
     first = each[0]
     positions = [done.tokens / (1 - done.padding) for done in each]

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny_checkpoints import WORDS
@@ -25,8 +26,15 @@ def sentences() -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(200)]
 
 
+def bits(loaded: LoadedModel, **options: Any) -> str:
+    """What a run gives, sums and sentence vectors, as two fingerprints."""
+    found = run(loaded, sentences(), window=16, second_moment=True, keep_vectors=[-1], **options)
+    (vectors,) = found.vectors.values()
+    return f"{found.state.fingerprint()} {vectors.header()['sha256']}"
+
+
 def attempt(loaded: LoadedModel, checkpoint: Path, result: Path, largest_file: int | None) -> int:
-    """Forks a process that goes on from the checkpoint and writes the fingerprint to `result`."""
+    """Forks a process that goes on from the checkpoint and writes the fingerprints to `result`."""
     child = os.fork()
     if child:
         return child
@@ -35,10 +43,7 @@ def attempt(loaded: LoadedModel, checkpoint: Path, result: Path, largest_file: i
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-        found = run(
-            loaded, sentences(), window=16, second_moment=True, checkpoint=checkpoint, checkpoint_every=0, resume=True
-        )
-        result.write_text(found.state.fingerprint())
+        result.write_text(bits(loaded, checkpoint=checkpoint, checkpoint_every=0, resume=True))
         code = 0
     except OSError:
         code = 28
@@ -50,7 +55,7 @@ def main(folder: Path, model: Path, kills: int, full_disks: int, seed: int) -> N
     torch.set_num_threads(1)
     loaded, rng = load_model(model), random.Random(seed)
     started = time.perf_counter()
-    undisturbed = run(loaded, sentences(), window=16, second_moment=True).state.fingerprint()
+    undisturbed = bits(loaded)
     duration = time.perf_counter() - started
     checkpoint, result = folder / "c", folder / "result"
     killed = full = finished = 0

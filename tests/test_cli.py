@@ -23,7 +23,7 @@ from tiny_checkpoints import save_checkpoint
 from cone_kernels import ConeState, __version__, experiments
 from cone_kernels.captions import captions
 from cone_kernels.cli import main
-from cone_kernels.experiments.options import MeasureOptions, ShardOptions
+from cone_kernels.experiments.options import ShardOptions, SharedOptions
 from cone_kernels.terminal.console import bar
 
 SENTENCE = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
@@ -320,6 +320,6 @@ def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     of_the_terminal = {"json_out", "max_bad", "debug", "verbose", "help"}
     flags = {parameter.name for parameter in command.params} - of_the_terminal
     parameters = inspect.signature(getattr(experiments, name)).parameters
-    options = {"Unpack[MeasureOptions]": MeasureOptions, "Unpack[ShardOptions]": ShardOptions}
+    options = {"Unpack[SharedOptions]": SharedOptions, "Unpack[ShardOptions]": ShardOptions}
     keywords = set(parameters) | set(options[parameters["options"].annotation].__annotations__)
     assert flags == keywords - {"options", "progress"}

@@ -197,12 +197,6 @@ def test_a_flipped_bit_is_found(whole: Run, tmp_path: Path) -> None:
         PartialRun.load(tmp_path / "b")
 
 
-@pytest.mark.parametrize("extra", [{"shard": "0/1"}, {"checkpoint": "a"}])
-def test_vectors_are_kept_by_whole_runs_only(loaded: LoadedModel, extra: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=rf"keep_vectors: got \(-1,\) beside {next(iter(extra))}"):
-        run(loaded, TEXTS, keep_vectors=[-1], **extra)
-
-
 def cone(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 

@@ -12,7 +12,8 @@ from tiny_checkpoints import save_checkpoint
 from cone_kernels.experiments import measure
 from cone_kernels.models import load_model
 from cone_kernels.runner import run
-from cone_kernels.sentence_vectors import SentenceVectors, VectorKeeper, layer_number
+from cone_kernels.sentence_vectors import SentenceVectors
+from cone_kernels.vector_keeper import VectorKeeper, layer_number
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, model_options
+from cone_kernels.cli.options import debuggable, json_option, model_options, shared_options
 
 
 @click.command()
@@ -19,6 +19,7 @@ from cone_kernels.cli.options import debuggable, json_option, model_options
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Sentences at each end.")
 @click.option("--tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens at each end.")
 @click.option("--save-vectors", metavar="FILE", help="Write axes, mean and mean direction (safetensors).")
+@shared_options()
 @json_option
 @debuggable
 def axis(json_out: str | None, max_bad: int | None, **options: Any) -> None:
@@ -26,4 +27,5 @@ def axis(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels.experiments.axis import axis as find_axis
     from cone_kernels.terminal.axis import print_axis
 
-    run_experiment(find_axis, print_axis, options, json_out=json_out, max_bad=max_bad, outputs=("save_vectors",))
+    files = ("save_vectors", "checkpoint")
+    run_experiment(find_axis, print_axis, options, json_out=json_out, max_bad=max_bad, outputs=files)

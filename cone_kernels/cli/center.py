@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, model_options
+from cone_kernels.cli.options import debuggable, json_option, model_options, shared_options
 
 
 @click.command()
@@ -33,6 +33,7 @@ from cone_kernels.cli.options import debuggable, json_option, model_options
     help="Of the covariance, for whitening.  [default: the oracle approximating shrinkage]",
 )
 @click.option("--output", "-o", metavar="FILE", help="Write the centering, for Centering.load.")
+@shared_options()
 @json_option
 @debuggable
 def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
@@ -48,4 +49,5 @@ def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels.experiments.center import center as open_cone
     from cone_kernels.terminal.centering import print_centering
 
-    run_experiment(open_cone, print_centering, options, json_out=json_out, max_bad=max_bad, outputs=("output",))
+    files = ("output", "checkpoint")
+    run_experiment(open_cone, print_centering, options, json_out=json_out, max_bad=max_bad, outputs=files)

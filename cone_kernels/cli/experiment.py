@@ -50,6 +50,8 @@ def run_experiment(
     stderr = stderr_console()
     stderr.quiet = rank > 0
     options["field"] = list(options["field"]) or None
+    if isinstance(options["corpus"], tuple):
+        options |= _one_corpus(options)
     with progress_line(stderr) as progress:
         result = experiment(**options, progress=interruptible(progress))
     if rank > 0:
@@ -65,16 +67,21 @@ def run_experiment(
     return result
 
 
-def _rank(options: dict[str, Any]) -> int:
+def _one_corpus(options: Any) -> dict[str, Any]:
+    """Several paths as one corpus, opened by the options of one, which are then at their defaults."""
+    from cone_kernels.experiments.options import CORPUS_OPTIONS, DEFAULTS, open_files
+
+    return {"corpus": open_files(options["corpus"], options), **{name: DEFAULTS[name] for name in CORPUS_OPTIONS}}
+
+
+def _rank(options: Any) -> int:
     """Of this process among those of torchrun; every rank runs, and rank 0 shows and writes.
 
     Raises:
-        click.ClickException: torchrun has started several processes, and the command does not share the work.
+        click.ClickException: torchrun has started several processes, and they are not to share the work.
     """
-    if options.get("distributed"):
-        return int(os.environ.get("RANK", "0"))
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        raise click.ClickException(
-            "torchrun starts several processes; layers and pooling share the work, others do not"
-        )
-    return 0
+    from cone_kernels.experiments.options import rank_of
+
+    if not options["distributed"] and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        raise click.ClickException("torchrun starts several processes; each would do all of it with --no-distributed")
+    return rank_of(options)

@@ -13,7 +13,8 @@ from cone_kernels.cli.options import (
     model_options,
     require_model_or_state,
     save_state_option,
-    shard_options,
+    shard_option,
+    shared_options,
     state_option,
 )
 
@@ -25,7 +26,8 @@ from cone_kernels.cli.options import (
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
 @click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside it.")
 @save_state_option
-@shard_options()
+@shared_options()
+@shard_option
 @json_option
 @debuggable
 def layers(json_out: str | None, max_bad: int | None, **options: Any) -> None:

@@ -39,14 +39,20 @@ def models_options(required: bool = True) -> Callable[[_Command], _Command]:
     return _all_of(options)
 
 
+def _one_or_several(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> Any:
+    return value if len(value) > 1 else value[0] if value else None
+
+
 def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ...]:
     return (
         click.option(
             "--corpus",
             required=required,
+            multiple=True,
+            callback=_one_or_several,
             metavar="FILE",
             help="Sentences: .txt (one a line), .jsonl, .csv, .parquet or .arrow, also with .gz or .zst; a glob, a "
-            "folder, a URL, datasets:NAME:SPLIT of the hub, or - for stdin.",
+            "folder, a URL, datasets:NAME:SPLIT of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."),
         click.option("--field", multiple=True, help="A field of the records to read; may be repeated."),
@@ -99,10 +105,16 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
     )
 
 
-def shard_options() -> Callable[[_Command], _Command]:
-    """Many processes and checkpoints: the keywords of `ShardOptions`."""
+def shared_options() -> Callable[[_Command], _Command]:
+    """Many processes and checkpoints: the keywords of `SharedOptions`."""
     options = (
         click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."),
+        click.option(
+            "--ray",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Run in N tasks of Ray, on the cluster of RAY_ADDRESS or on this machine.",
+        ),
         click.option(
             "--distributed/--no-distributed",
             default=lambda: "TORCHELASTIC_RUN_ID" in os.environ,
@@ -117,9 +129,6 @@ def shard_options() -> Callable[[_Command], _Command]:
         click.option(
             "--shard-size", type=click.IntRange(min=1), metavar="N", help="Sentences of a shard.  [default: 8192]"
         ),
-        click.option(
-            "--shard", metavar="I/N", help="Only the part of process I of N, from 0; unite the parts by `cone merge`."
-        ),
         click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),
         click.option(
             "--checkpoint-every", type=click.FloatRange(min=0), metavar="SECONDS", help="At least.  [default: 300]"
@@ -127,6 +136,11 @@ def shard_options() -> Callable[[_Command], _Command]:
         click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one."),
     )
     return _all_of(options)
+
+
+shard_option = click.option(
+    "--shard", metavar="I/N", help="Only the part of process I of N, from 0; unite the parts by `cone merge`."
+)
 
 
 def _all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:

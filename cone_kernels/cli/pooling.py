@@ -13,7 +13,8 @@ from cone_kernels.cli.options import (
     model_options,
     require_model_or_state,
     save_state_option,
-    shard_options,
+    shard_option,
+    shared_options,
     state_option,
 )
 from cone_kernels.pooling_names import POOLINGS, pooling_names
@@ -42,7 +43,8 @@ pooling_option = click.option(
 @state_option
 @pooling_option
 @save_state_option
-@shard_options()
+@shared_options()
+@shard_option
 @json_option
 @debuggable
 def pooling(json_out: str | None, max_bad: int | None, **options: Any) -> None:

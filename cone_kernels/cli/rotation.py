@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, models_options
+from cone_kernels.cli.options import debuggable, json_option, models_options, shared_options
 
 
 @click.command()
@@ -22,6 +22,7 @@ from cone_kernels.cli.options import debuggable, json_option, models_options
     help="The layer compared; once, or once for each model and state.",
 )
 @click.option("--k", type=click.IntRange(min=1), default=4, show_default=True, help="Axes of the subspaces compared.")
+@shared_options()
 @json_option
 @debuggable
 def rotation(json_out: str | None, max_bad: int | None, **options: Any) -> None:
@@ -37,4 +38,4 @@ def rotation(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels.experiments.rotation import rotation as compare
     from cone_kernels.terminal.rotation import print_rotation
 
-    run_experiment(compare, print_rotation, options, json_out=json_out, max_bad=max_bad)
+    run_experiment(compare, print_rotation, options, json_out=json_out, max_bad=max_bad, outputs=("checkpoint",))

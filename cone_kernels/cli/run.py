@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, models_options
+from cone_kernels.cli.options import debuggable, json_option, models_options, shared_options
 from cone_kernels.cli.pooling import pooling_option
 
 
@@ -30,6 +30,7 @@ from cone_kernels.cli.pooling import pooling_option
     show_default=True,
     help="The format of the table of all layers.",
 )
+@shared_options()
 @json_option
 @debuggable
 def run(json_out: str | None, max_bad: int | None, **options: Any) -> None:
@@ -37,4 +38,4 @@ def run(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels.experiments.run import run as run_all
     from cone_kernels.terminal.run import print_run
 
-    run_experiment(run_all, print_run, options, json_out=json_out, max_bad=max_bad)
+    run_experiment(run_all, print_run, options, json_out=json_out, max_bad=max_bad, outputs=("checkpoint",))

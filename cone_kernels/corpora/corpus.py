@@ -198,6 +198,18 @@ class Corpus:
         return any(source.once for source in self._sources)
 
     @property
+    def in_files(self) -> bool:
+        """Whether all of it is in files or data sets, which every process can open anew."""
+        return bool(self._sources) and not self.read_once
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process gets the corpus as it is before its first pass."""
+        return {**self.__dict__, "_tally": None, "_was_read": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _tally=_Tally())
+
+    @property
     def summary(self) -> CorpusSummary:
         """The counts of the latest pass so far; all zero before the first."""
         tally = self._tally

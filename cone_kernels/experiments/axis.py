@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
-from cone_kernels.experiments.measurement import Measurement, measure
-from cone_kernels.experiments.options import CORPUS_OPTIONS, MeasureOptions, open_corpus
+from cone_kernels.experiments.measurement import Measurement, measure, threads_of
+from cone_kernels.experiments.options import CORPUS_OPTIONS, SharedOptions, open_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def axis(
     top: int = 5,
     tokens: int = 20,
     save_vectors: str | os.PathLike[str] | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[SharedOptions],
 ) -> AxisResult:
     """Finds the top centred eigenvectors of a layer's sentence vectors, and what lies along them.
 
@@ -58,7 +58,7 @@ def axis(
         top: sentences at each end of an axis.
         tokens: vocabulary tokens at each end of an axis, by input embedding · axis; see `project_vocabulary`.
         save_vectors: where to write the directions; `AxisVectors.load` reads them.
-        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+        options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         TypeError: the corpus can be read only once, or the model is a state.
@@ -82,7 +82,8 @@ def axis(
     read = open_corpus(corpus, options, again=True)
     rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurement = measure(model, read, second_moment=True, keep_vectors=(layer,), **rest)
-    return axis_of(measurement, layer=layer, k=k, top=top, tokens=tokens, save_vectors=save_vectors)
+    with threads_of(measurement):
+        return axis_of(measurement, layer=layer, k=k, top=top, tokens=tokens, save_vectors=save_vectors)
 
 
 def axis_of(
@@ -135,7 +136,7 @@ def axis_of(
     )
     position = measurement.state.layers.index(number)
     vectors = _vectors(measurement, found, mean, {"layer": number, "layer_name": measurement.layer_names[position]})
-    if save_vectors is not None:
+    if save_vectors is not None and measurement.rank == 0:
         vectors.save(save_vectors)
     cosines = (found.centered_mean_cosine, found.uncentered_mean_cosine, found.centered_uncentered_cosine)
     mean_cosine, uncentered_mean_cosine, centered_uncentered_cosine = (float(cosine) for cosine in cosines)
@@ -165,7 +166,7 @@ def _check_counts(k: int, top: int, tokens: int) -> None:
 
 def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
     """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
-    if measurement.loaded is None or measurement.sentences is None:
+    if measurement.load is None or measurement.sentences is None:
         raise ValueError("measurement: it is of a saved state, without sentence vectors and texts; axis needs a model")
     vectors = measurement.kept_vectors(layer)
     moments = measurement.state.sentence.select(layer)
@@ -177,6 +178,7 @@ def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, S
         raise ValueError(f"corpus: got {n} sentence vectors at layer {layer}; an axis needs at least two")
     if k > most:
         raise ValueError(f"k: got {k}; {n} sentence vectors of width {moments.dim} have at most {most} axes")
+    assert measurement.loaded is not None
     return measurement.loaded, vectors, moments
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.measurement import Measurement, from_state, measure
-from cone_kernels.experiments.options import MeasureOptions, refuse_run_options
+from cone_kernels.experiments.measurement import Measurement, from_state, measure, threads_of
+from cone_kernels.experiments.options import SharedOptions, refuse_run_options
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def center(
     components: int | None = None,
     shrinkage: float | None = None,
     output: str | os.PathLike[str] | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[SharedOptions],
 ) -> CenteringResult:
     """Fits a centering on a layer's sentence vectors and measures the cone before and after it.
 
@@ -121,7 +121,7 @@ def center(
         components: directions that all-but-the-top projects out. Default: a hundredth of the width.
         shrinkage: α of whitening, 0 to 1. Default: the oracle approximating shrinkage.
         output: where to write the centering; `Centering.load` reads it.
-        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+        options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
@@ -151,7 +151,8 @@ def center(
         raise ValueError(f"{missing}: got none; a run needs a model and a corpus")
     needs_moment = saved is None and method != "mean"
     measurement = measure(model, corpus, second_moment=needs_moment, keep_vectors=(layer,), **options)
-    return center_of(measurement, fitted_on=saved, output=output, **fit)
+    with threads_of(measurement):
+        return center_of(measurement, fitted_on=saved, output=output, **fit)
 
 
 def center_of(
@@ -182,12 +183,12 @@ def center_of(
     if centering.dim != width:
         raise ValueError(f"state: got width {centering.dim}; the model's sentence vectors have width {width}")
     after = None
-    if measurement.loaded is not None or measurement.vectors:
+    if measurement.load is not None or measurement.vectors:
         vectors = measurement.kept_vectors(number)
         before, after = level_after(vectors), level_after(vectors, centering)
     else:
         before = levels_of(measurement.state.sentence.select(number))[0]
-    if output is not None:
+    if output is not None and measurement.rank == 0:
         centering.save(output)
     return CenteringResult(
         model=measurement.model,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, measured
+from cone_kernels.experiments.measurement import Measurement, measured, threads_of
 from cone_kernels.experiments.options import ShardOptions
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.experiments.result import ExperimentResult, finite
@@ -207,7 +207,8 @@ def layers(
     if state is not None and second_moment:
         raise ValueError("second_moment: got True beside a state, which has kept what it has kept")
     measurement = measured(model, corpus, state, second_moment=second_moment, save_state=save_state, **options)
-    return layers_of(measurement, rogue=rogue, published=published)
+    with threads_of(measurement):
+        return layers_of(measurement, rogue=rogue, published=published)
 
 
 def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = False) -> LayersResult:

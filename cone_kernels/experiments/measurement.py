@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus
+from cone_kernels.experiments.machine import machine, versions
 from cone_kernels.experiments.options import (
     DEFAULTS,
     RUN_OPTIONS,
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from cone_kernels.sentence_vectors import SentenceVectors
 
 
-_PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
-
-
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What one pass gathered, or a state saved before.
@@ -48,8 +45,9 @@ class Measurement:
         layer_names: what each layer is, by module name.
         state: the sums.
         vectors: the sentence vectors of the layers that were kept, by layer number.
-        loaded: the model; None for a state.
+        load: gives the model; None for a state.
         sentences: the corpus, to be read again in the order of the sentence ids; None for a state.
+        rank: of this process among those of torchrun that have the same measurement; 0 alone writes.
     """
 
     model: dict[str, Any]
@@ -58,8 +56,14 @@ class Measurement:
     layer_names: tuple[str, ...]
     state: ConeState
     vectors: dict[int, SentenceVectors]
-    loaded: LoadedModel | None = None
+    load: Callable[[], LoadedModel] | None = None
     sentences: Corpus | None = None
+    rank: int = 0
+
+    @cached_property
+    def loaded(self) -> LoadedModel | None:
+        """The model; None for a state. It is loaded now where other processes have run it."""
+        return self.load() if self.load else None
 
     @property
     def name(self) -> str:
@@ -108,8 +112,8 @@ def measure(
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
         second_moment, unit_second_moment, poolings, keep_vectors: as in `cone_kernels.runner.run`.
-        save_state: where to write the state.
-        options: `MeasureOptions` and `ShardOptions`.
+        save_state: where to write the state; with `shard` the part, and kept vectors beside it.
+        options: `ShardOptions`.
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
@@ -117,7 +121,7 @@ def measure(
         BackendUnavailable: the backend asked for cannot run here.
         TypeError: an option is unknown.
         ValueError: an option is out of range, or the corpus has no sentence; `shard` without `save_state`.
-        WorkerError: a worker failed.
+        WorkerError: a worker or a task failed.
 
     Example:
         >>> measured = measure("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300)
@@ -130,17 +134,30 @@ def measure(
         "second_moment": second_moment,
         "unit_second_moment": unit_second_moment,
         "poolings": list(poolings),
+        "keep_vectors": list(keep_vectors),
     }
-    if options.get("distributed"):
+    given: dict[str, Any] = {name: options.get(name) for name in ("distributed", "workers", "ray", "shard")}
+    first, *others = [name for name, value in given.items() if value is not None and value is not False] or [""]
+    if others:
+        raise ValueError(f"{first}: got {given[first]} beside {', '.join(others)}; they do not go together")
+    if first == "distributed":
         from cone_kernels.experiments.by_ranks import measure_by_ranks
 
-        return measure_by_ranks(model, corpus, {**kept, "keep_vectors": keep_vectors}, save_state, options)
-    if options.get("workers") is not None:
+        return measure_by_ranks(model, corpus, kept, save_state, options)
+    if first == "workers":
         from cone_kernels.experiments.by_workers import measure_by_workers
 
-        return measure_by_workers(model, corpus, {**kept, "keep_vectors": keep_vectors}, save_state, options)
+        return measure_by_workers(model, corpus, kept, save_state, options)
+    if first == "ray":
+        from cone_kernels.experiments.by_ray import measure_by_ray
+
+        return measure_by_ray(model, corpus, kept, save_state, options)
     shard = options.get("shard")
     if shard is not None and save_state is None:
+        if keep_vectors:
+            raise ValueError(
+                f"shard: got {shard!r}, but the sentence vectors of the whole corpus are needed; see workers"
+            )
         raise ValueError(f"shard: got {shard!r} without save_state, which is to be merged with the other parts")
     read = open_corpus(corpus, options)
 
@@ -151,26 +168,30 @@ def measure(
     window = WINDOW if shard_size is None else shard_size
     with reported(model, options) as progress:
         started, clock = datetime.now(timezone.utc), time.perf_counter()
-        loaded = _loaded(model, options)
+        loaded = loaded_model(model, options)
         load_seconds = time.perf_counter() - clock
-        ran = run(loaded, read, keep_vectors=keep_vectors, window=window, progress=progress, **kept, **chosen)
+        beside = None if shard is None else save_state
+        ran = run(loaded, read, window=window, vectors_beside=beside, progress=progress, **kept, **chosen)
     if save_state is not None:
         (ran.state if shard is None else ran.part).save(save_state)
+    del kept["keep_vectors"]  # it is told by what is done with the vectors
     asked = {
         **kept,
         **{name: chosen[name] for name in ("backend", "token_budget", "threads", "shard")},
         "shard_size": window,
     }
     times = {"started": started.isoformat(timespec="seconds"), "load": load_seconds}
-    return measurement_of(ran, asked, times, loaded, read)
+    return measurement_of(ran, asked, times, load=lambda: loaded, sentences=read)
 
 
 def measurement_of(
     ran: Run,
     asked: dict[str, Any],
     times: dict[str, Any],
-    loaded: LoadedModel | None = None,
-    sentences: Corpus | None = None,
+    *,
+    load: Callable[[], LoadedModel],
+    sentences: Corpus,
+    rank: int = 0,
 ) -> Measurement:
     """A run as a measurement.
 
@@ -178,7 +199,7 @@ def measurement_of(
         ran: the run, or several united.
         asked: the options that its manifest tells.
         times: `started`, and the seconds of `load`.
-        loaded, sentences: the model and the corpus, where they are at hand.
+        load, sentences, rank: as in `Measurement`.
     """
     facts, identity = ran.part.facts, ran.part.identity
     summary, info = facts["corpus"], facts["model"]
@@ -194,19 +215,20 @@ def measurement_of(
             "left_out": _left_out(ran.state),
         },
         manifest={
-            "versions": _versions(),
+            "versions": versions(),
             "started": times["started"],
             "seconds": {"load": round(times["load"], 3), "run": round(ran.seconds, 3)},
             "options": {**policies, **asked},
-            **_machine(ran),
+            **machine(ran),
             "max_length": info["max_length"],
             "state_fingerprint": ran.state.fingerprint(),
         },
         layer_names=ran.layer_names,
         state=ran.state,
         vectors=ran.vectors,
-        loaded=loaded,
+        load=load,
         sentences=sentences,
+        rank=rank,
     )
 
 
@@ -242,7 +264,7 @@ def from_state(state: ConeState | str | os.PathLike[str]) -> Measurement:
             "left_out": _left_out(found),
         },
         manifest={
-            "versions": _versions(),
+            "versions": versions(),
             "state": file.name if file else None,
             "state_fingerprint": found.fingerprint(),
         },
@@ -314,7 +336,13 @@ def shared_corpus(measurements: Sequence[Measurement]) -> dict[str, Any]:
     }
 
 
-def _loaded(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
+def loaded_model(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
+    """The model, as the options say that it is loaded.
+
+    Raises:
+        ModuleNotFoundError, ModelError: it cannot be loaded.
+        ValueError: it is a `LoadedModel` beside such options.
+    """
     from cone_kernels.models import LoadedModel, load_model
 
     defaults = {name: DEFAULTS[name] for name in ("device", "dtype", "revision", "trust_remote_code")}
@@ -344,38 +372,13 @@ def reported(
         yield log
 
 
+def threads_of(*measurements: Measurement) -> AbstractContextManager[None]:
+    """The CPU threads of the run, for what is computed from it: their number decides the last bits of some products."""
+    from cone_kernels.cpu_threads import cpu_threads
+
+    return cpu_threads(next((found.manifest["threads"] for found in measurements if "threads" in found.manifest), None))
+
+
 def _left_out(state: ConeState) -> int:
     """Sentence vectors left out as zero or not finite, of the layer where they are most."""
     return int((state.sentence.n_zero + state.sentence.n_nonfinite).sum(1).max())
-
-
-def _versions() -> dict[str, str]:
-    """Of Python and the packages that the numbers depend on; one that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def _machine(ran: Run) -> dict[str, Any]:
-    import torch
-
-    device = torch.device(ran.part.facts["device"])
-    isa = None
-    if "cpu" in ran.backends.values():
-        from cone_kernels import _cpu
-
-        isa = _cpu.isa()
-    return {
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "dtype": ran.part.facts["model"]["dtype"],
-        "threads": ran.part.identity.get("options.threads", torch.get_num_threads()),
-        "backend": ", ".join(sorted(set(ran.backends.values()))),
-        "ops": ran.backends,
-        "isa": isa,
-        "batches": ran.batches,
-        "token_budget": ran.token_budget,
-        "out_of_memory": ran.out_of_memory,
-    }

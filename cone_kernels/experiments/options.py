@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed, TextFormat
@@ -51,8 +51,8 @@ class MeasureOptions(TypedDict, total=False):
     """Progress as JSON lines, appended to this file; "-" is stderr."""
 
 
-class ShardOptions(MeasureOptions, total=False):
-    """The keywords of experiments that need the sums alone: many processes, checkpoints."""
+class SharedOptions(MeasureOptions, total=False):
+    """The keywords of every experiment that runs a model: many processes, checkpoints."""
 
     threads: int | None
     """CPU threads of a process; None takes all, or its share of them where there are several workers."""
@@ -60,16 +60,24 @@ class ShardOptions(MeasureOptions, total=False):
     """Sentences of a shard; None is 8192. Equal bits need equal shards."""
     workers: int | None
     """So many processes on this machine, on a GPU each where there are several."""
+    ray: int | None
+    """So many tasks of Ray, on the cluster that RAY_ADDRESS names or on this machine; needs the extra `ray`."""
     distributed: bool
     """Share the work with the other ranks of torchrun; all get the same result, and rank 0 alone writes it."""
-    shard: str | None
-    """"i/n": the shards of process i of n alone; the state saved is a part for `cone_kernels.partial_run.merge`."""
     checkpoint: str | os.PathLike[str] | None
-    """A file that the run so far is written to now and then, and at an interruption."""
+    """A file that the run so far is written to now and then, and at an interruption; FILE.0-of-4 of the first of four
+    processes, FILE.model-0 of the first of several models, and beside it kept sentence vectors, FILE.layer-6."""
     checkpoint_every: float | None
     """Seconds between two checkpoints at least; default 300."""
     resume: bool
     """Go on from the checkpoint, where there is one."""
+
+
+class ShardOptions(SharedOptions, total=False):
+    """The keywords of experiments that need the sums alone: also one part of a run, to be merged with the others."""
+
+    shard: str | None
+    """"i/n": the shards of process i of n alone; the state saved is a part for `cone_kernels.partial_run.merge`."""
 
 
 CORPUS_OPTIONS = ("limit", "field", "sample", "seed", "dedup", "format", "errors", "malformed")
@@ -93,6 +101,7 @@ DEFAULTS: dict[str, Any] = {
     "threads": None,
     "shard_size": None,
     "workers": None,
+    "ray": None,
     "distributed": False,
     "shard": None,
     "checkpoint": None,
@@ -114,6 +123,36 @@ def refuse_run_options(options: MeasureOptions) -> None:
         raise ValueError(f"{', '.join(asked)}: got a value beside a state alone, of which nothing is run")
 
 
+def with_checkpoint_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one of several runs: a checkpoint is one of its own, FILE.NAME.
+
+    Example:
+        >>> with_checkpoint_of("0-of-4", {"checkpoint": "run.ckpt"})
+        {'checkpoint': 'run.ckpt.0-of-4'}
+    """
+    file = options.get("checkpoint")
+    return {**options, **({} if file is None else {"checkpoint": f"{os.fspath(file)}.{name}"})}
+
+
+def options_by_model(options: SharedOptions, models: int) -> list[Any]:
+    """The options of the run of each of several models over one corpus that is open already.
+
+    Returns:
+        For each model the options but those of the corpus; a checkpoint is one of each, FILE.model-0 and so on.
+    """
+    rest = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
+    return [rest if models == 1 else with_checkpoint_of(f"model-{number}", rest) for number in range(models)]
+
+
+def rank_of(options: SharedOptions) -> int:
+    """The number of this process among those of torchrun that share the work; 0 where they do not."""
+    if not options.get("distributed"):
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
 def open_corpus(
     corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions, *, again: bool = False
 ) -> Corpus:
@@ -133,15 +172,28 @@ def open_corpus(
         if any(chosen[name] != DEFAULTS[name] for name in CORPUS_OPTIONS):
             raise ValueError(f"corpus: got a Corpus and options of one; give {', '.join(CORPUS_OPTIONS)} to it")
         return _readable(corpus, again)
-    malformed, text_format, field = (chosen.pop(name) for name in ("malformed", "format", "field"))
     if isinstance(corpus, (str, os.PathLike)):
-        of_files = Corpus(corpus, format=text_format, fields=field, malformed=malformed, **chosen)
-        return _readable(of_files, again)
+        return _readable(open_files([corpus], options), again)
+    _, text_format, field = (chosen.pop(name) for name in ("malformed", "format", "field"))
     if field:
         raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
     if text_format is not None:
         raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
     return Corpus.from_sentences(list(corpus) if again else corpus, **chosen)
+
+
+def open_files(paths: Sequence[str | os.PathLike[str]], options: MeasureOptions) -> Corpus:
+    """One corpus of several files in this order, or what else a path of a `Corpus` can be.
+
+    Args:
+        paths: they.
+        options: those of `CORPUS_OPTIONS` are used.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, CorpusError, ValueError: as `Corpus`.
+    """
+    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
+    return Corpus(paths, fields=chosen.pop("field"), **chosen)
 
 
 def _readable(corpus: Corpus, again: bool) -> Corpus:

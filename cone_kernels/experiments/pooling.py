@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, measured
+from cone_kernels.experiments.measurement import Measurement, measured, threads_of
 from cone_kernels.experiments.options import ShardOptions
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.pooling_names import pooling_names
@@ -169,7 +169,8 @@ def pooling(
     """
     names = _asked_for(pooling)
     measurement = measured(model, corpus, state, poolings=names, save_state=save_state, **options)
-    return pooling_of(measurement, pooling=names)
+    with threads_of(measurement):
+        return pooling_of(measurement, pooling=names)
 
 
 def pooling_of(measurement: Measurement, *, pooling: str | Sequence[str] = ("mean",)) -> PoolingResult:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.center import level_after
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.measurement import Measurement, from_state, labels, measure, shared_corpus
-from cone_kernels.experiments.options import CORPUS_OPTIONS, MeasureOptions, open_corpus
+from cone_kernels.experiments.measurement import Measurement, from_state, labels, measure, shared_corpus, threads_of
+from cone_kernels.experiments.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def rotation(
     state: Sequence[ConeState | str | os.PathLike[str]] = (),
     layer: int | Sequence[int] = -1,
     k: int = 4,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[SharedOptions],
 ) -> RotationResult:
     """Compares the cones of two or more models: one pass of each over the same corpus, one model in memory at a time.
 
@@ -53,7 +53,7 @@ def rotation(
         layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or one number for each model and
             state.
         k: the principal angles are those between the subspaces of the top k axes.
-        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+        options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         TypeError: `model` or `state` is one of its kind in place of a sequence.
@@ -75,16 +75,18 @@ def rotation(
         raise ValueError("model, corpus: got one without the other; a run needs both")
     layers = _layers(layer, len(model) + len(state), k)
     measurements: list[Measurement] = []
-    if corpus is not None:
+    if corpus is None:
+        refuse_run_options(options)
+    else:
         read = open_corpus(corpus, options, again=True)
-        rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
-        for one, number in zip(model, layers, strict=False):
+        for one, number, rest in zip(model, layers, options_by_model(options, len(model)), strict=False):
             found = measure(one, read, second_moment=True, keep_vectors=(number,), **rest)
-            measurements.append(replace(found, loaded=None))
+            measurements.append(replace(found, load=None))
     if len({found.corpus["fingerprint"] for found in measurements}) > 1:
         raise ValueError("corpus: it gave other sentences when it was read again, so the models cannot be compared")
     measurements += [from_state(one) for one in state]
-    return rotation_of(measurements, layer=layers, k=k)
+    with threads_of(*measurements):
+        return rotation_of(measurements, layer=layers, k=k)
 
 
 def rotation_of(measurements: Sequence[Measurement], *, layer: int | Sequence[int] = -1, k: int = 4) -> RotationResult:

@@ -15,8 +15,8 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis import AxisResult, axis_of
 from cone_kernels.experiments.center import CenteringResult, center_of
 from cone_kernels.experiments.layers import LayersResult, layers_of
-from cone_kernels.experiments.measurement import Measurement, labels, measure, shared_corpus
-from cone_kernels.experiments.options import CORPUS_OPTIONS, MeasureOptions, open_corpus
+from cone_kernels.experiments.measurement import Measurement, labels, measure, shared_corpus, threads_of
+from cone_kernels.experiments.options import SharedOptions, open_corpus, options_by_model, rank_of
 from cone_kernels.experiments.pooling import PoolingResult, pooling_of
 from cone_kernels.experiments.rotation import RotationResult, rotation_of
 from cone_kernels.extras import require
@@ -112,7 +112,7 @@ def run(
     pooling: str | Sequence[str] = ("mean",),
     published: bool = False,
     table: TableFormat = "parquet",
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[SharedOptions],
 ) -> RunResult:
     """Runs all four experiments and the centerings in one pass of each model, and writes a folder.
 
@@ -129,7 +129,7 @@ def run(
         rogue, published: as in `layers`.
         pooling: as in `pooling`.
         table: "parquet" (needs pyarrow) or "csv".
-        options: `MeasureOptions`: limit, field, errors, malformed, device, dtype, backend, ...
+        options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         TypeError: `model` is one model in place of a sequence.
@@ -150,31 +150,36 @@ def run(
     from cone_kernels.centering import METHODS
 
     folder = Path(out)
-    for part in (folder, folder / "states", folder / "axes"):
+    writes = rank_of(options) == 0
+    for part in (folder, folder / "states", folder / "axes") if writes else ():
         part.mkdir(parents=True, exist_ok=True)
     read = open_corpus(corpus, options, again=True)
-    rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     names = pooling_names(pooling)
     results, measurements = [], []
-    for one in model:
+    for one, rest in zip(model, options_by_model(options, len(model)), strict=True):
         measured = measure(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
-        results.append(
-            ModelResults(
-                layers=layers_of(measured, rogue=rogue, published=published),
-                pooling=pooling_of(measured, pooling=names),
-                axis=axis_of(measured, layer=layer, k=k, top=top, tokens=tokens),
-                centerings=tuple(center_of(measured, layer=layer, method=method) for method in METHODS),
-                state=measured.state,
+        with threads_of(measured):
+            results.append(
+                ModelResults(
+                    layers=layers_of(measured, rogue=rogue, published=published),
+                    pooling=pooling_of(measured, pooling=names),
+                    axis=axis_of(measured, layer=layer, k=k, top=top, tokens=tokens),
+                    centerings=tuple(center_of(measured, layer=layer, method=method) for method in METHODS),
+                    state=measured.state,
+                )
             )
-        )
         # The model's weights are not needed any more; the next one takes their place.
-        measurements.append(replace(measured, loaded=None))
-    compared = rotation_of(measurements, layer=layer, k=k) if len(measurements) > 1 else None
+        measurements.append(replace(measured, load=None))
+    compared = None
+    if len(measurements) > 1:
+        with threads_of(*measurements):
+            compared = rotation_of(measurements, layer=layer, k=k)
     asked = {"layer": layer, "k": k, "top": top, "tokens": tokens, "rogue": rogue, "pooling": list(names)}
     files = [_file_name(label) for label in labels(measurements)]
     named = _with_files(results, files)
     result = RunResult(named, compared, shared_corpus(measurements), _manifest(measurements, asked), folder)
-    _write(result, files, table)
+    if writes:
+        _write(result, files, table)
     return result
 
 
