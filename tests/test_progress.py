@@ -82,7 +82,7 @@ def test_share_of_the_statistics_is_the_time_spent_on_them(
 ) -> None:
     from cone_kernels.moments import ConeState
 
-    real, slept = ConeState.add, 0.004
+    real, slept = ConeState.add, 0.016
 
     def slow(self: ConeState, *args: Any) -> Any:
         time.sleep(slept)
@@ -92,12 +92,12 @@ def test_share_of_the_statistics_is_the_time_spent_on_them(
     reports: list[Progress] = []
     found = run(loaded, SENTENCES[:100], progress=reports.append)
     spent = reports[-1].statistics * reports[-1].elapsed
-    assert spent >= found.batches * 4 * slept
+    assert spent >= found.batches * slept  # all layers of a batch in one call
     assert reports[-1].statistics < 1
 
 
 def test_timing_the_statistics_costs_next_to_nothing(loaded: LoadedModel) -> None:
-    """Two readings of the clock a layer, against the layer's own sums."""
+    """Two readings of the clock a batch, against a layer's own sums."""
     batch = {"input_ids": torch.randint(4, 90, (16, 8))}
     with ConeProbe(loaded.model) as probe, torch.inference_mode():
         loaded.model(**batch)
