@@ -88,13 +88,14 @@ def code_of_launches(call: Callable[[], object], capability: int) -> list[Machin
     launched: list[MachineCode] = []
 
     def compile_instead_of_launching(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002
+        options = json.loads(compile["specialization_data"])["options"]
         code = machine_code(
             fn.jit_function,
             compile["signature"],
             compile["constants"],
             compile["configs"][0],
             capability,
-            **{option: compile[option] for option in ("num_warps", "num_stages", "enable_fp_fusion")},
+            **{option: options[option] for option in ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")},
         )
         launched.append(code)
         return True

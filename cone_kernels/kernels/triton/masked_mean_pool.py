@@ -61,11 +61,11 @@ def _pool(
         elements = (token * row_step * VECTOR)[:, None] + columns[None, :] * column_stride
         x = tl.load(start + elements, mask=valid[:, None] & in_row[None, :], other=0.0).to(tl.float32)
         total += tl.sum(x, 0).to(tl.float64)
-    mean = total / size.to(tl.float64)  # of no token: NaN
+    mean = (total * (1.0 / size.to(tl.float64))).to(tl.float32)  # of no token: NaN
     # A sum that left float32 need not leave float64.
     if tl.sum((mean * 0.0 != 0.0).to(tl.int32), 0) > 0:
         at = start + columns * column_stride
         mean = plain_mean(
             at, first_token, past_token, size, selection, sentence, tokens, row_step * VECTOR, columns, in_row, PACKED
         )
-    tl.store(pooled + (layer * sentences + sentence) * d + columns, mean.to(tl.float32), mask=in_row)
+    tl.store(pooled + (layer * sentences + sentence) * d + columns, mean, mask=in_row)

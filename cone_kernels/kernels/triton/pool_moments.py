@@ -93,12 +93,13 @@ def _add_sentences(
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     none = tl.zeros((COLUMNS,), tl.float64)
     no_row = layer * 0
+    no_count = no_row.to(tl.int32)  # of one slice of a group
     no_sum = no_row.to(tl.float64)
     all_plain, squares, unit_squares = none, none, none
     for group in range(part // slices, groups, group_parts):
         begin, end = positions_of_slice(group, part, groups, items, starts, slices, ORDERED)
         all_unit = none
-        all_used, all_zero, all_nonfinite, sentences = no_row, no_row, no_row, no_row
+        all_used, all_zero, all_nonfinite, sentences = no_count, no_count, no_count, no_count
         unit_sq, norms, norms_sq, sentence_sq, size_sq = no_sum, no_sum, no_sum, no_sum, no_sum
         for position in range(begin, end):
             sentence = item_at(position, group, groups, order, True, ORDERED).to(tl.int64)
@@ -109,7 +110,7 @@ def _add_sentences(
                 start += sentence * outer_step * VECTOR
                 first_row += sentence * tokens
             unit, plain = none, none
-            used, zero, nonfinite = no_row, no_row, no_row
+            used, zero, nonfinite = no_count, no_count, no_count
             for block in range(first_token, past_token, TILES * ROWS):
                 block_past = tl.minimum(block + TILES * ROWS, past_token)
                 unsafe = no_row  # a bit for each tile
@@ -144,7 +145,7 @@ def _add_sentences(
                                 unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = (
                                     state
                                 )
-            mean = plain / size.to(tl.float64)  # of no token: NaN
+            mean = (plain * (1.0 / size.to(tl.float64))).to(tl.float32)  # of no token: NaN
             if nonfinite > 0:
                 at = start + columns * column_stride
                 mean = plain_mean(
@@ -152,12 +153,12 @@ def _add_sentences(
                     PACKED,
                 )  # fmt: skip
             at = layer * items + sentence
-            tl.store(pooled + at * d + columns, mean.to(tl.float32), mask=in_row)
+            tl.store(pooled + at * d + columns, mean, mask=in_row)
             seen = tl.where(zero > 0, ZERO, 0) | tl.where(nonfinite > 0, NONFINITE, 0) | tl.where(size == 0, EMPTY, 0)
             tl.store(status + at, seen.to(tl.uint8))
             sentence_sq += tl.sum(unit * unit, 0)
             size_sq += used.to(tl.float64) * used.to(tl.float64)
-            sentences += (used > 0).to(tl.int64)
+            sentences += (used > 0).to(tl.int32)
             all_used += used
             all_zero += zero
             all_nonfinite += nonfinite

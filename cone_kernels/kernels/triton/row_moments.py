@@ -73,12 +73,13 @@ def _add_rows(
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     none = tl.zeros((COLUMNS,), tl.float64)
     no_row = layer * 0
+    no_count = no_row.to(tl.int32)  # of one slice of a group
     no_sum = no_row.to(tl.float64)
     plain, squares, unit_squares = none, none, none
     for group in range(part // slices, groups, group_parts):
         begin, end = positions_of_slice(group, part, groups, items, starts, slices, ORDERED)
         unit = none
-        used, zero, nonfinite = no_row, no_row, no_row
+        used, zero, nonfinite = no_count, no_count, no_count
         unit_sq, norms, norms_sq = no_sum, no_sum, no_sum
         for block in range(begin, end, TILES * ROWS):
             block_end = tl.minimum(block + TILES * ROWS, end)
@@ -112,7 +113,7 @@ def _add_rows(
                         unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
                         tl.store(status + layer * items + row, left_out.to(tl.uint8))
         store_slice(
-            unit, used, zero, nonfinite, no_row, unit_sq, norms, norms_sq, no_sum, no_sum,
+            unit, used, zero, nonfinite, no_count, unit_sq, norms, norms_sq, no_sum, no_sum,
             unit_sum, unit_parts, counts, totals, layer * groups + group, part, slices, slab, slabs, columns, in_row, d,
             SLICED,
         )  # fmt: skip

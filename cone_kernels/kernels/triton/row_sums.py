@@ -19,7 +19,7 @@ TILES = tl.constexpr(64)
 # Squared norms for which float32 squares neither overflow in a sum of rows nor lose digits to underflow.
 SAFE_LEAST = tl.constexpr(2.0**-80)
 SAFE_MOST = tl.constexpr(2.0**80)
-_LEAST_NORMAL = tl.constexpr(2.0**-1022)
+LEAST_NORMAL = tl.constexpr(2.0**-1022)
 
 # What a row was left out for; bits of the status bytes, as in csrc/include/cone/moments.h.
 ZERO = tl.constexpr(1)
@@ -55,9 +55,9 @@ def add_tile(x, norm_sq, valid, state, ALL: tl.constexpr):
         unit += tl.sum(u, 0).to(tl.float64)
         if ALL:
             plain += tl.sum(x, 0).to(tl.float64)
-            squares += tl.sum(x * x, 0).to(tl.float64)
+            squares += tl.sum(tl.fma(x, x, 0.0), 0).to(tl.float64)  # x * x would be kept from the norms, in registers
             unit_squares += tl.sum(u * u, 0).to(tl.float64)
-        used += tl.sum(valid.to(tl.int64), 0)
+        used += tl.sum(valid.to(tl.int32), 0)
         unit_sq += tl.sum(norm_sq * scale * scale, 0).to(tl.float64)
         norms += tl.sum(norm_sq * scale, 0).to(tl.float64)
         norms_sq += tl.sum(norm_sq, 0).to(tl.float64)
@@ -69,7 +69,7 @@ def add_row(x, norm_sq, state, ALL: tl.constexpr):
     """Adds one row x (columns,) in float64, of squared norm norm_sq, to `state`; returns it and the row's status."""
     unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
     status = used * 0
-    if norm_sq < _LEAST_NORMAL:
+    if norm_sq < LEAST_NORMAL:
         status += ZERO
         zero += 1
     elif norm_sq < float("inf"):

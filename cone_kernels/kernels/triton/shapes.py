@@ -36,3 +36,10 @@ def pool_shape_of(d: int, element_size: int) -> Shape:
     columns = min(_SLAB, max(64, triton.next_power_of_2(d)))
     warps = max(1, columns // _COLUMNS_PER_WARP)
     return Shape(columns, 32 // element_size, triton.cdiv(d, columns), warps, 3)
+
+
+def backward_shape_of(d: int) -> Shape:
+    """The shape for the gradient of rows of width d, which are kept in float64: 2 rows of a tile."""
+    columns = _SLAB if d > 2 * _WIDEST else max(64, triton.next_power_of_2(d))
+    warps = max(1, columns // _COLUMNS_PER_WARP)
+    return Shape(columns, 2, triton.cdiv(d, columns), warps, 1)

@@ -58,9 +58,9 @@ def is_counted(selection, sentence, token, tokens, within, PACKED: tl.constexpr)
 
 @triton.jit
 def plain_mean(start, first, past, size, selection, sentence, tokens, row_step, columns, in_row, PACKED: tl.constexpr):
-    """The mean of a sentence's tokens, finite or not, in float64; start: its first element and the columns' offsets."""
+    """The mean of a sentence's tokens, finite or not, taken in float64; start: its first element and the columns' offsets."""
     total = tl.zeros((columns.shape[0],), tl.float64)
     for token in range(first, past):
         if is_counted(selection, sentence, token, tokens, token < past, PACKED):
             total += tl.load(start + token * row_step, mask=in_row, other=0.0).to(tl.float64)
-    return total / size.to(tl.float64)
+    return (total * (1.0 / size.to(tl.float64))).to(tl.float32)
