@@ -13,13 +13,17 @@ from cone_kernels.kernels.segments import Segments
 from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow, same_strides
 from cone_kernels.kernels.triton.row_norms import row_norms
 from cone_kernels.kernels.triton.row_sums import (
+    COUNTS,
     EMPTY,
     NONFINITE,
     TILES,
+    TOTALS,
     ZERO,
     PartialSums,
     add_row,
     add_tile,
+    entry,
+    entry_of,
     item_at,
     positions_of_slice,
     store_part,
@@ -80,7 +84,7 @@ def _add_sentences(
     layers, layer_step, outer_step, row_step, column_stride,
     selection, tokens,
     items, groups, group_parts, slices, order, starts,
-    unit_sum, unit_parts, column_parts, counts, totals, slabs,
+    unit_sum, unit_parts, column_parts, all_counts, all_totals, slabs,
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr, PACKED: tl.constexpr,
     ORDERED: tl.constexpr, SLICED: tl.constexpr, d: tl.constexpr, NORMS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -92,28 +96,24 @@ def _add_sentences(
     in_row = columns < d
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     none = tl.zeros((COLUMNS,), tl.float64)
-    no_row = layer * 0
-    no_count = no_row.to(tl.int32)  # of one slice of a group
-    no_sum = no_row.to(tl.float64)
     all_plain, squares, unit_squares = none, none, none
     for group in range(part // slices, groups, group_parts):
         begin, end = positions_of_slice(group, part, groups, items, starts, slices, ORDERED)
         all_unit = none
-        all_used, all_zero, all_nonfinite, sentences = no_count, no_count, no_count, no_count
-        unit_sq, norms, norms_sq, sentence_sq, size_sq = no_sum, no_sum, no_sum, no_sum, no_sum
+        group_counts, totals = tl.zeros((COUNTS,), tl.int32), tl.zeros((TOTALS,), tl.float64)
         for position in range(begin, end):
             sentence = item_at(position, group, groups, order, True, ORDERED).to(tl.int64)
             first_token, past_token, size = span_of(selection, sentence, tokens, PACKED)
             start = first
-            first_row = no_row
+            first_row = layer * 0
             if not PACKED:
                 start += sentence * outer_step * VECTOR
                 first_row += sentence * tokens
             unit, plain = none, none
-            used, zero, nonfinite = no_count, no_count, no_count
+            counts = tl.zeros((COUNTS,), tl.int32)
             for block in range(first_token, past_token, TILES * ROWS):
                 block_past = tl.minimum(block + TILES * ROWS, past_token)
-                unsafe = no_row  # a bit for each tile
+                unsafe = layer * 0  # a bit for each tile
                 for tile in tl.range(block, block_past, ROWS, num_stages=STAGES):
                     token = tile + tl.arange(0, ROWS)
                     valid = is_counted(selection, sentence, token, tokens, token < block_past, PACKED)
@@ -124,9 +124,9 @@ def _add_sentences(
                         token_norm_sq = token_norm_sq.to(tl.float32)
                     else:
                         token_norm_sq = tl.sum(x * x, 1)
-                    state = (unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq)
+                    state = (unit, plain, squares, unit_squares, counts, totals)
                     state, all_safe = add_tile(x, token_norm_sq, valid, state, True)
-                    unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
+                    unit, plain, squares, unit_squares, counts, totals = state
                     unsafe |= (all_safe == 0).to(tl.int64) << ((tile - block) // ROWS)
                 if unsafe != 0:
                     for token in range(block, block_past):
@@ -138,14 +138,11 @@ def _add_sentences(
                                     wide_norm_sq = tl.load(norm_sq + layer * rows + first_row + token)
                                 else:
                                     wide_norm_sq = tl.sum(wide * wide, 0)
-                                state = (
-                                    unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq
-                                )  # fmt: skip
+                                state = (unit, plain, squares, unit_squares, counts, totals)
                                 state, _ = add_row(wide, wide_norm_sq, state, True)
-                                unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = (
-                                    state
-                                )
+                                unit, plain, squares, unit_squares, counts, totals = state
             mean = (plain * (1.0 / size.to(tl.float64))).to(tl.float32)  # of no token: NaN
+            used, zero, nonfinite = entry_of(counts, 0), entry_of(counts, 1), entry_of(counts, 2)
             if nonfinite > 0:
                 at = start + columns * column_stride
                 mean = plain_mean(
@@ -156,18 +153,14 @@ def _add_sentences(
             tl.store(pooled + at * d + columns, mean, mask=in_row)
             seen = tl.where(zero > 0, ZERO, 0) | tl.where(nonfinite > 0, NONFINITE, 0) | tl.where(size == 0, EMPTY, 0)
             tl.store(status + at, seen.to(tl.uint8))
-            sentence_sq += tl.sum(unit * unit, 0)
-            size_sq += used.to(tl.float64) * used.to(tl.float64)
-            sentences += (used > 0).to(tl.int32)
-            all_used += used
-            all_zero += zero
-            all_nonfinite += nonfinite
+            group_counts += counts + entry(3, (used > 0).to(tl.int32), COUNTS)
+            size_sq = used.to(tl.float64) * used.to(tl.float64)
+            totals += entry(3, tl.sum(unit * unit, 0), TOTALS) + entry(4, size_sq, TOTALS)
             all_unit += unit
             all_plain += plain
         store_slice(
-            all_unit, all_used, all_zero, all_nonfinite, sentences, unit_sq, norms, norms_sq, sentence_sq, size_sq,
-            unit_sum, unit_parts, counts, totals, layer * groups + group, part, slices, slab, slabs, columns, in_row, d,
-            SLICED,
+            all_unit, group_counts, totals, unit_sum, unit_parts, all_counts, all_totals,
+            layer * groups + group, part, slices, slab, slabs, columns, in_row, d, SLICED,
         )  # fmt: skip
     part_of_layer = layer * (group_parts * slices) + part
     store_part(column_parts, part_of_layer, columns, in_row, d, all_plain, squares, unit_squares)

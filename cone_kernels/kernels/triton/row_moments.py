@@ -11,7 +11,9 @@ from cone_kernels.kernels.segments import Segments
 from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow
 from cone_kernels.kernels.triton.row_norms import row_norms
 from cone_kernels.kernels.triton.row_sums import (
+    COUNTS,
     TILES,
+    TOTALS,
     PartialSums,
     add_row,
     add_tile,
@@ -60,7 +62,7 @@ def _add_rows(
     status, norm_sq,
     layers, layer_step, outer_step, row_step, column_stride,
     items, groups, group_parts, slices, order, starts,
-    unit_sum, unit_parts, column_parts, counts, totals, slabs,
+    unit_sum, unit_parts, column_parts, all_counts, all_totals, slabs,
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr, ORDERED: tl.constexpr, SLICED: tl.constexpr,
     d: tl.constexpr, ALL: tl.constexpr, NORMS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -72,18 +74,14 @@ def _add_rows(
     in_row = columns < d
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     none = tl.zeros((COLUMNS,), tl.float64)
-    no_row = layer * 0
-    no_count = no_row.to(tl.int32)  # of one slice of a group
-    no_sum = no_row.to(tl.float64)
     plain, squares, unit_squares = none, none, none
     for group in range(part // slices, groups, group_parts):
         begin, end = positions_of_slice(group, part, groups, items, starts, slices, ORDERED)
         unit = none
-        used, zero, nonfinite = no_count, no_count, no_count
-        unit_sq, norms, norms_sq = no_sum, no_sum, no_sum
+        counts, totals = tl.zeros((COUNTS,), tl.int32), tl.zeros((TOTALS,), tl.float64)
         for block in range(begin, end, TILES * ROWS):
             block_end = tl.minimum(block + TILES * ROWS, end)
-            unsafe = no_row  # a bit for each tile
+            unsafe = layer * 0  # a bit for each tile
             for position in tl.range(block, block_end, ROWS, num_stages=STAGES):
                 at = position + tl.arange(0, ROWS)
                 valid = at < block_end
@@ -94,9 +92,9 @@ def _add_rows(
                     row_norm_sq = tl.load(norm_sq + layer * items + row, mask=valid, other=0.0).to(tl.float32)
                 else:
                     row_norm_sq = tl.sum(x * x, 1)
-                state = (unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq)
+                state = (unit, plain, squares, unit_squares, counts, totals)
                 state, all_safe = add_tile(x, row_norm_sq, valid, state, ALL)
-                unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
+                unit, plain, squares, unit_squares, counts, totals = state
                 unsafe |= (all_safe == 0).to(tl.int64) << ((position - block) // ROWS)
             if unsafe != 0:
                 for position in range(block, block_end):
@@ -108,14 +106,13 @@ def _add_rows(
                             wide_norm_sq = tl.load(norm_sq + layer * items + row)
                         else:
                             wide_norm_sq = tl.sum(wide * wide, 0)
-                        state = (unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq)
+                        state = (unit, plain, squares, unit_squares, counts, totals)
                         state, left_out = add_row(wide, wide_norm_sq, state, ALL)
-                        unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
+                        unit, plain, squares, unit_squares, counts, totals = state
                         tl.store(status + layer * items + row, left_out.to(tl.uint8))
         store_slice(
-            unit, used, zero, nonfinite, no_count, unit_sq, norms, norms_sq, no_sum, no_sum,
-            unit_sum, unit_parts, counts, totals, layer * groups + group, part, slices, slab, slabs, columns, in_row, d,
-            SLICED,
+            unit, counts, totals, unit_sum, unit_parts, all_counts, all_totals,
+            layer * groups + group, part, slices, slab, slabs, columns, in_row, d, SLICED,
         )  # fmt: skip
     if ALL:
         part_of_layer = layer * (group_parts * slices) + part

@@ -26,9 +26,9 @@ ZERO = tl.constexpr(1)
 NONFINITE = tl.constexpr(2)
 EMPTY = tl.constexpr(4)
 
-# Sums of one slice of one group, as its program leaves them for `_finish`.
-_COUNTS = tl.constexpr(4)  # used, zero, not finite, sentences
-_TOTALS = tl.constexpr(5)  # Σ‖u‖², Σ‖x‖, Σ‖x‖², Σ‖g‖², ΣT²
+# Scalar sums of one slice of one group, in two short vectors: registers are scarce, and a thread keeps one entry of each.
+COUNTS = tl.constexpr(4)  # rows used, zero, not finite; sentences
+TOTALS = tl.constexpr(8)  # Σ‖u‖², Σ‖x‖, Σ‖x‖², Σ‖g‖², ΣT²; the rest is not used
 _FINISH_COLUMNS = 32
 _FINISH_ENTRIES = 2048  # of a tile of partial sums
 
@@ -40,13 +40,25 @@ def is_safe(norm_sq):
 
 
 @triton.jit
+def entry(at, value, ENTRIES: tl.constexpr):
+    """A vector that is zero but for one entry."""
+    return tl.where(tl.arange(0, ENTRIES) == at, value, 0)
+
+
+@triton.jit
+def entry_of(vector, at):
+    """One entry of a vector."""
+    return tl.sum(tl.where(tl.arange(0, vector.shape[0]) == at, vector, 0), 0)
+
+
+@triton.jit
 def add_tile(x, norm_sq, valid, state, ALL: tl.constexpr):
     """Adds rows x (rows, columns) in float32 to `state` if all valid ones are safe; returns it and whether they are.
 
-    state: Σu, Σx, Σx², Σu² (columns,), float64; how many rows were used, zero, not finite; Σ‖u‖², Σ‖x‖, Σ‖x‖².
-    norm_sq: (rows,) float32. Rows that are not valid are zero.
+    state: Σu, Σx, Σx², Σu² (columns,), float64; the slice's COUNTS and TOTALS. norm_sq: (rows,) float32. Rows that are
+    not valid are zero.
     """
-    unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
+    unit, plain, squares, unit_squares, counts, totals = state
     all_safe = tl.sum((valid & (is_safe(norm_sq) == 0)).to(tl.int32), 0) == 0
     if all_safe:
         scale = tl.rsqrt(tl.where(valid, norm_sq, 1.0))
@@ -57,22 +69,20 @@ def add_tile(x, norm_sq, valid, state, ALL: tl.constexpr):
             plain += tl.sum(x, 0).to(tl.float64)
             squares += tl.sum(tl.fma(x, x, 0.0), 0).to(tl.float64)  # x * x would be kept from the norms, in registers
             unit_squares += tl.sum(u * u, 0).to(tl.float64)
-        used += tl.sum(valid.to(tl.int32), 0)
-        unit_sq += tl.sum(norm_sq * scale * scale, 0).to(tl.float64)
-        norms += tl.sum(norm_sq * scale, 0).to(tl.float64)
-        norms_sq += tl.sum(norm_sq, 0).to(tl.float64)
-    return (unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq), all_safe
+        counts += entry(0, tl.sum(valid.to(tl.int32), 0), COUNTS)
+        unit_sq = entry(0, tl.sum(norm_sq * scale * scale, 0), TOTALS)
+        norms = entry(1, tl.sum(norm_sq * scale, 0), TOTALS)
+        totals += (unit_sq + norms + entry(2, tl.sum(norm_sq, 0), TOTALS)).to(tl.float64)
+    return (unit, plain, squares, unit_squares, counts, totals), all_safe
 
 
 @triton.jit
 def add_row(x, norm_sq, state, ALL: tl.constexpr):
     """Adds one row x (columns,) in float64, of squared norm norm_sq, to `state`; returns it and the row's status."""
-    unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq = state
-    status = used * 0
-    if norm_sq < LEAST_NORMAL:
-        status += ZERO
-        zero += 1
-    elif norm_sq < float("inf"):
+    unit, plain, squares, unit_squares, counts, totals = state
+    is_zero = norm_sq < LEAST_NORMAL
+    is_used = (is_zero == 0) & (norm_sq < float("inf"))
+    if is_used:
         norm = tl.sqrt(norm_sq)
         u = x * (1.0 / norm)
         unit += u
@@ -80,14 +90,12 @@ def add_row(x, norm_sq, state, ALL: tl.constexpr):
             plain += x
             squares += x * x
             unit_squares += u * u
-        used += 1
-        unit_sq += 1.0
-        norms += norm
-        norms_sq += norm_sq
+        counts += entry(0, 1, COUNTS)
+        totals += entry(0, 1.0, TOTALS) + entry(1, norm, TOTALS) + entry(2, norm_sq, TOTALS)
     else:
-        status += NONFINITE
-        nonfinite += 1
-    return (unit, plain, squares, unit_squares, used, zero, nonfinite, unit_sq, norms, norms_sq), status
+        counts += entry(tl.where(is_zero, 1, 2), 1, COUNTS)
+    status = tl.where(is_used, 0, tl.where(is_zero, ZERO, NONFINITE))
+    return (unit, plain, squares, unit_squares, counts, totals), status
 
 
 @triton.jit
@@ -115,11 +123,10 @@ def item_at(position, group, groups, order, valid, ORDERED: tl.constexpr):
 
 @triton.jit
 def store_slice(
-    unit, used, zero, nonfinite, sentences, unit_sq, norms, norms_sq, sentence_sq, size_sq,
-    unit_sum, unit_parts, counts, totals, group_of_layer, part, slices, slab, slabs, columns, in_row, d,
-    SLICED: tl.constexpr,
+    unit, counts, totals, unit_sum, unit_parts, all_counts, all_totals,
+    group_of_layer, part, slices, slab, slabs, columns, in_row, d, SLICED: tl.constexpr,
 ):  # fmt: skip
-    """Leaves what a slice of a group has summed for `finish`; a group of one slice gets its Σu at once."""
+    """Leaves what a slice of a group has summed for `_finish`; a group of one slice gets its Σu at once."""
     cut = part % slices
     if SLICED:
         tl.store(unit_parts + (group_of_layer * slices + cut) * d + columns, unit, mask=in_row)
@@ -127,16 +134,10 @@ def store_slice(
         to = unit_sum + group_of_layer * d + columns
         tl.store(to, tl.load(to, mask=in_row) + unit, mask=in_row)
     at = (group_of_layer * slices + cut) * slabs + slab
-    first = slab == 0  # what is known of whole rows is counted with the first columns
-    tl.store(counts + at * _COUNTS, tl.where(first, used, 0))
-    tl.store(counts + at * _COUNTS + 1, tl.where(first, zero, 0))
-    tl.store(counts + at * _COUNTS + 2, tl.where(first, nonfinite, 0))
-    tl.store(counts + at * _COUNTS + 3, tl.where(first, sentences, 0))
-    tl.store(totals + at * _TOTALS, tl.where(first, unit_sq, 0.0))
-    tl.store(totals + at * _TOTALS + 1, tl.where(first, norms, 0.0))
-    tl.store(totals + at * _TOTALS + 2, tl.where(first, norms_sq, 0.0))
-    tl.store(totals + at * _TOTALS + 3, sentence_sq)
-    tl.store(totals + at * _TOTALS + 4, tl.where(first, size_sq, 0.0))
+    # Of whole rows all slabs know the same; of ‖g‖² each has its columns' share.
+    count, total = tl.arange(0, COUNTS), tl.arange(0, TOTALS)
+    tl.store(all_counts + at * COUNTS + count, tl.where(slab == 0, counts, 0))
+    tl.store(all_totals + at * TOTALS + total, tl.where((slab == 0) | (total == 3), totals, 0.0))
 
 
 @triton.jit
@@ -155,8 +156,8 @@ class PartialSums:
         device, groups, slices = sums["count"].device, segments.groups, segments.slices
         self._segments, self._layers, self._d, self._slabs, self._sums = segments, layers, d, slabs, sums
         self._all = "sum" in sums
-        self._counts = torch.empty((layers, groups, slices * slabs, _COUNTS.value), dtype=torch.int64, device=device)
-        self._totals = torch.empty((layers, groups, slices * slabs, _TOTALS.value), dtype=torch.float64, device=device)
+        self._counts = torch.empty((layers, groups, slices * slabs, COUNTS.value), dtype=torch.int64, device=device)
+        self._totals = torch.empty((layers, groups, slices * slabs, TOTALS.value), dtype=torch.float64, device=device)
         self._columns, self._units = self._totals, self._totals  # of what is not wanted, nothing is written
         if self._all:
             self._columns = torch.empty((layers, segments.parts, 3, d), dtype=torch.float64, device=device)
@@ -177,8 +178,8 @@ class PartialSums:
             "unit_sum": self._sums["unit_sum"],
             "unit_parts": self._units,
             "column_parts": self._columns,
-            "counts": self._counts,
-            "totals": self._totals,
+            "all_counts": self._counts,
+            "all_totals": self._totals,
             "slabs": self._slabs,
             "ORDERED": segments.order is not None,
             "SLICED": segments.slices > 1,
@@ -247,19 +248,20 @@ def _finish(
             in_layer = group < groups
             at = layer * groups + group
             first = at * entries
-            _add(count + at, _sum_of_entries(counts, first, 0, 4, in_layer, entries, SLICES), in_layer)
-            _add(n_zero + at, _sum_of_entries(counts, first, 1, 4, in_layer, entries, SLICES), in_layer)
-            _add(n_nonfinite + at, _sum_of_entries(counts, first, 2, 4, in_layer, entries, SLICES), in_layer)
-            _add(unit_sq_total + at, _sum_of_entries(totals, first, 0, 5, in_layer, entries, SLICES), in_layer)
+            _add(count + at, _sum_of_entries(counts, first, 0, COUNTS, in_layer, entries, SLICES), in_layer)
+            _add(n_zero + at, _sum_of_entries(counts, first, 1, COUNTS, in_layer, entries, SLICES), in_layer)
+            _add(n_nonfinite + at, _sum_of_entries(counts, first, 2, COUNTS, in_layer, entries, SLICES), in_layer)
+            _add(unit_sq_total + at, _sum_of_entries(totals, first, 0, TOTALS, in_layer, entries, SLICES), in_layer)
             if TOKENS:
-                _add(n_sentences + at, _sum_of_entries(counts, first, 3, 4, in_layer, entries, SLICES), in_layer)
-                _add(sentence_sq_sum + at, _sum_of_entries(totals, first, 3, 5, in_layer, entries, SLICES), in_layer)
-                _add(
-                    sentence_size_sq_sum + at, _sum_of_entries(totals, first, 4, 5, in_layer, entries, SLICES), in_layer
-                )
+                with_tokens = _sum_of_entries(counts, first, 3, COUNTS, in_layer, entries, SLICES)
+                squares = _sum_of_entries(totals, first, 3, TOTALS, in_layer, entries, SLICES)
+                sizes = _sum_of_entries(totals, first, 4, TOTALS, in_layer, entries, SLICES)
+                _add(n_sentences + at, with_tokens, in_layer)
+                _add(sentence_sq_sum + at, squares, in_layer)
+                _add(sentence_size_sq_sum + at, sizes, in_layer)
             if ALL:
-                norms = _sum_of_entries(totals, first, 1, 5, in_layer, entries, SLICES)
-                norms_sq = _sum_of_entries(totals, first, 2, 5, in_layer, entries, SLICES)
+                norms = _sum_of_entries(totals, first, 1, TOTALS, in_layer, entries, SLICES)
+                norms_sq = _sum_of_entries(totals, first, 2, TOTALS, in_layer, entries, SLICES)
                 _add(norm_sum + layer, tl.sum(norms, 0), True)
                 _add(norm_sq_sum + layer, tl.sum(norms_sq, 0), True)
     else:
