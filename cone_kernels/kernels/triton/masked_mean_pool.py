@@ -34,6 +34,7 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
         COLUMNS=shape.columns,
         STAGES=shape.stages,
         num_warps=shape.warps,
+        maxnreg=shape.registers,
     )
     return pooled
 

@@ -41,6 +41,7 @@ def masked_mean_pool_backward(
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return gradient
 

@@ -34,6 +34,7 @@ def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) ->
         TILES=_TILES,
         COLUMNS=shape.columns,
         num_warps=shape.warps,
+        maxnreg=shape.registers,
     )
     return gradient
 

@@ -69,6 +69,7 @@ def pool_moments(
         COLUMNS=shape.columns,
         STAGES=shape.stages,
         num_warps=shape.warps,
+        maxnreg=shape.registers,
     )
     partial.add()
     return pooled, status

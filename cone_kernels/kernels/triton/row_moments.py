@@ -48,6 +48,7 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         COLUMNS=shape.columns,
         STAGES=shape.stages,
         num_warps=shape.warps,
+        maxnreg=shape.registers,
     )
     partial.add()
     return status

@@ -33,6 +33,7 @@ def row_norms(layers: dict[str, object], n_layers: int, n: int, tokens: int, d: 
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         num_warps=4,
+        maxnreg=128,
     )
     return norm_sq
 

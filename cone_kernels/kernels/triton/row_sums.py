@@ -1,7 +1,7 @@
 """What row_moments and pool_moments share: the sums of rows, the parts' partial sums, and the kernel that adds them.
 
 A program takes one part of one layer (see `Segments`), and of wide rows one slab of columns. Rows pass through in tiles
-of 4 or 8, whose sums are taken in float32 and then added to float64. A tile with a row whose squares do not fit float32
+of 2 or 4, whose sums are taken in float32 and then added to float64. A tile with a row whose squares do not fit float32
 is left for later, and its rows are then added one by one in float64; bits say which tiles that are, up to 64 at a time.
 """
 

@@ -22,24 +22,26 @@ class Shape:
     slabs: int
     warps: int
     stages: int
+    registers: int
+    """Of a thread, at most. Left to itself, ptxas spills a few to come down to a rounder number."""
 
 
 def shape_of(d: int, element_size: int) -> Shape:
-    """The shape for rows of width d: 4 or 8 rows of a tile, as many bytes for each element size."""
+    """The shape for rows of width d: 4 rows of a tile, 2 of a slab."""
     columns = _SLAB if d > _WIDEST else max(64, triton.next_power_of_2(d))
     warps = max(1, columns // _COLUMNS_PER_WARP)
-    return Shape(columns, 4, triton.cdiv(d, columns), warps, 5 if element_size == 2 else 3)
+    return Shape(columns, 2 if d > _WIDEST else 4, triton.cdiv(d, columns), warps, 5 if element_size == 2 else 3, 255)
 
 
 def pool_shape_of(d: int, element_size: int) -> Shape:
     """The shape for plain sums of rows of width d, which need few registers: 8 or 16 rows of a tile."""
     columns = min(_SLAB, max(64, triton.next_power_of_2(d)))
     warps = max(1, columns // _COLUMNS_PER_WARP)
-    return Shape(columns, 32 // element_size, triton.cdiv(d, columns), warps, 3)
+    return Shape(columns, 32 // element_size, triton.cdiv(d, columns), warps, 3, 255)
 
 
 def backward_shape_of(d: int) -> Shape:
     """The shape for the gradient of rows of width d, which are kept in float64: 2 rows of a tile."""
     columns = _SLAB if d > 2 * _WIDEST else max(64, triton.next_power_of_2(d))
     warps = max(1, columns // _COLUMNS_PER_WARP)
-    return Shape(columns, 2, triton.cdiv(d, columns), warps, 1)
+    return Shape(columns, 2, triton.cdiv(d, columns), warps, 1, 255)
