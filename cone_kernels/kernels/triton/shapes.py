@@ -22,26 +22,29 @@ class Shape:
     slabs: int
     warps: int
     stages: int
-    registers: int
-    """Of a thread, at most. Left to itself, ptxas spills a few to come down to a rounder number."""
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, at most: all there are. Left to itself, ptxas spills a few to come down to a rounder number."""
+        return min(255, 65536 // (32 * self.warps))
 
 
 def shape_of(d: int, element_size: int) -> Shape:
     """The shape for rows of width d: 4 rows of a tile, 2 of a slab."""
     columns = _SLAB if d > _WIDEST else max(64, triton.next_power_of_2(d))
     warps = max(1, columns // _COLUMNS_PER_WARP)
-    return Shape(columns, 2 if d > _WIDEST else 4, triton.cdiv(d, columns), warps, 5 if element_size == 2 else 3, 255)
+    return Shape(columns, 2 if d > _WIDEST else 4, triton.cdiv(d, columns), warps, 5 if element_size == 2 else 3)
 
 
 def pool_shape_of(d: int, element_size: int) -> Shape:
     """The shape for plain sums of rows of width d, which need few registers: 8 or 16 rows of a tile."""
     columns = min(_SLAB, max(64, triton.next_power_of_2(d)))
     warps = max(1, columns // _COLUMNS_PER_WARP)
-    return Shape(columns, 32 // element_size, triton.cdiv(d, columns), warps, 3, 255)
+    return Shape(columns, 32 // element_size, triton.cdiv(d, columns), warps, 3)
 
 
 def backward_shape_of(d: int) -> Shape:
     """The shape for the gradient of rows of width d, which are kept in float64: 2 rows of a tile."""
     columns = _SLAB if d > 2 * _WIDEST else max(64, triton.next_power_of_2(d))
     warps = max(1, columns // _COLUMNS_PER_WARP)
-    return Shape(columns, 2, triton.cdiv(d, columns), warps, 1, 255)
+    return Shape(columns, 2, triton.cdiv(d, columns), warps, 1)
