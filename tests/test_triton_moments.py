@@ -182,9 +182,7 @@ def test_no_layer_and_no_token() -> None:
 
 
 @pytest.mark.parametrize(("parts", "slices"), [(4, 1), (8, 2), (64, 16)])
-def test_parts_of_groups_and_groups_cut_into_slices(
-    parts: int, slices: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_groups_and_groups_cut_into_slices(parts: int, slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "_LEAST_ROWS", 1)
     monkeypatch.setattr(segments, "_PARTS", parts)
     cut = segments.Segments.of(torch.zeros(90, dtype=torch.int64), 90, 4, 1, 90)

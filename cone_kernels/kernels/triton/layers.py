@@ -1,5 +1,7 @@
 """Where the rows of all layers are, in a form that one launch takes."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -64,9 +66,7 @@ def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
 
 
 @triton.jit
-def first_element(
-    layers, layer, layer_step, ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr
-):
+def first_element(layers, layer, layer_step, ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr):
     """A pointer to the first element of a layer; 16-byte aligned, and so said to the compiler, where VECTOR > 1."""
     if TABLE:
         first = tl.load(layers + layer).to(tl.pointer_type(ELEMENT))

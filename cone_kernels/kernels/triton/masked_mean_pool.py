@@ -1,5 +1,7 @@
 """Triton's masked_mean_pool: one read of the tokens that count, a program for each sentence and slab of columns."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Triton's mean_pairwise_cosine_backward: one read of the rows, everything in float64."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 import torch

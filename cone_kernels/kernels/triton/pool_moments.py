@@ -1,5 +1,7 @@
 """Triton's pool_moments: one read of the tokens that count; wide ones are read twice, for their norms first."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -131,17 +133,17 @@ def _add_sentences(
                     unsafe |= (all_safe == 0).to(tl.int64) << ((tile - block) // ROWS)
                 if unsafe != 0:
                     for token in range(block, block_past):
-                        if (unsafe >> ((token - block) // ROWS)) & 1 != 0:
-                            if is_counted(selection, sentence, token, tokens, token < past_token, PACKED):
-                                elements = token * row_step * VECTOR + columns * column_stride
-                                wide = tl.load(start + elements, mask=in_row, other=0.0).to(tl.float64)
-                                if NORMS:
-                                    wide_norm_sq = tl.load(norm_sq + layer * rows + first_row + token)
-                                else:
-                                    wide_norm_sq = tl.sum(wide * wide, 0)
-                                state = (unit, plain, squares, unit_squares, counts, totals)
-                                state, _ = add_row(wide, wide_norm_sq, state, True)
-                                unit, plain, squares, unit_squares, counts, totals = state
+                        in_tile = (unsafe >> ((token - block) // ROWS)) & 1 != 0
+                        if is_counted(selection, sentence, token, tokens, in_tile, PACKED):
+                            elements = token * row_step * VECTOR + columns * column_stride
+                            wide = tl.load(start + elements, mask=in_row, other=0.0).to(tl.float64)
+                            if NORMS:
+                                wide_norm_sq = tl.load(norm_sq + layer * rows + first_row + token)
+                            else:
+                                wide_norm_sq = tl.sum(wide * wide, 0)
+                            state = (unit, plain, squares, unit_squares, counts, totals)
+                            state, _ = add_row(wide, wide_norm_sq, state, True)
+                            unit, plain, squares, unit_squares, counts, totals = state
             mean = (plain * (1.0 / size.to(tl.float64))).to(tl.float32)  # of no token: NaN
             used, zero, nonfinite = entry_of(counts, 0), entry_of(counts, 1), entry_of(counts, 2)
             if nonfinite > 0:

@@ -1,5 +1,7 @@
 """Triton's row_moments: one read of the rows; rows too wide for the registers are read twice, for their norms first."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 import torch
@@ -103,10 +105,7 @@ def _add_rows(
                         row = item_at(position, group, groups, order, True, ORDERED)
                         elements = row * row_step * VECTOR + columns * column_stride
                         wide = tl.load(first + elements, mask=in_row, other=0.0).to(tl.float64)
-                        if NORMS:
-                            wide_norm_sq = tl.load(norm_sq + layer * items + row)
-                        else:
-                            wide_norm_sq = tl.sum(wide * wide, 0)
+                        wide_norm_sq = tl.load(norm_sq + layer * items + row) if NORMS else tl.sum(wide * wide, 0)
                         state = (unit, plain, squares, unit_squares, counts, totals)
                         state, left_out = add_row(wide, wide_norm_sq, state, ALL)
                         unit, plain, squares, unit_squares, counts, totals = state

@@ -5,6 +5,8 @@ of 2 or 4, whose sums are taken in float32 and then added to float64. A tile wit
 is left for later, and its rows are then added one by one in float64; bits say which tiles that are, up to 64 at a time.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 import torch
@@ -26,7 +28,7 @@ ZERO = tl.constexpr(1)
 NONFINITE = tl.constexpr(2)
 EMPTY = tl.constexpr(4)
 
-# Scalar sums of one slice of one group, in two short vectors: registers are scarce, and a thread keeps one entry of each.
+# Scalar sums of one slice of one group, in two short vectors, of which a thread keeps one entry: registers are scarce.
 COUNTS = tl.constexpr(4)  # rows used, zero, not finite; sentences
 TOTALS = tl.constexpr(8)  # Σ‖u‖², Σ‖x‖, Σ‖x‖², Σ‖g‖², ΣT²; the rest is not used
 _FINISH_COLUMNS = 32
@@ -114,11 +116,7 @@ def positions_of_slice(group, part, groups, items, starts, slices, ORDERED: tl.c
 @triton.jit
 def item_at(position, group, groups, order, valid, ORDERED: tl.constexpr):
     """The item (row or sentence) at a position of a group."""
-    if ORDERED:
-        item = tl.load(order + position, mask=valid, other=0)
-    else:
-        item = group + position * groups
-    return item
+    return tl.load(order + position, mask=valid, other=0) if ORDERED else group + position * groups
 
 
 @triton.jit
@@ -229,7 +227,7 @@ def _finish(
     d: tl.constexpr, ALL: tl.constexpr, TOKENS: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the partial sums of one layer to the sums: kind 0 to 2 the columns', 3 the groups', from 4 on one group's Σu."""
+    """Adds the partial sums of one layer; kinds 0 to 2: of the columns, 3: of the groups, from 4 on: one group's Σu."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     kind = tl.program_id(1)
     layer = tl.program_id(2).to(tl.int64)

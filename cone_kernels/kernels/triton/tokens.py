@@ -1,5 +1,7 @@
 """The tokens of a sentence that count, by a mask (B, T) or, where sentences are packed, by their first rows."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor
 _MASK_BLOCK = tl.constexpr(512)
 
 
-def token_arguments(mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, device: torch.device) -> dict[str, object]:
+def token_arguments(
+    mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, device: torch.device
+) -> dict[str, object]:
     """Arguments of a kernel for `span_of`; `n_tokens`: T, or N where sentences are packed."""
     if mask is not None:
         return {"selection": mask.view(torch.uint8), "tokens": n_tokens, "PACKED": False}
@@ -49,16 +53,12 @@ def span_of(selection, sentence, tokens, PACKED: tl.constexpr):
 @triton.jit
 def is_counted(selection, sentence, token, tokens, within, PACKED: tl.constexpr):
     """Which of the tokens that are `within` the sentence's span count."""
-    if PACKED:
-        counted = within
-    else:
-        counted = within & (tl.load(selection + sentence * tokens + token, mask=within, other=0) != 0)
-    return counted
+    return within if PACKED else within & (tl.load(selection + sentence * tokens + token, mask=within, other=0) != 0)
 
 
 @triton.jit
 def plain_mean(start, first, past, size, selection, sentence, tokens, row_step, columns, in_row, PACKED: tl.constexpr):
-    """The mean of a sentence's tokens, finite or not, taken in float64; start: its first element and the columns' offsets."""
+    """The mean of a sentence's tokens, finite or not, taken in float64; start: the columns of its first token."""
     total = tl.zeros((columns.shape[0],), tl.float64)
     for token in range(first, past):
         if is_counted(selection, sentence, token, tokens, token < past, PACKED):
