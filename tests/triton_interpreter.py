@@ -15,9 +15,9 @@ import torch
 def faithful_interpreter() -> Iterator[None]:
     """Inside, conversions between float32 and bfloat16 are exact or rounded to nearest even, as GPUs do it.
 
-    The interpreter itself truncates, and misreads subnormal numbers. And functions that a kernel calls run in the
-    language as the launch has patched it; the interpreter looks for what to patch at each of their calls, which takes
-    more time than all else.
+    The interpreter itself truncates, and misreads subnormal numbers. NumPy is silent on overflows, as GPUs are. And
+    functions that a kernel calls run in the language as the launch has patched it; the interpreter looks for what to
+    patch at each of their calls, which takes more time than all else.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -39,6 +39,7 @@ def faithful_interpreter() -> Iterator[None]:
 
     interpreter._convert_float, interpreter.InterpretedFunction.__call__ = converted, called
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
         interpreter._convert_float, interpreter.InterpretedFunction.__call__ = convert, call

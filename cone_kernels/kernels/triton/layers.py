@@ -1,0 +1,77 @@
+"""Where the rows of all layers are, in a form that one launch takes."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_VECTOR_BYTES = 16  # the widest load of a thread
+
+
+def require_narrow(name: str, dtype: torch.dtype) -> None:
+    """Raises a TypeError for a dtype that GPU kernels do not take."""
+    if dtype not in _ELEMENTS:
+        wanted = ", ".join(str(taken).removeprefix("torch.") for taken in _ELEMENTS)
+        raise TypeError(f"{name}: got dtype {str(dtype).removeprefix('torch.')}; backend triton takes {wanted}")
+
+
+def same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The layers, or where they differ in their strides contiguous copies: one launch takes one set of strides."""
+    if all(layer.stride() == layers[0].stride() for layer in layers):
+        return layers
+    return [layer.contiguous() for layer in layers]
+
+
+def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
+    """Arguments of a kernel for layers alike in shape and strides, (..., rows, d): see `first_element`.
+
+    Evenly spaced layers, as views of one tensor are, need no more than the first one's address; others a table of
+    addresses. outer_step and row_step, strides in units of VECTOR elements, are those of the two dimensions before d.
+    """
+    first = layers[0]
+    size = first.element_size()
+    addresses = [layer.data_ptr() for layer in layers]
+    step = addresses[1] - addresses[0] if len(addresses) > 1 else 0
+    even = step % size == 0 and addresses == [addresses[0] + step * layer for layer in range(len(addresses))]
+    # A single column has whatever stride; 1 keeps it on the fast path.
+    column_stride = 1 if first.shape[-1] == 1 else first.stride(-1)
+    row_stride, outer_stride = first.stride(-2), first.stride(0) if first.dim() > 2 else 0
+    spacing = [step // size] if even else []
+    multiples = [*addresses, *(stride * size for stride in (row_stride, outer_stride, *spacing))]
+    aligned = column_stride == 1 and all(multiple % _VECTOR_BYTES == 0 for multiple in multiples)
+    vector = _VECTOR_BYTES // size if aligned else 1
+    return {
+        "layers": first if even else _on_device(addresses, first.device),
+        "layer_step": step // size // vector if even else 0,
+        "outer_step": outer_stride // vector,
+        "row_step": row_stride // vector,
+        "column_stride": column_stride,
+        "ELEMENT": _ELEMENTS[first.dtype],
+        "TABLE": not even,
+        "VECTOR": vector,
+    }
+
+
+def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
+    # A copy from pinned memory does not wait for the device.
+    table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return table.to(device, non_blocking=True)
+
+
+@triton.jit
+def first_element(layers, layer, layer_step, ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr):
+    """A pointer to the first element of a layer; 16-byte aligned, and so said to the compiler, where VECTOR > 1."""
+    if TABLE:
+        first = tl.load(layers + layer).to(tl.pointer_type(ELEMENT))
+    else:
+        first = layers + layer.to(tl.int64) * layer_step * VECTOR
+    if VECTOR > 1:
+        first = tl.multiple_of(first, 16)
+    return first

@@ -1,0 +1,79 @@
+"""Triton's masked_mean_pool_backward: one write of the gradients of all tokens."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow
+from cone_kernels.kernels.triton.shapes import pool_shape_of
+from cone_kernels.kernels.triton.tokens import is_counted, sentences_of, span_of, token_arguments
+
+# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too.
+_TOKENS_PER_PROGRAM = 128
+
+
+def masked_mean_pool_backward(
+    grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """grad (L, B, d) shared out among each sentence's tokens: (L, B, T, d), or packed (L, N, d), of `dtype`."""
+    require_narrow("dtype", dtype)
+    require_narrow("grad", grad.dtype)
+    n_layers, n_sentences, d = grad.shape
+    shape = (n_layers, n_tokens, d) if mask is None else (n_layers, n_sentences, n_tokens, d)
+    gradient = torch.empty(shape, dtype=dtype, device=grad.device)
+    if gradient.numel() == 0:
+        return gradient
+    assert n_sentences == sentences_of(mask, cu_seqlens)
+    longest = n_tokens if mask is not None else triton.cdiv(n_tokens, n_sentences)
+    chunks = triton.cdiv(longest, _TOKENS_PER_PROGRAM)
+    tile = pool_shape_of(d, gradient.element_size())
+    _backward[(n_sentences, n_layers, tile.slabs * chunks)](
+        gradient,
+        n_sentences,
+        chunks,
+        **layer_arguments(grad.unbind(0)),
+        **token_arguments(mask, cu_seqlens, n_tokens, grad.device),
+        d=d,
+        SLABS=tile.slabs,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        num_warps=tile.warps,
+        maxnreg=tile.registers,
+    )
+    return gradient
+
+
+@triton.jit(do_not_specialize=["sentences", "chunks", "layer_step", "outer_step", "row_step", "tokens"])
+def _backward(
+    gradient, sentences, chunks,
+    layers, layer_step, outer_step, row_step, column_stride,
+    selection, tokens,
+    ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr, PACKED: tl.constexpr, d: tl.constexpr,
+    SLABS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    sentence = tl.program_id(0).to(tl.int64)
+    layer = tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(2) % SLABS * COLUMNS + tl.arange(0, COLUMNS)
+    chunk = tl.program_id(2) // SLABS
+    in_row = columns < d
+    first, past, size = span_of(selection, sentence, tokens, PACKED)
+    to = gradient + layer * tokens * d
+    if not PACKED:
+        to = gradient + (layer * sentences + sentence) * tokens * d
+        first = sentence * 0  # tokens that do not count get a zero
+        past = first + tokens
+    from_row = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR) + sentence * row_step * VECTOR
+    grad = tl.load(from_row + columns * column_stride, mask=in_row, other=0.0).to(tl.float64)
+    # Rounded to float32 and from there to 16 bits. A sentence without a token shares out nothing.
+    share = (grad / tl.maximum(size, 1).to(tl.float64)).to(tl.float32).to(gradient.dtype.element_ty)
+    for begin in range(first + chunk * ROWS, past, chunks * ROWS):
+        token = begin + tl.arange(0, ROWS)
+        within = token < past
+        counted = is_counted(selection, sentence, token, tokens, within, PACKED)
+        value = tl.where(counted[:, None], share[None, :], 0.0).to(gradient.dtype.element_ty)
+        tl.store(to + (token * d)[:, None] + columns[None, :], value, mask=within[:, None] & in_row[None, :])

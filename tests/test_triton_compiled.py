@@ -1,0 +1,131 @@
+"""What ptxas makes of the Triton kernels for sm_80 and sm_90: no spills, 16-byte loads, shared memory that fits.
+
+`python tests/test_triton_compiled.py` prints the table, of all widths and dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WIDTHS = (384, 768, 1024, 4096)
+OPS = (
+    "row_moments",
+    "pool_moments",
+    "masked_mean_pool",
+    "mean_pairwise_cosine_backward",
+    "masked_mean_pool_backward",
+)
+# Kernels that read little and in no order that counts.
+WITHOUT_WIDE_LOADS = {"_finish"}
+
+
+def launches(d: int, dtype: str) -> Iterator[tuple[str, Any]]:
+    """(op, a call) on aligned rows of width d, in the forms that are compiled apart."""
+    from cone_kernels.kernels.triton.masked_mean_pool import masked_mean_pool
+    from cone_kernels.kernels.triton.masked_mean_pool_backward import masked_mean_pool_backward
+    from cone_kernels.kernels.triton.mean_pairwise_cosine_backward import mean_pairwise_cosine_backward
+    from cone_kernels.kernels.triton.pool_moments import pool_moments
+    from cone_kernels.kernels.triton.row_moments import row_moments
+    from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, TOKEN_FIELDS, zero_sums
+
+    x, grad = torch.zeros((3, 40, d), dtype=DTYPES[dtype]), torch.zeros((2, 3, d))
+    layers = [x.view(3, 40, d), x.clone().view(3, 40, d), x.clone().view(3, 40, d)]
+    packed = [layer.view(120, d) for layer in layers]
+    mask, starts, groups = torch.ones((3, 40)).bool(), torch.tensor([0, 40, 80, 120]), torch.arange(3)
+    token_sums = zero_sums(TOKEN_FIELDS, 3, d)
+    one_group = zero_sums(COSINE_FIELDS, 3, d, groups=1)
+    unit_sum, scale = torch.zeros((3, d)).double(), torch.ones(3).double()
+    yield "row_moments", lambda: row_moments(x, torch.arange(40), zero_sums(ROW_FIELDS, 3, d))
+    yield "pool_moments", lambda: pool_moments(layers, mask, None, groups, token_sums)
+    yield "masked_mean_pool", lambda: masked_mean_pool(x[None].unbind(0), mask, None)
+    yield "mean_pairwise_cosine_backward", lambda: mean_pairwise_cosine_backward(x, unit_sum, scale)
+    yield "masked_mean_pool_backward", lambda: masked_mean_pool_backward(grad, mask, None, 40, DTYPES[dtype])
+    yield "row_moments, cosine alone", lambda: row_moments(x, None, one_group)
+    yield "pool_moments, packed", lambda: pool_moments(packed, None, starts, groups, token_sums)
+    yield "masked_mean_pool, packed", lambda: masked_mean_pool(packed, None, starts)
+
+
+def compiled(forms: list[tuple[str, int, str]], capability: int) -> list[dict[str, Any]]:
+    """The kernels of each (op, d, dtype)."""
+    found = []
+    for op, d, dtype in forms:
+        call = dict(launches(d, dtype))[op]
+        for code in code_of_launches(call, capability):
+            found.append({"op": op, "d": d, "dtype": dtype, **asdict(code)})
+    return found
+
+
+def compiled_for_both(forms: list[tuple[str, int, str]]) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(in_subprocess, "test_triton_compiled:compiled", forms, sm) for sm in SHARED_MEMORY_LIMIT]
+        return [code for job in jobs for code in job.result()]
+
+
+def all_forms() -> list[tuple[str, int, str]]:
+    return [(op, d, dtype) for d in WIDTHS for dtype in DTYPES for op, _ in launches(64, dtype)]
+
+
+def assert_good(found: list[dict[str, Any]]) -> None:
+    for code in found:
+        assert code["stack"] == 0, code
+        assert code["spills"] == 0, code
+        assert code["shared"] <= SHARED_MEMORY_LIMIT[code["capability"]], code
+        assert code["loads"].get("128", 0) > 0 or code["kernel"] in WITHOUT_WIDE_LOADS, code
+
+
+def test_no_spills_and_wide_loads() -> None:
+    found = compiled_for_both([(op, 1024, "bfloat16") for op in OPS] + [("pool_moments", 4096, "float32")])
+    names = {"_add_rows", "_add_sentences", "_pool", "_backward", "_row_norms", "_finish"}
+    assert {code["kernel"] for code in found} == names
+    assert {code["capability"] for code in found} == set(SHARED_MEMORY_LIMIT)
+    assert_good(found)
+
+
+@pytest.mark.slow
+def test_no_spills_and_wide_loads_of_any_shape() -> None:
+    assert_good(compiled_for_both(all_forms()))
+
+
+def test_unaligned_rows_are_not_read_16_bytes_at_a_time() -> None:
+    """What is said of alignment decides: else the gates above would pass on any addresses."""
+    (code, _) = in_subprocess("test_triton_compiled:compiled_unaligned")
+    assert code["stack"] == 0
+    assert "128" not in code["loads"]
+
+
+def compiled_unaligned() -> list[dict[str, Any]]:
+    """row_moments of rows that start two bytes past a boundary."""
+    from cone_kernels.kernels.triton.row_moments import row_moments
+    from cone_kernels.sums import COSINE_FIELDS, zero_sums
+
+    x = torch.zeros(40 * 64 + 8, dtype=torch.bfloat16)[1 : 40 * 64 + 1].view(1, 40, 64)
+    sums = zero_sums(COSINE_FIELDS, 1, 64, groups=1)
+    return [asdict(code) for code in code_of_launches(lambda: row_moments(x, None, sums), 90)]
+
+
+def table() -> str:
+    """Markdown: registers, spilled bytes, shared memory and load widths of every kernel on sm_80 / sm_90."""
+    both: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for code in compiled_for_both(all_forms()):
+        both.setdefault((code["op"], code["kernel"], code["d"], code["dtype"]), []).append(code)
+    lines = [
+        "| op | kernel | d | dtype | registers | stack bytes | shared bytes | loads: width×count (sm_90) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, codes in both.items():
+        cells = [" / ".join(str(code[what]) for code in codes) for what in ("registers", "stack", "shared")]
+        loads = ", ".join(f"{width}×{n}" for width, n in sorted(codes[-1]["loads"].items(), key=lambda w: -int(w[0])))
+        lines.append("| " + " | ".join([*map(str, key), *cells, loads]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
