@@ -3,7 +3,6 @@ Triton's interpreter and on the shim."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,10 +23,10 @@ pytestmark = [
 
 
 @pytest.fixture(params=["triton", "cuda"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda":
         request.getfixturevalue("simt_cuda")
-    yield request.param
+    return str(request.param)
 
 
 def sums_of(state: ConeState) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cpu
+from cone_kernels.kernels.pointers import address, hidden_states_of, of_same_strides, rows_of, sum_addresses
 
 # cone::DType in csrc/include/cone/types.h
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -15,18 +16,12 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
-    n_layers, n, d = x.shape
-    status = torch.zeros((n_layers, n), dtype=torch.uint8)
+    status = torch.zeros(x.shape[:2], dtype=torch.uint8)
     _cpu.row_moments(
-        layers=_layer_addresses(x),
-        dtype=_DTYPES[x.dtype],
-        n=n,
-        d=d,
-        row_stride=x.stride(1),
-        col_stride=_column_stride(x),
-        groups_of_rows=_address(groups),
+        **rows_of(x, _DTYPES[x.dtype]),
+        groups_of_rows=address(groups),
         groups=sums["count"].shape[-1],
-        sums=_sum_addresses(sums),
+        sums=sum_addresses(sums),
         status=status.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -41,15 +36,15 @@ def pool_moments(
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
-    layers = _same_strides(layers)
+    layers = of_same_strides(layers)
     pooled = _pooled_like(layers, len(groups))
     status = torch.empty((len(layers), len(groups)), dtype=torch.uint8)
     _cpu.pool_moments(
-        **_hidden_states(layers, mask, cu_seqlens, len(groups)),
+        **hidden_states_of(layers, _DTYPES[layers[0].dtype], mask, cu_seqlens, len(groups)),
         groups_of_sentences=groups.data_ptr(),
         groups=sums["count"].shape[-1],
         pooled=pooled.data_ptr(),
-        sums=_sum_addresses(sums),
+        sums=sum_addresses(sums),
         status=status.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -58,11 +53,11 @@ def pool_moments(
 
 def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """The mean over each sentence's tokens (L, B, d), float32, or float64 for float64 layers."""
-    layers = _same_strides(layers)
+    layers = of_same_strides(layers)
     n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
     pooled = _pooled_like(layers, n_sentences)
     _cpu.masked_mean_pool(
-        **_hidden_states(layers, mask, cu_seqlens, n_sentences),
+        **hidden_states_of(layers, _DTYPES[layers[0].dtype], mask, cu_seqlens, n_sentences),
         pooled=pooled.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -74,7 +69,7 @@ def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) ->
     unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
     gradient = torch.empty(x.shape, dtype=x.dtype)
     _cpu.mean_pairwise_cosine_backward(
-        **_rows(x),
+        **rows_of(x, _DTYPES[x.dtype]),
         unit_sum=unit_sum.data_ptr(),
         scale=scale.data_ptr(),
         grad_rows=gradient.data_ptr(),
@@ -91,11 +86,11 @@ def masked_mean_pool_backward(
     shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
     gradient = torch.empty(shape, dtype=dtype)
     _cpu.masked_mean_pool_backward(
-        **_rows(grad),
+        **rows_of(grad, _DTYPES[grad.dtype]),
         result_dtype=_DTYPES[dtype],
         n_tokens=n_tokens,
-        mask=_address(mask),
-        cu_seqlens=_address(cu_seqlens),
+        mask=address(mask),
+        cu_seqlens=address(cu_seqlens),
         grad_hidden=gradient.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -112,10 +107,10 @@ def second_moment(
 ) -> None:
     """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
     _cpu.second_moment(
-        **_rows(x),
-        use=_address(use),
-        weights=_address(weights),
-        pilot=_address(pilot),
+        **rows_of(x, _DTYPES[x.dtype]),
+        use=address(use),
+        weights=address(weights),
+        pilot=address(pilot),
         about_pilot=about_pilot,
         moment=moment.data_ptr(),
         threads=torch.get_num_threads(),
@@ -137,7 +132,7 @@ def top_eigenvectors(
     mean = None if covariance else torch.empty((n_layers, d), dtype=torch.float64)
     converged = torch.empty(n_layers, dtype=torch.bool)
     _cpu.top_eigenvectors(
-        **_rows(x),
+        **rows_of(x, _DTYPES[x.dtype]),
         covariance=covariance,
         center=center,
         k=k,
@@ -150,65 +145,13 @@ def top_eigenvectors(
         residuals=residuals.data_ptr(),
         iterations=iterations.data_ptr(),
         next_value=next_value.data_ptr(),
-        mean=_address(mean),
+        mean=address(mean),
         converged=converged.data_ptr(),
         threads=torch.get_num_threads(),
     )
     return values, vectors, residuals, iterations, next_value, converged, mean
 
 
-def _rows(x: Tensor) -> dict[str, object]:
-    return {
-        "layers": _layer_addresses(x),
-        "dtype": _DTYPES[x.dtype],
-        "n": x.shape[1],
-        "d": x.shape[2],
-        "row_stride": x.stride(1),
-        "col_stride": _column_stride(x),
-    }
-
-
-def _hidden_states(
-    layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
-) -> dict[str, object]:
-    first = layers[0]
-    return {
-        "layers": [layer.data_ptr() for layer in layers],
-        "dtype": _DTYPES[first.dtype],
-        "n_sentences": n_sentences,
-        "n_tokens": first.shape[-2],
-        "d": first.shape[-1],
-        "strides": (first.stride(0), first.stride(-2), _column_stride(first)),
-        "mask": _address(mask),
-        "cu_seqlens": _address(cu_seqlens),
-    }
-
-
-def _same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
-    # One call takes one set of strides; layers that differ in theirs are made contiguous.
-    if all(layer.stride() == layers[0].stride() for layer in layers):
-        return layers
-    return [layer.contiguous() for layer in layers]
-
-
 def _pooled_like(layers: Sequence[Tensor], n_sentences: int) -> Tensor:
     dtype = torch.float64 if layers[0].dtype == torch.float64 else torch.float32
     return torch.empty((len(layers), n_sentences, layers[0].shape[-1]), dtype=dtype)
-
-
-def _layer_addresses(x: Tensor) -> list[int]:
-    base, step = x.data_ptr(), x.stride(0) * x.element_size()
-    return [base + layer * step for layer in range(x.shape[0])]
-
-
-def _column_stride(x: Tensor) -> int:
-    # A single column has whatever stride; 1 keeps it on the fast path.
-    return 1 if x.shape[-1] == 1 else x.stride(-1)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:
-    return {field: total.data_ptr() for field, total in sums.items()}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cone_kernels import _cuda
 from cone_kernels.kernels.cuda_matrices import second_moment, top_eigenvectors
-from cone_kernels.kernels.cuda_pointers import address, column_stride, device_number, dtype_number, place_of
+from cone_kernels.kernels.cuda_place import device_number, dtype_number, place_of
+from cone_kernels.kernels.pointers import address, hidden_states_of, of_same_strides, rows_of, sum_addresses
 from cone_kernels.kernels.segments import Segments
 
 __all__ = [
@@ -30,15 +31,15 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
     n_layers, n, d = x.shape
     n_groups = sums["count"].shape[-1]
-    rows = _rows("x", x)
+    rows = rows_of(x, dtype_number("x", x.dtype))
     segments = Segments.of(groups, n, n_groups, n_layers, n)
-    slabs = _cuda.row_moment_slabs(**rows, sums=_sum_addresses(sums), device=device_number(x))
+    slabs = _cuda.row_moment_slabs(**rows, sums=sum_addresses(sums), device=device_number(x))
     partials = _partials(x, segments, (n_layers, n, d), slabs, columns="sum" in sums)
     status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
     _cuda.row_moments(
         **rows,
         segments=_segments(segments),
-        sums=_sum_addresses(sums),
+        sums=sum_addresses(sums),
         partials=(*map(address, partials), slabs),
         status=status.data_ptr(),
         place=place_of(x),
@@ -54,11 +55,11 @@ def pool_moments(
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
-    layers, cu_seqlens = _same_strides(layers), _beside(layers[0], cu_seqlens)
+    layers, cu_seqlens = of_same_strides(layers), _beside(layers[0], cu_seqlens)
     first, n_sentences = layers[0], len(groups)
     d = first.shape[-1]
     rows = first.shape[-2] if mask is None else mask.numel()
-    hidden = _hidden_states(layers, mask, cu_seqlens, n_sentences)
+    hidden = hidden_states_of(layers, dtype_number("hidden_states", first.dtype), mask, cu_seqlens, n_sentences)
     segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows)
     slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
     partials = _partials(first, segments, (len(layers), rows, d), slabs, columns=True)
@@ -70,7 +71,7 @@ def pool_moments(
         lists=(*map(address, lists), address(cu_seqlens)),
         segments=_segments(segments),
         pooled=pooled.data_ptr(),
-        sums=_sum_addresses(sums),
+        sums=sum_addresses(sums),
         partials=(*map(address, partials), slabs),
         status=status.data_ptr(),
         place=place_of(first),
@@ -80,10 +81,10 @@ def pool_moments(
 
 def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """The mean over each sentence's tokens (L, B, d), float32."""
-    layers, cu_seqlens = _same_strides(layers), _beside(layers[0], cu_seqlens)
+    layers, cu_seqlens = of_same_strides(layers), _beside(layers[0], cu_seqlens)
     first = layers[0]
     n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
-    hidden = _hidden_states(layers, mask, cu_seqlens, n_sentences)
+    hidden = hidden_states_of(layers, dtype_number("hidden_states", first.dtype), mask, cu_seqlens, n_sentences)
     lists = _token_lists(mask)
     pooled = torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=torch.float32, device=first.device)
     _cuda.masked_mean_pool(
@@ -100,7 +101,7 @@ def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) ->
     unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
     gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _cuda.mean_pairwise_cosine_backward(
-        **_rows("x", x),
+        **rows_of(x, dtype_number("x", x.dtype)),
         unit_sum=unit_sum.data_ptr(),
         scale=scale.data_ptr(),
         grad_rows=gradient.data_ptr(),
@@ -118,7 +119,7 @@ def masked_mean_pool_backward(
     shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
     gradient = torch.empty(shape, dtype=dtype, device=grad.device)
     _cuda.masked_mean_pool_backward(
-        **_rows("grad", grad),
+        **rows_of(grad, dtype_number("grad", grad.dtype)),
         result_dtype=dtype_number("dtype", dtype),
         n_tokens=n_tokens,
         mask=address(mask),
@@ -169,45 +170,6 @@ def _segments(segments: Segments) -> tuple[int, ...]:
     return segments.items, segments.groups, segments.group_parts, segments.slices, order, starts
 
 
-def _rows(name: str, x: Tensor) -> dict[str, object]:
-    base, step = x.data_ptr(), x.stride(0) * x.element_size()
-    return {
-        "layers": [base + layer * step for layer in range(x.shape[0])],
-        "dtype": dtype_number(name, x.dtype),
-        "n": x.shape[1],
-        "d": x.shape[2],
-        "row_stride": x.stride(1),
-        "col_stride": column_stride(x),
-    }
-
-
-def _hidden_states(
-    layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
-) -> dict[str, object]:
-    first = layers[0]
-    return {
-        "layers": [layer.data_ptr() for layer in layers],
-        "dtype": dtype_number("hidden_states", first.dtype),
-        "n_sentences": n_sentences,
-        "n_tokens": first.shape[-2],
-        "d": first.shape[-1],
-        "strides": (first.stride(0), first.stride(-2), column_stride(first)),
-        "mask": address(mask),
-        "cu_seqlens": address(cu_seqlens),
-    }
-
-
-def _same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
-    # One call takes one set of strides; layers that differ in theirs are made contiguous.
-    if all(layer.stride() == layers[0].stride() for layer in layers):
-        return layers
-    return [layer.contiguous() for layer in layers]
-
-
 def _beside(hidden: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
     # The sentences' starts may come on the CPU.
     return None if cu_seqlens is None else cu_seqlens.to(hidden.device, non_blocking=True)
-
-
-def _sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:
-    return {field: total.data_ptr() for field, total in sums.items()}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cuda
-from cone_kernels.kernels.cuda_pointers import address, column_stride, device_number, dtype_number, place_of
+from cone_kernels.kernels.cuda_place import device_number, dtype_number, place_of
+from cone_kernels.kernels.pointers import address, column_stride
 
 # Steps between two looks at which layers are done.
 _ROUND_STEPS = 16

@@ -1,4 +1,4 @@
-"""What the CUDA kernels are told of a tensor: its dtype's number, its address, its device and stream."""
+"""Which tensors the CUDA kernels take, and where they run: the device and its current stream."""
 
 from __future__ import annotations
 
@@ -15,16 +15,6 @@ def dtype_number(name: str, dtype: torch.dtype) -> int:
         got, wanted = (str(one).removeprefix("torch.") for one in (dtype, "float32, bfloat16 or float16"))
         raise TypeError(f"{name}: got dtype {got}; the CUDA kernels take {wanted}")
     return _DTYPES[dtype]
-
-
-def column_stride(x: Tensor) -> int:
-    """The stride of the last dimension; a single column has whatever stride, and 1 keeps it on the fast path."""
-    return 1 if x.shape[-1] == 1 else x.stride(-1)
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where the tensor's elements are; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def device_number(x: Tensor) -> int:
