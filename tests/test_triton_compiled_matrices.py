@@ -53,7 +53,7 @@ def compiled(widths: list[int], capability: int, quick: bool) -> list[dict[str, 
     ]
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_nothing_spills_and_loads_are_wide(capability: int, quick: bool) -> None:
     widths = [1024] if quick else list(WIDTHS)
