@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from cone_kernels.models import LoadedModel
+from cone_kernels.models import LoadedModel, first_position
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
 
@@ -47,7 +48,7 @@ class EncodedWindow:
         columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
         return cls(columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
 
-    def inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    def padded_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
         """The model's inputs for sentences of one length T, each (B, T)."""
         device = loaded.device
         rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
@@ -58,3 +59,21 @@ class EncodedWindow:
         if "attention_mask" in loaded.input_names:
             rows["attention_mask"] = torch.ones_like(rows["input_ids"])
         return {name: row.to(device) for name, row in rows.items()}
+
+    def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
+        """The model's inputs for sentences that follow each other in one row, each (1, N), and where they begin.
+
+        Positions begin anew with every sentence; `cu_seq_lens_q` (B + 1,) and what belongs to it tell flash attention
+        that no token sees another sentence's.
+        """
+        lengths = [self.lengths[i] for i in batch]
+        rows: dict[str, Any] = {
+            name: torch.tensor([list(itertools.chain.from_iterable(column[i] for i in batch))])
+            for name, column in self.columns.items()
+        }
+        first = first_position(loaded.model)
+        rows["position_ids"] = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
+        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        rows |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+        rows = {name: row.to(loaded.device) for name, row in rows.items()}
+        return rows | {"max_length_q": max(lengths), "max_length_k": max(lengths)}

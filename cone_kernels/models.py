@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.compiled_blocks import compile_blocks
 from cone_kernels.whole_file import sha256_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class LoadedModel:
         max_length: the most tokens of a sentence, special tokens among them; None where nothing bounds it.
         input_names: which of the tokenizer's outputs the model's forward takes.
         info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
-            dtype, attention, weights_sha256, max_length.
+            dtype, attention, weights_sha256, max_length, compiled.
     """
 
     model: torch.nn.Module
@@ -92,6 +93,8 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    attention: str | None = None,
+    torch_compile: bool = False,
 ) -> LoadedModel:
     """Loads a model from a local folder or by its hub id.
 
@@ -104,11 +107,16 @@ def load_model(
         dtype: what the model computes in, a torch dtype or its name; "auto" keeps the checkpoint's own.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run the Python code that a model may bring along; never without this.
+        attention: one of transformers' implementations: "sdpa", "eager", "flash_attention_2", ...; None takes its
+            choice.
+        torch_compile: compile the model's blocks by torch.compile; the first batches of a run then take longer, and the
+            last bits differ from those without.
 
     Raises:
         ModuleNotFoundError: torch or transformers is not installed.
         FileNotFoundError: there is no such folder.
-        ModelError: the model, device or dtype cannot be had; weights are missing from the checkpoint.
+        ModelError: the model, device, dtype or attention cannot be had; weights are missing from the checkpoint; there
+            are no blocks to compile.
 
     Example:
         >>> loaded = load_model("sentence-transformers/all-MiniLM-L6-v2")
@@ -123,13 +131,15 @@ def load_model(
     with _quiet():
         try:
             source = _sentence_transformer(_Source(name, revision))
-            model, tokenizer = _load(source, chosen_dtype, trust_remote_code)
+            model, tokenizer = _load(source, chosen_dtype, trust_remote_code, attention)
         except ModelError:
             raise
         # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
         except Exception as error:
             raise _explained(name, error) from error
     model = model.eval().to(chosen_device)
+    if torch_compile and compile_blocks(model) == 0:
+        raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     max_length = _max_length(model, tokenizer, source)
@@ -138,7 +148,7 @@ def load_model(
         tokenizer=tokenizer,
         max_length=max_length,
         input_names=_input_names(model, tokenizer),
-        info=_info(model, source, max_length),
+        info={**_info(model, source, max_length), "compiled": torch_compile},
     )
 
 
@@ -209,7 +219,7 @@ def _sentence_transformer(source: _Source) -> _Source:
     return _Source(source.name, source.revision, subfolder)
 
 
-def _load(source: _Source, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load(source: _Source, dtype: Any, trust_remote_code: bool, attention: str | None) -> tuple[Any, Any]:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -227,6 +237,8 @@ def _load(source: _Source, dtype: Any, trust_remote_code: bool) -> tuple[Any, An
     if config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         loader = transformers.AutoModelForTextEncoding
         config.is_encoder_decoder = False
+    if attention is not None:
+        shared["attn_implementation"] = attention
     model, loading = loader.from_pretrained(location, config=config, dtype=dtype, output_loading_info=True, **shared)
     missing = sorted(key for key in loading["missing_keys"] if not _may_miss(model, key))
     if missing:
@@ -272,12 +284,24 @@ def _max_length(model: Any, tokenizer: Any, source: _Source) -> int | None:
 
 
 def _position_bound(model: Any) -> int | None:
-    """The tokens that the model has positions for; RoBERTa and its kin lose those up to the padding index."""
-    bound = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """The tokens that the model has positions for."""
+    embeddings = _padded_positions(model)
+    if embeddings is not None:
+        return int(embeddings.num_embeddings) - first_position(model)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def first_position(model: Any) -> int:
+    """The position of a sentence's first token: 0, but RoBERTa and its kin count from after the padding index."""
+    embeddings = _padded_positions(model)
+    return 0 if embeddings is None else int(embeddings.padding_idx) + 1
+
+
+def _padded_positions(model: Any) -> Any:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.num_embeddings) - int(module.padding_idx) - 1
-    return bound
+            return module
+    return None
 
 
 def _input_names(model: Any, tokenizer: Any) -> tuple[str, ...]:

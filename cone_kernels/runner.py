@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,8 +14,10 @@ from cone_kernels.checkpoint import Checkpoint
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpus_position import CorpusPosition
 from cone_kernels.cpu_threads import cpu_threads
+from cone_kernels.encoded_shards import encoded_shards
 from cone_kernels.models import LoadedModel
 from cone_kernels.moments import ConeState
+from cone_kernels.packing import refuse_unpackable
 from cone_kernels.partial_run import PartialRun
 from cone_kernels.poolings import pooling_names
 from cone_kernels.probe import ConeProbe
@@ -83,8 +84,9 @@ def run(
     loaded: LoadedModel,
     sentences: Iterable[str],
     *,
-    token_budget: int | None = None,
+    token_budget: int | Literal["auto"] | None = None,
     batch_size: int | None = None,
+    packed: bool = False,
     window: int = WINDOW,
     second_moment: bool = False,
     unit_second_moment: bool = False,
@@ -114,9 +116,12 @@ def run(
     Args:
         loaded: what `load_model` returns.
         sentences: a `Corpus`, or any iterable of strings; the index of a sentence decides its jackknife group.
-        token_budget: tokens of a batch at most; None takes 4096 on a CPU and 65536 on a GPU. A sentence longer than
-            that is a batch of its own.
+        token_budget: tokens of a batch at most; None takes 4096 on a CPU and 65536 on a GPU; "auto" tries on the first
+            sentences, and what it finds, so the last bits too, depends on the clock. A sentence longer than that is a
+            batch of its own.
         batch_size: sentences of a batch at most; None leaves that to the budget.
+        packed: fill batches up to the budget with sentences of any length, one after the other in one row; needs a
+            model with flash attention, which the first sentences test.
         window: sentences of a shard, which are tokenized and grouped by length together.
         second_moment, unit_second_moment, before_final_norm, poolings, strict, backend: as in `ConeProbe`.
         keep_vectors: layers whose sentence vectors are kept in a temporary file; -1 is the last one.
@@ -130,7 +135,8 @@ def run(
         progress: called after every batch.
 
     Raises:
-        ValueError: an option is below 1, or there is no sentence; the checkpoint is of another model, corpus or option.
+        ValueError: an option is below 1, or there is no sentence; the checkpoint is of another model, corpus or option;
+            the model cannot take packed sentences.
         FileExistsError: there is a checkpoint and `resume` is False.
         StateFileError: no checkpoint is whole.
         OSError: a checkpoint cannot be written.
@@ -141,13 +147,18 @@ def run(
         >>> result = run(load_model("sentence-transformers/all-MiniLM-L6-v2"), Corpus("snli_dev.jsonl", limit=300))
         >>> metrics.anisotropy(result.state.sentence)
     """
-    least_one = {"token_budget": token_budget, "batch_size": batch_size, "window": window, "threads": threads}
+    budget = TOKEN_BUDGET[loaded.device.type] if token_budget is None else token_budget
+    least_one = {"token_budget": budget, "batch_size": batch_size, "window": window, "threads": threads}
     for name, value in least_one.items():
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     process, processes = parsed_shard(shard or "0/1")
+    if budget == "auto" and processes > 1:
+        raise ValueError("token_budget: got 'auto' for one of several processes, of which each would find its own")
     if resume and not checkpoint:
         raise ValueError("resume: got True without a checkpoint")
+    if packed:
+        refuse_unpackable(loaded)
     names = pooling_names(poolings)
     keeper = VectorKeeper(keep_vectors, checkpoint or vectors_beside)
 
@@ -163,8 +174,7 @@ def run(
         "backend": backend,
     }
     probe = ConeProbe(loaded.model, **kept, on_pooled=keep if keep_vectors else None)
-    budget = token_budget or TOKEN_BUDGET[loaded.device.type]
-    options = {**kept, "token_budget": budget, "batch_size": batch_size, "shard_size": window}
+    options = {**kept, "token_budget": budget, "batch_size": batch_size, "packed": packed, "shard_size": window}
     if loaded.device.type == "cpu":
         options["threads"] = threads or torch.get_num_threads()
     if keep_vectors:
@@ -173,29 +183,33 @@ def run(
     file = Checkpoint(checkpoint, keeper, every=checkpoint_every, resume=resume) if checkpoint else None
     if file and resume:
         part = file.latest(part, loaded.device)
-    position = CorpusPosition(part.sentences, part.corpus_sha256, part.ended)
+    done = part.sentences
+    position = CorpusPosition(done, part.corpus_sha256, part.ended)
     clock = _Clock(part, probe, processes)
+
+    def runs_here(number: int, end: int) -> bool:
+        return owner(number, processes) == process and end > done
 
     def on_batch() -> None:
         if progress is not None:
             progress(clock.progress(runner, _expected(sentences)))
 
-    counts = Counts(**part.counts) if part.counts else Counts(budget)
-    runner = ShardRunner(loaded, probe, counts, "mean_without_special" in names, batch_size, keeper, on_batch)
+    counts = Counts(**part.counts) if part.counts else Counts(0 if budget == "auto" else budget)
+    runner = ShardRunner(loaded, probe, counts, "mean_without_special" in names, batch_size, packed, keeper, on_batch)
     runner.backends.update(part.facts.get("backends", {}))
     first, empty = "", None
     try:
         with probe, cpu_threads(threads):
-            for number, texts in enumerate(_windows(iter(sentences), window)):
-                first = first or texts[0]
-                position.pass_over(texts)
+            for current in encoded_shards(sentences, window, runner.encode, runs_here):
+                first = first or current.texts[0]
+                position.pass_over(current.texts)
                 if position.resuming:
                     continue
                 tree = part.tree
-                if owner(number, processes) == process:
-                    state = runner.run(number * window, texts)
+                if owner(current.number, processes) == process:
+                    state = runner.run(current.first_id, current.encoded)
                     state.info |= _info(loaded)
-                    tree = tree.add(number, state)
+                    tree = tree.add(current.number, state)
                 part = replace(
                     part,
                     tree=tree,
@@ -259,7 +273,8 @@ def _info(loaded: LoadedModel) -> dict[str, Any]:
 
 def _identity(loaded: LoadedModel, sentences: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
     """All that decides the bits of a run but the sentences themselves, as flat JSON."""
-    model = {**_info(loaded)["model"], "max_length": loaded.max_length, "attention": loaded.info["attention"]}
+    model = {**_info(loaded)["model"], "max_length": loaded.max_length}
+    model |= {key: loaded.info[key] for key in ("attention", "compiled")}
     settings = {name: getattr(sentences, name, None) for name in _CORPUS_SETTINGS}
     corpus = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     chosen = {**options, "poolings": list(options["poolings"]), "device": loaded.device.type}
@@ -276,11 +291,6 @@ def _facts(loaded: LoadedModel, sentences: Iterable[str], probe: ConeProbe) -> d
         "model": loaded.info,
         "corpus": sentences.summary.to_dict() if isinstance(sentences, Corpus) else None,
     }
-
-
-def _windows(stream: Iterator[str], size: int) -> Iterator[list[str]]:
-    while texts := list(itertools.islice(stream, size)):
-        yield texts
 
 
 def _expected(sentences: Iterable[str]) -> int | None:

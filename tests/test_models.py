@@ -39,6 +39,7 @@ def test_minilm() -> None:
         "weights_sha256": sha256(MODEL_DIR / "model.safetensors"),
         # Not 512 (the positions) nor 128 (left in tokenizer.json): what sentence-transformers truncates at.
         "max_length": 256,
+        "compiled": False,
     }
     assert not any(module.training for module in loaded.model.modules())
     assert loaded.max_length == 256

@@ -43,6 +43,11 @@ def _one_or_several(ctx: click.Context, parameter: click.Parameter, value: tuple
     return value if len(value) > 1 else value[0] if value else None
 
 
+def _number_or_auto(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    number: Any = click.IntRange(min=1)
+    return value if value in (None, "auto") else number.convert(value, parameter, ctx)
+
+
 def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ...]:
     return (
         click.option(
@@ -81,6 +86,10 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         ),
         click.option("--revision", help="Branch, tag or commit of a hub id."),
         click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."),
+        click.option("--attention", metavar="NAME", help="One of transformers': sdpa, eager, flash_attention_2, ..."),
+        click.option(
+            "--torch-compile", is_flag=True, help="Compile the model's blocks; the first batches take longer."
+        ),
         click.option(
             "--errors",
             type=click.Choice(["replace", "drop", "raise"]),
@@ -95,7 +104,15 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             show_default=True,
             help="What to do with records that cannot be read or lack a field.",
         ),
-        click.option("--token-budget", type=click.IntRange(min=1), metavar="N", help="Tokens of a batch at most."),
+        click.option(
+            "--token-budget",
+            callback=_number_or_auto,
+            metavar="N|auto",
+            help="Tokens of a batch at most; auto: try.  [default: 4096 on a CPU, 65536 on a GPU]",
+        ),
+        click.option(
+            "--packed", is_flag=True, help="Sentences of any length in one row of a batch; needs flash attention."
+        ),
         click.option(
             "--log-json", metavar="FILE|-", help="Append the progress as JSON lines, one a second; - is stderr."
         ),

@@ -16,6 +16,7 @@ from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus
 from cone_kernels.experiments.machine import machine, versions
 from cone_kernels.experiments.options import (
     DEFAULTS,
+    LOAD_OPTIONS,
     RUN_OPTIONS,
     MeasureOptions,
     ShardOptions,
@@ -177,7 +178,7 @@ def measure(
     del kept["keep_vectors"]  # it is told by what is done with the vectors
     asked = {
         **kept,
-        **{name: chosen[name] for name in ("backend", "token_budget", "threads", "shard")},
+        **{name: chosen[name] for name in ("backend", "token_budget", "packed", "threads", "shard")},
         "shard_size": window,
     }
     times = {"started": started.isoformat(timespec="seconds"), "load": load_seconds}
@@ -345,7 +346,7 @@ def loaded_model(model: str | os.PathLike[str] | LoadedModel, options: MeasureOp
     """
     from cone_kernels.models import LoadedModel, load_model
 
-    defaults = {name: DEFAULTS[name] for name in ("device", "dtype", "revision", "trust_remote_code")}
+    defaults = {name: DEFAULTS[name] for name in LOAD_OPTIONS}
     chosen: dict[str, Any] = {name: options.get(name, default) for name, default in defaults.items()}
     if not isinstance(model, LoadedModel):
         return load_model(model, **chosen)

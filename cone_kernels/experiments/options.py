@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed, TextFormat
 
@@ -41,10 +41,16 @@ class MeasureOptions(TypedDict, total=False):
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool
     """Run the Python code that a model may bring along."""
+    attention: str | None
+    """One of transformers' implementations: "sdpa", "eager", "flash_attention_2", ...; None takes its choice."""
+    torch_compile: bool
+    """Compile the model's blocks by torch.compile; default False."""
     backend: str
     """"auto" (default), "reference", "cpu", "triton" or "cuda"."""
-    token_budget: int | None
-    """Tokens of a batch at most."""
+    token_budget: int | Literal["auto"] | None
+    """Tokens of a batch at most; None is 4096 on a CPU and 65536 on a GPU, "auto" tries."""
+    packed: bool
+    """Sentences of a batch follow each other in one row; needs flash attention; default False."""
     progress: Callable[[Progress], None] | None
     """Called after every batch."""
     log_json: str | os.PathLike[str] | None
@@ -95,8 +101,11 @@ DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
     "revision": None,
     "trust_remote_code": False,
+    "attention": None,
+    "torch_compile": False,
     "backend": "auto",
     "token_budget": None,
+    "packed": False,
     "log_json": None,
     "threads": None,
     "shard_size": None,
@@ -109,7 +118,9 @@ DEFAULTS: dict[str, Any] = {
     "resume": False,
 }
 
-RUN_OPTIONS = ("token_budget", "backend", "threads", "shard", "checkpoint", "checkpoint_every", "resume")
+LOAD_OPTIONS = ("device", "dtype", "revision", "trust_remote_code", "attention", "torch_compile")
+
+RUN_OPTIONS = ("token_budget", "packed", "backend", "threads", "shard", "checkpoint", "checkpoint_every", "resume")
 
 
 def refuse_run_options(options: MeasureOptions) -> None:

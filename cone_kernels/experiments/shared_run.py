@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.measurement import Measurement, loaded_model, measurement_of
-from cone_kernels.experiments.options import CORPUS_OPTIONS, SharedOptions, open_corpus, with_checkpoint_of
+from cone_kernels.experiments.options import CORPUS_OPTIONS, DEFAULTS, SharedOptions, open_corpus, with_checkpoint_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ class SharedRun:
             ran.state.save(self._save_state)
         asked = {name: value for name, value in self._kept.items() if name != "keep_vectors"}
         asked |= {name: self.options.get(name) for name in ("token_budget", "threads", "shard_size")}
-        asked |= {"backend": self.options.get("backend", "auto"), **shared_by}
+        asked |= {name: self.options.get(name, DEFAULTS[name]) for name in ("backend", "packed")} | dict(shared_by)
         options: Any = self.options
         return measurement_of(
             ran,

@@ -1,0 +1,43 @@
+"""How the sentences of a shard are cut into batches without padding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+
+def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Cuts sentences into batches of one exact length within the budget: lists of indices, longest sentences first.
+
+    Example:
+        >>> list(length_batches([3, 5, 3, 3], token_budget=6))
+        [[1], [0, 2], [3]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for length, group in itertools.groupby(order, key=lambda index: lengths[index]):
+        size = max(1, token_budget // max(1, length))
+        size = size if batch_size is None else min(size, batch_size)
+        while batch := list(itertools.islice(group, size)):
+            yield batch
+
+
+def packed_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Cuts sentences into batches within the budget: lists of indices, longest first, those without a token apart.
+
+    Example:
+        >>> list(packed_batches([3, 5, 3, 3], token_budget=8))
+        [[1, 0], [2, 3]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batch: list[int] = []
+    tokens = 0
+    for index in order:
+        length = lengths[index]
+        full = tokens + length > token_budget or len(batch) == batch_size
+        if batch and (full or (length == 0 and tokens > 0)):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += length
+    if batch:
+        yield batch

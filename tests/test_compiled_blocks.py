@@ -1,0 +1,78 @@
+"""Blocks under torch.compile: the same layers to rounding, compiled code really running, hooks still firing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_runner import sentences
+from tiny_checkpoints import save_checkpoint
+from tiny_models import LAYERS
+from torch import nn
+from torch._dynamo.utils import counters
+
+from cone_kernels.compiled_blocks import compile_blocks
+from cone_kernels.models import ModelError, load_model
+from cone_kernels.runner import run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_run_compiled_is_the_run(tmp_path: Path, architecture: str) -> None:
+    save_checkpoint(tmp_path, architecture)
+    texts = sentences(60)
+    expected = run(load_model(tmp_path, device="cpu"), texts)
+    torch._dynamo.reset()
+    counters.clear()
+    loaded = load_model(tmp_path, device="cpu", torch_compile=True)
+    found = run(loaded, texts)
+    assert loaded.info["compiled"]
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["unimplemented"].get("Dynamo recompile limit exceeded")
+    for level in ("sentence", "token"):
+        got, wanted = getattr(found.state, level), getattr(expected.state, level)
+        assert torch.equal(got.count, wanted.count)
+        torch.testing.assert_close(got.unit_sum, wanted.unit_sum, rtol=1e-5, atol=1e-5)
+    assert run(loaded, texts).state.fingerprint() == found.state.fingerprint()
+
+
+def test_every_block_is_compiled_once_and_its_hooks_fire() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleList([nn.Linear(4, 4)]) for _ in range(2))
+            self.inner = nn.Sequential(nn.Linear(4, 4))
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(LAYERS))
+
+    model = Model()
+    assert compile_blocks(model) == 2 + LAYERS
+    seen = []
+    model.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    out = model.layers[0](torch.ones(2, 4))
+    assert seen[0] is out
+
+
+def test_a_model_without_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path)
+    monkeypatch.setattr("cone_kernels.models.compile_blocks", lambda model: 0)
+    with pytest.raises(ModelError, match="torch_compile: BertModel has no list of blocks to compile"):
+        load_model(tmp_path, device="cpu", torch_compile=True)
+    assert compile_blocks(nn.Linear(2, 2)) == 0
+
+
+def test_a_run_compiled_is_another_run(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model")
+    checkpoint, texts = tmp_path / "run.ckpt", sentences(5)
+    run(load_model(tmp_path / "model", device="cpu"), texts, checkpoint=checkpoint)
+    loaded = load_model(tmp_path / "model", device="cpu", torch_compile=True)
+    with pytest.raises(ValueError, match=r"model.compiled \(False and True\)"):
+        run(loaded, texts, checkpoint=checkpoint, resume=True)
+
+
+def test_attention_is_what_was_asked_for(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    assert load_model(tmp_path, device="cpu", attention="eager").info["attention"] == "eager"
+    with pytest.raises(ModelError, match="none of the kind"):
+        load_model(tmp_path, device="cpu", attention="none of the kind")
