@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cone_kernels.compiled_blocks import as_written
+
 MAX_TOKENS = 8
 
 Path = tuple[int | str, ...]
@@ -182,7 +184,7 @@ def _quiet_forward(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(_classes_before_sharding(model))
-            stack.enter_context(_nothing_compiled())
+            stack.enter_context(as_written(model))
             for module in training:
                 module.training = False
             yield
@@ -192,16 +194,6 @@ def _quiet_forward(model: nn.Module) -> Iterator[None]:
         calibrating.reset(token)
         # Autocast keeps its casts of the weights; those made without gradients would cut the user's graph.
         torch.clear_autocast_cache()
-
-
-@contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """Compiled blocks run as they were written: hooks inside them must not become part of their code."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @contextmanager

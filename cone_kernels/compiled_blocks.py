@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Where torch.compile keeps the function that it was given.
+_ORIGINAL = "_torchdynamo_orig_callable"
 
 
 def compile_blocks(model: nn.Module) -> int:
@@ -30,6 +34,19 @@ def compile_blocks(model: nn.Module) -> int:
         # Not block.compile(): that takes the hooks of the block into the compiled code.
         block.forward = torch.compile(block.forward, dynamic=True)
     return len(blocks)
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """The model with the blocks that are compiled as they were: hooks within them fire, and are in no compiled code."""
+    compiled = {module: module.forward for module in model.modules() if hasattr(module.forward, _ORIGINAL)}
+    for module, forward in compiled.items():
+        module.forward = getattr(forward, _ORIGINAL)
+    try:
+        yield
+    finally:
+        for module, forward in compiled.items():
+            module.forward = forward
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -16,6 +16,7 @@ from cone_kernels.layer_points import LayerMap, LayerPoint, find_layer_points
 from cone_kernels.moments import ConeState
 from cone_kernels.pooling_names import pooling_names
 from cone_kernels.probed_forward import BatchNotes, ProbedForward, checked_mask
+from cone_kernels.side_stream import SideStream
 from cone_kernels.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
 
 During = Literal["always", "training", "evaluation"]
@@ -120,6 +121,7 @@ class ConeProbe:
         self._n_forwards = 0
         self._n_training = 0
         self._seconds = 0.0
+        self._side = SideStream()
 
     @property
     def seconds(self) -> float:
@@ -243,12 +245,16 @@ class ConeProbe:
         assert self._hooks is not None
         handles = [hook.register() for hook in self._hooks]
         try:
-            output = forward(*args, **kwargs)
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self._see("", "output", [point for point in found.points if point.module == ""], as_tuple(output))
+            self._end_forward(found)
         finally:
-            for handle in handles:
-                handle.remove()
-        self._see("", "output", [point for point in found.points if point.module == ""], as_tuple(output))
-        self._end_forward(found)
+            # From here on the caller may write to what the model returned.
+            self._side.join()
         return output
 
     def _counts(self) -> bool:
@@ -291,9 +297,10 @@ class ConeProbe:
         forward, found = self._forward, self._map
         assert forward is not None
         assert found is not None
-        if hidden.device != forward.mask.device:
-            self._add_held(forward, found)
+        if not forward.seen:
             forward.move_to(hidden.device)
+        # The sums are in one place: those of a model that is spread over devices, where its first layer is.
+        hidden = hidden.to(forward.mask.device)
         # A backward needs the layers, checkpointing means not to keep them, and dropout may write to its input.
         wait = point.kept and not self._model.training and not torch.is_grad_enabled()
         self._update(point.layer, forward.rows_of(point, hidden.detach(), found.dim), forward, found, wait)
@@ -301,14 +308,14 @@ class ConeProbe:
     def _update(self, layer: int, hidden: Tensor, forward: ProbedForward, found: LayerMap, wait: bool) -> None:
         """Take in one layer, (B, T, D) or packed (N, D): at once, or with those that follow where it may wait."""
         if not forward.holds_like(hidden):
-            self._add_held(forward, found)
+            self._add_held(forward, found, aside=True)
         forward.seen.add(layer)
         forward.held.append((layer, hidden))
         if not wait or forward.holds_enough():
-            self._add_held(forward, found)
+            self._add_held(forward, found, aside=wait)
 
-    def _add_held(self, forward: ProbedForward, found: LayerMap) -> None:
-        """Add the layers that wait to the sums."""
+    def _add_held(self, forward: ProbedForward, found: LayerMap, aside: bool) -> None:
+        """Add the layers that wait to the sums; `aside`: behind the forward, on a GPU, for nothing writes to them."""
         if not forward.held:
             return
         started = time.perf_counter()
@@ -318,7 +325,10 @@ class ConeProbe:
         # The sums must not become bfloat16 under the user's autocast, nor inference tensors under inference_mode.
         device = hidden[0].device
         exact = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-        with torch.inference_mode(False), torch.no_grad(), exact:
+        if not aside:
+            self._side.join()
+        where = self._side.beside(hidden) if aside else nullcontext()
+        with torch.inference_mode(False), torch.no_grad(), exact, where:
             if self._state is None:
                 self._state = self._empty_state(found, device)
             added = self._state.add(forward.batch_of(hidden[0]), hidden, layers)
@@ -360,10 +370,11 @@ class ConeProbe:
                     f"{self._name}: {name!r} ran {calls} times in this forward and {found.calls[name]} times in the "
                     f"first, so its {kind}s cannot be told apart as layers. {so}"
                 )
-        self._add_held(forward, found)
+        self._add_held(forward, found, aside=True)
         self._n_sentences += len(forward.sentence_ids)
         self._forward = None
         if self._strict:
+            self._side.join()
             self._refuse_faults(forward, found)
 
     def _refuse_faults(self, forward: ProbedForward, found: LayerMap) -> None:

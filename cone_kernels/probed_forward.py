@@ -128,7 +128,7 @@ class ProbedForward:
         return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
 
     def move_to(self, device: torch.device) -> None:
-        """Follow the layers of a model that is spread over devices."""
+        """Have what is known of the tokens where the layers are."""
         if device == self.mask.device:
             return
         self.sentence_ids = self.sentence_ids.to(device)

@@ -21,10 +21,10 @@ class RecordingProbe(ConeProbe):
         super().__init__(model, **options)
         self.added: dict[int, list[Tensor]] = {}
 
-    def _add_held(self, forward: ProbedForward, *rest: Any) -> None:
+    def _add_held(self, forward: ProbedForward, *rest: Any, **options: Any) -> None:
         for layer, hidden in forward.held:
             self.added.setdefault(layer, []).append(hidden.clone())
-        super()._add_held(forward, *rest)
+        super()._add_held(forward, *rest, **options)
 
 
 def plain_anisotropy(rows: Tensor) -> float:

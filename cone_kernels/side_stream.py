@@ -1,0 +1,53 @@
+"""Work on a GPU beside the stream that a model's forward runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class SideStream:
+    """One more stream on each GPU; on a CPU, and while a CUDA graph is captured, work is done at once.
+
+    Example:
+        >>> side = SideStream()
+        >>> with side.beside([hidden]):
+        ...     state.update([hidden])
+        >>> side.join()  # what follows on this stream sees the update
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._begun: set[torch.device] = set()
+
+    @contextmanager
+    def beside(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Work that begins once `tensors`, all of one device, are there, and that what follows does not wait for.
+
+        Until `join` nothing may write to the tensors; their memory is not given away before they have been read.
+        """
+        device = tensors[0].device
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            yield
+            return
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = self._streams[device]
+        # Also what makes memory safe that was freed on this side and is read on the other.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        self._begun.add(device)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            for tensor in tensors:
+                tensor.record_stream(stream)
+
+    def join(self) -> None:
+        """Lets what follows on the current stream of each GPU wait for the work so far; the host does not wait."""
+        for device in self._begun:
+            torch.cuda.current_stream(device).wait_stream(self._streams[device])
+        self._begun.clear()
