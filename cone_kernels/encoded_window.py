@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cone_kernels.device_copy import to_device
 from cone_kernels.models import LoadedModel, first_position
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
@@ -50,7 +51,6 @@ class EncodedWindow:
 
     def padded_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
         """The model's inputs for sentences of one length T, each (B, T)."""
-        device = loaded.device
         rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
         if self.lengths[batch[0]] == 0:
             # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
@@ -58,7 +58,7 @@ class EncodedWindow:
             rows = {"input_ids": torch.full((len(batch), 1), stand_in)}
         if "attention_mask" in loaded.input_names:
             rows["attention_mask"] = torch.ones_like(rows["input_ids"])
-        return {name: row.to(device) for name, row in rows.items()}
+        return {name: to_device(row, loaded.device) for name, row in rows.items()}
 
     def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
         """The model's inputs for sentences that follow each other in one row, each (1, N), and where they begin.
@@ -75,5 +75,5 @@ class EncodedWindow:
         rows["position_ids"] = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
         starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
         rows |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-        rows = {name: row.to(loaded.device) for name, row in rows.items()}
+        rows = {name: to_device(row, loaded.device) for name, row in rows.items()}
         return rows | {"max_length_q": max(lengths), "max_length_k": max(lengths)}

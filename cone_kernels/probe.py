@@ -64,7 +64,8 @@ class ConeProbe:
             Where a step has several forwards, choose steps by pause() and resume().
         during: ``training`` or ``evaluation``: count only forwards in that mode of the model; ``always``.
         on_pooled: called with each layer's number, the batch's sentence ids (B,) and its sentence vectors (B, D), a row
-            of NaN for a sentence without a token; the vectors are the caller's to keep.
+            of NaN for a sentence without a token; the vectors are the caller's to keep. On a GPU it is called with the
+            stream current that made them.
 
     Raises:
         TypeError: `model` is no ``torch.nn.Module``.
@@ -253,7 +254,8 @@ class ConeProbe:
             self._see("", "output", [point for point in found.points if point.module == ""], as_tuple(output))
             self._end_forward(found)
         finally:
-            # From here on the caller may write to what the model returned.
+            # From here on the caller may write to what the model returned; layers of a forward that failed go with it.
+            begun.held.clear()
             self._side.join()
         return output
 

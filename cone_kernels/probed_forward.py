@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels.calibration import Kind
+from cone_kernels.device_copy import to_device
 from cone_kernels.layer_points import LayerPoint
 from cone_kernels.poolings import refuse_missing_special
 from cone_kernels.sentence_batch import SentenceBatch
@@ -131,11 +132,10 @@ class ProbedForward:
         """Have what is known of the tokens where the layers are."""
         if device == self.mask.device:
             return
-        self.sentence_ids = self.sentence_ids.to(device)
-        self.mask = self.mask.to(device)
-        self.special = None if self.special is None else self.special.to(device)
-        self.kept = None if self.kept is None else self.kept.to(device)
-        self.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
+        self.mask = to_device(self.mask, device)
+        self.special = None if self.special is None else to_device(self.special, device)
+        self.kept = None if self.kept is None else to_device(self.kept, device)
+        self.cu_seqlens = None if self.cu_seqlens is None else to_device(self.cu_seqlens, device)
         self._batches.clear()
 
     def _n_packed(self) -> int:

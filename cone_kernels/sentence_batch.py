@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cone_kernels.device_copy import to_device
 from cone_kernels.ops.arguments import ArrayLike, as_tensor, groups_of, read_is_free, token_mask
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import GROUPS
@@ -87,7 +88,7 @@ class SentenceBatch:
         groups = groups_of("sentence_ids", sentence_ids, n_sentences, hidden.device)
         assert groups is not None
         checked = None if special is None else _special_tokens(special, hidden)
-        return cls(mask, cu_seqlens, sentence_ids.to(hidden.device), groups, checked)
+        return cls(mask, cu_seqlens, to_device(sentence_ids, hidden.device), groups, checked)
 
     @cached_property
     def tokens(self) -> TokenRows:
@@ -108,7 +109,7 @@ class SentenceBatch:
     @cached_property
     def _packed_starts(self) -> Tensor:
         assert self.cu_seqlens is not None
-        return self.cu_seqlens.to(self.groups.device)
+        return to_device(self.cu_seqlens, self.groups.device)
 
     @cached_property
     def _empty(self) -> Tensor:  # (B,) bool

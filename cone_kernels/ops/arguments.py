@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cone_kernels.device_copy import to_device
 from cone_kernels.sums import GROUPS
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
@@ -117,7 +118,7 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
     if tuple(tensor.shape) != (n,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
     require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "ids are indices in the corpus, so 0 or more")
-    return tensor.to(device=device, dtype=torch.int64) % GROUPS
+    return to_device(tensor.to(torch.int64) % GROUPS, device)
 
 
 def require(holds: Tensor, name: str, got: Callable[[], str], wanted: str) -> None:
