@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from cone_kernels import state_file
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.ops.arguments import float_tensor, groups_of
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.pending_rows import PendingRows
 from cone_kernels.sums import (
-    GROUPS,
     ROW_FIELDS,
     SECOND_MOMENT_FIELDS,
     SENTENCE_FIELDS,
@@ -121,8 +121,8 @@ class Moments:
 
         Args:
             x: (L, n, d), or (n, d) for a state of one layer.
-            sentence_ids: (n,) int64 index in the corpus, the same for all layers; group = id mod 64. Default: ids
-                count on from the rows seen so far.
+            sentence_ids: (n,) int64 index in the corpus, the same for all layers. Default: ids count on
+                from the rows seen so far.
             backend: as in `row_moments`.
 
         Returns:
@@ -138,7 +138,7 @@ class Moments:
             raise ValueError(f"x: got shape {tuple(x.shape)}; it must be {wanted}")
         groups = groups_of("sentence_ids", sentence_ids, rows.shape[1], rows.device)
         if groups is None:
-            groups = (torch.arange(rows.shape[1], device=rows.device) + self.rows_seen(0)) % GROUPS
+            groups = jackknife_groups(torch.arange(rows.shape[1], device=rows.device) + self.rows_seen(0))
         return self._add_rows(slice(None), rows, groups, backend)
 
     def rows_seen(self, position: int) -> int:

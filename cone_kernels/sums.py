@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A sentence belongs to the group (its index in the corpus mod GROUPS), so every statistic has a jackknife error.
+# A sentence belongs to one group (see `jackknife_groups`), so every statistic has a jackknife error.
 GROUPS = 64
 
 COSINE_FIELDS = ("count", "n_zero", "n_nonfinite", "unit_sum", "unit_sq_total")

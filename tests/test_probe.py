@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from moment_cases import GROUP_OF
 from recording_probe import RecordingProbe, assert_statistics_of, hidden_states, probed, same
 from tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
 from torch import Tensor, nn
@@ -220,7 +221,9 @@ def test_sentence_ids_decide_the_group() -> None:
         model(**tiny_batch())
     for layer in range(LAYERS + 1):
         # The second batch counts on from the five sentences before it.
-        wanted = torch.bincount(torch.tensor([0, 3, 3, 3, 9, 5, 6, 7, 8, 9]), minlength=64)
+        wanted = torch.bincount(
+            torch.tensor([GROUP_OF[index] for index in (64, 3, 67, 131, 9, *range(5, 10))]), minlength=64
+        )
         assert torch.equal(probe.state.sentence.count[layer], wanted)
 
 

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from moment_cases import DTYPES, RELATIVE, WIDTHS, assert_sums_close, normal, views
+from moment_cases import DTYPES, GROUP_OF, RELATIVE, WIDTHS, assert_sums_close, normal, views
 
 from cone_kernels import backends, row_moments
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
@@ -56,9 +57,9 @@ def test_many_rows_in_many_tasks(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_left_out_are_counted_in_their_group(isa: str, dtype: torch.dtype) -> None:
-    x = normal(200, 70, dtype=dtype)
-    x[3] = 0
-    x[67] = 0
+    x = normal(300, 70, dtype=dtype)
+    assert GROUP_OF[3] == GROUP_OF[290] == 3
+    x[[3, 290]] = 0
     x[5, 69] = torch.nan
     x[6, 0] = torch.inf
     x[7, 33] = -torch.inf
@@ -66,7 +67,7 @@ def test_rows_left_out_are_counted_in_their_group(isa: str, dtype: torch.dtype) 
     assert sums["n_zero"].nonzero().flatten().tolist() == [3]
     assert sums["n_zero"][3] == 2
     assert sums["n_nonfinite"].nonzero().flatten().tolist() == [5, 6, 7]
-    assert int(sums["count"].sum()) == 195
+    assert int(sums["count"].sum()) == 295
     assert_sums_close(sums, row_moments(x, backend="reference"), RELATIVE[dtype])
 
 
@@ -106,18 +107,18 @@ def test_status_says_what_each_row_was_left_out_for() -> None:
 
 
 def test_adds_to_what_is_there(isa: str) -> None:
-    x, y = normal(50, 12), normal(70, 12, seed=1)
-    sums = zero_sums(ROW_FIELDS, 1, 12)
-    for rows in (x, y):
-        row_moments_(rows[None], None, list(sums.values()), "cpu")
-    one, other = (row_moments(rows[None], backend="reference") for rows in (x, y))
-    assert_sums_close(sums, {name: one[name] + other[name] for name in one}, 4e-7)
+    sums, wanted = zero_sums(ROW_FIELDS, 1, 12), zero_sums(ROW_FIELDS, 1, 12)
+    for rows in (normal(50, 12), normal(70, 12, seed=1)):
+        for found, backend in ((sums, "cpu"), (wanted, "reference")):
+            row_moments_(rows[None], None, list(found.values()), backend)
+    assert sums["count"][0].tolist() == [3] * 6 + [2] * 44 + [1] * 14
+    assert_sums_close(sums, wanted, 4e-7)
 
 
 def test_only_the_fields_of_the_cosine(isa: str) -> None:
     x = normal(2, 300, 21)
     sums = zero_sums(COSINE_FIELDS, 2, 21)
-    row_moments_(x, None, list(sums.values()), "cpu")
+    row_moments_(x, jackknife_groups(torch.arange(300)), list(sums.values()), "cpu")
     wanted = row_moments(x, backend="reference")
     assert_sums_close(sums, {name: wanted[name] for name in COSINE_FIELDS}, 4e-7)
 
@@ -133,9 +134,9 @@ def test_bitwise_the_same_with_any_number_of_threads(isa: str, threads: None, n:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_group_of_a_row_is_its_id_mod_64() -> None:
+def test_group_of_a_row_is_that_of_its_id() -> None:
     x = normal(3, 4)
-    sums = row_moments(x, sentence_ids=torch.tensor([64, 129, 129]))
+    sums = row_moments(x, sentence_ids=torch.tensor([0, 256, 270]))
     assert sums["count"][:3].tolist() == [1, 2, 0]
 
 
@@ -190,7 +191,7 @@ def test_twenty_million_rows_and_more_than_2_to_the_31_elements() -> None:
     wanted = zero_sums(ROW_FIELDS, 1, d)
     for i in range(0, n, 500_000):
         x[i : i + 500_000] = normal(500_000, d, seed=i, dtype=torch.bfloat16, shift=0.1)
-        ids = torch.arange(i, i + 500_000) % 64
-        row_moments_(x[None, i : i + 500_000], ids, list(wanted.values()), "reference")
+        groups = jackknife_groups(torch.arange(i, i + 500_000))
+        row_moments_(x[None, i : i + 500_000], groups, list(wanted.values()), "reference")
     sums = row_moments(x, backend="cpu")
     assert_sums_close({name: value[None] for name, value in sums.items()}, wanted, 4e-7)

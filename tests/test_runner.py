@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from moment_cases import GROUP_OF
 from tiny_checkpoints import WORDS, save_checkpoint
 from torch import nn
 
@@ -45,7 +46,7 @@ def group_sums(loaded: LoadedModel, texts: list[str], layer: int) -> tuple[torch
         with torch.no_grad():
             hidden = loaded.model(**inputs, output_hidden_states=True).hidden_states[layer][0].double()  # (T, D)
         for level, rows in enumerate((hidden.mean(0, keepdim=True), hidden)):
-            sums[level, index % 64] += (rows / rows.norm(dim=1, keepdim=True)).sum(0)
+            sums[level, GROUP_OF[index]] += (rows / rows.norm(dim=1, keepdim=True)).sum(0)
     return sums[0], sums[1]
 
 
@@ -59,7 +60,7 @@ def test_sums_are_those_of_one_sentence_at_a_time(loaded: LoadedModel, options: 
         sentence, token = group_sums(loaded, texts, layer)
         torch.testing.assert_close(state.sentence.unit_sum[layer], sentence, rtol=0, atol=2e-6)
         torch.testing.assert_close(state.token.unit_sum[layer], token, rtol=0, atol=2e-6)
-    assert state.sentence.count[0].tolist() == [sum(i % 64 == group for i in range(150)) for group in range(64)]
+    assert state.sentence.count[0].tolist() == [GROUP_OF[:150].count(group) for group in range(64)]
 
 
 def test_the_same_run_gives_the_same_bits(loaded: LoadedModel) -> None:

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from gloo_ranks import run_ranks
+from moment_cases import GROUP_OF
 from recording_probe import RecordingProbe, assert_statistics_of, hidden_states, probed, same
 from test_probe import hooks_of
 from tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
@@ -203,7 +204,7 @@ def test_notes_for_a_forward_that_is_left_out_are_dropped() -> None:
         for first in (0, 100, 200):
             probe.next_batch(sentence_ids=range(first, first + 5))
             model(**tiny_batch())
-    wanted = torch.bincount(torch.tensor([*range(5), *range(200, 205)]) % 64, minlength=64)
+    wanted = torch.bincount(torch.tensor([GROUP_OF[index] for index in (*range(5), *range(200, 205))]), minlength=64)
     assert torch.equal(probe.state.sentence.count[0], wanted)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from cone_kernels import metrics
 from cone_kernels.extras import require
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.level_moments import Moments
 from cone_kernels.ops.arguments import float_tensor, groups_of
 from cone_kernels.ops.row_moments import row_moments_
-from cone_kernels.sums import COSINE_FIELDS, GROUPS, zero_sums
+from cone_kernels.sums import COSINE_FIELDS, zero_sums
 
 require("torchmetrics", "train", "MeanPairwiseCosine")
 
@@ -82,7 +83,7 @@ class MeanPairwiseCosine(Metric):
         groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
         if groups is None:
             seen = int((self.count + self.n_zero + self.n_nonfinite).sum())
-            groups = (torch.arange(len(rows), device=rows.device) + seen) % GROUPS
+            groups = jackknife_groups(torch.arange(len(rows), device=rows.device) + seen)
         row_moments_(rows[None], groups, [getattr(self, name) for name in COSINE_FIELDS], self.backend)
 
     def compute(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels.device_copy import to_device
-from cone_kernels.sums import GROUPS
+from cone_kernels.jackknife_groups import jackknife_groups
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -109,7 +109,7 @@ def sequence_starts(name: str, value: ArrayLike, rows: int) -> Tensor:
 
 
 def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) -> Tensor | None:
-    """Jackknife groups (n,) of rows with these ids (index in the corpus): id mod 64; None stays None."""
+    """Jackknife groups (n,) of rows with these ids (index in the corpus); None stays None."""
     if ids is None:
         return None
     tensor = as_tensor(name, ids)
@@ -118,7 +118,7 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
     if tuple(tensor.shape) != (n,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
     require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "ids are indices in the corpus, so 0 or more")
-    return to_device(tensor.to(torch.int64) % GROUPS, device)
+    return to_device(jackknife_groups(tensor.to(torch.int64)), device)
 
 
 def require(holds: Tensor, name: str, got: Callable[[], str], wanted: str) -> None:

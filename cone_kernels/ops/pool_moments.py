@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, traced
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.ops.masked_mean_pool import token_selection
-from cone_kernels.sums import GROUPS, TOKEN_FIELDS, zero_sums
+from cone_kernels.sums import TOKEN_FIELDS, zero_sums
 
 
 class PoolMoments(NamedTuple):
@@ -43,7 +44,7 @@ def pool_moments(
             (B, T, D) or (N, D), which then makes the leading dimension. float32, float64, bfloat16 or float16.
         mask: (B, T) bool, or numbers that are 0 or 1: 1 = the token counts. The same for all layers.
         cu_seqlens: (B + 1,) int: the sentences' first rows in a packed tensor, and N.
-        sentence_ids: (B,) int64, each sentence's index in the corpus; its tokens belong to jackknife group id mod 64.
+        sentence_ids: (B,) int64, each sentence's index in the corpus; which decides the jackknife group of its tokens.
             Default 0..B-1.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
@@ -69,7 +70,7 @@ def pool_moments(
     device = layers[0].device
     groups = groups_of("sentence_ids", sentence_ids, n_sentences, device)
     if groups is None:
-        groups = torch.arange(n_sentences, device=device) % GROUPS
+        groups = jackknife_groups(torch.arange(n_sentences, device=device))
     sums = zero_sums(TOKEN_FIELDS, len(layers), layers[0].shape[-1], device=device)
     pooled, status = pool_moments_(layers, mask, cu_seqlens, groups, list(sums.values()), backend)
     stacked = hasattr(hidden_states, "shape")

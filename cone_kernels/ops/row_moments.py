@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, groups_of, like_input, traced
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
@@ -22,7 +23,7 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
 
     Args:
         x: (..., n, d) float32, float64, bfloat16 or float16; leading dimensions are batch dimensions. Any strides.
-        sentence_ids: (n,) int64, each row's index in the corpus; row i belongs to group id mod 64. Default 0..n-1.
+        sentence_ids: (n,) int64, each row's index in the corpus, which decides its jackknife group. Default 0..n-1.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
@@ -41,6 +42,8 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
     rows = float_tensor("x", x, 2, "(..., n, d)")
     *batch, n, d = rows.shape
     groups = groups_of("sentence_ids", sentence_ids, n, rows.device)
+    if groups is None:
+        groups = jackknife_groups(torch.arange(n, device=rows.device))
     flat = flatten_batch(rows, 2)
     sums = zero_sums(ROW_FIELDS, flat.shape[0], d, device=rows.device)
     row_moments_(flat, groups, list(sums.values()), backend)

@@ -12,7 +12,8 @@ counted.</dd>
 the n unit vectors. 0 for directions spread evenly, 1 for vectors that all point one way. Nothing is clamped:
 centred data comes out slightly below 0.</dd>
 <dt>Standard error</dt><dd>Grouped jackknife: sentences are dealt into 64 groups, and each group in turn is left
-out. Tokens of one sentence share a group, because they are not independent.</dd>
+out. Tokens of one sentence share a group, and so do up to 16 neighbours in the corpus, because they are not
+independent.</dd>
 <dt>Rogue dimensions</dt><dd>The anisotropy is a sum of one contribution a dimension, c<sub>j</sub> =
 (s<sub>j</sub>² − Σu<sub>j</sub>²) / (n(n − 1)); the largest ones are listed.</dd>
 <dt>Within, between, predicted</dt><dd>W is the mean cosine of two tokens of one sentence, B of two tokens of

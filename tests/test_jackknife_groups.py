@@ -1,0 +1,54 @@
+"""The groups are the stretches that the docstring tells of, and their errors hold where neighbours are alike."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from moment_cases import GROUP_OF
+
+from cone_kernels import metrics, row_moments
+from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.level_moments import Moments
+
+
+def test_stretches_counted_one_by_one() -> None:
+    assert jackknife_groups(torch.arange(len(GROUP_OF))).tolist() == GROUP_OF
+
+
+@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
+def test_any_ids_in_any_order(ids: list[int]) -> None:
+    found = jackknife_groups(torch.tensor(ids)).tolist()
+    assert found == [jackknife_groups(torch.tensor([one])).item() for one in ids]
+    assert found == [GROUP_OF[one] if one < 240 else (one - 240) // 16 % 64 for one in ids]
+
+
+def test_sums_are_by_these_groups() -> None:
+    x = torch.randn(700, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.bincount(torch.tensor(GROUP_OF[:700]), minlength=64)
+    assert torch.equal(row_moments(x)["count"], expected)
+    moments = Moments.empty("sentence", [0], 5)
+    moments.update(x[:100])
+    moments.update(x[100:])
+    assert torch.equal(moments.count[0], expected)
+
+
+@pytest.mark.parametrize("families", [1, 4])
+def test_the_error_is_the_spread_where_neighbours_are_alike(families: int) -> None:
+    """Vectors of which `families` in a row share half of their variance, many corpora of them."""
+    n, d, corpora = 1200, 24, 60
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(corpora, n // families, 1, d, generator=generator)
+    own = torch.randn(corpora, n // families, families, d, generator=generator)
+    vectors = (shared + own).reshape(corpora, n, d) + 0.7
+    found = []
+    for x in vectors:
+        moments = Moments.empty("sentence", [0], d)
+        moments.update(x)
+        found.append((metrics.anisotropy(moments)[0], metrics.anisotropy_stderr(moments)[0]))
+    values, errors = torch.tensor(found, dtype=torch.float64).T
+    # The spread of 60 corpora is known to 9 %.
+    assert float(errors.square().mean().sqrt() / values.std()) == pytest.approx(1, abs=3 / math.sqrt(2 * corpora))
