@@ -48,9 +48,6 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 // Two neighbours in one store, which the compiler would make two of.
-__device__ __forceinline__ void store_two(double* to, double first, double second) {
-  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(first), "d"(second) : "memory");
-}
 __device__ __forceinline__ void store_two(unsigned* to, unsigned first, unsigned second) {
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(first), "r"(second) : "memory");
 }
