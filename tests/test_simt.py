@@ -92,9 +92,7 @@ def test_impossible_grids_are_refused(shim: ctypes.CDLL, grid: tuple[int, int, i
 
 
 @pytest.mark.parametrize(("exponent", "wanted"), [(-12, 2.0**-20), (-13, 0.0)])
-def test_products_below_the_accumulator_are_cut_off_one_by_one(
-    shim: ctypes.CDLL, exponent: int, wanted: float
-) -> None:
+def test_products_below_the_accumulator_are_cut_off_one_by_one(shim: ctypes.CDLL, exponent: int, wanted: float) -> None:
     """16 products of 2^-24 beside 1 are all kept, of 2^-25 none, although they add up to more than a rounding."""
     total = torch.zeros(1)
     assert shim.run_one_and_small_products(exponent, address(total)) == b""

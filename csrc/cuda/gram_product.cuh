@@ -236,8 +236,7 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, Wi
       for (int half = 0; half < 2; ++half) {
         const int row = place.row + 16 * r + 8 * half + lane / 4, column = place.column + 8 * c + lane % 4 * 2;
         const WideSum &first = total[r][c][2 * half], &second = total[r][c][2 * half + 1];
-        *reinterpret_cast<float4*>(partial + row * kTile + column) =
-            make_float4(first.sum, first.error, second.sum, second.error);
+        store_four(&partial[row * kTile + column].sum, first.sum, first.error, second.sum, second.error);
       }
 }
 

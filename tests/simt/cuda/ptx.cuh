@@ -130,11 +130,14 @@ void wait_for_copies() {
     }
 }
 
-template <class T>
-void store_two(T* to, T first, T second) {
-  if (uintptr_t(to) % (2 * sizeof(T)) != 0) throw std::logic_error("store_two: misaligned");
-  to[0] = first;
-  to[1] = second;
+template <class T, class... Values>
+void store_neighbours(T* to, Values... values) {
+  if (uintptr_t(to) % (sizeof...(values) * sizeof(T)) != 0) throw std::logic_error("a store of neighbours: misaligned");
+  ((*to++ = values), ...);
+}
+inline void store_two(unsigned* to, unsigned first, unsigned second) { store_neighbours(to, first, second); }
+inline void store_four(float* to, float first, float second, float third, float fourth) {
+  store_neighbours(to, first, second, third, fourth);
 }
 
 }  // namespace cuda
