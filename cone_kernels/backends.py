@@ -133,7 +133,11 @@ def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     for runs in _runs:
         runs.append((op, chosen))
     function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen].format(op=op)), op)
-    return function
+    if chosen not in (Backend.CUDA, Backend.TRITON):
+        return function
+    from cone_kernels.kernels.current_device import on_its_device
+
+    return on_its_device(function)
 
 
 @contextmanager

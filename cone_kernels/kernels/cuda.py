@@ -1,6 +1,7 @@
 """The CUDA kernels: pointers, shapes and strides of GPU tensors handed to cone_kernels._cuda, on the current stream.
 
-Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing here waits for the GPU.
+Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing waits for the GPU but
+top_eigenvectors, which looks now and then whether it is done, and at times the copy of `cu_seqlens` from the CPU.
 """
 
 from __future__ import annotations
@@ -171,5 +172,9 @@ def _segments(segments: Segments) -> tuple[int, ...]:
 
 
 def _beside(hidden: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
-    # The sentences' starts may come on the CPU.
-    return None if cu_seqlens is None else cu_seqlens.to(hidden.device, non_blocking=True)
+    """The sentences' starts, which may come on the CPU, on the device."""
+    if cu_seqlens is None or cu_seqlens.device == hidden.device:
+        return cu_seqlens
+    # Pinned memory is read when the device comes to it: by then the caller may have written the next batch there.
+    given = cu_seqlens.clone() if cu_seqlens.is_pinned() else cu_seqlens
+    return given.to(hidden.device, non_blocking=True)
