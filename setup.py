@@ -1,7 +1,7 @@
 """Builds the C++ and CUDA extensions. Metadata is in pyproject.toml; torch is neither imported nor linked.
 
 CONE_CUDA=auto|0|1   build cone_kernels._cuda where nvcc is found (auto), never (0), or fail without nvcc (1)
-CONE_CUDA_ARCHS      the compute capabilities to build for, default "80;90"
+CONE_CUDA_ARCHS      the compute capabilities to build for, default "80;90"; GPUs beyond the highest run its PTX
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ class BuildExtensions(build_ext):
         folder = Path(self.build_temp) / f"cuda-{'-'.join(archs)}"
         folder.mkdir(parents=True, exist_ok=True)
         gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        newest = max(archs, key=lambda arch: int(arch.rstrip("af")))
+        gencode.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX, for GPUs to come
         includes = [f"-I{path}" for path in (CSRC / "include", CSRC, *ext.include_dirs, *self.include_dirs)]
         headers = [ROOT / "setup.py", *(path for ending in ("*.h", "*.cuh") for path in CSRC.rglob(ending))]
         changed = max(path.stat().st_mtime for path in headers)

@@ -4,7 +4,7 @@ python bench/gpu.py [--results FOLDER] [build] [test] [sanitize] [bench]
 
 build     compiles the extensions in place
 test      pytest -m gpu
-sanitize  compute-sanitizer memcheck and racecheck on a small case of each op and backend
+sanitize  compute-sanitizer memcheck, synccheck and racecheck on a small case of each op and backend
 bench     times the kernels beside the machine's copy bandwidth and matrix peak
 
 Each stage has a limit, all together under nine minutes. What they found is added to gpu-DEVICE.json in FOLDER (default
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = {"build": 120, "test": 150, "sanitize": 110, "bench": 150}
-SANITIZERS = ("memcheck", "racecheck")
+SANITIZERS = ("memcheck", "synccheck", "racecheck")  # the slowest last: it has the time that the others leave
 
 
 def main() -> int:
@@ -93,11 +93,12 @@ def test(_: Path) -> dict[str, Any]:
 
 
 def sanitize(_: Path) -> dict[str, Any]:
-    """Runs a small case of each op under the checkers of memory and of races."""
+    """Runs a small case of each op under the checkers of memory, of barriers and of races."""
     if shutil.which("compute-sanitizer") is None:
         return {"ok": False, "last": "compute-sanitizer is not on the PATH"}
     results: dict[str, Any] = {}
-    for tool in SANITIZERS:
+    start = time.perf_counter()
+    for number, tool in enumerate(SANITIZERS):
         command = [
             "compute-sanitizer",
             "--tool",
@@ -108,7 +109,9 @@ def sanitize(_: Path) -> dict[str, Any]:
             "bench/gpu_small_case.py",
         ]
         # Blocks that torch keeps for later would hide accesses out of bounds.
-        results[tool] = _ran("sanitize", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, share=1 / len(SANITIZERS))
+        left = 1 - (time.perf_counter() - start) / LIMIT_SECONDS["sanitize"]
+        share = left / (len(SANITIZERS) - number)
+        results[tool] = _ran("sanitize", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, share=share)
     return {"ok": all(result["ok"] for result in results.values()), **results}
 
 

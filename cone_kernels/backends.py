@@ -133,7 +133,11 @@ def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     for runs in _runs:
         runs.append((op, chosen))
     function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen].format(op=op)), op)
-    return function
+    if chosen not in (Backend.CUDA, Backend.TRITON):
+        return function
+    from cone_kernels.kernels.current_device import on_its_device
+
+    return on_its_device(function)
 
 
 @contextmanager
@@ -204,8 +208,33 @@ def _triton_capability() -> Capability:
 def _cuda_capability() -> Capability:
     if importlib.util.find_spec("cone_kernels._cuda") is None:
         return Capability(Backend.CUDA, False, "the extension cone_kernels._cuda is not built (nvcc was not found)")
-    missing = _missing_torch() or _missing_gpu()
+    missing = _missing_torch() or _missing_gpu() or _missing_machine_code()
     return Capability(Backend.CUDA, not missing, missing, OPS, ("cuda",))
+
+
+def _missing_machine_code() -> str:
+    """Why `_cuda` as it was built cannot run on the current GPU; asked without making a context on it."""
+    import torch
+
+    extension = importlib.import_module("cone_kernels._cuda")
+    versions = (extension.runtime_version, extension.driver_version())
+    built, driver = (f"{version // 1000}.{version % 1000 // 10}" for version in versions)
+    try:
+        gpus = extension.device_count()
+    except RuntimeError as error:
+        return f"the extension cone_kernels._cuda finds no GPU: {error}"
+    if gpus == 0:
+        return f"the extension cone_kernels._cuda, built with CUDA {built}, finds no GPU; the driver has CUDA {driver}"
+    major, minor = torch.cuda.get_device_capability()
+    found, architectures = 100 * major + 10 * minor, extension.architectures
+    if any(architecture // 100 == major and architecture <= found for architecture in architectures):
+        return ""
+    if found < max(architectures):
+        names = ", ".join(f"{architecture // 100}.{architecture % 100 // 10}" for architecture in architectures)
+        return f"the GPU has compute capability {major}.{minor}; the extension cone_kernels._cuda is built for {names}"
+    if versions[1] < versions[0]:
+        return f"the driver has CUDA {driver}; the extension cone_kernels._cuda needs {built} or more on this GPU"
+    return ""
 
 
 def _missing_gpu() -> str:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from cone_kernels import backends
-from cone_kernels.backends import Backend, BackendUnavailable, capabilities, record, resolve
+from cone_kernels.backends import Backend, BackendUnavailable, Capability, capabilities, record, resolve
 
 CPU = torch.device("cpu")
 
@@ -41,6 +46,52 @@ def test_what_cannot_run_raises_and_never_falls_back(backend: str, monkeypatch: 
         resolve(backend, CPU, "row_moments")
     assert capabilities()[Backend(backend)].reason
     capabilities.cache_clear()
+
+
+@pytest.fixture
+def cuda_capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Capability]]:
+    """What is said of `_cuda` on a machine with a GPU and driver of these kinds."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def told(found: tuple[int, int] = (9, 0), gpus: int = 1, driver: int = 13000, built: int = 13000) -> Capability:
+        extension = ModuleType("cone_kernels._cuda")
+        extension.__spec__ = ModuleSpec("cone_kernels._cuda", None)
+        versions = {"runtime_version": built, "driver_version": lambda: driver, "architectures": [800, 900]}
+        vars(extension).update(versions, device_count=lambda: gpus)
+        monkeypatch.setitem(sys.modules, "cone_kernels._cuda", extension)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: found)
+        capabilities.cache_clear()
+        return capabilities()[Backend.CUDA]
+
+    yield told
+    capabilities.cache_clear()
+
+
+@pytest.mark.parametrize("found", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 1)])
+def test_cuda_kernels_run_on_every_later_gpu(found: tuple[int, int], cuda_capability: Any) -> None:
+    assert cuda_capability(found).available
+    # Machine code of one major version is enough for an older driver of the same; PTX is not.
+    assert cuda_capability(found, driver=13000, built=13020).available == (found[0] < 10)
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        ({"found": (7, 5)}, "the GPU has compute capability 7.5; it must have 8.0 or more"),
+        ({"gpus": 0, "driver": 12040}, "built with CUDA 13.0, finds no GPU; the driver has CUDA 12.4"),
+        ({"found": (10, 0), "built": 13020}, "the driver has CUDA 13.0; .* needs 13.2 or more on this GPU"),
+    ],
+)
+def test_auto_passes_over_cuda_kernels_that_cannot_run(
+    machine: dict[str, Any], reason: str, cuda_capability: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    told = cuda_capability(**machine)
+    assert not told.available
+    assert re.search(reason, told.reason)
+    assert resolve("auto", torch.device("cuda"), "row_moments") is not Backend.CUDA
+    with pytest.raises(BackendUnavailable, match="backend=cuda cannot run row_moments"):
+        resolve("cuda", torch.device("cuda"), "row_moments")
 
 
 def test_cpu_kernels_refuse_another_device() -> None:

@@ -48,7 +48,8 @@ def test_tiles_are_multiplied_by_tensor_cores(arch: str) -> None:
         assert kernel.count("LDSM") == kernel.count("LDSM", "MT88", "4"), kernel.name
         assert kernel.count("LDGSTS", "128") > 0, kernel.name
         assert kernel.count("LDGSTS") == kernel.count("LDGSTS", "128"), kernel.name
-        assert kernel.count("DADD") >= 64, kernel.name
+        assert kernel.count("FADD") >= 256, kernel.name  # of 64 entries, compensated
+        assert kernel.count("F2F") == 0, kernel.name  # conversions to float64 take long
         assert kernel.count("STG", "128") == 32, kernel.name
     assert sum(kernel.count("HMMA", "BF16") > 0 for kernel in tiles) == 1
 

@@ -73,6 +73,12 @@ def test_wide_rows(d: int) -> None:
         assert_pooling_equal(x[0], starts=torch.tensor([0, 2, 2, 6]))
 
 
+def test_more_columns_than_are_added_side_by_side() -> None:
+    x = normal(1, 4, 16417)
+    assert_rows_equal(x)
+    assert_pooling_equal(x, torch.ones(1, 4))
+
+
 def test_strides_are_honoured() -> None:
     x, mask = normal(3, 50, 40), ragged_mask(5, 10)
     for layout, view in views(x).items():

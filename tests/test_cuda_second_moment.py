@@ -205,6 +205,16 @@ def test_a_row_that_is_not_finite_spoils_its_columns_and_no_others(dtype: torch.
     assert int(spoilt.sum()) == 39
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_tensor_cores_cut_off_stays_small(dtype: torch.dtype) -> None:
+    """Of equal rows they cut off the same at every step, always towards zero."""
+    columns = (1 + torch.arange(100) / 100) * (-1) ** torch.arange(100)
+    x = columns.to(dtype).expand(200, 100).contiguous()
+    assert_moments_close(second_moment(x, backend="cuda"), second_moment(x, backend="reference"), 8e-7)
+    x = normal(3000, 5, dtype=dtype, shift=3.0)
+    assert_moments_close(second_moment(x, backend="cuda"), second_moment(x, backend="reference"), 4e-7)
+
+
 def test_leading_dimensions_are_batch_dimensions() -> None:
     x = normal(2, 3, 20, 6)
     got = second_moment(x, pilot=torch.ones(6), row_scale=torch.ones(2, 3, 20), backend="cuda")

@@ -212,6 +212,17 @@ def test_each_layer_stops_by_itself() -> None:
         assert torch.equal(found.vectors[layer], alone.vectors)
 
 
+def test_more_layers_than_a_grid_takes() -> None:
+    x = decaying(1, 6, 2).expand(260, 6, 2)
+    found = top_eigenvectors(x, 1, max_iterations=2, backend="cuda")
+    assert bool(found.converged.all())
+    assert torch.equal(found.vectors, found.vectors[:1].expand_as(found.vectors))
+    covariance = float32_covariance(covariance_of(x[:1], True)).expand(260, 2, 2)
+    found = top_eigenvectors(covariance=covariance, max_iterations=2, backend="cuda")
+    assert bool(found.converged.all())
+    assert torch.equal(found.vectors, found.vectors[:1].expand_as(found.vectors))
+
+
 def test_as_many_products_as_a_krylov_space_needs() -> None:
     covariance = float32_covariance(rotated(spectrum("power", 200))[0])
     found = top_eigenvectors(covariance=covariance, tolerance=1e-6, backend="cuda")

@@ -9,6 +9,7 @@ from moment_cases import DTYPES, RELATIVE, WIDTHS, assert_sums_close, normal, vi
 from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, pool_moments, row_moments
+from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, zero_sums
 
 # One rounding to the output's dtype.
@@ -258,3 +259,15 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     for got, wanted in zip(compiled(hidden, mask), both(hidden, mask), strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_the_state_form_checks_devices() -> None:
+    layers, mask, groups = [torch.ones(3, 4, 2)], torch.ones(3, 4, dtype=torch.bool), torch.arange(3)
+    sums = list(zero_sums(TOKEN_FIELDS, 1, 2).values())
+    for name, given in {
+        "groups": (mask, groups.to("meta"), sums),
+        "mask": (mask.to("meta"), groups, sums),
+        r"sums\[0\]": (mask, groups, [sums[0].to("meta"), *sums[1:]]),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: got device meta; it must be on cpu as the layers are"):
+            pool_moments_(layers, given[0], None, *given[1:])

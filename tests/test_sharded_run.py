@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed
 from tiny_checkpoints import WORDS, save_checkpoint
 
-from cone_kernels import ConeState, experiments
+from cone_kernels import ConeState, experiments, sharded_run
+from cone_kernels.experiments import by_ranks
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,25 @@ def corpus(tmp_path: Path) -> Path:
     file = tmp_path / "corpus.txt"
     file.write_text("".join(f"{a} {b}\n" for a in WORDS[:20] for b in WORDS[:12]))
     return file
+
+
+def test_a_rank_is_on_its_own_gpu_before_anything_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+
+    def shared_run(*_: object) -> None:
+        assert chosen == [3]
+        raise InterruptedError
+
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(sharded_run, "process_group", nullcontext)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 7)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    monkeypatch.setattr(by_ranks, "SharedRun", shared_run)
+    with pytest.raises(InterruptedError):
+        by_ranks.measure_by_ranks("model", corpus, {}, None, {})
 
 
 def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,8 @@ def shim() -> ctypes.CDLL:
         "run_lanes",
         "run_one_buffer_for_two_turns",
         "run_threads",
+        "run_one_and_small_products",
+        "run_grid",
     ):
         getattr(library, name).restype = ctypes.c_char_p
     return library
@@ -80,3 +82,18 @@ def test_shared_memory_is_poisoned(shim: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("threads", [0, 33, 2048])
 def test_impossible_blocks_are_refused(shim: ctypes.CDLL, threads: int) -> None:
     assert f"a block of {threads} threads".encode() in shim.run_threads(threads)
+
+
+@pytest.mark.parametrize("grid", [(1, 65536, 1), (1, 1, 65536)])
+def test_impossible_grids_are_refused(shim: ctypes.CDLL, grid: tuple[int, int, int]) -> None:
+    x, y, z = grid
+    assert f"self_test: a grid of {x} x {y} x {z} blocks".encode() in shim.run_grid(*grid)
+    assert shim.run_grid(3, 2, 1) == b""
+
+
+@pytest.mark.parametrize(("exponent", "wanted"), [(-12, 2.0**-20), (-13, 0.0)])
+def test_products_below_the_accumulator_are_cut_off_one_by_one(shim: ctypes.CDLL, exponent: int, wanted: float) -> None:
+    """16 products of 2^-24 beside 1 are all kept, of 2^-25 none, although they add up to more than a rounding."""
+    total = torch.zeros(1)
+    assert shim.run_one_and_small_products(exponent, address(total)) == b""
+    assert float(total) - 1 == wanted

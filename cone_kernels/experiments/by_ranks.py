@@ -38,13 +38,15 @@ def measure_by_ranks(
     from cone_kernels.sharded_run import all_merged, all_united, process_group
 
     with process_group(), tempfile.TemporaryDirectory() as folder:
-        shared = SharedRun(model, corpus, kept, save_state, options)
         rank, world_size = dist.get_rank(), dist.get_world_size()
         own: dict[str, Any] = {"save_state": Path(folder, "part"), "progress": options.get("progress")}
         if rank == 0:
             own["log_json"] = options.get("log_json")
         if options.get("device") is None and torch.cuda.is_available():
-            own["device"] = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
+            number = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
+            torch.cuda.set_device(number)  # before anything takes memory on the first GPU, which is another rank's
+            own["device"] = f"cuda:{number}"
+        shared = SharedRun(model, corpus, kept, save_state, options)
         mine = measure(**shared.keywords(rank, world_size, **own))
         part = all_merged(PartialRun.load(own["save_state"]))
         vectors = all_united(mine.vectors, part.sentences) if kept["keep_vectors"] else {}

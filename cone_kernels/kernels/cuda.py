@@ -1,6 +1,7 @@
 """The CUDA kernels: pointers, shapes and strides of GPU tensors handed to cone_kernels._cuda, on the current stream.
 
-Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing here waits for the GPU.
+Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing waits for the GPU but
+top_eigenvectors, which looks now and then whether it is done, and at times the copy of `cu_seqlens` from the CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cuda
+from cone_kernels.device_copy import to_device
 from cone_kernels.kernels.cuda_matrices import second_moment, top_eigenvectors
 from cone_kernels.kernels.cuda_place import device_number, dtype_number, place_of
 from cone_kernels.kernels.pointers import address, hidden_states_of, of_same_strides, rows_of, sum_addresses
@@ -171,5 +173,5 @@ def _segments(segments: Segments) -> tuple[int, ...]:
 
 
 def _beside(hidden: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
-    # The sentences' starts may come on the CPU.
-    return None if cu_seqlens is None else cu_seqlens.to(hidden.device, non_blocking=True)
+    """The sentences' starts, which may come on the CPU, on the device."""
+    return None if cu_seqlens is None else to_device(cu_seqlens, hidden.device)

@@ -87,9 +87,10 @@ def top_eigenvectors(
     return values, vectors, residuals, iterations, next_value, converged, mean
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _start(block: int, d: int, device: torch.device) -> Tensor:
-    # Kept, because nothing can be copied from the host while a graph is being captured.
+    # Kept, because nothing can be copied from the host while a graph is being captured; for good, because graphs that
+    # were captured read it.
     generator = torch.Generator().manual_seed(0)
     return torch.randn((block, d), dtype=torch.float64, generator=generator).to(device)
 

@@ -77,8 +77,7 @@ def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: tor
     mask = as_tensor(name, value)
     if tuple(mask.shape) != (batch, tokens):
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be (B, T) = {(batch, tokens)}")
-    if mask.device != device:
-        raise ValueError(f"{name}: got device {mask.device}; it must be on {device} as the hidden states are")
+    require_device(name, mask, device, "the hidden states are")
     if mask.dtype == torch.bool:
         return mask.contiguous()
     tokens_kept = mask == 1
@@ -130,6 +129,12 @@ def require(holds: Tensor, name: str, got: Callable[[], str], wanted: str) -> No
         torch._assert_async(holds, f"{name}: {wanted}")
     elif not bool(holds):
         raise ValueError(f"{name}: got {got()}; {wanted}")
+
+
+def require_device(name: str, tensor: Tensor, device: torch.device, beside: str = "x is") -> None:
+    """Raises a ValueError unless the tensor is on the device that `beside` says: kernels take addresses on trust."""
+    if tensor.device != device:
+        raise ValueError(f"{name}: got device {tensor.device}; it must be on {device} as {beside}")
 
 
 def read_is_free(tensor: Tensor) -> bool:

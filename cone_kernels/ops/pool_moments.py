@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.jackknife_groups import jackknife_groups
-from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, traced
+from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, require_device, traced
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import TOKEN_FIELDS, zero_sums
@@ -95,7 +95,12 @@ def pool_moments_(
 
     Returns pooled (L, B, D) and status (L, B).
     """
-    chosen = backends.resolve(backend, layers[0].device, "pool_moments")
+    device = layers[0].device
+    given = {"groups": groups, **({} if mask is None else {"mask": mask})}
+    given |= {f"sums[{i}]": total for i, total in enumerate(sums)}
+    for name, tensor in given.items():
+        require_device(name, tensor, device, "the layers are")
+    chosen = backends.resolve(backend, device, "pool_moments")
     add = _pool_moments_ if traced(layers[0]) else _add_tokens
     pooled, status = add(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
     return pooled, status

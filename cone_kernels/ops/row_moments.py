@@ -10,7 +10,15 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.jackknife_groups import jackknife_groups
-from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, groups_of, like_input, traced
+from cone_kernels.ops.arguments import (
+    ArrayLike,
+    flatten_batch,
+    float_tensor,
+    groups_of,
+    like_input,
+    require_device,
+    traced,
+)
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
@@ -60,6 +68,10 @@ def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backe
     groups: (n,) int64 in [0, 64), or -1 for a row to pass over; None: row i is in group i mod 64. Returns the status
     (L, n) uint8: 0 used, 1 zero, 2 not finite.
     """
+    if groups is not None:
+        require_device("groups", groups, x.device)
+    for i, total in enumerate(sums):
+        require_device(f"sums[{i}]", total, x.device)
     chosen = backends.resolve(backend, x.device, "row_moments")
     add = _row_moments_ if traced(x) else _add_rows
     result: Tensor = add(x, groups, list(sums), chosen.value)

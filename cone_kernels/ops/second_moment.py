@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, as_tensor, flatten_batch, float_tensor, like_input, traced
+from cone_kernels.ops.arguments import (
+    ArrayLike,
+    as_tensor,
+    flatten_batch,
+    float_tensor,
+    like_input,
+    require_device,
+    traced,
+)
 from cone_kernels.ops.gradients import refuse_backward
 
 
@@ -76,7 +84,10 @@ def second_moment_(
         raise ValueError(f"moment: got {moment.dtype} with strides {moment.stride()}; it must be contiguous float64")
     if moment.shape != (x.shape[0], x.shape[2], x.shape[2]):
         raise ValueError(f"moment: got shape {tuple(moment.shape)}; for x of {tuple(x.shape)} it must be (L, d, d)")
+    require_device("moment", moment, x.device)
     layers, n, d = x.shape
+    if use is not None:
+        require_device("use", use, x.device)
     if use is not None and (use.dtype != torch.bool or use.shape != (layers, n)):
         raise ValueError(f"use: got {use.dtype} {tuple(use.shape)}; it must be bool ({layers}, {n})")
     scale = None if weights is None else _float64("weights", weights, (layers, n), x.device)
@@ -92,8 +103,7 @@ def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.
         raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}; it must be floating")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: got device {tensor.device}; it must be on {device} as x is")
+    require_device(name, tensor, device)
     return tensor.to(torch.float64).contiguous()
 
 

@@ -180,12 +180,20 @@ int device_count() {
   return count;
 }
 
+int driver_version() {
+  int version = 0;
+  cudaDriverGetVersion(&version);
+  return version;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of cone_kernels, over raw pointers.";
   m.def("device_count", &device_count, "GPUs that the CUDA runtime can use; 0 without a GPU or a driver.");
+  m.def("driver_version", &driver_version, "The CUDA version that the driver has, as 13000; 0 without a driver.");
   m.attr("runtime_version") = CUDART_VERSION;
+  m.attr("architectures") = cone::cuda::architectures();
   bind_moments(m);
   bind_gradients(m);
   bind_matrices(m);

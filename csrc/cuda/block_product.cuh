@@ -180,8 +180,8 @@ __global__ void __launch_bounds__(kProductThreads)
 // partial (L, segments, 2, d): column sums and largest magnitudes of one segment.
 template <class In>
 __global__ void __launch_bounds__(kProductThreads) sum_columns(Rows<In> x, Krylov krylov) {
-  const int64_t layer = blockIdx.z, j = int64_t(blockIdx.y) * kProductThreads + threadIdx.x;
-  const int64_t begin = int64_t(blockIdx.x) * krylov.segment_rows;
+  const int64_t layer = blockIdx.z, j = int64_t(blockIdx.x) * kProductThreads + threadIdx.x;
+  const int64_t begin = int64_t(blockIdx.y) * krylov.segment_rows;
   const int64_t end = begin + krylov.segment_rows < x.n ? begin + krylov.segment_rows : x.n;
   if (j >= x.d) return;
   double sum = 0;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kProductThreads) sum_columns(Rows<In> x, Krylo
     sum += double(value);
     largest = fabs(value) > largest ? float(fabs(value)) : largest;
   }
-  double* out = krylov.partial + (layer * gridDim.x + blockIdx.x) * 2 * x.d;
+  double* out = krylov.partial + (layer * gridDim.y + blockIdx.y) * 2 * x.d;
   out[j] = sum;
   out[x.d + j] = double(largest);
 }

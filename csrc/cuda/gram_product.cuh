@@ -15,21 +15,25 @@ constexpr int kWarpTileRows = 64, kWarpTileColumns = 32;  // a warp's part of th
 constexpr int kStepRows = 16;                             // of one matrix instruction
 
 // How rows pass through shared memory. kRows are copied together, kStages such copies are held at once. kPanels of
-// each: high of the tile's rows, high of its columns, with two planes also low of both. kChainRows rows meet in one
-// float32 accumulator: tensor cores truncate, so that long chains are biased. With two planes the small products are
-// added first, while truncation costs little; that takes all rows of a chain at once.
+// each: high of the tile's rows, high of its columns, with two planes also low of both. kRows also meet in one
+// accumulator of the tensor cores: these cut off what of a product lies below it, so that long chains are biased, equal
+// rows of float16 by 2.5e-6 in 128 rows and 4e-7 in 32. Products of bfloat16 have so few digits that little is cut off.
+// With two planes the small products are added first, while truncation costs little.
+constexpr int kMostStageRows = 64;
+
+template <MatrixType kType>
 struct OnePlane {
-  static constexpr bool kLow = false;
-  static constexpr int kPanels = 2, kRows = 32, kStages = 4, kChainRows = 128;
+  static constexpr bool kLow = false, kFewDigits = kType == MatrixType::kBFloat16;
+  static constexpr int kPanels = 2, kRows = kFewDigits ? kMostStageRows : 32, kStages = kFewDigits ? 3 : 4;
 };
 struct TwoPlanes {
   static constexpr bool kLow = true;
-  static constexpr int kPanels = 4, kRows = 64, kStages = 2, kChainRows = kRows;
+  static constexpr int kPanels = 4, kRows = 32, kStages = 4;
 };
 // For compute capabilities 8.6 and 8.9.
 struct TwoPlanesInLittleMemory {
   static constexpr bool kLow = true;
-  static constexpr int kPanels = 4, kRows = 32, kStages = 3, kChainRows = kRows;
+  static constexpr int kPanels = 4, kRows = 32, kStages = 3;
 };
 
 template <class Staging>
@@ -167,9 +171,22 @@ __device__ __forceinline__ void multiply_stage(const uint16_t* left_panel, const
   }
 }
 
-// partial (layers, splits, tiles, kTile, kTile): one tile over one split of the rows, in float64.
+// A float32 sum and what it is too large by (Kahan): as good as float64 here, whose conversions take longer.
+struct alignas(8) WideSum {
+  float sum, error;
+
+  __device__ __forceinline__ void add(float value) {
+    value -= error;
+    const float added = sum + value;
+    error = (added - sum) - value;
+    sum = added;
+  }
+  __device__ __forceinline__ double value() const { return double(sum) - double(error); }
+};
+
+// partial (layers, splits, tiles, kTile, kTile): one tile over one split of the rows.
 template <class Staging, MatrixType kType>
-__global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, double* partial) {
+__global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, WideSum* partial) {
   uint16_t* stages = shared_memory<uint16_t>();  // (kStages, kPanels, kStageRows, kTile)
   const int64_t layer = blockIdx.z, first = int64_t(blockIdx.y) * x.split_rows;
   const int64_t end = first + x.split_rows < x.n ? first + x.split_rows : x.n;
@@ -190,8 +207,7 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, do
   const int warp = int(threadIdx.x) / 32;
   const WarpPlace place = {warp / (kTile / kWarpTileColumns) * kWarpTileRows,
                            warp % (kTile / kWarpTileColumns) * kWarpTileColumns};
-  Chain chain = {};
-  double total[kFragmentRows][kFragmentColumns][4] = {};
+  WideSum total[kFragmentRows][kFragmentColumns][4] = {};
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<Staging::kStages - 2>();
     __syncthreads();  // all copies of this step have landed, and all are done with the step that is overwritten next
@@ -199,17 +215,14 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, do
     copier.start<Staging>(x, use, next, right, panels_of(next));
     commit_copies();
     const uint16_t* panels = panels_of(step);
+    Chain chain = {};
     multiply_stage<Staging, kType>(panels, right != 0 ? panels + kPanelSize<Staging> : panels, place, chain);
-    if ((step + 1) % (Staging::kChainRows / Staging::kRows) != 0 && step + 1 < steps) continue;
 #pragma unroll
     for (int r = 0; r < kFragmentRows; ++r)
 #pragma unroll
       for (int c = 0; c < kFragmentColumns; ++c)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          total[r][c][e] += double(chain[r][c][e]);
-          chain[r][c][e] = 0;
-        }
+        for (int e = 0; e < 4; ++e) total[r][c][e].add(chain[r][c][e]);
   }
   wait_for_copies<0>();
 
@@ -222,7 +235,8 @@ __global__ void __launch_bounds__(kGramThreads, 1) multiply_tiles(GramRows x, do
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = place.row + 16 * r + 8 * half + lane / 4, column = place.column + 8 * c + lane % 4 * 2;
-        store_two(partial + row * kTile + column, total[r][c][2 * half], total[r][c][2 * half + 1]);
+        const WideSum &first = total[r][c][2 * half], &second = total[r][c][2 * half + 1];
+        store_four(&partial[row * kTile + column].sum, first.sum, first.error, second.sum, second.error);
       }
 }
 

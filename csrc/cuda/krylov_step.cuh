@@ -112,7 +112,7 @@ class RitzStep {
         k_(int(krylov.k)),
         old_(int(krylov.states[layer_].size)),
         size_(old_ + int(krylov.states[layer_].fresh)),
-        iterations_(krylov.states[layer_].iterations + 1),
+        iterations_(krylov.states[layer_].iterations + (size_ > old_)),
         basis_(krylov.basis + layer_ * capacity_ * d_),
         image_(krylov.image + layer_ * capacity_ * d_),
         ritz_(krylov.ritz + layer_ * krylov.ritz_rows * d_),
@@ -134,16 +134,20 @@ class RitzStep {
     gather_rotation();
     find_residuals();
     const bool converged = is_converged();
+    // expand() overwrites the rotation that store() needs: where it finds nothing to append, the next step is the last.
+    const bool last = converged || iterations_ >= args_.max_iterations || size_ == old_;
     int fresh = 0;
-    if (!converged && iterations_ < args_.max_iterations) fresh = expand();
-    if (fresh == 0) store(converged);
+    if (last)
+      store(converged);
+    else
+      fresh = expand();
     __syncthreads();
     if (threadIdx.x > 0) return;
     LayerState& state = krylov_.states[layer_];
     state.size = size_;
     state.fresh = fresh;
     state.iterations = iterations_;
-    krylov_.done[layer_] = fresh == 0;
+    krylov_.done[layer_] = last;
   }
 
  private:

@@ -16,14 +16,17 @@ inline void check(const char* op, cudaError_t error) {
   throw std::runtime_error(std::string(op) + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
-// Where an op runs: torch's current stream of the tensors' device. Puts the calling thread's device back at the end.
+// Where an op runs: torch's current stream of the tensors' device. A thread that is on another device is put back at
+// the end; one that is on it already is left alone, for to set a device makes a context there.
 class Stream {
  public:
-  Stream(const char* op, int device, cudaStream_t stream) : op_(op), stream_(stream) {
+  Stream(const char* op, int device, cudaStream_t stream) : op_(op), stream_(stream), device_(device) {
     check(op, cudaGetDevice(&before_));
-    check(op, cudaSetDevice(device));
+    if (before_ != device) check(op, cudaSetDevice(device));
   }
-  ~Stream() { cudaSetDevice(before_); }
+  ~Stream() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
@@ -38,16 +41,22 @@ class Stream {
   template <class... Params>
   void launch_converted(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Params... args) const {
     const void* function = reinterpret_cast<const void*>(kernel);
-    if (shared_bytes > kDefaultSharedBytes)
-      check(op_, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    if (shared_bytes > kDefaultSharedBytes) allow_most_shared_memory(function);
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))...};
     check(op_, cudaLaunchKernel(function, grid, dim3(unsigned(threads)), pointers, shared_bytes, stream_));
+  }
+
+  // The same at every launch of any size: threads that launch one kernel at once must not take from each other.
+  void allow_most_shared_memory(const void* function) const {
+    int most = 0;
+    check(op_, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
+    check(op_, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   }
 
   static constexpr size_t kDefaultSharedBytes = 48 << 10;
   const char* op_;
   cudaStream_t stream_;
-  int before_ = 0;
+  int device_, before_ = 0;
 };
 
 // The block's dynamic shared memory, as large as its launch asked for.

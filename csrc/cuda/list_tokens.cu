@@ -25,6 +25,8 @@ __global__ void __launch_bounds__(kWarpSize)
 
 }  // namespace
 
+std::vector<int> architectures() { return {__CUDA_ARCH_LIST__}; }
+
 void list_tokens(const uint8_t* mask, int64_t n_sentences, int64_t n_tokens, int32_t* positions, int32_t* sizes,
                  const Queue& queue) {
   check_count("list_tokens", "sentences", n_sentences);

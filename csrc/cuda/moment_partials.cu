@@ -5,6 +5,7 @@ namespace cuda {
 namespace {
 
 constexpr int kTileColumns = 32, kTileRows = 8, kTileThreads = kTileColumns * kTileRows;
+constexpr int64_t kMostTiles = 512;  // side by side; a grid can have 65535 blocks in y
 
 struct Totals {
   MomentSums sums;
@@ -55,9 +56,8 @@ __device__ void add_scalars(const Totals& totals, int64_t layer) {
 // Adds n rows of partial sums to one row, for a tile of 32 columns: eight warps take every eighth row each. scalars, or
 // null: row i was written only where scalars[i · scalar_stride] is not zero.
 __device__ void add_tile(double* to, const double* from, int64_t n, int64_t row_stride, int64_t d,
-                         const double* scalars, int64_t scalar_stride) {
+                         const double* scalars, int64_t scalar_stride, int64_t column) {
   double* of_warps = shared_memory<double>();  // (kTileRows, kTileColumns)
-  const int64_t column = int64_t(blockIdx.y) * kTileColumns + lane_of_thread();
   double total = 0;
   if (column < d)
     for (int64_t i = warp_of_thread(); i < n; i += kTileRows)
@@ -67,6 +67,15 @@ __device__ void add_tile(double* to, const double* from, int64_t n, int64_t row_
   if (warp_of_thread() > 0 || column >= d) return;
   for (int warp = 1; warp < kTileRows; ++warp) total += of_warps[warp * kTileColumns + lane_of_thread()];
   to[column] += total;
+}
+
+// As add_tile, for all columns.
+__device__ void add_tiles(double* to, const double* from, int64_t n, int64_t row_stride, int64_t d,
+                          const double* scalars, int64_t scalar_stride) {
+  for (int64_t tile = blockIdx.y; tile * kTileColumns < d; tile += gridDim.y) {
+    add_tile(to, from, n, row_stride, d, scalars, scalar_stride, tile * kTileColumns + lane_of_thread());
+    __syncthreads();
+  }
 }
 
 // blockIdx.x: a layer's scalars, then its three sums by column, then Σ u of each of its groups; blockIdx.y: columns.
@@ -82,11 +91,11 @@ __global__ void __launch_bounds__(kTileThreads) add_partials_kernel(const __grid
     double* const to = job == 1 ? totals.sums.sum : job == 2 ? totals.sums.sq_sum : totals.sums.unit_sq_sum;
     const int64_t parts = totals.segments.parts();
     const double* from = totals.partials.columns + (layer * parts * 3 + job - 1) * d;
-    return add_tile(to + layer * d, from, parts, 3 * d, d, nullptr, 0);
+    return add_tiles(to + layer * d, from, parts, 3 * d, d, nullptr, 0);
   }
   const int64_t at = layer * groups + job - 1 - column_jobs, slabs = totals.partials.slabs;
-  add_tile(totals.sums.unit_sum + at * d, totals.partials.units + at * slices * d, slices, d, d,
-           totals.partials.scalars + at * slices * slabs * kScalars, slabs * kScalars);
+  add_tiles(totals.sums.unit_sum + at * d, totals.partials.units + at * slices * d, slices, d, d,
+            totals.partials.scalars + at * slices * slabs * kScalars, slabs * kScalars);
 }
 
 // One warp a row.
@@ -127,7 +136,8 @@ void add_partials(const char* op, const MomentSums& sums, double* sentence_sq_su
   if (n_layers == 0) return;
   const Totals totals{sums, sentence_sq_sum, sentence_size_sq_sum, n_sentences, segments, partials, n_layers, d};
   const int64_t jobs = 1 + (partials.columns != nullptr ? 3 : 0) + (segments.slices > 1 ? segments.groups : 0);
-  const dim3 grid(unsigned(n_layers * jobs), jobs > 1 ? unsigned((d + kTileColumns - 1) / kTileColumns) : 1);
+  const int64_t tiles = jobs > 1 ? std::min((d + kTileColumns - 1) / kTileColumns, kMostTiles) : 1;
+  const dim3 grid(unsigned(n_layers * jobs), unsigned(tiles));
   Stream(op, queue.device, queue.stream)
       .launch(add_partials_kernel, grid, kTileThreads, kTileThreads * sizeof(double), totals);
 }

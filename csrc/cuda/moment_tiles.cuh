@@ -13,11 +13,11 @@ constexpr int kStripRows = 32;  // of a tile, which one block adds
 constexpr int kAddThreads = 256;
 
 // Σ over the splits of one entry of a tile.
-__device__ __forceinline__ double sum_of_splits(const double* partial, int64_t layer, int splits, int64_t tiles,
+__device__ __forceinline__ double sum_of_splits(const WideSum* partial, int64_t layer, int splits, int64_t tiles,
                                                 int64_t tile, int64_t entry) {
   partial += (layer * splits * tiles + tile) * kTileSize + entry;
-  double sum = partial[0];
-  for (int s = 1; s < splits; ++s) sum += partial[s * tiles * kTileSize];
+  double sum = partial[0].value();
+  for (int s = 1; s < splits; ++s) sum += partial[s * tiles * kTileSize].value();
   return sum;
 }
 
@@ -47,7 +47,7 @@ __device__ __forceinline__ ColumnTerms terms_of(const Planes& planes, const doub
 
 // With a pilot also p tᵀ + t pᵀ + n p pᵀ, t the column sums.
 __global__ void __launch_bounds__(kAddThreads)
-    add_packed_tiles(const double* partial, int splits, Planes planes, int64_t parts, const double* pilot, int64_t d,
+    add_packed_tiles(const WideSum* partial, int splits, Planes planes, int64_t parts, const double* pilot, int64_t d,
                      double* moment) {
   ColumnTerms* terms = shared_memory<ColumnTerms>();  // (kStripRows + kTile)
   double* rows_taken = reinterpret_cast<double*>(terms + kStripRows + kTile);
@@ -88,7 +88,7 @@ __device__ __forceinline__ int64_t column_beside(int64_t i0, int64_t j0, int c) 
 }
 
 template <class In>
-__device__ __forceinline__ ColumnState state_of(const RowsToPack<In>& given, const double* partial, int splits,
+__device__ __forceinline__ ColumnState state_of(const RowsToPack<In>& given, const WideSum* partial, int splits,
                                                 int64_t layer, int64_t column) {
   if (std::is_same_v<In, Float16> || column >= given.rows.d) return kSafe;
   const int64_t block = column / kTile, entry = column % kTile * (kTile + 1);
@@ -136,7 +136,7 @@ __device__ double product_in_float64(const RowsToPack<In>& given, int64_t layer,
 
 template <class In>
 __global__ void __launch_bounds__(kAddThreads)
-    add_raw_tiles(const double* partial, int splits, RowsToPack<In> given, double* moment) {
+    add_raw_tiles(const WideSum* partial, int splits, RowsToPack<In> given, double* moment) {
   ColumnState* states = shared_memory<ColumnState>();                       // (kColumnsBeside)
   uint8_t* of_warps = reinterpret_cast<uint8_t*>(states + kColumnsBeside);  // (kAddWarps, kColumnsBeside)
   const int64_t layer = blockIdx.z, d = given.rows.d;

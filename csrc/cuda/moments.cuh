@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include <vector>
+
 #include "cone/moments.h"
 
 namespace cone {
@@ -79,6 +81,9 @@ struct PoolMomentsLaunch {
 void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue);
 
 void masked_mean_pool(const MaskedMeanPoolArgs& args, const TokenLists& lists, const Queue& queue);
+
+// The compute capabilities whose machine code the kernels have, times 100; the highest one's PTX is there too.
+std::vector<int> architectures();
 
 // Writes the positions (B, T) and sizes (B) of the tokens that a mask (B, T) keeps.
 void list_tokens(const uint8_t* mask, int64_t n_sentences, int64_t n_tokens, int32_t* positions, int32_t* sizes,

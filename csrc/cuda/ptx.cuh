@@ -1,5 +1,5 @@
 // Instructions that CUDA C++ has no name for: matrix products of a warp, their loads from shared memory, asynchronous
-// copies into it, stores of two values. tests/simt/cuda/ptx.cuh stands in for them on the CPU.
+// copies into it, stores of neighbours. tests/simt/cuda/ptx.cuh stands in for them on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -47,9 +47,10 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 }
 
-// Two neighbours in one store, which the compiler would make two of.
-__device__ __forceinline__ void store_two(double* to, double first, double second) {
-  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(first), "d"(second) : "memory");
+// Neighbours in one store, which the compiler would make two of.
+__device__ __forceinline__ void store_four(float* to, float first, float second, float third, float fourth) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(first), "f"(second), "f"(third), "f"(fourth)
+               : "memory");
 }
 __device__ __forceinline__ void store_two(unsigned* to, unsigned first, unsigned second) {
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(first), "r"(second) : "memory");

@@ -10,12 +10,14 @@ namespace {
 
 constexpr int64_t kMostRows = 65536, kMostPackedRows = 8192;   // of one chunk
 constexpr int64_t kPlaneValues = int64_t(64) << 20;            // of one plane
-constexpr int64_t kPartialValues = int64_t(16) << 20;          // float64, of the tiles of several layers or splits
+constexpr int64_t kPartialValues = int64_t(16) << 20;          // sums, of the tiles of several layers or splits
 constexpr int64_t kBlocksWanted = 528, kLeastSplitRows = 512;  // four blocks for each multiprocessor of a large GPU
 constexpr int64_t kMostLayers = 65535;                         // of a grid
 
 // What every GPU of compute capability 8.0 or more has at least, and what those have that the others are for.
-static_assert(kGramShared<OnePlane> <= 99 << 10 && kGramShared<TwoPlanesInLittleMemory> <= 99 << 10);
+static_assert(kGramShared<OnePlane<MatrixType::kFloat16>> <= 99 << 10 &&
+              kGramShared<OnePlane<MatrixType::kBFloat16>> <= 99 << 10 &&
+              kGramShared<TwoPlanesInLittleMemory> <= 99 << 10);
 static_assert(kGramShared<TwoPlanes> <= 163 << 10);
 
 enum class Source {
@@ -47,7 +49,7 @@ struct Plan {
     const int64_t wanted = std::min((kBlocksWanted + tiles * layers - 1) / (tiles * layers),
                                     std::max(int64_t(1), kPartialValues / (tiles * kTileSize * layers)));
     const int64_t most = std::max(int64_t(1), std::min(wanted, rows / kLeastSplitRows));
-    split_rows = ((rows + most - 1) / most + OnePlane::kChainRows - 1) / OnePlane::kChainRows * OnePlane::kChainRows;
+    split_rows = ((rows + most - 1) / most + kMostStageRows - 1) / kMostStageRows * kMostStageRows;
     splits = (rows + split_rows - 1) / split_rows;
   }
 
@@ -74,7 +76,7 @@ Planes planes_of(const Plan& plan, int64_t rows, double* workspace) {
 }
 
 template <class Staging, MatrixType kType>
-void multiply(const Stream& stream, const Plan& plan, GramRows x, int64_t layers, double* partial) {
+void multiply(const Stream& stream, const Plan& plan, GramRows x, int64_t layers, WideSum* partial) {
   x.split_rows = plan.split_rows;
   const int64_t splits = (x.n + plan.split_rows - 1) / plan.split_rows;
   stream.launch(multiply_tiles<Staging, kType>, dim3(unsigned(plan.tiles), unsigned(splits), unsigned(layers)),
@@ -87,18 +89,20 @@ void add_chunk(const Stream& stream, const SecondMomentArgs& args, const Plan& p
                int64_t layers, double* moment) {
   const int64_t n = given.rows.n;
   const Planes planes = planes_of(plan, n, args.workspace);
+  static_assert(sizeof(WideSum) == sizeof(double));
+  WideSum* const partial = reinterpret_cast<WideSum*>(args.workspace);
   const int splits = int((n + plan.split_rows - 1) / plan.split_rows);
   const dim3 strips(unsigned(plan.tiles), kTile / kStripRows, unsigned(layers));
   const GramRows packed = {planes.high, planes.low, n * plan.pitch, plan.pitch, n, plan.pitch, nullptr, 0, 0};
   if (plan.source == Source::kPacked) {
     pack(stream, given, planes, layers);
     if (kGramShared<TwoPlanes> <= size_t(args.most_shared))
-      multiply<TwoPlanes, MatrixType::kFloat16>(stream, plan, packed, layers, args.workspace);
+      multiply<TwoPlanes, MatrixType::kFloat16>(stream, plan, packed, layers, partial);
     else
-      multiply<TwoPlanesInLittleMemory, MatrixType::kFloat16>(stream, plan, packed, layers, args.workspace);
+      multiply<TwoPlanesInLittleMemory, MatrixType::kFloat16>(stream, plan, packed, layers, partial);
     const double* pilot = args.about_pilot ? nullptr : given.pilot;
     constexpr size_t kShared = sizeof(ColumnTerms) * (kStripRows + kTile) + sizeof(double);
-    stream.launch(add_packed_tiles, strips, kAddThreads, kShared, args.workspace, splits, planes, parts_of(n), pilot,
+    stream.launch(add_packed_tiles, strips, kAddThreads, kShared, partial, splits, planes, parts_of(n), pilot,
                   given.rows.d, moment);
     return;
   }
@@ -117,9 +121,9 @@ void add_chunk(const Stream& stream, const SecondMomentArgs& args, const Plan& p
            given.row_numbers,
            0};
     constexpr MatrixType kType = std::is_same_v<In, BFloat16> ? MatrixType::kBFloat16 : MatrixType::kFloat16;
-    multiply<OnePlane, kType>(stream, plan, x, layers, args.workspace);
-    stream.launch(add_raw_tiles<In>, strips, kAddThreads, (1 + kAddWarps) * kColumnsBeside, args.workspace, splits,
-                  given, moment);
+    multiply<OnePlane<kType>, kType>(stream, plan, x, layers, partial);
+    stream.launch(add_raw_tiles<In>, strips, kAddThreads, (1 + kAddWarps) * kColumnsBeside, partial, splits, given,
+                  moment);
   }
 }
 

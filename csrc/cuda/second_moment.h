@@ -22,7 +22,8 @@ int64_t second_moment_workspace(const SecondMomentArgs& args);
 
 // bfloat16 and float16 rows without weights and pilot are multiplied as they are. Else (x · weight − pilot) · scale,
 // each column scaled by a power of two, is split into two float16 values (22 bits) and three products of these are
-// added. Tensor cores add up at most 128 products in float32, then float64 takes over. The order is fixed by the shape.
+// added. Tensor cores add up the products of at most 32 rows (bfloat16: 64), compensated float32 those of a split of
+// the rows, then float64 takes over. The order is fixed by the shape.
 void second_moment(const SecondMomentArgs& args, const Place& place);
 
 }  // namespace cuda

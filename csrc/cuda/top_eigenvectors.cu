@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kBasisBlocks = 5;  // the basis holds at most this many blocks
 constexpr int64_t kBlocksWanted = 528, kLeastSegmentRows = 64, kPartialValues = int64_t(16) << 20;
+constexpr int64_t kMostLayers = 256;  // at a time; a grid can have 65535 blocks in z
 
 int64_t groups_of(int64_t block) { return (block + kVectors - 1) / kVectors; }
 
@@ -63,14 +64,35 @@ struct Plan {
   }
 };
 
-bool has_work(const MatrixArgs& x) { return x.n_layers > 0; }
+// Calls body(args, plan) for as many layers at a time as go together; each part has a workspace of its own.
+template <class Body>
+void for_parts(TopEigenvectorsArgs args, int64_t element_size, const Body& body) {
+  const int64_t k = args.k, d = args.x.d;
+  for (int64_t left = args.x.n_layers; left > 0; left -= kMostLayers) {
+    const int64_t layers = args.x.n_layers = std::min(left, kMostLayers);
+    const Plan plan(args);
+    body(args, plan);
+    args.x.data = static_cast<const char*>(args.x.data) + layers * args.x.layer_stride * element_size;
+    args.values += layers * k;
+    args.vectors += layers * k * d;
+    args.residuals += layers * k;
+    args.iterations += layers;
+    args.next_value += layers;
+    if (args.mean) args.mean += layers * d;
+    args.converged += layers;
+    args.done += layers;
+    args.workspace += plan.values;
+  }
+}
 
 template <class Body>
 void with_rows(const TopEigenvectorsArgs& args, const Place& place, const Body& body) {
-  if (!has_work(args.x)) return;
   const Stream stream("top_eigenvectors", place.device, static_cast<cudaStream_t>(place.stream));
   with_element_type(args.x.dtype, [&](const auto* element) {
-    body(stream, rows_of<std::remove_const_t<std::remove_pointer_t<decltype(element)>>>(args.x));
+    using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
+    for_parts(args, sizeof(In), [&](const TopEigenvectorsArgs& part, const Plan& plan) {
+      body(stream, part, plan, rows_of<In>(part.x));
+    });
   });
 }
 
@@ -95,15 +117,18 @@ void multiply(const Stream& stream, const TopEigenvectorsArgs& args, const Plan&
 
 }  // namespace
 
-int64_t top_eigenvectors_workspace(const TopEigenvectorsArgs& args) { return has_work(args.x) ? Plan(args).values : 0; }
+int64_t top_eigenvectors_workspace(const TopEigenvectorsArgs& args) {
+  int64_t values = 0;
+  for_parts(args, 0, [&](const TopEigenvectorsArgs&, const Plan& plan) { values += plan.values; });
+  return values;
+}
 
-void top_eigenvectors_begin(const TopEigenvectorsArgs& args, const Place& place) {
-  with_rows(args, place, [&](const Stream& stream, const auto& x) {
+void top_eigenvectors_begin(const TopEigenvectorsArgs& given, const Place& place) {
+  with_rows(given, place, [&](const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, const auto& x) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(x.data)>>;
-    const Plan plan(args);
     const unsigned layers = unsigned(args.x.n_layers);
     if (!args.covariance) {
-      const dim3 grid(unsigned(plan.segments), unsigned((x.d + kProductThreads - 1) / kProductThreads), layers);
+      const dim3 grid(unsigned((x.d + kProductThreads - 1) / kProductThreads), unsigned(plan.segments), layers);
       stream.launch(sum_columns<In>, grid, kProductThreads, 0, x, plan.krylov);
     }
     stream.launch(begin_layers<In>, dim3(layers), plan.threads(), plan.shared_bytes(), x, args, plan.krylov,
@@ -111,9 +136,8 @@ void top_eigenvectors_begin(const TopEigenvectorsArgs& args, const Place& place)
   });
 }
 
-void top_eigenvectors_steps(const TopEigenvectorsArgs& args, int64_t steps, const Place& place) {
-  with_rows(args, place, [&](const Stream& stream, const auto& x) {
-    const Plan plan(args);
+void top_eigenvectors_steps(const TopEigenvectorsArgs& given, int64_t steps, const Place& place) {
+  with_rows(given, place, [&](const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, const auto& x) {
     for (int64_t step = 0; step < steps; ++step) {
       multiply(stream, args, plan, x);
       stream.launch(step_layers, dim3(unsigned(args.x.n_layers)), plan.threads(), plan.shared_bytes(), args,

@@ -52,7 +52,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 227 << 10;
   return cudaSuccess;
 }
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 0;
+  return cudaSuccess;
+}
 #define CUDART_VERSION 0
+#define __CUDA_ARCH_LIST__
 
 namespace simt {
 

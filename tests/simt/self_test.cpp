@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
 
 namespace {
 
@@ -55,6 +56,18 @@ __global__ void lanes(int* down, int* from_third, unsigned* ballot) {
   if (lane == 0) *ballot = bits;
 }
 
+// 1 and 16 products of 2^-12 and 2^exponent in one entry of a warp's matrix product.
+__global__ void one_and_small_products(int exponent, float* sum) {
+  const unsigned small = unsigned(cone::cuda::float_to_float16(std::ldexp(1.0f, exponent))) * 0x10001u;
+  const unsigned other = unsigned(cone::cuda::float_to_float16(0x1p-12f)) * 0x10001u;
+  const unsigned left[4] = {small, small, small, small}, right[2] = {other, other};
+  float entries[4] = {1, 1, 1, 1};
+  cone::cuda::multiply_add<cone::cuda::MatrixType::kFloat16>(left, right, entries);
+  if (threadIdx.x == 0) *sum = entries[0];
+}
+
+__global__ void does_nothing() {}
+
 std::string message;
 
 template <class Body>
@@ -97,4 +110,10 @@ EXPORT const char* run_one_buffer_for_two_turns(int* seen) {
 }
 EXPORT const char* run_threads(int threads) {
   return told([&](const auto& stream) { stream.launch(two_barriers_at_once, dim3(1), threads, 0); });
+}
+EXPORT const char* run_one_and_small_products(int exponent, float* sum) {
+  return told([&](const auto& stream) { stream.launch(one_and_small_products, dim3(1), 32, 0, exponent, sum); });
+}
+EXPORT const char* run_grid(unsigned x, unsigned y, unsigned z) {
+  return told([&](const auto& stream) { stream.launch(does_nothing, dim3(x, y, z), 32, 0); });
 }

@@ -16,6 +16,7 @@ namespace simt {
 namespace {
 
 constexpr size_t kStackBytes = 128 << 10, kMostThreads = 1024, kMostShared = 227 << 10;
+constexpr unsigned kMostBlocksUp = 65535;  // of gridDim.y and z
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
@@ -168,6 +169,9 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
   if (threads == 0 || threads > kMostThreads || threads % kWarp != 0 || shared_bytes > kMostShared)
     throw std::invalid_argument(std::string(op) + ": a block of " + std::to_string(threads) + " threads with " +
                                 std::to_string(shared_bytes) + " bytes of shared memory cannot be launched");
+  if (grid.y > kMostBlocksUp || grid.z > kMostBlocksUp)
+    throw std::invalid_argument(std::string(op) + ": a grid of " + std::to_string(grid.x) + " x " +
+                                std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks cannot be launched");
   block.body = &body;
   block.fibers.resize(std::max(block.fibers.size(), size_t(threads)));
   block.slots.resize(kMostThreads * kSlotBytes);

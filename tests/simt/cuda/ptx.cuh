@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <vector>
@@ -23,10 +24,36 @@ float value_of(unsigned pair, unsigned half) {
   return kType == MatrixType::kBFloat16 ? __uint_as_float(unsigned(bits) << 16) : float16_to_float(bits);
 }
 
+// Subnormal numbers are not shifted up to their first digit.
+template <MatrixType kType>
+int exponent_of(float value) {
+  return std::max(std::ilogb(value), kType == MatrixType::kFloat16 ? -14 : -126);
+}
+
 inline float truncated(double value) {
   const float nearest = float(value);
   return std::isfinite(nearest) && std::fabs(double(nearest)) > std::fabs(value) ? std::nextafterf(nearest, 0.0f)
                                                                                  : nearest;
+}
+
+// c + Σ left · right as the hardware with the fewest digits adds (compute capability 8.0): all terms are aligned to the
+// largest exponent among them, with one bit more than float32 has, and what falls off is cut off of each.
+template <MatrixType kType>
+float add_products(float c, const float (&left)[8], const float (&right)[8]) {
+  constexpr int kExtraBits = 1;
+  double products[8], exact = c;
+  int largest = std::isfinite(c) ? std::max(std::ilogb(c), -126) : 0;
+  for (unsigned k = 0; k < 8; ++k) {
+    products[k] = double(left[k]) * double(right[k]);
+    exact += products[k];
+    if (products[k] != 0 && std::isfinite(products[k]))
+      largest = std::max(largest, exponent_of<kType>(left[k]) + exponent_of<kType>(right[k]));
+  }
+  if (!std::isfinite(exact)) return float(exact);
+  const double unit = std::ldexp(1.0, largest - 23 - kExtraBits), per_unit = 1 / unit;
+  double units = std::trunc(double(c) * per_unit);
+  for (const double product : products) units += std::trunc(product * per_unit);
+  return truncated(units * unit);
 }
 
 struct Copy {
@@ -46,7 +73,7 @@ inline Copies& copies() {
 
 }  // namespace emulated
 
-// Eight products are added at a time, exactly, and what leaves the accumulator's 24 bits is cut off.
+// Eight products are added at a time.
 template <MatrixType kType>
 void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4], int line = __builtin_LINE()) {
   struct Given {
@@ -66,11 +93,7 @@ void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4],
         left[s][k] = emulated::value_of<kType>(given(4 * g + k / 2)->a[2 * part + s], k % 2);
         right[s][k] = emulated::value_of<kType>(given(4 * (2 * t + s) + k / 2)->b[part], k % 2);
       }
-    for (unsigned i = 0; i < 4; ++i) {
-      double sum = 0;
-      for (unsigned k = 0; k < 8; ++k) sum += double(left[i / 2][k]) * double(right[i % 2][k]);
-      c[i] = emulated::truncated(double(c[i]) + sum);
-    }
+    for (unsigned i = 0; i < 4; ++i) c[i] = emulated::add_products<kType>(c[i], left[i / 2], right[i % 2]);
   }
   simt::warp_barrier(0xffffffffu, line);
 }
@@ -107,11 +130,14 @@ void wait_for_copies() {
     }
 }
 
-template <class T>
-void store_two(T* to, T first, T second) {
-  if (uintptr_t(to) % (2 * sizeof(T)) != 0) throw std::logic_error("store_two: misaligned");
-  to[0] = first;
-  to[1] = second;
+template <class T, class... Values>
+void store_neighbours(T* to, Values... values) {
+  if (uintptr_t(to) % (sizeof...(values) * sizeof(T)) != 0) throw std::logic_error("a store of neighbours: misaligned");
+  ((*to++ = values), ...);
+}
+inline void store_two(unsigned* to, unsigned first, unsigned second) { store_neighbours(to, first, second); }
+inline void store_four(float* to, float first, float second, float third, float fourth) {
+  store_neighbours(to, first, second, third, fourth);
 }
 
 }  // namespace cuda
