@@ -33,10 +33,11 @@ from gpu_process import LOST_DEVICE, ROOT, end_with_children, run, toolkit, writ
 from gpu_small_case import CASES
 from gpu_tests import processes_here, run_tests
 
-LIMIT_SECONDS = {"build": 90, "test": 150, "sanitize": 120, "bench": 150}
+LIMIT_SECONDS = {"build": 80, "test": 140, "sanitize": 110, "bench": 180}
 SANITIZERS = ("memcheck", "racecheck")
 # What all cases take without a checker, compilation included, and no more.
 _UNCHECKED_SECONDS = 50
+_MOST_REPORTED = 60  # lines of a checker's report: the first fault is the one to look at
 # The fewest seconds in which a stopped command can be begun again to some end.
 _WORTH_BEGINNING = 20
 
@@ -142,7 +143,8 @@ def sanitize(_: Path) -> dict[str, Any]:
         ended = run(command, min(most, end - time.perf_counter()), environment)
         if not ended.ok:
             print(f"{' '.join(command)}:\n{ended.printed}", flush=True)
-        return ended.result()
+        reported = [line for line in ended.printed.splitlines() if line.startswith("=========")]
+        return {**ended.result(), "reported": reported[:_MOST_REPORTED]}
 
     def under(tool: str) -> list[str]:
         # A process that a library starts is not ours to check, nor are torch's kernels.
@@ -196,7 +198,7 @@ def missing() -> dict[str, str]:
     ended = run([sys.executable, "bench/gpu_backends.py"], 60)
     if not ended.ok:
         return dict.fromkeys(("triton", "cuda", "cpu"), ended.result()["last"])
-    found: dict[str, str] = json.loads(ended.printed.splitlines()[-1])
+    found: dict[str, str] = json.loads(next(line for line in ended.printed.splitlines() if line.startswith("{")))
     for name, reason in found.items():
         if reason:
             print(f"{name}: {reason}", flush=True)

@@ -35,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_gpu_state.py")
 
 
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.failed:
+        _write(report.nodeid, outcome="failed", text=report.longreprtext[-_MOST_TEXT:])
+
+
 def pytest_runtest_logstart(nodeid: str) -> None:
     _write(nodeid, outcome="not finished")
 

@@ -40,8 +40,8 @@ class Ended:
 
     def result(self) -> dict[str, Any]:
         """What is kept of it."""
-        last = "\n".join(self.printed.strip().splitlines()[-12:])
-        return {"ok": self.ok, "seconds": round(self.seconds, 1), "last": last}
+        last = self.printed.strip().splitlines()[-12 if self.ok else -60 :]
+        return {"ok": self.ok, "seconds": round(self.seconds, 1), "last": "\n".join(last)}
 
 
 def run(

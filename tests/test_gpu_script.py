@@ -140,11 +140,14 @@ def test_every_test_has_an_outcome_whatever_the_others_do(tmp_path: Path) -> Non
     assert result["counts"] == {"passed": 4, "failed": 2, "skipped": 1, "not finished": 2}
 
 
-def test_tests_that_cannot_be_collected_say_why(tmp_path: Path) -> None:
-    (tmp_path / "test_them.py").write_text("import no_such_module")
+def test_a_file_that_cannot_be_collected_says_why_and_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import no_such_module")
+    (tmp_path / "test_whole.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_passes(): pass")
     result = run_tests(tmp_path, limit=60, processes=1)
     assert not result["ok"]
-    assert "no_such_module" in result["last"]
+    broken, whole = (known for _, known in sorted(result["tests"].items()))
+    assert "no_such_module" in broken["text"]
+    assert whole["outcome"] == "passed"
 
 
 def test_the_tests_need_no_plugin() -> None:
@@ -192,7 +195,7 @@ def test_a_missing_backend_fails_the_stage_and_not_the_other_backend(
         return gpu_process_ended("memcheck" not in commands[-1])
 
     def gpu_process_ended(ok: bool) -> Any:
-        return type("Ended", (), {"ok": ok, "printed": "", "result": lambda self: {"ok": ok}})()
+        return type("Ended", (), {"ok": ok, "printed": "========= fault", "result": lambda self: {"ok": ok}})()
 
     monkeypatch.setattr(gpu, "missing", lambda: {"triton": "", "cuda": "not built", "cpu": ""})
     monkeypatch.setattr(gpu, "toolkit", lambda program: f"/opt/{program}")
@@ -202,7 +205,7 @@ def test_a_missing_backend_fails_the_stage_and_not_the_other_backend(
     assert result["missing"]["cuda"] == "not built"
     assert len(result["unchecked"]) == len(gpu_small_case.CASES)
     assert not result["memcheck"]["triton"]["ok"]
-    assert result["racecheck"] == {"triton": {"ok": True}}
+    assert result["racecheck"] == {"triton": {"ok": True, "reported": ["========= fault"]}}
     assert not any(" cuda " in command for command in commands)
     assert all("--target-processes application-only" in command for command in commands if "--tool" in command)
 

@@ -201,21 +201,24 @@ def test_bitwise_the_same_run_to_run(backend: str) -> None:
 
 
 # Vectors asked for, width, steps: blocks of 8, 8, 72, 128 and 256 vectors. Their scratch is global memory, where
-# compute-sanitizer looks for no races: a race shows here, as another result.
+# compute-sanitizer looks for no races: a race shows here, as layers that differ though they are given the same.
 @pytest.mark.parametrize(
-    ("k", "d", "steps"), [(1, 64, 40), (5, 1024, 20), (64, 128, 4), (64, 300, 4), (120, 300, 3), (250, 300, 2)]
+    ("k", "d", "steps"), [(1, 64, 40), (5, 1024, 20), (64, 128, 4), (64, 300, 3), (120, 300, 2), (250, 300, 2)]
 )
 @pytest.mark.parametrize("of", ["data", "covariance"])
-def test_eigenvectors_are_bitwise_the_same_run_to_run(backend: str, k: int, d: int, steps: int, of: str) -> None:
-    x = normal(3, 2000, d, shift=0.1).to(GPU)
+def test_eigenvectors_are_bitwise_the_same(backend: str, k: int, d: int, steps: int, of: str) -> None:
+    x = normal(1, 2000, d, shift=0.1).to(GPU)
+    one = x if of == "data" else second_moment(x, center=True, backend=backend).float()
+    matrices = one.expand(16, -1, -1).contiguous()
+    given = {"x": matrices} if of == "data" else {"covariance": matrices}
     options: dict[str, Any] = {"k": k, "tolerance": 1e-14, "max_iterations": steps, "backend": backend}
-    given = {"x": x} if of == "data" else {"covariance": second_moment(x, center=True, backend=backend).float()}
     first = top_eigenvectors(**given, **options)
     assert bool(first.vectors.isfinite().all())
-    for _ in range(10 if k < 64 else 3):
+    for _ in range(5 if k < 64 else 2):
         again = top_eigenvectors(**given, **options)
         for name in ("values", "vectors", "residuals", "iterations"):
-            assert torch.equal(getattr(again, name), getattr(first, name)), name
+            wanted = getattr(first, name)[:1].expand_as(getattr(first, name))
+            assert torch.equal(getattr(again, name), wanted), name
 
 
 def test_side_streams_at_once(backend: str) -> None:

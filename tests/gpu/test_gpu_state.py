@@ -127,14 +127,17 @@ def ids_and_mask(seed: int, sentences: int = 20, tokens: int = 12) -> tuple[Tens
 
 def test_a_probed_forward_does_not_wait_for_the_device(backend: str) -> None:
     model = Blocks(layers=5, dim=64).eval().to(GPU)
-    with torch.inference_mode(), ConeProbe(model, backend=backend) as probe:
-        ids, mask = ids_and_mask(0)
-        hidden = model(ids, mask, output_hidden_states=True)["hidden_states"]  # compiles, and finds the layers
+    ids, mask = ids_and_mask(0, sentences=256)
+    with torch.inference_mode(), ConeProbe(model, backend=backend, second_moment=True) as probe:
+        hidden = model(ids, mask, output_hidden_states=True)["hidden_states"]  # finds the layers
+        model(ids, mask)  # 512 sentences: the first product
         with no_waits():
-            model(ids, mask)
-    wanted = ConeState.empty(range(6), 64, backend="reference")
-    for first in (0, 20):
-        wanted.update([layer.cpu() for layer in hidden], mask.cpu(), sentence_ids=torch.arange(20) + first)
+            for _ in range(3):
+                model(ids, mask)
+    wanted = ConeState.empty(range(6), 64, backend="reference", second_moment=True)
+    for batch in range(5):
+        numbers = torch.arange(256) + 256 * batch
+        wanted.update([layer.cpu() for layer in hidden], mask.cpu(), sentence_ids=numbers)
     assert_sums_close(on_cpu(probe.state), on_cpu(wanted), 2e-6)
 
 
