@@ -34,7 +34,7 @@ from gpu_small_case import CASES
 from gpu_tests import processes_here, run_tests
 
 LIMIT_SECONDS = {"build": 80, "test": 140, "sanitize": 110, "bench": 180}
-SANITIZERS = ("memcheck", "racecheck")
+SANITIZERS = ("memcheck", "synccheck", "racecheck")
 # What all cases take without a checker, compilation included, and no more.
 _UNCHECKED_SECONDS = 50
 _MOST_REPORTED = 60  # lines of a checker's report: the first fault is the one to look at

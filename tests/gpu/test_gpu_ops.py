@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,13 +40,15 @@ def ragged(sentences: int, tokens: int) -> Tensor:
 
 
 def on_cpu(result: Any) -> Any:
+    if result is None:
+        return None
     if isinstance(result, Tensor):
         return result.cpu()
     if isinstance(result, dict):
-        return {name: value.cpu() for name, value in result.items()}
+        return {name: on_cpu(value) for name, value in result.items()}
     if dataclasses.is_dataclass(result):
-        return dataclasses.replace(result, **{name: value.cpu() for name, value in vars(result).items()})
-    return type(result)(*map(on_cpu, result))
+        return type(result)(**on_cpu(vars(result)))
+    return type(result)(*(on_cpu(value) for value in result))
 
 
 def assert_pooled_moments(got: Any, wanted: Any, dtype: torch.dtype) -> None:
@@ -235,6 +238,47 @@ def test_side_streams_at_once(backend: str) -> None:
     for one, other in zip(got, wanted, strict=True):
         assert torch.equal(one.pooled, other.pooled)
         assert all(torch.equal(one.sums[name], value) for name, value in other.sums.items())
+
+
+def test_widths_of_unlike_shared_memory_at_once(backend: str) -> None:
+    """Two threads launch one kernel with little and with much shared memory."""
+    mask = ragged(30, 9).to(GPU)
+    batches = [normal(2, 30, 9, d, dtype=torch.bfloat16, seed=d).to(GPU) for d in (2048, 4096)]
+    wanted = [pool_moments(hidden, mask, backend=backend) for hidden in batches]
+    torch.cuda.synchronize()
+
+    def repeated(hidden: Tensor) -> list[Any]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = [pool_moments(hidden, mask, backend=backend) for _ in range(50)]
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        for found, one in zip(pool.map(repeated, batches), wanted, strict=True):
+            for got in found:
+                assert torch.equal(got.pooled, one.pooled)
+                assert all(torch.equal(got.sums[name], value) for name, value in one.sums.items())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_every_op_on_the_second_gpu(backend: str) -> None:
+    hidden, mask = normal(2, 12, 7, 64), ragged(12, 7)
+
+    def results(device: torch.device) -> list[Any]:
+        x, kept = hidden.to(device), mask.to(device)
+        leaf = x.clone().requires_grad_()
+        pooled = masked_mean_pool(leaf, kept, backend=backend)
+        mean_pairwise_cosine(pooled, backend=backend).sum().backward()
+        rows = x.flatten(1, 2)
+        given = {"backend": backend}
+        found = [pool_moments(x, kept, **given), row_moments(rows, **given), second_moment(rows, **given)]
+        found += [vars(top_eigenvectors(rows, 2, **given)), pooled.detach(), leaf.grad]
+        return [on_cpu(result) for result in found]
+
+    first = results(torch.device("cuda:0"))
+    second = results(torch.device("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6)
 
 
 def test_another_device_s_pointers_are_refused(backend: str) -> None:
