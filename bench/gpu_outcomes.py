@@ -45,6 +45,8 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.nodeid in _failed:
+        return  # what failed first says why
     if report.when == "call" or not report.passed:
         text = {} if report.passed else {"text": report.longreprtext[-_MOST_TEXT:]}
         _write(report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2), **text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ import gpu_cases  # noqa: E402
 import gpu_kernels  # noqa: E402
 import gpu_small_case  # noqa: E402
 import gpu_timing  # noqa: E402
-from gpu_process import run, toolkit  # noqa: E402
+from gpu_process import Ended, run, toolkit  # noqa: E402
 from gpu_tests import run_tests  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -61,15 +62,15 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize(("then", "code", "ok"), [("; import time; time.sleep(60)", None, False), ("", 0, True)])
 def test_a_limit_holds_for_grandchildren(then: str, code: int | None, ok: bool) -> None:
     start = time.perf_counter()
-    ended = run([sys.executable, "-c", LEAVES_A_CHILD + then], 1)
+    found = run([sys.executable, "-c", LEAVES_A_CHILD + then], 1)
     assert time.perf_counter() - start < 10
-    assert (ended.code, ended.ok) == (code, ok)
-    grandchild = int(ended.printed.split()[0])
+    assert (found.code, found.ok) == (code, ok)
+    grandchild = int(found.printed.split()[0])
     deadline = time.perf_counter() + 5
     while alive(grandchild) and time.perf_counter() < deadline:
         time.sleep(0.01)
     assert not alive(grandchild)
-    assert ("stopped after 1 s" in ended.printed) == (not ok)
+    assert ("stopped after 1 s" in found.printed) == (not ok)
 
 
 def test_a_terminated_script_ends_what_it_started(tmp_path: Path) -> None:
@@ -111,7 +112,11 @@ def test_passes(): pass
 def test_fails(): assert 1 == 2
 def test_is_skipped(): pytest.skip("no such backend")
 def test_aborts(): os.abort()
-def test_loses_the_device(monkeypatch):
+@pytest.fixture
+def memory():
+    yield
+    raise RuntimeError("so does what follows")
+def test_loses_the_device(memory):
     import gpu_outcomes
     gpu_outcomes.device_is_lost = lambda: True
     raise RuntimeError("illegal access")
@@ -185,17 +190,42 @@ def test_stages_keep_what_they_were_run_with(tmp_path: Path, monkeypatch: pytest
     assert set(found) == {"device", "compute_capability", "build", "test"}
 
 
+def ended(ok: bool) -> Ended:
+    return Ended(0 if ok else 9, 1.0, "========= fault")
+
+
+@pytest.mark.parametrize("nvcc", ["/opt/cuda/bin/nvcc", None])
+def test_what_cannot_be_built_is_not_tried_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str | None
+) -> None:
+    (tmp_path / "cone_kernels").mkdir()
+    (tmp_path / "cone_kernels" / "_cuda.cpython-312-x86_64-linux-gnu.so").touch()
+    asked = []
+
+    def setup(command: list[str], limit: float, environment: dict[str, str]) -> Ended:
+        asked.append((environment["CONE_CUDA"], environment["CONE_CUDA_ARCHS"], environment.get("CUDA_HOME")))
+        return ended(ok=nvcc is None or environment["CONE_CUDA"] == "0")
+
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "toolkit", lambda program: nvcc)
+    monkeypatch.setattr(gpu, "run", setup)
+    monkeypatch.setattr(gpu, "missing", functools.cache(lambda: {"triton": "", "cuda": "not built", "cpu": ""}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    result = gpu.build(tmp_path / "gpu.json")
+    assert list((tmp_path / "cone_kernels").iterdir()) == []
+    # Without the CUDA sources the other extension can still be built.
+    assert asked == ([("auto", "90", "/opt/cuda"), ("0", "90", "/opt/cuda")] if nvcc else [("auto", "90", None)])
+    assert (result["ok"], result["missing"]["cuda"]) == (False, "not built")
+
+
 def test_a_missing_backend_fails_the_stage_and_not_the_other_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = []
 
-    def small_case(command: list[str], limit: float, environment: Any = None) -> Any:
+    def small_case(command: list[str], limit: float, environment: dict[str, str]) -> Ended:
         commands.append(" ".join(command))
-        return gpu_process_ended("memcheck" not in commands[-1])
-
-    def gpu_process_ended(ok: bool) -> Any:
-        return type("Ended", (), {"ok": ok, "printed": "========= fault", "result": lambda self: {"ok": ok}})()
+        return ended("memcheck" not in commands[-1])
 
     monkeypatch.setattr(gpu, "missing", lambda: {"triton": "", "cuda": "not built", "cpu": ""})
     monkeypatch.setattr(gpu, "toolkit", lambda program: f"/opt/{program}")
@@ -205,7 +235,9 @@ def test_a_missing_backend_fails_the_stage_and_not_the_other_backend(
     assert result["missing"]["cuda"] == "not built"
     assert len(result["unchecked"]) == len(gpu_small_case.CASES)
     assert not result["memcheck"]["triton"]["ok"]
-    assert result["racecheck"] == {"triton": {"ok": True, "reported": ["========= fault"]}}
+    assert result["memcheck"]["triton"]["reported"] == ["========= fault"]
+    assert list(result["racecheck"]) == ["triton"]
+    assert result["racecheck"]["triton"]["ok"]
     assert not any(" cuda " in command for command in commands)
     assert all("--target-processes application-only" in command for command in commands if "--tool" in command)
 
@@ -281,13 +313,13 @@ def test_the_benchmark_goes_on_after_what_ended_it(
     def wrong(*_: Any) -> float:
         raise RuntimeError("illegal access")
 
-    def ended(code: int) -> None:
+    def leave(code: int) -> None:
         raise SystemExit(code)
 
     with monkeypatch.context() as patch:
         patch.setattr(gpu_cases.exact, "pool_moments_error", wrong)
         patch.setattr(gpu_kernels, "device_is_lost", lambda: True)
-        patch.setattr(gpu_kernels.os, "_exit", ended)
+        patch.setattr(gpu_kernels.os, "_exit", leave)
         with pytest.raises(SystemExit, match="75"):
             gpu_kernels.main(measured, table)
     assert gpu_kernels.main(measured, table) == 1

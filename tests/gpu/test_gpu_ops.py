@@ -28,7 +28,7 @@ pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Each width is compiled apart. Aligned and unaligned rows, one tile, several slabs: what the dtype changes is that.
-WIDTHS = {torch.float32: [1, 2, 7, 8, 31, 65, 100, 384, 1000, 1024, 4096, 9000]}
+WIDTHS = {torch.float32: [1, 7, 8, 65, 100, 384, 1000, 1024, 4096, 9000]}
 WIDTHS |= {dtype: [7, 64, 65, 384, 1024, 9000] for dtype in (torch.bfloat16, torch.float16)}
 EACH_WIDTH = pytest.mark.parametrize(("dtype", "d"), [(dtype, d) for dtype in DTYPES for d in WIDTHS[dtype]], ids=str)
 OUTPUT_ROUNDING = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-10}
