@@ -2,33 +2,44 @@
 
 python bench/gpu.py [--results FOLDER] [build] [test] [sanitize] [bench]
 
-build     compiles the extensions in place
-test      pytest -m gpu
-sanitize  compute-sanitizer memcheck, synccheck and racecheck on a small case of each op and backend
+build     compiles the extensions in place, for this GPU
+test      tests/gpu, in several processes at once
+sanitize  compute-sanitizer's checkers on a small case of each op and backend
 bench     times the kernels beside the machine's copy bandwidth and matrix peak
 
-Each stage has a limit, all together under nine minutes. What they found is added to gpu-DEVICE.json in FOLDER (default
-bench/results), with a table of the benchmark in gpu-DEVICE.md. Exit code 1 where a stage fails, 2 without a GPU.
+Each stage has a limit, all together under nine minutes. Where a backend cannot be built or run the other one is tried
+all the same, and the stage fails. What each stage found, with its date, commit and versions, is kept in
+gpu-DEVICE.json in FOLDER (default bench/results), with a table of the benchmark in gpu-DEVICE.md. Where there is no git
+history, COMMIT in the environment names the commit. Exit code 1 where a stage fails, 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
+import math
 import os
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-LIMIT_SECONDS = {"build": 120, "test": 150, "sanitize": 110, "bench": 150}
-SANITIZERS = ("memcheck", "synccheck", "racecheck")  # the slowest last: it has the time that the others leave
+from gpu_process import LOST_DEVICE, ROOT, end_with_children, run, toolkit, write_aside
+from gpu_small_case import CASES
+from gpu_tests import processes_here, run_tests
+
+LIMIT_SECONDS = {"build": 80, "test": 140, "sanitize": 110, "bench": 180}
+SANITIZERS = ("memcheck", "synccheck", "racecheck")
+# What all cases take without a checker, compilation included, and no more.
+_UNCHECKED_SECONDS = 50
+_MOST_REPORTED = 60  # lines of a checker's report: the first fault is the one to look at
+# The fewest seconds in which a stopped command can be begun again to some end.
+_WORTH_BEGINNING = 20
 
 
 def main() -> int:
@@ -40,89 +51,137 @@ def main() -> int:
     if device is None:
         print("gpu: torch finds no GPU on this machine; nothing was run")
         return 2
+    end_with_children()
+    folder = arguments.results.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", device["device"].lower()).strip("-")
-    file = arguments.results / f"gpu-{slug}.json"
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    file = folder / f"gpu-{slug}.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     found.update(device)
-    for stage in arguments.stages or LIMIT_SECONDS:
+    chosen = arguments.stages or list(LIMIT_SECONDS)
+    for stage in chosen:
         print(f"== {stage}", flush=True)
-        start = time.perf_counter()
+        about, start = circumstances(), time.perf_counter()
         result = STAGES[stage](file)
-        found[stage] = {"seconds": round(time.perf_counter() - start, 1), **result}
-        file.write_text(json.dumps(found, indent=2) + "\n")
+        found[stage] = {**about, "seconds": round(time.perf_counter() - start, 1), **result}
+        write_aside(file, json.dumps(found, indent=2) + "\n")
         print(f"== {stage}: {'ok' if result['ok'] else 'FAILED'} in {found[stage]['seconds']} s", flush=True)
-    return 0 if all(found[stage]["ok"] for stage in arguments.stages or LIMIT_SECONDS) else 1
+    return 0 if all(found[stage]["ok"] for stage in chosen) else 1
 
 
 def described_device() -> dict[str, Any] | None:
-    """The GPU and the versions that the figures belong to."""
+    """The GPU that the figures belong to."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").strip()
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return {"device": torch.cuda.get_device_name(), "compute_capability": capability}
+
+
+def circumstances() -> dict[str, Any]:
+    """When a stage was run, of which commit and with which versions."""
+    import torch
+
     try:
         import triton
     except ImportError:
         triton = None
     return {
-        "device": torch.cuda.get_device_name(),
-        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
-        "driver": driver,
+        "date": datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": os.environ.get("COMMIT") or _output("git", "describe", "--always", "--dirty") or None,
+        "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
         "triton": getattr(triton, "__version__", None),
         "cuda": torch.version.cuda,
-        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
-        "commit": _output("git", "rev-parse", "--short", "HEAD").strip(),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None,
     }
 
 
 def build(_: Path) -> dict[str, Any]:
-    """Compiles `_cpu` and `_cuda` beside the sources."""
+    """Compiles `_cpu` and, where there is nvcc, `_cuda` beside the sources."""
+    import torch
+
+    nvcc = toolkit("nvcc")
+    environment = {"CONE_CUDA": "auto", "CONE_CUDA_ARCHS": "".join(map(str, torch.cuda.get_device_capability()))}
+    if nvcc is not None:
+        environment["CUDA_HOME"] = str(Path(nvcc).parents[1])
     command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
-    return _ran("build", command, {"CONE_CUDA": "1"})
+    for old in (ROOT / "cone_kernels").glob("_c*.so"):
+        old.unlink()  # what cannot be built must not be tried as it was before
+    end = time.perf_counter() + LIMIT_SECONDS["build"]
+    ended = run(command, LIMIT_SECONDS["build"], environment)
+    print(ended.printed, flush=True)
+    if not ended.ok and nvcc is not None:
+        # One that cannot be built takes the other with it: both are put beside the sources at the end.
+        again = run(command, end - time.perf_counter(), {**environment, "CONE_CUDA": "0"})
+        print(again.printed, flush=True)
+    missing.cache_clear()
+    lacking = missing()
+    return {**ended.result(), "ok": ended.ok and not any(lacking.values()), "missing": lacking}
 
 
 def test(_: Path) -> dict[str, Any]:
     """Runs the tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
-    result = _ran("test", command)
-    counts = re.findall(r"(\d+) (passed|failed|error|skipped)", result["last"])
-    return result | {what: int(number) for number, what in counts}
+    lacking = missing()
+    result = run_tests(ROOT / "tests" / "gpu", LIMIT_SECONDS["test"], processes_here())
+    return {**result, "ok": result["ok"] and not any(lacking.values()), "missing": lacking}
 
 
 def sanitize(_: Path) -> dict[str, Any]:
-    """Runs a small case of each op under the checkers of memory, of barriers and of races."""
-    if shutil.which("compute-sanitizer") is None:
-        return {"ok": False, "last": "compute-sanitizer is not on the PATH"}
-    results: dict[str, Any] = {}
-    start = time.perf_counter()
-    for number, tool in enumerate(SANITIZERS):
-        command = [
-            "compute-sanitizer",
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            sys.executable,
-            "bench/gpu_small_case.py",
-        ]
+    """Runs a small case of each op under the checkers, all at once; before that without one, for Triton's cache."""
+    sanitizer = toolkit("compute-sanitizer")
+    if sanitizer is None:
+        return {"ok": False, "last": "compute-sanitizer is neither in $CUDA_HOME/bin nor on the PATH"}
+    end, lacking = time.perf_counter() + LIMIT_SECONDS["sanitize"], missing()
+    backends = [name for name in ("triton", "cuda") if not lacking[name]]
+
+    def small_case(checker: list[str], backend: str, case: str = "all", most: float = math.inf) -> dict[str, Any]:
         # Blocks that torch keeps for later would hide accesses out of bounds.
-        left = 1 - (time.perf_counter() - start) / LIMIT_SECONDS["sanitize"]
-        share = left / (len(SANITIZERS) - number)
-        results[tool] = _ran("sanitize", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, share=share)
-    return {"ok": all(result["ok"] for result in results.values()), **results}
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
+        command = [*checker, sys.executable, "bench/gpu_small_case.py", backend, case]
+        ended = run(command, min(most, end - time.perf_counter()), environment)
+        if not ended.ok:
+            print(f"{' '.join(command)}:\n{ended.printed}", flush=True)
+        reported = [line for line in ended.printed.splitlines() if line.startswith("=========")]
+        return {**ended.result(), "reported": reported[:_MOST_REPORTED]}
+
+    def under(tool: str) -> list[str]:
+        # A process that a library starts is not ours to check, nor are torch's kernels.
+        options = ["--target-processes", "application-only", "--kernel-name-exclude", "kns=at6native"]
+        return [sanitizer, "--tool", tool, "--error-exitcode", "9", *options]
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        # Triton compiles each case in a process of its own; the CUDA kernels are compiled.
+        each = [(name, case) for name in backends for case in (CASES if name == "triton" else ["all"])]
+        unchecked = {
+            f"{name} {case}": pool.submit(small_case, [], name, case, _UNCHECKED_SECONDS) for name, case in each
+        }
+        results: dict[str, Any] = {"unchecked": {name: job.result() for name, job in unchecked.items()}}
+        jobs = {tool: {name: pool.submit(small_case, under(tool), name) for name in backends} for tool in SANITIZERS}
+        for tool, by_backend in jobs.items():
+            results[tool] = {name: job.result() for name, job in by_backend.items()}
+    ok = not any(lacking.values()) and all(one["ok"] for named in results.values() for one in named.values())
+    return {"ok": ok, "missing": lacking, **results}
 
 
 def bench(file: Path) -> dict[str, Any]:
     """Times the kernels; writes the table beside the JSON."""
     measured = file.with_suffix(".bench.json")
-    result = _ran("bench", [sys.executable, "bench/gpu_kernels.py", str(measured), str(file.with_suffix(".md"))])
+    measured.unlink(missing_ok=True)
+    end, ended = time.perf_counter() + LIMIT_SECONDS["bench"], None
+    # It goes on where it was when a kernel took the device's context away.
+    while ended is None or (ended.code == LOST_DEVICE and end - time.perf_counter() > _WORTH_BEGINNING):
+        command = [sys.executable, "bench/gpu_kernels.py", str(measured), str(file.with_suffix(".md"))]
+        ended = run(command, end - time.perf_counter())
+        print(ended.printed, flush=True)
+    result = ended.result()
     if measured.exists():
         result |= json.loads(measured.read_text())
         measured.unlink()
-    return result
+    lacking = missing()
+    complete = ended.ok and not result.get("failed") and not any(lacking.values())
+    return {**result, "ok": complete, "missing": lacking}
 
 
 STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -133,29 +192,22 @@ STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def _ran(stage: str, command: list[str], environment: dict[str, str] | None = None, share: float = 1) -> dict[str, Any]:
-    """Whether the command succeeded within the stage's limit (or a share of it), and the last lines that it printed."""
-    limit = LIMIT_SECONDS[stage] * share
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    variables = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **(environment or {})}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        printed, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        printed, _ = process.communicate()
-        printed += f"\nstopped after {limit:.0f} s"
-    print(printed, flush=True)
-    return {"ok": process.returncode == 0, "last": "\n".join(printed.strip().splitlines()[-12:])}
+@functools.cache
+def missing() -> dict[str, str]:
+    """What keeps each backend from running, "" where nothing does; in a process of its own, as a build changes it."""
+    ended = run([sys.executable, "bench/gpu_backends.py"], 60)
+    if not ended.ok:
+        return dict.fromkeys(("triton", "cuda", "cpu"), ended.result()["last"])
+    found: dict[str, str] = json.loads(next(line for line in ended.printed.splitlines() if line.startswith("{")))
+    for name, reason in found.items():
+        if reason:
+            print(f"{name}: {reason}", flush=True)
+    return found
 
 
 def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout
-    except FileNotFoundError:
-        return ""
+    ended = run(list(command), 10) if toolkit(command[0]) else None
+    return ended.printed.strip() if ended is not None and ended.ok else ""
 
 
 if __name__ == "__main__":
