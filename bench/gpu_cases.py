@@ -14,6 +14,7 @@ from gpu_timing import GPU, MEGABYTES
 from torch import Tensor
 
 from cone_kernels import ConeProbe, ConeState, masked_mean_pool, mean_pairwise_cosine, pool_moments, top_eigenvectors
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.ops.masked_mean_pool import _pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from cone_kernels.ops.second_moment import second_moment_
@@ -103,7 +104,7 @@ def compiled_pooling(megabytes: int) -> Iterator[Measurement]:
     mask = ragged_mask(megabytes)
     hidden = hidden_of(mask)
     measurement = pooling_of(hidden, mask, f"pool_moments against torch.compile, {LAYERS} layers, {megabytes} MB")
-    groups = torch.nn.functional.one_hot(torch.arange(len(mask)) % GROUPS, GROUPS).T.float().to(GPU)
+    groups = torch.nn.functional.one_hot(jackknife_groups(torch.arange(len(mask))), GROUPS).T.float().to(GPU)
     dense = torch.compile(dense_pool_moments, dynamic=False)
     measurement.others["compiled torch"] = partial(dense, hidden, mask, groups)
     yield measurement

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cone_kernels.jackknife_groups import jackknife_groups
 from cone_kernels.sums import GROUPS
 
 _ROWS = 65_536  # at once
@@ -38,7 +39,7 @@ def _layer_moments(hidden: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tens
     u = x / torch.where(mask, norm, 1.0)[..., None]
     sizes = mask.sum(1)  # (B,)
     of_sentence = u.sum(1)  # (B, D)
-    groups = torch.arange(len(mask), device=mask.device) % GROUPS
+    groups = jackknife_groups(torch.arange(len(mask), device=mask.device))
 
     def by_group(values: Tensor) -> Tensor:
         return values.new_zeros((GROUPS, *values.shape[1:])).index_add_(0, groups, values)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own alias
 from torch import Tensor
 
+from cone_kernels.jackknife_groups import jackknife_groups
+
 
 def mean_pairwise_cosine(x: Tensor) -> Tensor:
     """Normalize, then the mean of the cosine matrix without its diagonal: O(n²). x (n, d)."""
@@ -36,7 +38,7 @@ def pool_moments(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
     units = F.normalize(tokens, dim=-1)
     owner = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
     by_sentence = torch.zeros(len(mask), hidden.shape[-1]).index_add_(0, owner, units)
-    groups = torch.zeros(64, hidden.shape[-1]).index_add_(0, torch.arange(len(mask)) % 64, by_sentence)
+    groups = torch.zeros(64, hidden.shape[-1]).index_add_(0, jackknife_groups(torch.arange(len(mask))), by_sentence)
     return {
         "pooled": masked_mean_pool(hidden, mask),
         "unit_sum": groups,
