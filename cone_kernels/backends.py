@@ -11,14 +11,15 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 OPS = (
     "row_moments",
@@ -133,7 +134,7 @@ def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     for runs in _runs:
         runs.append((op, chosen))
     function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen].format(op=op)), op)
-    return function
+    return _on_device_of_tensors(function) if chosen is Backend.TRITON else function
 
 
 @contextmanager
@@ -152,6 +153,20 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
         yield runs
     finally:
         _runs[:] = [other for other in _runs if other is not runs]
+
+
+def _on_device_of_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, whatever device its arguments are on; so that one is made the current."""
+
+    @functools.wraps(function)
+    def guarded(first: Tensor | Sequence[Tensor], *others: Any) -> Any:
+        import torch
+
+        device = (first[0] if isinstance(first, Sequence) else first).device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return function(first, *others)
+
+    return guarded
 
 
 def _preferred(device_type: str, op: str) -> str:
