@@ -66,6 +66,12 @@ def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
 
 
 @triton.jit
+def column_offsets(columns, column_stride):
+    """Where columns are in their row, in elements: in 64 bits, as rows of any strides can be longer than 2^31."""
+    return columns.to(tl.int64) * column_stride
+
+
+@triton.jit
 def first_element(layers, layer, layer_step, ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr):
     """A pointer to the first element of a layer; 16-byte aligned, and so said to the compiler, where VECTOR > 1."""
     if TABLE:
