@@ -3,6 +3,7 @@ Triton's interpreter and on the shim."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from recording_probe import hidden_states
 from simt_cuda import simt_cuda
 from tiny_models import tiny_batch, tiny_model
 from torch import Tensor
+from triton_interpreter import faithful_interpreter
 
 from cone_kernels import ConeProbe, ConeState, backends, isotropy_loss
 
@@ -23,10 +25,13 @@ pytestmark = [
 
 
 @pytest.fixture(params=["triton", "cuda"])
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "cuda":
         request.getfixturevalue("simt_cuda")
-    return str(request.param)
+        yield "cuda"
+    else:
+        with faithful_interpreter():
+            yield "triton"
 
 
 def sums_of(state: ConeState) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ OPS = (
 WITHOUT_WIDE_LOADS = {"_finish"}
 
 
-def launches(d: int, dtype: str) -> Iterator[tuple[str, Any]]:
+def launches(d: int, dtype: str, layers: int = 3, sentences: int = 3, tokens: int = 40) -> Iterator[tuple[str, Any]]:
     """(op, a call) on aligned rows of width d, in the forms that are compiled apart."""
     from cone_kernels.kernels.triton.masked_mean_pool import masked_mean_pool
     from cone_kernels.kernels.triton.masked_mean_pool_backward import masked_mean_pool_backward
@@ -36,18 +36,20 @@ def launches(d: int, dtype: str) -> Iterator[tuple[str, Any]]:
     from cone_kernels.kernels.triton.row_moments import row_moments
     from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, TOKEN_FIELDS, zero_sums
 
-    x, grad = torch.zeros((3, 40, d), dtype=DTYPES[dtype]), torch.zeros((2, 3, d))
-    layers = [x.view(3, 40, d), x.clone().view(3, 40, d), x.clone().view(3, 40, d)]
-    packed = [layer.view(120, d) for layer in layers]
-    mask, starts, groups = torch.ones((3, 40)).bool(), torch.tensor([0, 40, 80, 120]), torch.arange(3)
-    token_sums = zero_sums(TOKEN_FIELDS, 3, d)
-    one_group = zero_sums(COSINE_FIELDS, 3, d, groups=1)
-    unit_sum, scale = torch.zeros((3, d)).double(), torch.ones(3).double()
-    yield "row_moments", lambda: row_moments(x, torch.arange(40), zero_sums(ROW_FIELDS, 3, d))
-    yield "pool_moments", lambda: pool_moments(layers, mask, None, groups, token_sums)
-    yield "masked_mean_pool", lambda: masked_mean_pool(x[None].unbind(0), mask, None)
+    rows = sentences * tokens
+    x, grad = torch.zeros((layers, tokens, d), dtype=DTYPES[dtype]), torch.zeros((2, sentences, d))
+    hidden = [torch.zeros((sentences, tokens, d), dtype=x.dtype) for _ in range(layers)]
+    packed = [layer.view(rows, d) for layer in hidden]
+    mask, groups = torch.ones((sentences, tokens)).bool(), torch.arange(sentences)
+    starts = torch.arange(0, rows + 1, tokens)
+    token_sums = zero_sums(TOKEN_FIELDS, layers, d)
+    one_group = zero_sums(COSINE_FIELDS, layers, d, groups=1)
+    unit_sum, scale = torch.zeros((layers, d)).double(), torch.ones(layers).double()
+    yield "row_moments", lambda: row_moments(x, torch.arange(tokens), zero_sums(ROW_FIELDS, layers, d))
+    yield "pool_moments", lambda: pool_moments(hidden, mask, None, groups, token_sums)
+    yield "masked_mean_pool", lambda: masked_mean_pool(hidden[:1], mask, None)
     yield "mean_pairwise_cosine_backward", lambda: mean_pairwise_cosine_backward(x, unit_sum, scale)
-    yield "masked_mean_pool_backward", lambda: masked_mean_pool_backward(grad, mask, None, 40, DTYPES[dtype])
+    yield "masked_mean_pool_backward", lambda: masked_mean_pool_backward(grad, mask, None, tokens, DTYPES[dtype])
     yield "row_moments, cosine alone", lambda: row_moments(x, None, one_group)
     yield "pool_moments, packed", lambda: pool_moments(packed, None, starts, groups, token_sums)
     yield "masked_mean_pool, packed", lambda: masked_mean_pool(packed, None, starts)

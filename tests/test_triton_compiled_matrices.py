@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess
+from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess, parsed_launches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Widths that are multiples of 16 compile to the same code.
@@ -23,6 +23,7 @@ QUICK = {
     ("top_eigenvectors, data", "bfloat16"),
     ("top_eigenvectors, float64 covariance", "float32"),
 }
+ROW_KERNELS = {"_add_rows", "_add_sentences", "_pool", "_backward", "_finish"}
 MATRIX_KERNELS = {"multiply_tiles", "multiply_covariance", "multiply_data", "krylov_step"}
 
 
@@ -67,6 +68,34 @@ def test_nothing_spills_and_loads_are_wide(capability: int, quick: bool) -> None
         if code["kernel"] not in ("diagonal_scales", "krylov_step"):
             assert code["loads"].get("128", 0) > 0, code
             assert code["loads"].get("16", 0) == code["loads"].get("U16", 0) == 0, code
+
+
+def test_sizes_of_one_compile() -> None:
+    """Triton makes a constant of Python of an argument that is 1."""
+    parsed = in_subprocess("test_triton_compiled_matrices:parsed_with_sizes_of_one")
+    assert set(parsed) >= MATRIX_KERNELS | ROW_KERNELS | {"add_parts", "add_raw_tiles", "add_packed_tiles"}
+
+
+def parsed_with_sizes_of_one() -> list[str]:
+    """Every op on a row or two, a token, a column."""
+    import test_triton_compiled as rows
+
+    from cone_kernels.kernels.triton.second_moment import second_moment
+    from cone_kernels.kernels.triton.top_eigenvectors import top_eigenvectors
+
+    x, moment, pilot = torch.zeros((1, 2, 1)), torch.zeros((1, 1, 1)).double(), torch.zeros((1, 1)).double()
+    use, weights = torch.ones((1, 2)).bool(), torch.ones((1, 2)).double()
+    calls = [
+        lambda: second_moment(moment, x[:, :1], None, None, pilot, False),
+        lambda: second_moment(moment, x[:, :1], use[:, :1], weights[:, :1], pilot, False),
+        lambda: second_moment(moment, x, use, weights, None, False),
+        lambda: second_moment(moment, x[:, :1].bfloat16(), use[:, :1], None, None, False),
+        lambda: top_eigenvectors(x, False, True, 1, 1e-6, 1),
+        lambda: top_eigenvectors(x[:, :1], False, False, 1, 1e-6, 1),
+        lambda: top_eigenvectors(moment, True, True, 1, 1e-8, 1),
+        *(call for _, call in rows.launches(1, "float32", layers=1, sentences=1, tokens=1)),
+    ]
+    return [kernel for call in calls for kernel in parsed_launches(call, 90)]
 
 
 if __name__ == "__main__":
