@@ -11,18 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess, parsed_launches
+from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess, in_subprocesses, parsed_launches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Widths that are multiples of 16 compile to the same code.
 WIDTHS = (384, 768, 1024, 4096)
-# One launch of each kind; float16 and the other widths are left to `make test-slow`.
-QUICK = {
-    ("second_moment", "bfloat16"),
-    ("second_moment, pilot", "float32"),
-    ("top_eigenvectors, data", "bfloat16"),
-    ("top_eigenvectors, float64 covariance", "float32"),
-}
+# One launch of each kind, in two halves that are compiled at once; `make test-slow` has the others.
+QUICK = (
+    [("second_moment", 1024, "bfloat16"), ("second_moment, pilot", 1024, "float32")],
+    [("top_eigenvectors, data", 1024, "bfloat16"), ("top_eigenvectors, float64 covariance", 1024, "float32")],
+)
 ROW_KERNELS = {"_add_rows", "_add_sentences", "_pool", "_backward", "_finish"}
 MATRIX_KERNELS = {"multiply_tiles", "multiply_covariance", "multiply_data", "krylov_step"}
 
@@ -42,32 +40,57 @@ def launches(d: int, dtype: str) -> Iterator[tuple[str, Any]]:
         yield "top_eigenvectors, covariance", lambda: top_eigenvectors(moment.float(), True, True, 1, 1e-8, 1)
 
 
-def compiled(widths: list[int], capability: int, quick: bool) -> list[dict[str, Any]]:
-    """Every kernel of every launch, or of the quick ones."""
+def compiled(forms: list[tuple[str, int, str]], capability: int) -> list[dict[str, Any]]:
+    """Every kernel of each (launch, d, dtype)."""
     return [
         {"op": what, "d": d, "dtype": dtype, **asdict(code)}
-        for d in widths
-        for dtype in DTYPES
-        for what, call in launches(d, dtype)
-        if not quick or (what, dtype) in QUICK
-        for code in code_of_launches(call, capability)
+        for what, d, dtype in forms
+        for code in code_of_launches(dict(launches(d, dtype))[what], capability)
     ]
 
 
-@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_nothing_spills_and_loads_are_wide(capability: int, quick: bool) -> None:
-    widths = [1024] if quick else list(WIDTHS)
-    found = in_subprocess("test_triton_compiled_matrices:compiled", widths, capability, quick)
+def all_forms(widths: tuple[int, ...] = WIDTHS) -> list[tuple[str, int, str]]:
+    return [(what, d, dtype) for d in widths for dtype in DTYPES for what, _ in launches(64, dtype)]
+
+
+def compiled_at_once(*jobs: tuple[list[tuple[str, int, str]], int]) -> list[dict[str, Any]]:
+    """The kernels of several lists of forms, each for a compute capability."""
+    return in_subprocesses("test_triton_compiled_matrices:compiled", *jobs)
+
+
+def assert_good(found: list[dict[str, Any]]) -> None:
     assert {code["kernel"] for code in found} > MATRIX_KERNELS
     for code in found:
         assert (code["stack"], code["spills"]) == (0, 0), code
-        assert code["shared"] <= SHARED_MEMORY_LIMIT[capability], code
+        assert code["shared"] <= SHARED_MEMORY_LIMIT[code["capability"]], code
         if code["kernel"] in MATRIX_KERNELS:
             assert code["matrix"] > 0, code
+
+
+def assert_loads_are_wide(found: list[dict[str, Any]]) -> None:
+    for code in found:
         if code["kernel"] not in ("diagonal_scales", "krylov_step"):
             assert code["loads"].get("128", 0) > 0, code
             assert code["loads"].get("16", 0) == code["loads"].get("U16", 0) == 0, code
+
+
+def test_nothing_spills_and_loads_are_wide() -> None:
+    found = compiled_at_once(*((forms, 90) for forms in QUICK))
+    assert_good(found)
+    assert_loads_are_wide(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_MEMORY_LIMIT)
+def test_nothing_spills_and_loads_are_wide_at_any_width(capability: int) -> None:
+    found = compiled_at_once((all_forms(), capability))
+    assert_good(found)
+    assert_loads_are_wide(found)
+
+
+@pytest.mark.slow
+def test_nothing_spills_where_rows_are_not_aligned() -> None:
+    assert_good(compiled_at_once(*((all_forms((1, 7)), capability) for capability in SHARED_MEMORY_LIMIT)))
 
 
 def test_sizes_of_one_compile() -> None:
@@ -99,6 +122,5 @@ def parsed_with_sizes_of_one() -> list[str]:
 
 
 if __name__ == "__main__":
-    for at in (80, 90):
-        for code in in_subprocess("test_triton_compiled_matrices:compiled", list(WIDTHS), at, False):
-            print(*code.values(), sep=" | ")
+    for code in compiled_at_once(*((all_forms(), capability) for capability in SHARED_MEMORY_LIMIT)):
+        print(*code.values(), sep=" | ")

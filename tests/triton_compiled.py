@@ -7,6 +7,7 @@ can hold. In it, `code_of_launches` compiles the kernels that a call launches, s
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,13 @@ def in_subprocess(function: str, *arguments: object) -> Any:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def in_subprocesses(function: str, *jobs: tuple[object, ...]) -> list[Any]:
+    """The lists that `module:function` returns for the arguments of each job, one after the other; two run at once."""
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(in_subprocess, function, *job) for job in jobs]
+        return [each for job in found for each in job.result()]
+
+
 class _NoDevice:
     """As much of a driver as Triton asks for before it launches."""
 
@@ -164,6 +173,7 @@ class _NoDevice:
         return GPUTarget("cuda", self.capability, 32)
 
 
+@functools.cache
 def _disassembled(cubin: bytes) -> tuple[str, str]:
     import triton
 

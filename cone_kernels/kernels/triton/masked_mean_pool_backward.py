@@ -14,7 +14,7 @@ from cone_kernels.kernels.triton.layers import column_offsets, first_element, la
 from cone_kernels.kernels.triton.shapes import pool_shape_of
 from cone_kernels.kernels.triton.tokens import is_counted, sentences_of, span_of, token_arguments
 
-# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too.
+# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too; of the longest, more.
 _TOKENS_PER_PROGRAM = 128
 _MOST_CHUNKS = 1024
 

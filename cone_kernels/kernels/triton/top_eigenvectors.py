@@ -112,13 +112,15 @@ def _data_product(x: Tensor, mean: Tensor, center: bool, part: int, vector_parts
     part_rows = triton.cdiv(triton.cdiv(n, parts), _DATA_ROWS) * _DATA_ROWS
     parts = triton.cdiv(n, part_rows)
     partial = torch.empty((n_layers, vectors, parts, columns), dtype=torch.float64, device=x.device)
+    aligned = x.stride(2) == 1 and d % 16 == 0 and x.stride(1) % 16 == 0
+    warps = 4 if aligned else 8  # loads of single elements take more registers than 4 have
 
     def multiply(basis: Tensor, image: Tensor, state: Tensor) -> None:
         size = basis.shape[1]
         launch(
             multiply_data, (n_layers, parts, vector_parts),
             x, mean, basis, partial, state, n, d, columns, part_rows, *x.stride(),
-            CENTER=center, SIZE=size, PART=part, ROWS=_DATA_ROWS, WIDTH=_WIDTH, num_warps=4, num_stages=1,
+            CENTER=center, SIZE=size, PART=part, ROWS=_DATA_ROWS, WIDTH=_WIDTH, num_warps=warps, num_stages=1,
         )  # fmt: skip
         launch(
             add_parts, (n_layers, columns // _WIDTH, vector_parts),
