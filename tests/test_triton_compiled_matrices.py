@@ -16,11 +16,8 @@ from triton_compiled import SHARED_MEMORY_LIMIT, code_of_launches, in_subprocess
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Widths that are multiples of 16 compile to the same code.
 WIDTHS = (384, 768, 1024, 4096)
-# One launch of each kind, in two halves that are compiled at once; `make test-slow` has the others.
-QUICK = (
-    [("second_moment", 1024, "bfloat16"), ("second_moment, pilot", 1024, "float32")],
-    [("top_eigenvectors, data", 1024, "bfloat16"), ("top_eigenvectors, float64 covariance", 1024, "float32")],
-)
+# Of rows as they are, and compiled at once; `make test-slow` has the others.
+QUICK = ("second_moment", "top_eigenvectors, data")
 ROW_KERNELS = {"_add_rows", "_add_sentences", "_pool", "_backward", "_finish"}
 MATRIX_KERNELS = {"multiply_tiles", "multiply_covariance", "multiply_data", "krylov_step"}
 
@@ -59,7 +56,6 @@ def compiled_at_once(*jobs: tuple[list[tuple[str, int, str]], int]) -> list[dict
 
 
 def assert_good(found: list[dict[str, Any]]) -> None:
-    assert {code["kernel"] for code in found} > MATRIX_KERNELS
     for code in found:
         assert (code["stack"], code["spills"]) == (0, 0), code
         assert code["shared"] <= SHARED_MEMORY_LIMIT[code["capability"]], code
@@ -75,7 +71,8 @@ def assert_loads_are_wide(found: list[dict[str, Any]]) -> None:
 
 
 def test_nothing_spills_and_loads_are_wide() -> None:
-    found = compiled_at_once(*((forms, 90) for forms in QUICK))
+    found = compiled_at_once(*(([(what, 1024, "bfloat16")], 90) for what in QUICK))
+    assert {code["kernel"] for code in found} >= MATRIX_KERNELS - {"multiply_covariance"}
     assert_good(found)
     assert_loads_are_wide(found)
 
@@ -84,6 +81,7 @@ def test_nothing_spills_and_loads_are_wide() -> None:
 @pytest.mark.parametrize("capability", SHARED_MEMORY_LIMIT)
 def test_nothing_spills_and_loads_are_wide_at_any_width(capability: int) -> None:
     found = compiled_at_once((all_forms(), capability))
+    assert {code["kernel"] for code in found} > MATRIX_KERNELS
     assert_good(found)
     assert_loads_are_wide(found)
 
