@@ -35,9 +35,10 @@ class PendingRows:
 
     def waiting(self) -> tuple[Tensor, Tensor]:
         """All rows (n, d) and which of them count (n,) bool; they stay."""
-        if len(self._parts) != 1:
-            empty = [(torch.empty(0, self._dim), torch.empty(0, dtype=torch.bool))]
-            rows, use = zip(*(self._parts or empty), strict=True)
+        if not self._parts:  # and on no device yet
+            return torch.empty(0, self._dim), torch.empty(0, dtype=torch.bool)
+        if len(self._parts) > 1:
+            rows, use = zip(*self._parts, strict=True)
             self._parts = [(torch.cat(rows), torch.cat(use))]
         return self._parts[0]
 
@@ -45,5 +46,7 @@ class PendingRows:
         """Removes and returns the first rows, a multiple of 512 of them."""
         rows, use = self.waiting()
         cut = len(rows) // BLOCK_ROWS * BLOCK_ROWS
-        self._parts, self._size = [(rows[cut:].clone(), use[cut:].clone())], len(rows) - cut
+        self._parts, self._size = [], len(rows) - cut
+        if self._size > 0:
+            self._parts.append((rows[cut:].clone(), use[cut:].clone()))
         return rows[:cut], use[:cut]

@@ -3,6 +3,7 @@ Triton's interpreter and on the shim."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from recording_probe import hidden_states
 from simt_cuda import simt_cuda
 from tiny_models import tiny_batch, tiny_model
 from torch import Tensor
+from triton_interpreter import faithful_interpreter
 
-from cone_kernels import ConeProbe, ConeState, backends, isotropy_loss
+from cone_kernels import ConeProbe, ConeState, backends, isotropy_loss, pending_rows
 
 __all__ = ["simt_cuda"]
 pytestmark = [
@@ -23,10 +25,13 @@ pytestmark = [
 
 
 @pytest.fixture(params=["triton", "cuda"])
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "cuda":
         request.getfixturevalue("simt_cuda")
-    return str(request.param)
+        yield "cuda"
+    else:
+        with faithful_interpreter():
+            yield "triton"
 
 
 def sums_of(state: ConeState) -> dict[str, Tensor]:
@@ -58,17 +63,18 @@ def test_a_probed_model(backend: str) -> None:
     assert_states_close(state, probed("cpu")[0])
 
 
-def test_left_out_and_full_blocks(backend: str) -> None:
+def test_left_out_and_full_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending_rows, "BLOCK_ROWS", 32)
     generator = torch.Generator().manual_seed(0)
     states = {name: ConeState.empty(range(2), 12, second_moment=True, backend=name) for name in (backend, "cpu")}
     for step in range(4):
-        hidden = [torch.randn(160, 3, 12, generator=generator) + 0.5 for _ in range(2)]
-        mask = torch.rand(160, 3, generator=generator) < 0.7
+        hidden = [torch.randn(10, 3, 12, generator=generator) + 0.5 for _ in range(2)]
+        mask = torch.rand(10, 3, generator=generator) < 0.7
         hidden[0][3], hidden[1][5, 1], hidden[1][7, 0, 2] = 0, 0, torch.nan
         for state in states.values():
-            state.update(hidden, mask, sentence_ids=torch.arange(160) + 160 * step)
+            state.update(hidden, mask, sentence_ids=torch.arange(10) + 10 * step)
     assert_states_close(states[backend], states["cpu"])
-    assert bool(states[backend].first_left_out[:, 0].lt(160).all())
+    assert bool(states[backend].first_left_out[:, 0].lt(10).all())
 
 
 def test_an_isotropy_loss(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from moment_cases import RELATIVE, assert_sums_close, normal, views
 from test_pool_moments import POOLED, assert_same, ragged_mask, scattered_mask
 from torch import Tensor
-from triton_interpreter import faithful_interpreter
+from triton_interpreter import faithful_interpreter, guarded_memory
 
 from cone_kernels import backends, masked_mean_pool, mean_pairwise_cosine, pool_moments, row_moments
 from cone_kernels.kernels import segments
@@ -18,7 +18,7 @@ from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, TOKEN_FIELDS, zero_sums
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTHS = {
-    torch.float32: [1, 2, 7, 8, 33, 63, 65, 130, 384, 1000, 1024],
+    torch.float32: [1, 2, 7, 33, 65, 384, 1000],
     torch.bfloat16: [3, 16, 64, 129, 384],
     torch.float16: [1, 9, 127, 768],
 }
@@ -223,19 +223,12 @@ def test_bitwise_the_same_run_to_run() -> None:
     assert all(torch.equal(one.sums[name], other.sums[name]) for name in one.sums)
 
 
-def test_every_output_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_empty = torch.empty
-
-    def poisoned(*args: object, **kwargs: object) -> Tensor:
-        tensor = real_empty(*args, **kwargs)  # type: ignore[call-overload]
-        return tensor.fill_(torch.nan) if tensor.dtype.is_floating_point else tensor.fill_(99)
-
+def test_every_output_is_written_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     for d in (45, WIDER_THAN_REGISTERS):
         hidden, mask = normal(4, 6, d), ragged_mask(4, 6)
         mask[1] = False
         wanted, rows = pool_moments(hidden, mask, backend="reference"), row_moments(hidden[0], backend="reference")
-        with monkeypatch.context() as patched:
-            patched.setattr(torch, "empty", poisoned)
+        with monkeypatch.context() as patched, guarded_memory():
             patched.setattr(segments, "_PARTS", 128 if d == 45 else 2)
             patched.setattr(segments, "_LEAST_ROWS", 1)
             got = pool_moments(hidden, mask, backend="triton")

@@ -9,7 +9,7 @@ import torch
 from moment_cases import normal, views
 from test_second_moment import RELATIVE, assert_moments_close
 from torch import Tensor
-from triton_interpreter import faithful_interpreter
+from triton_interpreter import faithful_interpreter, guarded_memory
 
 from cone_kernels import backends, second_moment
 from cone_kernels.kernels.triton import gram_product, packed_rows
@@ -24,15 +24,9 @@ WIDTHS = [1, 2, 7, 16, 33, 64, 65, 127, 129]
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch.empty hands out is NaN, so that memory read before it is written shows."""
-    empty = torch.empty
-
-    def poisoned_empty(*args: object, **kwargs: object) -> Tensor:
-        tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned_empty)
+def guarded() -> Iterator[None]:
+    with guarded_memory():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,6 +7,7 @@ can hold. In it, `code_of_launches` compiles the kernels that a call launches, s
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,26 +84,50 @@ def machine_code(
 
 def code_of_launches(call: Callable[[], object], capability: int) -> list[MachineCode]:
     """Compiles what `call` launches on tensors of the CPU, in the order of the launches; nothing of it runs."""
+    names = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
+    return [
+        machine_code(*kernel, capability, **{name: options[name] for name in names})
+        for *kernel, options in _launches(call, capability)
+    ]
+
+
+def parsed_launches(call: Callable[[], object], capability: int) -> list[str]:
+    """Takes what `call` launches through Triton's front end alone, where types are settled; returns the kernels."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+
+    target, parsed = GPUTarget("cuda", capability, 32), []
+    backend = make_backend(target)
+    for function, signature, constexprs, attrs, _ in _launches(call, capability):
+        source, context = (
+            ASTSource(function, signature, constexprs=constexprs, attrs=attrs),
+            triton._C.libtriton.ir.context(),
+        )
+        triton._C.libtriton.ir.load_dialects(context)
+        backend.load_dialects(context)
+        options = backend.parse_options({"enable_fp_fusion": True, **source.parse_options()})
+        source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+        parsed.append(function.__name__)
+    return parsed
+
+
+def _launches(
+    call: Callable[[], object], capability: int
+) -> list[tuple[Any, dict[str, str], dict[Any, Any], dict[Any, Any], dict[str, Any]]]:
+    """What `call` launches, as Triton specialises it: function, signature, constants, attributes and options."""
     from triton import knobs
     from triton.runtime import driver
 
-    launched: list[MachineCode] = []
+    launched: list[tuple[Any, dict[str, str], dict[Any, Any], dict[Any, Any], dict[str, Any]]] = []
 
-    def compile_instead_of_launching(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002
+    def noted_instead_of_launched(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002
         options = json.loads(compile["specialization_data"])["options"]
-        code = machine_code(
-            fn.jit_function,
-            compile["signature"],
-            compile["constants"],
-            compile["configs"][0],
-            capability,
-            **{option: options[option] for option in ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")},
-        )
-        launched.append(code)
+        launched.append((fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0], options))
         return True
 
     before = knobs.runtime.jit_cache_hook
-    knobs.runtime.jit_cache_hook = compile_instead_of_launching
+    knobs.runtime.jit_cache_hook = noted_instead_of_launched
     driver.set_active(_NoDevice(capability))
     try:
         call()
@@ -122,6 +148,13 @@ def in_subprocess(function: str, *arguments: object) -> Any:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def in_subprocesses(function: str, *jobs: tuple[object, ...]) -> list[Any]:
+    """The lists that `module:function` returns for the arguments of each job, one after the other; two run at once."""
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(in_subprocess, function, *job) for job in jobs]
+        return [each for job in found for each in job.result()]
+
+
 class _NoDevice:
     """As much of a driver as Triton asks for before it launches."""
 
@@ -140,6 +173,7 @@ class _NoDevice:
         return GPUTarget("cuda", self.capability, 32)
 
 
+@functools.cache
 def _disassembled(cubin: bytes) -> tuple[str, str]:
     import triton
 

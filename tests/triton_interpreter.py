@@ -1,28 +1,42 @@
-"""Triton's interpreter as the tests use it: bfloat16 as GPUs have it, and less time for calls between kernels."""
+"""Triton's interpreter as the tests use it: bfloat16 and grids as GPUs have them, less time for what kernels do not do,
+and memory that shows what is read before it is written, or written beyond its ends."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+# What a GPU takes as x, y and z of a grid.
+_MOST_PROGRAMS = (2**31 - 1, 65535, 65535)
+_MARGIN = 64 << 10  # bytes, more than a program stores at once
+_CANARY = 0xFF  # of floats a NaN
 
 
 @contextmanager
 def faithful_interpreter() -> Iterator[None]:
     """Inside, conversions between float32 and bfloat16 are exact or rounded to nearest even, as GPUs do it.
 
-    The interpreter itself truncates, and misreads subnormal numbers. NumPy is silent on overflows, as GPUs are. And
-    functions that a kernel calls run in the language as the launch has patched it; the interpreter looks for what to
-    patch at each of their calls, which takes more time than all else.
+    The interpreter itself truncates, and misreads subnormal numbers. NumPy is silent on overflows, as GPUs are; grids
+    that GPUs refuse are refused. And functions that a kernel calls run in the language as the launch has patched it;
+    the interpreter looks for what to patch at each of their calls, and asks of every whole-number operation whether it
+    overflows without heeding the answer, which together take more time than all else. float16 matrices are multiplied
+    as float32, to the same products, and by one thread: far faster.
     """
     import triton.language as tl
     from triton.runtime import interpreter
 
     convert, call = interpreter._convert_float, interpreter.InterpretedFunction.__call__
+    execute, builder = interpreter.GridExecutor.__call__, interpreter.interpreter_builder
+    options, dot = builder.options, interpreter.InterpreterBuilder.create_dot
 
     def converted(values: Any, source: Any, target: Any, mode: Any) -> Any:
         if (source, target) == (tl.float32, tl.bfloat16):
@@ -37,9 +51,60 @@ def faithful_interpreter() -> Iterator[None]:
             return call(self, *args, **kwargs)
         return self.rewrite()(*args, **kwargs)
 
+    def executed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        assert_launchable(self.grid)
+        return execute(self, *args, **kwargs)
+
     interpreter._convert_float, interpreter.InterpretedFunction.__call__ = converted, called
+
+    def multiplied(self: Any, a: Any, b: Any, d: Any, *how: Any) -> Any:
+        if a.data.dtype == b.data.dtype == np.float16 and d.data.dtype == np.float32:
+            product = np.matmul(a.data.astype(np.float32), b.data.astype(np.float32)) + d.data
+            return interpreter.TensorHandle(product, d.dtype.scalar)
+        return dot(self, a, b, d, *how)
+
+    interpreter.GridExecutor.__call__, interpreter.InterpreterBuilder.create_dot = executed, multiplied
+    builder.options = dataclasses.replace(options, sanitize_overflow=False)
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), threadpool_limits(1, user_api="blas"):
             yield
     finally:
         interpreter._convert_float, interpreter.InterpretedFunction.__call__ = convert, call
+        interpreter.GridExecutor.__call__, interpreter.InterpreterBuilder.create_dot = execute, dot
+        builder.options = options
+
+
+def assert_launchable(grid: tuple[int, ...]) -> None:
+    """That a GPU takes the grid."""
+    assert all(0 < size <= most for size, most in zip(grid, _MOST_PROGRAMS, strict=False)), grid
+
+
+@contextmanager
+def guarded_memory() -> Iterator[None]:
+    """Inside, what torch.empty hands out is NaN, and must at the end be untouched beyond its ends; so for torch.zeros.
+
+    Memory of a GPU is NaN alone.
+    """
+    real = {"empty": torch.empty, "zeros": torch.zeros}
+    handed_out: list[np.ndarray] = []
+
+    def guarded(name: str) -> Callable[..., Tensor]:
+        def allocated(*args: Any, **kwargs: Any) -> Tensor:
+            tensor: Tensor = real[name](*args, **kwargs)
+            if type(tensor) is not Tensor or tensor.device.type != "cpu":
+                return tensor.fill_(torch.nan) if name == "empty" and tensor.is_floating_point() else tensor
+            size = tensor.numel() * tensor.element_size()
+            memory = np.full(size + 2 * _MARGIN, _CANARY, np.uint8)
+            handed_out.append(memory)
+            inside = torch.from_numpy(memory[_MARGIN : _MARGIN + size]).view(tensor.dtype).view(tensor.shape)
+            return inside.zero_() if name == "zeros" else inside
+
+        return allocated
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in real:
+            patched.setattr(torch, name, guarded(name))
+        yield
+    for memory in handed_out:
+        assert bool((memory[:_MARGIN] == _CANARY).all()), "written before its beginning"
+        assert bool((memory[-_MARGIN:] == _CANARY).all()), "written beyond its end"

@@ -36,11 +36,11 @@ def multiply_covariance(
     SIZE: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """image (L, SIZE, columns) = scale · C v for the newest rows v of basis (L, SIZE, columns)."""
-    layer = tl.program_id(1).to(tl.int64)
+    layer = tl.program_id(0).to(tl.int64)
     vector, there, finished = newest_vectors(state + layer * 4, PART)
     if finished:
         return
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     row = x + layer * stride_l + i.to(tl.int64)[:, None] * stride_n
     rows_of_layer = (layer * SIZE + vector) * columns
     product = tl.zeros([ROWS, PART], tl.float64)
@@ -71,16 +71,16 @@ def multiply_data(
     CENTER: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """partial (L, vector parts, row parts, PART, columns) = Xᵀ (X v) of one part of the rows, `ROWS` rows at a time."""
-    layer = tl.program_id(1).to(tl.int64)
+    layer = tl.program_id(0).to(tl.int64)
     vector, there, finished = newest_vectors(state + layer * 4, PART)
     if finished:
         return
     x += layer * stride_l
     mean += layer * d
     rows_of_layer = (layer * SIZE + vector) * columns
-    number = (layer * tl.num_programs(2) + tl.program_id(2)) * tl.num_programs(0) + tl.program_id(0)
+    number = (layer * tl.num_programs(2) + tl.program_id(2)) * tl.num_programs(1) + tl.program_id(1)
     partial += number * PART * columns
-    begin = tl.program_id(0) * part_rows
+    begin = tl.program_id(1) * part_rows
     for first_row in range(begin, tl.minimum(begin + part_rows, n), ROWS):
         row = first_row + tl.arange(0, ROWS)
         along = tl.zeros([ROWS, PART], tl.float64)
@@ -101,18 +101,19 @@ def multiply_data(
             total = tl.load(place, mask=(j < there_before)[None, :], other=0.0)
             tl.store(place, tl.dot(tl.trans(along), data, total, out_dtype=tl.float64))
             data = centred(x, mean, row, j + WIDTH, n, d, stride_n, stride_d, CENTER)
+        tl.debug_barrier()  # the next rows add to what other threads have stored
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["divisor"])  # a 1 would be a constant of Python, not a tensor
 def add_parts(
     partial, image, state, parts, columns, divisor, SIZE: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """image = Σ of the parts in their order / divisor."""
-    layer = tl.program_id(1).to(tl.int64)
+    layer = tl.program_id(0).to(tl.int64)
     vector, there, finished = newest_vectors(state + layer * 4, PART)
     if finished:
         return
-    j = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    j = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     first = (layer * tl.num_programs(2) + tl.program_id(2)) * parts * PART * columns
     place = partial + first + tl.arange(0, PART)[:, None] * columns + j[None, :]
     total = tl.load(place)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.packed_rows import PackedRows
 from cone_kernels.kernels.triton.powers_of_two import scale_towards
 
@@ -67,7 +68,9 @@ def add_raw_products(moment: Tensor, x: Tensor, use: Tensor | None) -> None:
         rows, chosen = x[layers], x if use is None else use[layers].view(torch.uint8)
         shape = (n, d, *x.stride(), 0 if use is None else use.stride(0))
         partial = _multiply(plan, rows, rows, chosen, shape, LOW=False, USE=use is not None)
-        add_raw_tiles[(plan.tiles, plan.block // _STRIP, len(rows))](
+        launch(
+            add_raw_tiles,
+            (plan.tiles, plan.block // _STRIP, len(rows)),
             moment[layers],
             partial,
             plan.splits,
@@ -95,7 +98,9 @@ def add_packed_products(
         high, sums, target = packed.high[layers], packed.sums[layers], moment[layers]
         shape = (rows, columns, *high.stride(), 0)
         partial = _multiply(plan, high, packed.low[layers], high, shape, LOW=True, USE=False)
-        add_packed_tiles[(plan.tiles, plan.block // _STRIP, len(high))](
+        launch(
+            add_packed_tiles,
+            (plan.tiles, plan.block // _STRIP, len(high)),
             target,
             partial,
             plan.splits,
@@ -117,7 +122,9 @@ def add_packed_products(
 def _multiply(plan: TilePlan, x: Tensor, low: Tensor, use: Tensor, shape: tuple[int, ...], **modes: bool) -> Tensor:
     size = (len(x), plan.splits, plan.tiles, plan.block, plan.block)
     partial = torch.empty(size, dtype=torch.float32, device=x.device)
-    multiply_tiles[(plan.tiles, plan.splits, len(x))](
+    launch(
+        multiply_tiles,
+        (plan.tiles, plan.splits, len(x)),
         x,
         low,
         use,
@@ -284,7 +291,7 @@ def sum_of_parts(sums, parts, columns, column):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])  # a 1 would be a constant of Python, not a tensor
 def add_packed_tiles(
     moment, partial, splits, scale, sums, pilot, n_used, n, d, columns, parts,
     PILOT: tl.constexpr, USE: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr,

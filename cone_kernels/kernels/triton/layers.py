@@ -60,9 +60,18 @@ def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
 
 
 def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A replay would read the host's memory again; what a kernel was given as a number stays in the graph.
+        return torch.cat([torch.full((1,), address, dtype=torch.int64, device=device) for address in addresses])
     # A copy from pinned memory does not wait for the device.
     table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
     return table.to(device, non_blocking=True)
+
+
+@triton.jit
+def column_offsets(columns, column_stride):
+    """Where columns are in their row, in elements: in 64 bits, as rows of any strides can be longer than 2^31."""
+    return columns.to(tl.int64) * column_stride
 
 
 @triton.jit

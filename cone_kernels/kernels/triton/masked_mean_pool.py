@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow, same_strides
+from cone_kernels.kernels.triton.launch import launch, layer_and_number
+from cone_kernels.kernels.triton.layers import (
+    column_offsets,
+    first_element,
+    layer_arguments,
+    require_narrow,
+    same_strides,
+)
 from cone_kernels.kernels.triton.shapes import pool_shape_of
 from cone_kernels.kernels.triton.tokens import is_counted, plain_mean, sentences_of, span_of, token_arguments
 
@@ -26,7 +33,9 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
     if pooled.numel() == 0:
         return pooled
     shape = pool_shape_of(d, first.element_size())
-    _pool[(n_sentences, len(layers), shape.slabs)](
+    launch(
+        _pool,
+        (len(layers) * n_sentences, shape.slabs),
         pooled,
         n_sentences,
         **layer_arguments(layers),
@@ -49,10 +58,10 @@ def _pool(
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr, PACKED: tl.constexpr, d: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    sentence = tl.program_id(0).to(tl.int64)
-    layer = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    layer, sentence = layer_and_number(sentences)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_row = columns < d
+    offsets = column_offsets(columns, column_stride)
     start = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     if not PACKED:
         start += sentence * outer_step * VECTOR
@@ -61,13 +70,13 @@ def _pool(
     for tile in tl.range(first_token, past_token, ROWS, num_stages=STAGES):
         token = tile + tl.arange(0, ROWS)
         valid = is_counted(selection, sentence, token, tokens, token < past_token, PACKED)
-        elements = (token * row_step * VECTOR)[:, None] + columns[None, :] * column_stride
+        elements = (token * row_step * VECTOR)[:, None] + offsets[None, :]
         x = tl.load(start + elements, mask=valid[:, None] & in_row[None, :], other=0.0).to(tl.float32)
         total += tl.sum(x, 0).to(tl.float64)
     mean = (total * (1.0 / size.to(tl.float64))).to(tl.float32)  # of no token: NaN
     # A sum that left float32 need not leave float64.
     if tl.sum((mean * 0.0 != 0.0).to(tl.int32), 0) > 0:
-        at = start + columns * column_stride
+        at = start + offsets
         mean = plain_mean(
             at, first_token, past_token, size, selection, sentence, tokens, row_step * VECTOR, columns, in_row, PACKED
         )

@@ -9,12 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow
+from cone_kernels.kernels.triton.launch import launch, layer_and_number
+from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments, require_narrow
 from cone_kernels.kernels.triton.shapes import pool_shape_of
 from cone_kernels.kernels.triton.tokens import is_counted, sentences_of, span_of, token_arguments
 
-# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too.
+# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too; of the longest, more.
 _TOKENS_PER_PROGRAM = 128
+_MOST_CHUNKS = 1024
 
 
 def masked_mean_pool_backward(
@@ -30,16 +32,17 @@ def masked_mean_pool_backward(
         return gradient
     assert n_sentences == sentences_of(mask, cu_seqlens)
     longest = n_tokens if mask is not None else triton.cdiv(n_tokens, n_sentences)
-    chunks = triton.cdiv(longest, _TOKENS_PER_PROGRAM)
+    chunks = min(triton.cdiv(longest, _TOKENS_PER_PROGRAM), _MOST_CHUNKS)
     tile = pool_shape_of(d, gradient.element_size())
-    _backward[(n_sentences, n_layers, tile.slabs * chunks)](
+    launch(
+        _backward,
+        (n_layers * n_sentences, tile.slabs, chunks),
         gradient,
         n_sentences,
         chunks,
         **layer_arguments(grad.unbind(0)),
         **token_arguments(mask, cu_seqlens, n_tokens, grad.device),
         d=d,
-        SLABS=tile.slabs,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         num_warps=tile.warps,
@@ -54,12 +57,11 @@ def _backward(
     layers, layer_step, outer_step, row_step, column_stride,
     selection, tokens,
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr, PACKED: tl.constexpr, d: tl.constexpr,
-    SLABS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    sentence = tl.program_id(0).to(tl.int64)
-    layer = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(2) % SLABS * COLUMNS + tl.arange(0, COLUMNS)
-    chunk = tl.program_id(2) // SLABS
+    layer, sentence = layer_and_number(sentences)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    chunk = tl.program_id(2)
     in_row = columns < d
     first, past, size = span_of(selection, sentence, tokens, PACKED)
     to = gradient + layer * tokens * d
@@ -68,7 +70,7 @@ def _backward(
         first = sentence * 0  # tokens that do not count get a zero
         past = first + tokens
     from_row = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR) + sentence * row_step * VECTOR
-    grad = tl.load(from_row + columns * column_stride, mask=in_row, other=0.0).to(tl.float64)
+    grad = tl.load(from_row + column_offsets(columns, column_stride), mask=in_row, other=0.0).to(tl.float64)
     # Rounded to float32 and from there to 16 bits. A sentence without a token shares out nothing.
     share = (grad / tl.maximum(size, 1).to(tl.float64)).to(tl.float32).to(gradient.dtype.element_ty)
     for begin in range(first + chunk * ROWS, past, chunks * ROWS):

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow
+from cone_kernels.kernels.triton.launch import launch, layer_and_number
+from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments, require_narrow
 from cone_kernels.kernels.triton.row_sums import LEAST_NORMAL, is_safe
 from cone_kernels.kernels.triton.shapes import backward_shape_of
 
@@ -24,7 +25,9 @@ def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) ->
     if gradient.numel() == 0:
         return gradient
     shape = backward_shape_of(d)
-    _backward[(triton.cdiv(n, shape.rows * _TILES), n_layers)](
+    launch(
+        _backward,
+        (n_layers * triton.cdiv(n, shape.rows * _TILES),),
         gradient,
         unit_sum.contiguous(),
         scale.contiguous(),
@@ -48,8 +51,8 @@ def _backward(
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr, d: tl.constexpr,
     SLABS: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    layer = tl.program_id(1).to(tl.int64)
-    first_row = tl.program_id(0).to(tl.int64) * (ROWS * TILES)
+    layer, tile = layer_and_number(tl.cdiv(n, ROWS * TILES))
+    first_row = tile * (ROWS * TILES)
     past = tl.minimum(first_row + ROWS * TILES, n)
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     sums = unit_sum + layer * d
@@ -65,7 +68,11 @@ def _backward(
         to = gradient + ((layer * n + row) * d)[:, None]
         if SLABS == 1:
             inside = valid[:, None] & in_row[None, :]
-            x = tl.load(rows + columns[None, :] * column_stride, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+            x = (
+                tl.load(rows + column_offsets(columns, column_stride)[None, :], mask=inside, other=0.0)
+                .to(tl.float32)
+                .to(tl.float64)
+            )
             along, each, used = _factors(tl.sum(x * x, 1), tl.sum(x * s[None, :], 1), factor)
             _store(to + columns[None, :], x, s, along, each, used, inside, ELEMENT)
         else:  # read twice: a row does not fit the registers
@@ -76,7 +83,7 @@ def _backward(
                 in_row = columns < d
                 inside = valid[:, None] & in_row[None, :]
                 s = tl.load(sums + columns, mask=in_row, other=0.0)
-                x = tl.load(rows + columns[None, :] * column_stride, mask=inside, other=0.0)
+                x = tl.load(rows + column_offsets(columns, column_stride)[None, :], mask=inside, other=0.0)
                 x = x.to(tl.float32).to(tl.float64)
                 norm_sq += tl.sum(x * x, 1)
                 projection += tl.sum(x * s[None, :], 1)
@@ -86,7 +93,7 @@ def _backward(
                 in_row = columns < d
                 inside = valid[:, None] & in_row[None, :]
                 s = tl.load(sums + columns, mask=in_row, other=0.0)
-                x = tl.load(rows + columns[None, :] * column_stride, mask=inside, other=0.0)
+                x = tl.load(rows + column_offsets(columns, column_stride)[None, :], mask=inside, other=0.0)
                 x = x.to(tl.float32).to(tl.float64)
                 _store(to + columns[None, :], x, s, along, each, used, inside, ELEMENT)
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.powers_of_two import scale_towards
 
 PAD = 128  # rows and columns of the planes are padded with zeros to a multiple of it
@@ -67,8 +68,8 @@ def pack(x: Tensor, use: Tensor | None, weights: Tensor | None, pilot: Tensor | 
         "STEP": _STEP_ROWS,
         "COLUMNS": _COLUMNS,
     }
-    column_maxima[grid](*selection, maxima, parts, **given)
-    pack_columns[grid](*selection, maxima, high, low, scale, sums, rows, parts, **given)
+    launch(column_maxima, grid, *selection, maxima, parts, **given)
+    launch(pack_columns, grid, *selection, maxima, high, low, scale, sums, rows, parts, **given)
     return PackedRows(high, low, scale, sums)
 
 

@@ -12,7 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from cone_kernels.kernels.segments import Segments
-from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow, same_strides
+from cone_kernels.kernels.triton.launch import launch
+from cone_kernels.kernels.triton.layers import (
+    column_offsets,
+    first_element,
+    layer_arguments,
+    require_narrow,
+    same_strides,
+)
 from cone_kernels.kernels.triton.row_norms import row_norms
 from cone_kernels.kernels.triton.row_sums import (
     COUNTS,
@@ -57,7 +64,9 @@ def pool_moments(
     partial = PartialSums(segments, n_layers, d, shape.slabs, sums)
     hidden = layer_arguments(layers)
     tokens = token_arguments(mask, cu_seqlens, n_tokens, first.device)
-    _add_sentences[(segments.parts, n_layers, shape.slabs)](
+    launch(
+        _add_sentences,
+        (n_layers, segments.parts, shape.slabs),
         pooled=pooled,
         status=status,
         norm_sq=pooled if shape.slabs == 1 else row_norms(hidden, n_layers, n_rows, n_tokens, d, mask),
@@ -92,11 +101,12 @@ def _add_sentences(
     ORDERED: tl.constexpr, SLICED: tl.constexpr, d: tl.constexpr, NORMS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
-    layer = tl.program_id(1).to(tl.int64)
+    layer = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1).to(tl.int64)
     slab = tl.program_id(2)
     columns = slab * COLUMNS + tl.arange(0, COLUMNS)
     in_row = columns < d
+    offsets = column_offsets(columns, column_stride)
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     none = tl.zeros((COLUMNS,), tl.float64)
     all_plain, squares, unit_squares = none, none, none
@@ -120,7 +130,7 @@ def _add_sentences(
                 for tile in tl.range(block, block_past, ROWS, num_stages=STAGES):
                     token = tile + tl.arange(0, ROWS)
                     valid = is_counted(selection, sentence, token, tokens, token < block_past, PACKED)
-                    elements = (token * row_step * VECTOR)[:, None] + columns[None, :] * column_stride
+                    elements = (token * row_step * VECTOR)[:, None] + offsets[None, :]
                     x = tl.load(start + elements, mask=valid[:, None] & in_row[None, :], other=0.0).to(tl.float32)
                     if NORMS:
                         token_norm_sq = tl.load(norm_sq + layer * rows + first_row + token, mask=valid, other=0.0)
@@ -135,7 +145,7 @@ def _add_sentences(
                     for token in range(block, block_past):
                         in_tile = (unsafe >> ((token - block) // ROWS)) & 1 != 0
                         if is_counted(selection, sentence, token, tokens, in_tile, PACKED):
-                            elements = token * row_step * VECTOR + columns * column_stride
+                            elements = token * row_step * VECTOR + offsets
                             wide = tl.load(start + elements, mask=in_row, other=0.0).to(tl.float64)
                             if NORMS:
                                 wide_norm_sq = tl.load(norm_sq + layer * rows + first_row + token)
@@ -147,7 +157,7 @@ def _add_sentences(
             mean = (plain * (1.0 / size.to(tl.float64))).to(tl.float32)  # of no token: NaN
             used, zero, nonfinite = entry_of(counts, 0), entry_of(counts, 1), entry_of(counts, 2)
             if nonfinite > 0:
-                at = start + columns * column_stride
+                at = start + offsets
                 mean = plain_mean(
                     at, first_token, past_token, size, selection, sentence, tokens, row_step * VECTOR, columns, in_row,
                     PACKED,

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cone_kernels.kernels.segments import Segments
-from cone_kernels.kernels.triton.layers import first_element, layer_arguments, require_narrow
+from cone_kernels.kernels.triton.launch import launch
+from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments, require_narrow
 from cone_kernels.kernels.triton.row_norms import row_norms
 from cone_kernels.kernels.triton.row_sums import (
     COUNTS,
@@ -38,7 +39,9 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     segments = Segments.of(groups, n, sums["count"].shape[-1], n_layers, n)
     partial = PartialSums(segments, n_layers, d, shape.slabs, sums)
     rows = layer_arguments(x.unbind(0))
-    _add_rows[(segments.parts, n_layers, shape.slabs)](
+    launch(
+        _add_rows,
+        (n_layers, segments.parts, shape.slabs),
         status=status,
         norm_sq=status if shape.slabs == 1 else row_norms(rows, n_layers, n, n, d, None),
         **rows,
@@ -70,11 +73,12 @@ def _add_rows(
     d: tl.constexpr, ALL: tl.constexpr, NORMS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
-    layer = tl.program_id(1).to(tl.int64)
+    layer = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1).to(tl.int64)
     slab = tl.program_id(2)
     columns = slab * COLUMNS + tl.arange(0, COLUMNS)
     in_row = columns < d
+    offsets = column_offsets(columns, column_stride)
     first = first_element(layers, layer, layer_step, ELEMENT, TABLE, VECTOR)
     none = tl.zeros((COLUMNS,), tl.float64)
     plain, squares, unit_squares = none, none, none
@@ -89,7 +93,7 @@ def _add_rows(
                 at = position + tl.arange(0, ROWS)
                 valid = at < block_end
                 row = item_at(at, group, groups, order, valid, ORDERED)
-                elements = (row * row_step * VECTOR)[:, None] + columns[None, :] * column_stride
+                elements = (row * row_step * VECTOR)[:, None] + offsets[None, :]
                 x = tl.load(first + elements, mask=valid[:, None] & in_row[None, :], other=0.0).to(tl.float32)
                 if NORMS:
                     row_norm_sq = tl.load(norm_sq + layer * items + row, mask=valid, other=0.0).to(tl.float32)
@@ -103,7 +107,7 @@ def _add_rows(
                 for position in range(block, block_end):
                     if (unsafe >> ((position - block) // ROWS)) & 1 != 0:
                         row = item_at(position, group, groups, order, True, ORDERED)
-                        elements = row * row_step * VECTOR + columns * column_stride
+                        elements = row * row_step * VECTOR + offsets
                         wide = tl.load(first + elements, mask=in_row, other=0.0).to(tl.float64)
                         wide_norm_sq = tl.load(norm_sq + layer * items + row) if NORMS else tl.sum(wide * wide, 0)
                         state = (unit, plain, squares, unit_squares, counts, totals)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.layers import first_element
+from cone_kernels.kernels.triton.launch import launch, layer_and_number
+from cone_kernels.kernels.triton.layers import column_offsets, first_element
 from cone_kernels.kernels.triton.row_sums import is_safe
 
 _ROWS = 4
@@ -24,7 +25,9 @@ def row_norms(layers: dict[str, object], n_layers: int, n: int, tokens: int, d: 
     first = layers["layers"]
     assert isinstance(first, Tensor)
     norm_sq = torch.empty((n_layers, n), dtype=torch.float64, device=first.device)
-    _row_norms[(triton.cdiv(n, _ROWS), n_layers)](
+    launch(
+        _row_norms,
+        (n_layers * triton.cdiv(n, _ROWS),),
         norm_sq,
         norm_sq if mask is None else mask,
         n,
@@ -47,8 +50,8 @@ def _row_norms(
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr,
     d: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    layer = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    layer, tile = layer_and_number(tl.cdiv(n, ROWS))
+    row = tile * ROWS + tl.arange(0, ROWS)
     valid = row < n
     if MASKED:
         valid &= tl.load(mask + row, mask=valid, other=0) != 0
@@ -57,7 +60,7 @@ def _row_norms(
     total = tl.zeros((ROWS,), tl.float32)
     for begin in range(0, d, COLUMNS):
         columns = begin + tl.arange(0, COLUMNS)
-        at = elements[:, None] + columns[None, :] * column_stride
+        at = elements[:, None] + column_offsets(columns, column_stride)[None, :]
         x = tl.load(first + at, mask=valid[:, None] & (columns < d)[None, :], other=0.0).to(tl.float32)
         total += tl.sum(x * x, 1)
     safe = is_safe(total)
@@ -66,7 +69,7 @@ def _row_norms(
         wide = tl.zeros((ROWS,), tl.float64)
         for begin in range(0, d, COLUMNS):
             columns = begin + tl.arange(0, COLUMNS)
-            at = elements[:, None] + columns[None, :] * column_stride
+            at = elements[:, None] + column_offsets(columns, column_stride)[None, :]
             x = tl.load(first + at, mask=valid[:, None] & (columns < d)[None, :], other=0.0).to(tl.float64)
             wide += tl.sum(x * x, 1)
         exact = tl.where(safe, exact, wide)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cone_kernels.kernels.segments import Segments
+from cone_kernels.kernels.triton.launch import launch
 
 TILES = tl.constexpr(64)
 
@@ -189,7 +190,9 @@ class PartialSums:
         block_groups = triton.next_power_of_2(segments.groups)
         kinds = 4 + (segments.groups if segments.slices > 1 else 0)
         blocks = triton.cdiv(self._d, _FINISH_COLUMNS) if self._all or segments.slices > 1 else 1
-        _finish[(blocks, kinds, self._layers)](
+        launch(
+            _finish,
+            (self._layers, kinds, blocks),
             self._counts,
             self._totals,
             self._columns,
@@ -228,9 +231,9 @@ def _finish(
     GROUPS: tl.constexpr, SLICES: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Adds the partial sums of one layer; kinds 0 to 2: of the columns, 3: of the groups, from 4 on: one group's Σu."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    layer = tl.program_id(0).to(tl.int64)
     kind = tl.program_id(1)
-    layer = tl.program_id(2).to(tl.int64)
+    columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     if kind < 3:
         if ALL:
             total = _sum_of_rows(column_parts + (layer * parts * 3 + kind) * d, parts, 3 * d, columns, d, PARTS)
@@ -241,7 +244,7 @@ def _finish(
             else:
                 _add(unit_sq_sum + layer * d + columns, total, columns < d)
     elif kind == 3:
-        if tl.program_id(0) == 0:
+        if tl.program_id(2) == 0:
             group = tl.arange(0, GROUPS)
             in_layer = group < groups
             at = layer * groups + group

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.device_copy import to_device
+
 _MASK_BLOCK = tl.constexpr(512)
 
 
@@ -19,7 +21,7 @@ def token_arguments(
     if mask is not None:
         return {"selection": mask.view(torch.uint8), "tokens": n_tokens, "PACKED": False}
     assert cu_seqlens is not None
-    return {"selection": cu_seqlens.to(device), "tokens": n_tokens, "PACKED": True}
+    return {"selection": to_device(cu_seqlens, device), "tokens": n_tokens, "PACKED": True}
 
 
 def sentences_of(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cone_kernels.kernels.triton.block_product import add_parts, diagonal_scales, multiply_covariance, multiply_data
 from cone_kernels.kernels.triton.krylov_step import krylov_step
+from cone_kernels.kernels.triton.launch import launch
 
 _BASIS_BLOCKS = 4  # the basis holds at most this many blocks
 _ROUND = 16  # steps launched before the host looks whether all layers are finished
@@ -35,6 +36,7 @@ def top_eigenvectors(
     capacity = min(_BASIS_BLOCKS * block, d)
     size = max(16, triton.next_power_of_2(capacity))
     padded_block = max(8, triton.next_power_of_2(block))
+    rotated_rows = max(1, min(size, _ROTATED // (2 * size)))
     columns = triton.cdiv(d, _WIDTH) * _WIDTH
 
     def scratch(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -57,39 +59,44 @@ def top_eigenvectors(
     state[:, 1] = block
     scale = torch.ones_like(next_value)
     part = min(padded_block, _TILE)
-    multiply = _covariance_product(x, scale, part) if mean is None else _data_product(x, mean, center, block, part)
+    parts = triton.cdiv(block, part)  # of the vectors
+    multiply = (
+        _covariance_product(x, scale, part, parts) if mean is None else _data_product(x, mean, center, part, parts)
+    )
     pairs, directions, coefficients = scratch(2, size, 2 * size), scratch(2, padded_block, columns), scratch(size, part)
     ritz, order = scratch(3, size), scratch(size, dtype=torch.int32)
     limit = torch.full((1,), tolerance, dtype=torch.float64, device=x.device)
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
     for step in range(max_iterations):
         now, then = step % 2, (step + 1) % 2
-        multiply(bases[now], images[now], state, padded_block // part)
-        krylov_step[(n_layers,)](
+        multiply(bases[now], images[now], state)
+        launch(
+            krylov_step, (n_layers,),
             bases[now], images[now], bases[then], images[then], pairs, directions, coefficients, ritz, order, state,
             scale, limit, values, vectors, residuals, iterations, next_value, converged,
             d, columns, k, block, capacity, max_iterations,
-            SIZE=size, BLOCK=padded_block, PART=part, TILE=min(size, _TILE), ROWS=min(size, _ROTATED // (2 * size)),
-            WIDTH=_STEP_WIDTH, num_warps=8, num_stages=2, maxnreg=255,
+            SIZE=size, BLOCK=padded_block, PART=part, TILE=min(size, _TILE), ROWS=rotated_rows, WIDTH=_STEP_WIDTH,
+            num_warps=8, num_stages=2, maxnreg=255,
         )  # fmt: skip
         if (step + 1) % _ROUND == 0 and not capturing and bool(state[:, 3].all()):
             break
     return values, vectors, residuals, iterations, next_value, converged.bool(), mean
 
 
-_Multiply = Callable[[Tensor, Tensor, Tensor, int], None]
+_Multiply = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def _covariance_product(x: Tensor, scale: Tensor, part: int) -> _Multiply:
+def _covariance_product(x: Tensor, scale: Tensor, part: int, vector_parts: int) -> _Multiply:
     if x.element_size() == 2:
         x = x.float()  # a small copy; Triton 3.6 cannot lower a product in float64 of what is loaded as 16 bits
     n_layers, _, d = x.shape
     strides = (x.stride(0), x.stride(2), x.stride(1)) if x.stride(1) == 1 else x.stride()  # symmetric
-    diagonal_scales[(n_layers,)](x, scale, d, *strides, WIDTH=1024)
+    launch(diagonal_scales, (n_layers,), x, scale, d, *strides, WIDTH=1024)
 
-    def multiply(basis: Tensor, image: Tensor, state: Tensor, vector_parts: int) -> None:
+    def multiply(basis: Tensor, image: Tensor, state: Tensor) -> None:
         _, size, columns = basis.shape
-        multiply_covariance[(triton.cdiv(d, _COVARIANCE_ROWS), n_layers, vector_parts)](
+        launch(
+            multiply_covariance, (n_layers, triton.cdiv(d, _COVARIANCE_ROWS), vector_parts),
             x, basis, image, state, scale, d, columns, *strides,
             SIZE=size, PART=part, ROWS=_COVARIANCE_ROWS, WIDTH=_WIDTH, num_warps=4, num_stages=3,
         )  # fmt: skip
@@ -97,30 +104,33 @@ def _covariance_product(x: Tensor, scale: Tensor, part: int) -> _Multiply:
     return multiply
 
 
-def _data_product(x: Tensor, mean: Tensor, center: bool, block: int, part: int) -> _Multiply:
+def _data_product(x: Tensor, mean: Tensor, center: bool, part: int, vector_parts: int) -> _Multiply:
     n_layers, n, d = x.shape
-    vectors = triton.cdiv(block, part) * part
-    columns = triton.cdiv(d, _WIDTH) * _WIDTH
+    vectors, columns = vector_parts * part, triton.cdiv(d, _WIDTH) * _WIDTH
     most = min(triton.cdiv(_PARTS, n_layers), _PARTIAL_BYTES // (n_layers * vectors * columns * 8))
     parts = max(1, min(triton.cdiv(n, _LEAST_PART_ROWS), most))
     part_rows = triton.cdiv(triton.cdiv(n, parts), _DATA_ROWS) * _DATA_ROWS
     parts = triton.cdiv(n, part_rows)
     partial = torch.empty((n_layers, vectors, parts, columns), dtype=torch.float64, device=x.device)
+    aligned = x.stride(2) == 1 and d % 16 == 0 and x.stride(1) % 16 == 0
+    warps = 4 if aligned else 8  # loads of single elements take more registers than 4 have
 
-    def multiply(basis: Tensor, image: Tensor, state: Tensor, vector_parts: int) -> None:
+    def multiply(basis: Tensor, image: Tensor, state: Tensor) -> None:
         size = basis.shape[1]
-        multiply_data[(parts, n_layers, vector_parts)](
+        launch(
+            multiply_data, (n_layers, parts, vector_parts),
             x, mean, basis, partial, state, n, d, columns, part_rows, *x.stride(),
-            CENTER=center, SIZE=size, PART=part, ROWS=_DATA_ROWS, WIDTH=_WIDTH, num_warps=4, num_stages=1,
+            CENTER=center, SIZE=size, PART=part, ROWS=_DATA_ROWS, WIDTH=_WIDTH, num_warps=warps, num_stages=1,
         )  # fmt: skip
-        add_parts[(columns // _WIDTH, n_layers, vector_parts)](
-            partial, image, state, parts, columns, n - 1 if center else n, SIZE=size, PART=part, WIDTH=_WIDTH
-        )
+        launch(
+            add_parts, (n_layers, columns // _WIDTH, vector_parts),
+            partial, image, state, parts, columns, n - 1 if center else n, SIZE=size, PART=part, WIDTH=_WIDTH,
+        )  # fmt: skip
 
     return multiply
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache  # for good: captured graphs read it
 def _start(block: int, d: int, device: torch.device) -> Tensor:
     """(block, d) orthonormal rows, the same everywhere."""
     start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))

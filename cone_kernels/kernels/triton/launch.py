@@ -1,0 +1,25 @@
+"""How kernels are launched, and where a program of many layers is."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Runs a kernel; products and sums are fused, as its precision was tested, whatever Triton's own default is.
+
+    A grid's y and z end at 65,535: what has no such bound, layers above all, belongs into x.
+    """
+    kernel[grid](*arguments, enable_fp_fusion=True, **options)
+
+
+@triton.jit
+def layer_and_number(programs):
+    """Which layer a program belongs to, and its number there, in a grid of x = layers · programs."""
+    number = tl.program_id(0)
+    return (number // programs).to(tl.int64), (number % programs).to(tl.int64)
