@@ -12,8 +12,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
-
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -43,8 +41,10 @@ def one_thread(threads: None) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def snli() -> Path:
-    if not SNLI.exists():
-        pytest.skip(f"the SNLI dev set is not beside this checkout ({SNLI.name})")
-    return SNLI
+    """The SNLI dev set, which lies beside a checkout."""
+    file = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
+    if not file.exists():
+        pytest.skip(f"the SNLI dev set is not beside this checkout ({file.name})")
+    return file

