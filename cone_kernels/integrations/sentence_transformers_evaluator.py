@@ -37,7 +37,8 @@ class ConeEvaluator(SentenceEvaluator):  # type: ignore[misc]
         batch_size, show_progress_bar: of ``encode``.
         name: put before the metrics' names and into the file's.
         write_csv: append a row to ``cone_evaluation_{name}_results.csv`` in the output folder.
-        probe_options: of ``ConeProbe``.
+        probe_options: of ``ConeProbe``. For standard errors sentences are neighbours in the order in which the library
+            encodes them, by length.
 
     Raises:
         ValueError: there are fewer than two sentences, or `primary_layer` is not among `layers`.
