@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch is pinned so that pip takes the CPU build; set TORCH to install another one.
 TORCH ?= torch==2.13.0
+# Processes that run the tests side by side.
+JOBS ?= 2
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
@@ -30,7 +32,7 @@ demo: $(VENV)/.built
 	$(BIN)/cone demo
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.built
 	$(BIN)/python -m pytest -m slow
