@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,8 +31,8 @@ def encoded_shards(
     size: int,
     encode: Callable[[list[str]], EncodedWindow],
     runs_here: Callable[[int, int], bool],
-) -> Iterator[EncodedShard]:
-    """Cuts sentences into shards; one is read ahead, and tokenized by a thread of its own.
+) -> Generator[EncodedShard]:
+    """Cuts sentences into shards; one is read ahead, and tokenized by a thread, which ends with the generator.
 
     Args:
         sentences: they, read in the caller's thread.

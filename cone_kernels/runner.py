@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -199,8 +200,9 @@ def run(
     runner.backends.update(part.facts.get("backends", {}))
     first, empty = "", None
     try:
-        with probe, cpu_threads(threads):
-            for current in encoded_shards(sentences, window, runner.encode, runs_here):
+        shards = encoded_shards(sentences, window, runner.encode, runs_here)
+        with probe, cpu_threads(threads), closing(shards):
+            for current in shards:
                 first = first or current.texts[0]
                 position.pass_over(current.texts)
                 if position.resuming:

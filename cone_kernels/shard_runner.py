@@ -86,7 +86,7 @@ class ShardRunner:
         with self._recorded():
             while (failed := self._attempt(first_id, encoded)) is not None:
                 self.counts.out_of_memory += 1
-                self.counts.token_budget = sum(encoded.lengths[index] for index in failed) // 2
+                self.counts.token_budget = max(1, sum(encoded.lengths[index] for index in failed) // 2)
                 if self.loaded.device.type == "cuda":
                     torch.cuda.empty_cache()
         self.n_shards += 1

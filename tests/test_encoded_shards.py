@@ -15,6 +15,7 @@ from tiny_checkpoints import save_checkpoint
 from cone_kernels.encoded_shards import encoded_shards
 from cone_kernels.encoded_window import EncodedWindow
 from cone_kernels.models import load_model
+from cone_kernels.progress import Progress
 from cone_kernels.runner import run
 
 
@@ -79,14 +80,20 @@ def test_what_the_tokenizer_raises_is_raised_at_its_shard() -> None:
         _ = shard.encoded
 
 
-def test_a_run_that_fails_leaves_no_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["corpus", "progress"])
+def test_a_run_that_fails_leaves_no_thread(tmp_path: Path, where: str) -> None:
     save_checkpoint(tmp_path)
     loaded = load_model(tmp_path, device="cpu")
 
-    def failing() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         yield from sentences(9)
-        raise OSError("the disk is gone")
+        if where == "corpus":
+            raise OSError("the disk is gone")
+
+    def progress(done: Progress) -> None:
+        if where == "progress":
+            raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        run(loaded, failing(), window=4)
+        run(loaded, texts(), window=4, progress=progress)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenizing")]
