@@ -220,7 +220,9 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
     # The first line is dropped and logged, which shows that the run is under way.
     corpus.write_bytes(b"\xff\n" + "\n".join(captions(20_000)).encode())
     options = ["--errors", "drop", "--verbose", "--token-budget", "1", "--json", report]
-    running = process("layers", "--model", model, "--corpus", corpus, *options)
+    # Tests that are themselves run in the background hand on a SIGINT that is switched off.
+    answers = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
+    running = process("layers", "--model", model, "--corpus", corpus, *options, **answers)
     assert running.stderr is not None
     assert f"{corpus}:1: dropped" in running.stderr.readline()
     time.sleep(0.2)
