@@ -19,7 +19,7 @@ from cone_kernels.runner import run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("architecture", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_run_compiled_is_the_run(tmp_path: Path, architecture: str) -> None:
     save_checkpoint(tmp_path, architecture)
     texts = sentences(60)

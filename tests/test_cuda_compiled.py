@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,15 +27,11 @@ READS_ROWS = [name for name in KERNELS if name not in ("masked_mean_pool_backwar
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_by_all_cores() -> None:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: compiled(*job), itertools.product(KERNELS, ARCHS)))
-
-
-@pytest.fixture(params=ARCHS)
+@pytest.fixture(scope="module", params=ARCHS)
 def arch(request: pytest.FixtureRequest) -> str:
     name: str = request.param
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda source: compiled(source, name), KERNELS))
     return name
 
 
