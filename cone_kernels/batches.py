@@ -13,8 +13,7 @@ def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         >>> list(length_batches([3, 5, 3, 3], token_budget=6))
         [[1], [0, 2], [3]]
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for length, group in itertools.groupby(order, key=lambda index: lengths[index]):
+    for length, group in itertools.groupby(_longest_first(lengths), key=lambda index: lengths[index]):
         size = max(1, token_budget // max(1, length))
         size = size if batch_size is None else min(size, batch_size)
         while batch := list(itertools.islice(group, size)):
@@ -28,10 +27,9 @@ def packed_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         >>> list(packed_batches([3, 5, 3, 3], token_budget=8))
         [[1, 0], [2, 3]]
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batch: list[int] = []
     tokens = 0
-    for index in order:
+    for index in _longest_first(lengths):
         length = lengths[index]
         full = tokens + length > token_budget or len(batch) == batch_size
         if batch and (full or (length == 0 and tokens > 0)):
@@ -41,3 +39,7 @@ def packed_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         tokens += length
     if batch:
         yield batch
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

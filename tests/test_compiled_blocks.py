@@ -12,6 +12,7 @@ from tiny_models import LAYERS
 from torch import nn
 from torch._dynamo.utils import counters
 
+from cone_kernels.calibration import calibrating
 from cone_kernels.compiled_blocks import compile_blocks
 from cone_kernels.models import ModelError, load_model
 from cone_kernels.runner import run
@@ -52,6 +53,20 @@ def test_every_block_is_compiled_once_and_its_hooks_fire() -> None:
     model.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
     out = model.layers[0](torch.ones(2, 4))
     assert seen[0] is out
+
+
+def test_layers_are_looked_for_in_blocks_as_they_were_written(tmp_path: Path) -> None:
+    """Else the hooks of that one forward, within the blocks, would become part of the compiled code."""
+    save_checkpoint(tmp_path)
+    loaded = load_model(tmp_path, device="cpu", torch_compile=True)
+    ran: list[tuple[bool, bool]] = []
+    for block in loaded.model.encoder.layer:  # type: ignore[union-attr]
+        compiled = block.forward
+        block.register_forward_pre_hook(
+            lambda module, args, compiled=compiled: ran.append((calibrating.get(), module.forward is compiled))
+        )
+    run(loaded, ["w4 w5"])
+    assert sorted(ran) == [(False, True)] * LAYERS + [(True, False)] * LAYERS
 
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from cone_kernels.encoded_window import EncodedWindow
 from cone_kernels.models import load_model
 from cone_kernels.progress import Progress
 from cone_kernels.runner import run
+from cone_kernels.shard_runner import ShardRunner
 
 
 def encoded(texts: list[str]) -> EncodedWindow:
@@ -80,6 +82,31 @@ def test_what_the_tokenizer_raises_is_raised_at_its_shard() -> None:
         _ = shard.encoded
 
 
+def test_what_was_run_before_an_interruption_is_not_tokenized_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "model")
+    loaded, texts = load_model(tmp_path / "model", device="cpu"), sentences(20)
+
+    def interrupt(done: Progress) -> None:
+        if done.sentences > 9:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"window": 4, "checkpoint": tmp_path / "run.ckpt", "checkpoint_every": 0}
+    with pytest.raises(KeyboardInterrupt):
+        run(loaded, texts, progress=interrupt, **options)
+    tokenized: list[list[str]] = []
+    encode = ShardRunner.encode
+
+    def noted(runner: ShardRunner, part: list[str]) -> EncodedWindow:
+        tokenized.append(part)
+        return encode(runner, part)
+
+    monkeypatch.setattr(ShardRunner, "encode", noted)
+    assert run(loaded, texts, resume=True, **options).sentences == 20
+    assert tokenized == [texts[8:12], texts[12:16], texts[16:]]
+
+
 @pytest.mark.parametrize("where", ["corpus", "progress"])
 def test_a_run_that_fails_leaves_no_thread(tmp_path: Path, where: str) -> None:
     save_checkpoint(tmp_path)
@@ -94,6 +121,8 @@ def test_a_run_that_fails_leaves_no_thread(tmp_path: Path, where: str) -> None:
         if where == "progress":
             raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    # As long as the error is at hand, so are the run's variables.
+    with pytest.raises(OSError, match="the disk is gone") as error:
         run(loaded, texts(), window=4, progress=progress)
+    assert error.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenizing")]

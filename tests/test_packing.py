@@ -38,7 +38,9 @@ def by_sentence(
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     starts = options.get("cu_seq_lens_q")
     bounds = [0, query.shape[2]] if starts is None else starts.tolist()
-    assert starts is None or options["max_length_q"] == max(starts.diff())
+    if starts is not None:
+        assert torch.equal(starts, options["cu_seq_lens_k"])
+        assert options["max_length_q"] == options["max_length_k"] == max(starts.diff())
     causal = bool(getattr(module, "is_causal", False))
     parts = [
         scaled_dot_product_attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
 from pathlib import Path
@@ -13,8 +14,10 @@ from moment_cases import GROUP_OF
 from recording_probe import RecordingProbe, assert_statistics_of, hidden_states, probed, same
 from tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cone_kernels import backends, probed_forward
+from cone_kernels.calibration import as_tuple
 from cone_kernels.layer_points import find_layer_points
 from cone_kernels.probe import ConeProbe
 
@@ -376,3 +379,24 @@ def test_a_layer_that_is_written_to_does_not_wait() -> None:
         with ConeProbe(model) as probe:
             model(**batch)
     assert_statistics_of(probe.state, [(hidden_states(model, batch), batch["attention_mask"])])
+
+
+def test_layers_of_a_forward_that_failed_are_not_held() -> None:
+    model = tiny_model("bert").eval()
+    with ConeProbe(model) as probe, torch.inference_mode():
+        model(**tiny_batch())
+        layers: list[StorageWeakRef] = []  # what a probe holds has another tensor's name and the same memory
+        first, last = model.encoder.layer[0], model.encoder.layer[-1]  # type: ignore[union-attr, index]
+        first.register_forward_hook(
+            lambda module, args, output: layers.append(StorageWeakRef(as_tuple(output)[0].untyped_storage()))
+        )
+
+        def out_of_memory(*_: Any) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        with last.register_forward_hook(out_of_memory), contextlib.suppress(torch.OutOfMemoryError):
+            model(**tiny_batch())
+        assert len(layers) == 1
+        assert layers[0].expired()
+        model(**tiny_batch())
+    assert int(probe.state.sentence.count[0].sum()) == 10
