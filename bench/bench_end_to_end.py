@@ -16,11 +16,11 @@ from timing import medians
 from torch.utils.flop_counter import FlopCounterMode
 
 from cone_kernels import ConeProbe, metrics
-from cone_kernels.captions import captions
+from cone_kernels.corpora.captions import captions
 from cone_kernels.corpora import Corpus
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.runner import TOKEN_BUDGET, run
-from cone_kernels.shard_runner import length_batches
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.runner import TOKEN_BUDGET, run
+from cone_kernels.runs.shard_runner import length_batches
 
 SENTENCES = 3000
 SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"

@@ -43,8 +43,8 @@ def run_corpus(file: Path, count: int, dedup: bool) -> None:
     from tiny_checkpoints import save_checkpoint
 
     from cone_kernels.corpora import Corpus
-    from cone_kernels.models import load_model
-    from cone_kernels.runner import run
+    from cone_kernels.models.loading import load_model
+    from cone_kernels.runs.runner import run
 
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder))
@@ -56,7 +56,7 @@ def run_state(count: int) -> None:
     """The state alone on `count` generated vectors of four layers, 64 wide, second moments kept."""
     import torch
 
-    from cone_kernels.moments import Moments
+    from cone_kernels.state.cone_state import Moments
 
     moments = Moments.empty("sentence", range(4), 64, second_moment=True)
     generator = torch.Generator().manual_seed(0)

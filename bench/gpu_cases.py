@@ -14,11 +14,11 @@ from gpu_timing import GPU, MEGABYTES
 from torch import Tensor
 
 from cone_kernels import ConeProbe, ConeState, masked_mean_pool, mean_pairwise_cosine, pool_moments, top_eigenvectors
-from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.sums import jackknife_groups
 from cone_kernels.ops.masked_mean_pool import _pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from cone_kernels.ops.second_moment import second_moment_
-from cone_kernels.sentence_batch import SentenceBatch
+from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import GROUPS
 
 LAYERS, WIDTH, TOKENS = 25, 1024, 32

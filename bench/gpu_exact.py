@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.sums import jackknife_groups
 from cone_kernels.sums import GROUPS
 
 _ROWS = 65_536  # at once

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own alias
 from torch import Tensor
 
-from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.sums import jackknife_groups
 
 
 def mean_pairwise_cosine(x: Tensor) -> Tensor:

@@ -30,18 +30,20 @@ _EXPORTS = {
 _MODULES = ("backends", "distributed", "experiments", "metrics", "moments", "ops", "probe")
 
 if TYPE_CHECKING:
-    from cone_kernels import backends, distributed, experiments, metrics, moments, ops, probe
+    from cone_kernels import backends, distributed, experiments, metrics, ops
+    from cone_kernels.state import cone_state as moments
+    from cone_kernels.probe.cone_probe import cone_probe as probe
     from cone_kernels.backends import Backend, BackendUnavailable, capabilities
     from cone_kernels.centering import Centering
     from cone_kernels.loss import isotropy_loss
-    from cone_kernels.moments import ConeState, Moments
+    from cone_kernels.state.cone_state import ConeState, Moments
     from cone_kernels.ops.masked_mean_pool import masked_mean_pool
     from cone_kernels.ops.mean_pairwise_cosine import mean_pairwise_cosine
     from cone_kernels.ops.pool_moments import pool_moments
     from cone_kernels.ops.row_moments import row_moments
     from cone_kernels.ops.second_moment import second_moment
     from cone_kernels.ops.top_eigenvectors import top_eigenvectors
-    from cone_kernels.probe import ConeProbe
+    from cone_kernels.probe.cone_probe import ConeProbe
 
 __all__ = [
     "Backend",

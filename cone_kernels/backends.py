@@ -62,7 +62,7 @@ class Capability:
 # The module that has a backend's function for an op.
 _MODULES = {
     Backend.REFERENCE: "cone_kernels.kernels.reference",
-    Backend.CPU: "cone_kernels.kernels.cpp",
+    Backend.CPU: "cone_kernels.kernels.cpu",
     Backend.TRITON: "cone_kernels.kernels.triton.{op}",
     Backend.CUDA: "cone_kernels.kernels.cuda",
 }
@@ -135,7 +135,7 @@ def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen].format(op=op)), op)
     if chosen not in (Backend.CUDA, Backend.TRITON):
         return function
-    from cone_kernels.kernels.current_device import on_its_device
+    from cone_kernels.devices import on_its_device
 
     return on_its_device(function)
 

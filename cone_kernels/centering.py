@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from cone_kernels import metrics, state_file
-from cone_kernels.moments import ConeState, Moments
+from cone_kernels import metrics
+from cone_kernels.state import file as state_file
+from cone_kernels.state.cone_state import ConeState, Moments
 from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cone_kernels.moments import ConeState, Moments
+from cone_kernels.state.cone_state import ConeState, Moments
 
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
 

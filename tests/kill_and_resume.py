@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from tiny_checkpoints import WORDS
 
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.runner import run
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.runner import run
 
 
 def sentences() -> list[str]:

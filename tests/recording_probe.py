@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels import metrics
-from cone_kernels.moments import ConeState
-from cone_kernels.probe import ConeProbe
-from cone_kernels.probed_forward import ProbedForward
+from cone_kernels.state.cone_state import ConeState
+from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.probe.forward import ProbedForward
 
 
 class RecordingProbe(ConeProbe):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from simt_cuda import simt_cuda  # noqa: F401 - a fixture
 
-from cone_kernels.kernels import cuda_matrices
+from cone_kernels.kernels.cuda.moments import matrices as cuda_matrices
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

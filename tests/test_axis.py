@@ -24,14 +24,14 @@ from rich.console import Console
 from tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
 
 from cone_kernels import ConeState
-from cone_kernels.axis_vectors import AxisVectors
+from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.cli.axis import axis as command
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis import AxisResult, axis, axis_of
 from cone_kernels.experiments.axis_result import degrees, excerpt
-from cone_kernels.experiments.measurement import Measurement, from_state, measure
-from cone_kernels.models import load_model
-from cone_kernels.state_file import StateFileError
+from cone_kernels.runs.measurement import Measurement, from_state, measure
+from cone_kernels.models.loading import load_model
+from cone_kernels.state.file import StateFileError
 from cone_kernels.terminal.axis import print_axis
 
 K, TOP = 3, 5
@@ -191,7 +191,7 @@ def test_blocks_of_any_size_give_the_same(
     folder: Path, sentences: list[str], result: AxisResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 32 numbers a row: blocks of 7 rows.
-    monkeypatch.setattr("cone_kernels.extremes._BLOCK_NUMBERS", 7 * 32)
+    monkeypatch.setattr("cone_kernels.statistics.extremes._BLOCK_NUMBERS", 7 * 32)
     found = axis(folder, sentences, k=2, tokens=4)
     for component, other in zip(result.components, found.components, strict=True):
         assert (component.top, component.bottom) == (other.top, other.bottom)

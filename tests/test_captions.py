@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cone_kernels.captions import _agree, captions
+from cone_kernels.corpora.captions import _agree, captions
 
 
 def test_captions_are_the_same_on_every_machine() -> None:

@@ -20,9 +20,9 @@ from tiny_checkpoints import save_checkpoint
 from cone_kernels.centering import METHODS, Centering, check_method
 from cone_kernels.cli import main
 from cone_kernels.cli.center import center as command
-from cone_kernels.experiments.center import CenteringResult, center, center_of
+from cone_kernels.experiments.centering import CenteringResult, center, center_of
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.measurement import Measurement, measure
+from cone_kernels.runs.measurement import Measurement, measure
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "centering.py"
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from cone_kernels import ConeState, Moments
 from cone_kernels.centering import METHODS, Centering
-from cone_kernels.experiments.center import level_after
-from cone_kernels.sentence_vectors import SentenceVectors
-from cone_kernels.state_file import StateFileError
+from cone_kernels.experiments.centering import level_after
+from cone_kernels.runs.sentence_vectors import SentenceVectors
+from cone_kernels.state.file import StateFileError
 
 DIM = 12
 

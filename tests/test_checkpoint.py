@@ -15,14 +15,14 @@ import pytest
 import torch
 from tiny_checkpoints import WORDS, save_checkpoint
 
-from cone_kernels.checkpoint import Checkpoint, Interrupted
+from cone_kernels.runs.checkpoint import Checkpoint, Interrupted
 from cone_kernels.corpora import Corpus
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.partial_run import PartialRun
-from cone_kernels.progress import Progress
-from cone_kernels.runner import Run, run
-from cone_kernels.state_file import StateFileError
-from cone_kernels.whole_file import write_whole
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.runner import Run, run
+from cone_kernels.state.file import StateFileError
+from cone_kernels.files import write_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

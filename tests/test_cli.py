@@ -21,9 +21,9 @@ from rich.console import Console
 from tiny_checkpoints import save_checkpoint
 
 from cone_kernels import ConeState, __version__, experiments
-from cone_kernels.captions import captions
+from cone_kernels.corpora.captions import captions
 from cone_kernels.cli import main
-from cone_kernels.experiments.options import ShardOptions, SharedOptions
+from cone_kernels.runs.options import ShardOptions, SharedOptions
 from cone_kernels.terminal.console import bar
 
 SENTENCE = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
@@ -236,7 +236,7 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
 def test_a_signal_whose_exception_is_lost_still_interrupts(
     model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cone_kernels import shard_runner
+    from cone_kernels.runs import shard_runner
 
     class Dying:
         def __del__(self) -> None:

@@ -12,10 +12,10 @@ from tiny_models import LAYERS
 from torch import nn
 from torch._dynamo.utils import counters
 
-from cone_kernels.calibration import calibrating
-from cone_kernels.compiled_blocks import compile_blocks
-from cone_kernels.models import ModelError, load_model
-from cone_kernels.runner import run
+from cone_kernels.probe.calibration import calibrating
+from cone_kernels.models.compiled_blocks import compile_blocks
+from cone_kernels.models.loading import ModelError, load_model
+from cone_kernels.runs.runner import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +71,7 @@ def test_layers_are_looked_for_in_blocks_as_they_were_written(tmp_path: Path) ->
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path)
-    monkeypatch.setattr("cone_kernels.models.compile_blocks", lambda model: 0)
+    monkeypatch.setattr("cone_kernels.models.loading.compile_blocks", lambda model: 0)
     with pytest.raises(ModelError, match="torch_compile: BertModel has no list of blocks to compile"):
         load_model(tmp_path, device="cpu", torch_compile=True)
     assert compile_blocks(nn.Linear(2, 2)) == 0

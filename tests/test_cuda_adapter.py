@@ -11,7 +11,7 @@ from simt_cuda import simt_cuda
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.kernels.current_device import on_its_device
+from cone_kernels.devices import on_its_device
 
 __all__ = ["simt_cuda"]
 
@@ -48,7 +48,7 @@ def test_every_gpu_kernel_is_run_so(simt_cuda: None, backend: str) -> None:
 
 
 def test_what_a_captured_graph_reads_is_kept(simt_cuda: None) -> None:
-    from cone_kernels.kernels import cuda_matrices
+    from cone_kernels.kernels.cuda.moments import matrices as cuda_matrices
 
     kept = [cuda_matrices._start(8, d, torch.device("cpu")) for d in range(8, 58)]
     again = [cuda_matrices._start(8, d, torch.device("cpu")) for d in range(8, 58)]

@@ -10,7 +10,7 @@ from simt_matrices import DTYPES, simt_matrices  # noqa: F401 - a fixture
 from test_second_moment import RELATIVE, assert_moments_close
 
 from cone_kernels import backends, second_moment
-from cone_kernels.kernels import cuda_matrices
+from cone_kernels.kernels.cuda.moments import matrices as cuda_matrices
 from cone_kernels.ops.second_moment import second_moment_
 
 pytestmark = pytest.mark.usefixtures("simt_matrices")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cone_kernels.device_copy import to_device
+from cone_kernels.devices import to_device
 
 
 class Copied(Tensor):

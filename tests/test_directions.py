@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from moment_cases import normal
 from torch import Tensor
 
-from cone_kernels.directions import (
+from cone_kernels.statistics.directions import (
     axis_cosine,
     principal_angles,
     random_cosine_mean,

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from cone_kernels import metrics
 from cone_kernels.distributed import ShardSampler, all_reduce, padding_repeats
 from cone_kernels.integrations.accelerate import repeated_samples
-from cone_kernels.moments import ConeState
-from cone_kernels.probe import ConeProbe
+from cone_kernels.state.cone_state import ConeState
+from cone_kernels.probe.cone_probe import ConeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from test_runner import sentences
 from tiny_checkpoints import save_checkpoint
 
-from cone_kernels.encoded_shards import encoded_shards
-from cone_kernels.encoded_window import EncodedWindow
-from cone_kernels.models import load_model
-from cone_kernels.progress import Progress
-from cone_kernels.runner import run
-from cone_kernels.shard_runner import ShardRunner
+from cone_kernels.runs.encoded_shards import encoded_shards
+from cone_kernels.runs.encoded_shard import EncodedWindow
+from cone_kernels.models.loading import load_model
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.runner import run
+from cone_kernels.runs.shard_runner import ShardRunner
 
 
 def encoded(texts: list[str]) -> EncodedWindow:

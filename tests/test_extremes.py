@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moment_cases import normal
 
-from cone_kernels.corpus_tokens import CorpusTokens
-from cone_kernels.correlation import Correlation
-from cone_kernels.extremes import Extreme, Extremes, project
+from cone_kernels.experiments.corpus_tokens import CorpusTokens
+from cone_kernels.statistics.correlation import Correlation
+from cone_kernels.statistics.extremes import Extreme, Extremes, project
 
 CUTS = st.lists(st.integers(0, 40), max_size=6).map(sorted)
 

@@ -15,7 +15,8 @@ from tiny_models import tiny_batch, tiny_model
 from torch import Tensor
 from triton_interpreter import faithful_interpreter
 
-from cone_kernels import ConeProbe, ConeState, backends, isotropy_loss, pending_rows
+from cone_kernels import ConeProbe, ConeState, backends, isotropy_loss
+from cone_kernels.state import pending_rows
 
 __all__ = ["simt_cuda"]
 pytestmark = [

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from moment_cases import GROUP_OF
 
 from cone_kernels import metrics, row_moments
-from cone_kernels.jackknife_groups import jackknife_groups
-from cone_kernels.level_moments import Moments
+from cone_kernels.sums import jackknife_groups
+from cone_kernels.state.moments import Moments
 
 
 def test_stretches_counted_one_by_one() -> None:

@@ -10,7 +10,7 @@ from recording_probe import RecordingProbe, assert_statistics_of, hidden_states
 from tiny_models import ToyModel, tiny_batch
 from torch import Tensor
 
-from cone_kernels.probe import ConeProbe
+from cone_kernels.probe.cone_probe import ConeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments import LayersResult, layers
 from cone_kernels.experiments.layers import Layer
 from cone_kernels.experiments.level import Level
-from cone_kernels.models import load_model
+from cone_kernels.models.loading import load_model
 
 
 def mean_pairwise_cosine(rows: torch.Tensor) -> float:

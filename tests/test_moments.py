@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cone_kernels import ConeState, Moments, metrics
-from cone_kernels.pooling_names import POOLINGS
-from cone_kernels.state_file import StateFileError
+from cone_kernels.names import POOLINGS
+from cone_kernels.state.file import StateFileError
 
 DIM = 6
 quick = settings(max_examples=25, deadline=None)
@@ -300,7 +300,7 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
 
 def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
     """Changes a file and signs it again, as someone hostile would."""
-    from cone_kernels import state_file
+    from cone_kernels.state import file as state_file
 
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:

@@ -19,10 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from cone_kernels import experiments, metrics
-from cone_kernels.batches import packed_batches
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.pooling_names import pooling_names
-from cone_kernels.runner import run
+from cone_kernels.runs.batches import packed_batches
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.names import pooling_names
+from cone_kernels.runs.runner import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from cone_kernels.pending_rows import PendingRows
+from cone_kernels.state.pending_rows import PendingRows
 
 
 def test_asked_before_the_first_rows_it_has_none_and_stays_on_no_device() -> None:

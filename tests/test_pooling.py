@@ -21,11 +21,11 @@ from torch import Tensor
 from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.measurement import from_state
+from cone_kernels.runs.measurement import from_state
 from cone_kernels.experiments.pooling import PoolingLayer, PoolingResult, _summary, pooling, pooling_of
 from cone_kernels.experiments.result import Estimate
-from cone_kernels.models import load_model
-from cone_kernels.pooling_names import POOLINGS
+from cone_kernels.models.loading import load_model
+from cone_kernels.names import POOLINGS
 
 SENTENCES = ["w5 w6", "w7", "w8 w9 w10", "w11 w5 w30 w31 w32", "w40", "w41 w42 w43", "w6 w5"]
 

@@ -15,12 +15,12 @@ from tiny_models import tiny_batch, tiny_model
 from torch import Tensor, nn
 
 from cone_kernels import ConeState, metrics
-from cone_kernels.models import load_model
+from cone_kernels.models.loading import load_model
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
-from cone_kernels.pooling_names import POOLINGS, pooling_names
-from cone_kernels.poolings import pool
-from cone_kernels.probe import ConeProbe
-from cone_kernels.sentence_batch import SentenceBatch
+from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.state.poolings import pool
+from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.state.sentence_batch import SentenceBatch
 
 SENTENCE_TRANSFORMERS = {
     "mean": "mean",

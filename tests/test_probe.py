@@ -16,10 +16,11 @@ from tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from cone_kernels import backends, probed_forward
-from cone_kernels.calibration import as_tuple
-from cone_kernels.layer_points import find_layer_points
-from cone_kernels.probe import ConeProbe
+from cone_kernels import backends
+from cone_kernels.probe.cone_probe import forward as probed_forward
+from cone_kernels.probe.calibration import as_tuple
+from cone_kernels.probe.layer_points import find_layer_points
+from cone_kernels.probe.cone_probe import ConeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

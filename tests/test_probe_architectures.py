@@ -10,7 +10,7 @@ from recording_probe import RecordingProbe, assert_statistics_of
 from tiny_models import ARCHITECTURES, LAYERS, tiny_batch, tiny_model
 from torch import Tensor, nn
 
-from cone_kernels.probe import ConeProbe
+from cone_kernels.probe.cone_probe import ConeProbe
 
 PROBED = sorted(set(ARCHITECTURES) - {"squeezebert"})
 # Where the last entry of hidden_states follows a norm after the last block, that norm's name.

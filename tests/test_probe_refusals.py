@@ -12,7 +12,7 @@ from recording_probe import probed, same
 from tiny_models import ToyModel, tiny_batch, tiny_model
 from torch import Tensor, nn
 
-from cone_kernels.probe import ConeProbe
+from cone_kernels.probe.cone_probe import ConeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

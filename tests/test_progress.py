@@ -20,10 +20,10 @@ from tiny_checkpoints import WORDS, save_checkpoint
 from cone_kernels import ConeProbe, experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.progress import Progress
-from cone_kernels.progress_log import JsonLinesProgress
-from cone_kernels.runner import run
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.progress import JsonLinesProgress
+from cone_kernels.runs.runner import run
 from cone_kernels.terminal.progress import progress_line, told
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +80,7 @@ def test_a_token_that_stands_in_for_none_is_padding(loaded: LoadedModel, tmp_pat
 def test_share_of_the_statistics_is_the_time_spent_on_them(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cone_kernels.moments import ConeState
+    from cone_kernels.state.cone_state import ConeState
 
     real, slept = ConeState.add, 0.016
 

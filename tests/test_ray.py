@@ -11,9 +11,9 @@ import pytest
 from tiny_checkpoints import WORDS, save_checkpoint
 
 from cone_kernels import ConeState, experiments
-from cone_kernels.experiments.measurement import measure
-from cone_kernels.progress import Progress
-from cone_kernels.workers import WorkerError
+from cone_kernels.runs.measurement import measure
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.sharing.workers import WorkerError
 
 OPTIONS: dict[str, Any] = {"shard_size": 8, "threads": 1}
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
-from cone_kernels.directions import random_cosine_mean, random_cosine_p_value, random_cosine_quantile
-from cone_kernels.experiments.measurement import Measurement, from_state, measure
+from cone_kernels.statistics.directions import random_cosine_mean, random_cosine_p_value, random_cosine_quantile
+from cone_kernels.runs.measurement import Measurement, from_state, measure
 from cone_kernels.experiments.rotation import RotationResult, rotation, rotation_of
 from cone_kernels.experiments.rotation_result import Chance
-from cone_kernels.models import load_model
-from cone_kernels.sentence_vectors import SentenceVectors
+from cone_kernels.models.loading import load_model
+from cone_kernels.runs.sentence_vectors import SentenceVectors
 
 SENTENCES = [f"w{4 + i % 90} w{4 + i * i % 83} w{4 + i * 7 % 71}" for i in range(40)]
 

@@ -15,9 +15,9 @@ from test_rotation import SENTENCES
 from tiny_checkpoints import save_checkpoint
 
 from cone_kernels.cli import main
-from cone_kernels.directions import random_cosine_mean
+from cone_kernels.statistics.directions import random_cosine_mean
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.measurement import measure
+from cone_kernels.runs.measurement import measure
 from cone_kernels.experiments.rotation import RotationResult, rotation
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel
 from cone_kernels.terminal.rotation import print_rotation

@@ -8,7 +8,7 @@ import torch
 from moment_cases import DTYPES, GROUP_OF, RELATIVE, WIDTHS, assert_sums_close, normal, views
 
 from cone_kernels import backends, row_moments
-from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.sums import jackknife_groups
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 

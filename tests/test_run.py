@@ -16,10 +16,11 @@ from pyarrow import parquet
 from tiny_checkpoints import save_checkpoint
 
 from cone_kernels import ConeState
-from cone_kernels.axis_vectors import AxisVectors
+from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.cli import main
-from cone_kernels.experiments import axis, center, layers, pooling, rotation, run
-from cone_kernels.models import load_model
+from cone_kernels.experiments import axis, layers, pooling, rotation, run
+from cone_kernels.experiments import centering as center
+from cone_kernels.models.loading import load_model
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
 

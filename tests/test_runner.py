@@ -18,10 +18,10 @@ from torch import nn
 
 from cone_kernels import metrics
 from cone_kernels.corpora import Corpus
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.progress import Progress
-from cone_kernels.runner import run
-from cone_kernels.shard_runner import length_batches
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.runner import run
+from cone_kernels.runs.shard_runner import length_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,11 +16,11 @@ from sentence_transformers import SentenceTransformer
 from tiny_checkpoints import save_checkpoint
 
 from cone_kernels import Moments
-from cone_kernels.captions import captions
+from cone_kernels.corpora.captions import captions
 from cone_kernels.centering import METHODS, Centering
-from cone_kernels.experiments.measurement import measure
+from cone_kernels.runs.measurement import measure
 from cone_kernels.integrations.sentence_transformers import CenteringModule
-from cone_kernels.state_file import StateFileError
+from cone_kernels.state.file import StateFileError
 
 SENTENCES = list(captions(60))
 

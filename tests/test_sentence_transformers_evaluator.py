@@ -23,7 +23,7 @@ from transformers import DataCollatorWithFlattening
 
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.sentence_transformers_evaluator import ConeEvaluator
-from cone_kernels.probe import ConeProbe
+from cone_kernels.probe.cone_probe import ConeProbe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,10 @@ import torch
 from tiny_checkpoints import save_checkpoint
 
 from cone_kernels.experiments import measure
-from cone_kernels.models import load_model
-from cone_kernels.runner import run
-from cone_kernels.sentence_vectors import SentenceVectors
-from cone_kernels.vector_keeper import VectorKeeper, layer_number
+from cone_kernels.models.loading import load_model
+from cone_kernels.runs.runner import run
+from cone_kernels.runs.sentence_vectors import SentenceVectors
+from cone_kernels.runs.vector_keeper import VectorKeeper, layer_number
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
 

@@ -14,8 +14,9 @@ import torch
 import torch.distributed
 from tiny_checkpoints import WORDS, save_checkpoint
 
-from cone_kernels import ConeState, experiments, sharded_run
-from cone_kernels.experiments import by_ranks
+from cone_kernels import ConeState, experiments
+from cone_kernels.runs.sharing import ranks as sharded_run
+from cone_kernels.runs.sharing import by_ranks
 
 
 @pytest.fixture(scope="module")

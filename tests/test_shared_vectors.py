@@ -22,14 +22,14 @@ from tiny_checkpoints import WORDS, save_checkpoint
 from cone_kernels import experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.measurement import Measurement, measure
-from cone_kernels.experiments.shared_run import merged
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.partial_run import PartialRun
-from cone_kernels.runner import run
-from cone_kernels.sentence_vectors import SentenceVectors, united
-from cone_kernels.sharded_run import process_group
-from cone_kernels.state_file import StateFileError
+from cone_kernels.runs.measurement import Measurement, measure
+from cone_kernels.runs.sharing.shared_run import merged
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.runner import run
+from cone_kernels.runs.sentence_vectors import SentenceVectors, united
+from cone_kernels.runs.sharing.ranks import process_group
+from cone_kernels.state.file import StateFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

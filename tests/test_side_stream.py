@@ -12,7 +12,7 @@ from tiny_models import LAYERS, tiny_batch, tiny_model
 from torch import Tensor
 
 from cone_kernels import ConeProbe
-from cone_kernels.side_stream import SideStream
+from cone_kernels.probe.side_stream import SideStream
 
 GPU = torch.device("cuda", 0)
 

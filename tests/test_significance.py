@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cone_kernels.significance import holm, student_p_value
+from cone_kernels.statistics.significance import holm, student_p_value
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 10, 62, 63, 126])

@@ -9,11 +9,12 @@ import torch
 from test_runner import sentences
 from tiny_checkpoints import save_checkpoint
 
-from cone_kernels import experiments, token_budget
-from cone_kernels.encoded_window import EncodedWindow
-from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.runner import run
-from cone_kernels.token_budget import find_token_budget
+from cone_kernels import experiments
+from cone_kernels.runs import token_budget
+from cone_kernels.runs.encoded_shard import EncodedWindow
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.runner import run
+from cone_kernels.runs.token_budget import find_token_budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,14 +76,14 @@ def test_a_run_takes_what_the_trial_finds(
     loaded: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = sentences(90)
-    monkeypatch.setattr("cone_kernels.shard_runner.find_token_budget", lambda loaded, encoded: 40)
+    monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 40)
     expected = run(loaded, texts, token_budget=40, window=32)
     found = run(loaded, texts, token_budget="auto", window=32, checkpoint=tmp_path / "run.ckpt")
     assert (found.token_budget, found.sentences, found.batches) == (40, 90, expected.batches)
     assert found.state.fingerprint() == expected.state.fingerprint()
     assert experiments.layers(folder, texts, token_budget="auto", device="cpu").manifest["token_budget"] == 40
     # What is resumed goes on with the budget it had.
-    monkeypatch.setattr("cone_kernels.shard_runner.find_token_budget", lambda loaded, encoded: 7)
+    monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 7)
     again = run(loaded, texts, token_budget="auto", window=32, checkpoint=tmp_path / "run.ckpt", resume=True)
     assert again.token_budget == 40
 

@@ -18,7 +18,7 @@ from torchmetrics.wrappers import BootStrapper
 
 from cone_kernels import metrics
 from cone_kernels.integrations.torchmetrics import MeanPairwiseCosine
-from cone_kernels.level_moments import Moments
+from cone_kernels.state.moments import Moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

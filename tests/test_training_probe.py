@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from cone_kernels.probe import ConeProbe
+from cone_kernels.probe.cone_probe import ConeProbe
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -12,7 +12,8 @@ from torch import Tensor
 from triton_interpreter import faithful_interpreter, guarded_memory
 
 from cone_kernels import backends, second_moment
-from cone_kernels.kernels.triton import gram_product, packed_rows
+from cone_kernels.kernels.triton import gram_product
+from cone_kernels.kernels.triton import float16_planes as packed_rows
 from cone_kernels.kernels.triton import second_moment as kernels
 from cone_kernels.ops.second_moment import second_moment_
 

@@ -10,8 +10,10 @@ from moment_cases import normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cone_kernels import ConeState, moments, sentence_batch
-from cone_kernels.sentence_batch import SentenceBatch
+from cone_kernels import ConeState
+from cone_kernels.state import cone_state as moments
+from cone_kernels.state import sentence_batch
+from cone_kernels.state.sentence_batch import SentenceBatch
 
 WAITING = {
     "_local_scalar_dense",

@@ -13,7 +13,7 @@ from tiny_checkpoints import word_tokenizer
 from tiny_models import HIDDEN, VOCAB, ToyModel, tiny_model
 from torch import Tensor, nn
 
-from cone_kernels.vocabulary import VocabularyError, VocabularyProjection, project_vocabulary
+from cone_kernels.experiments.vocabulary import VocabularyError, VocabularyProjection, project_vocabulary
 
 AXES = normal(1, 2, HIDDEN, dtype=torch.float64, shift=0.0)[0]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cone_kernels.extras import require
-from cone_kernels.whole_file import sha256_of, write_whole
+from cone_kernels.files import sha256_of, write_whole
 
 
 def test_replaces_the_whole_file(tmp_path: Path) -> None:

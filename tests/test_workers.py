@@ -16,8 +16,8 @@ import worker_tasks
 from tiny_checkpoints import WORDS, save_checkpoint
 
 from cone_kernels import ConeState, experiments
-from cone_kernels.progress import Progress
-from cone_kernels.workers import WorkerError, run_workers
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.sharing.workers import WorkerError, run_workers
 
 
 def test_all_work_and_their_progress_is_added_up(tmp_path: Path) -> None:

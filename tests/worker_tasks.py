@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cone_kernels.progress import Progress
+from cone_kernels.runs.progress import Progress
 
 Report = Callable[[Progress], None]
 

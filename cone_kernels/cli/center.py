@@ -46,7 +46,7 @@ def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
         if options[name] is not None and options["method"] != method:
             raise click.UsageError(f"--{name} is for --method {method}")
 
-    from cone_kernels.experiments.center import center as open_cone
+    from cone_kernels.experiments.centering import center as open_cone
     from cone_kernels.terminal.centering import print_centering
 
     files = ("output", "checkpoint")

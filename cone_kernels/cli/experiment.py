@@ -69,7 +69,7 @@ def run_experiment(
 
 def _one_corpus(options: Any) -> dict[str, Any]:
     """Several paths as one corpus, opened by the options of one, which are then at their defaults."""
-    from cone_kernels.experiments.options import CORPUS_OPTIONS, DEFAULTS, open_files
+    from cone_kernels.runs.options import CORPUS_OPTIONS, DEFAULTS, open_files
 
     return {"corpus": open_files(options["corpus"], options), **{name: DEFAULTS[name] for name in CORPUS_OPTIONS}}
 
@@ -80,7 +80,7 @@ def _rank(options: Any) -> int:
     Raises:
         click.ClickException: torchrun has started several processes, and they are not to share the work.
     """
-    from cone_kernels.experiments.options import rank_of
+    from cone_kernels.runs.options import rank_of
 
     if not options["distributed"] and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         raise click.ClickException("torchrun starts several processes; each would do all of it with --no-distributed")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cone_kernels.progress import Progress
+    from cone_kernels.runs.progress import Progress
 
 FAILED, TOO_MUCH_DROPPED, INTERRUPTED = 1, 3, 75
 

@@ -17,7 +17,7 @@ def merge(parts: tuple[str, ...], output: str, incomplete: bool) -> None:
     """Unite what runs with --shard have saved: the state that a single run saves, to the last bit."""
     check_outputs(whole=[output], inputs=parts)
 
-    from cone_kernels.partial_run import merge as unite
+    from cone_kernels.runs.part import merge as unite
 
     whole = unite(parts, output, incomplete=incomplete)
     missing = whole.missing()

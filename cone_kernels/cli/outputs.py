@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cone_kernels.whole_file import write_whole
+from cone_kernels.files import write_whole
 
 
 def check_outputs(*files: str | None, whole: Sequence[str | None] = (), inputs: Sequence[str] = ()) -> None:

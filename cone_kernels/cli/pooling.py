@@ -17,7 +17,7 @@ from cone_kernels.cli.options import (
     shared_options,
     state_option,
 )
-from cone_kernels.pooling_names import POOLINGS, pooling_names
+from cone_kernels.names import POOLINGS, pooling_names
 
 
 def _named(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

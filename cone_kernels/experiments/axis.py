@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
-from cone_kernels.experiments.measurement import Measurement, measure, threads_of
-from cone_kernels.experiments.options import CORPUS_OPTIONS, SharedOptions, open_corpus
+from cone_kernels.runs.measurement import Measurement, measure, threads_of
+from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
     from cone_kernels.axes import Axes
-    from cone_kernels.axis_vectors import AxisVectors
-    from cone_kernels.corpus_tokens import CorpusTokens
-    from cone_kernels.extremes import Extreme, Extremes
-    from cone_kernels.models import LoadedModel
-    from cone_kernels.moments import Moments
-    from cone_kernels.sentence_vectors import SentenceVectors
-    from cone_kernels.vocabulary import TokenProjection
+    from cone_kernels.experiments.axis_vectors import AxisVectors
+    from cone_kernels.experiments.corpus_tokens import CorpusTokens
+    from cone_kernels.statistics.extremes import Extreme, Extremes
+    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.state.cone_state import Moments
+    from cone_kernels.runs.sentence_vectors import SentenceVectors
+    from cone_kernels.experiments.vocabulary import TokenProjection
 
 __all__ = ["AxisResult", "Component", "SentenceProjection", "axis", "axis_of"]
 
@@ -75,7 +75,7 @@ def axis(
     _check_counts(k, top, tokens)
     if isinstance(corpus, Iterator):
         raise TypeError(f"corpus: got a {type(corpus).__name__}, which can be read once; axis reads it twice")
-    from cone_kernels.moments import ConeState
+    from cone_kernels.state.cone_state import ConeState
 
     if isinstance(model, ConeState):
         raise TypeError("model: got a ConeState, which has neither sentence vectors nor texts; axis needs a model")
@@ -183,14 +183,14 @@ def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, S
 
 
 def _window(kept: SentenceVectors) -> int:
-    from cone_kernels.extremes import block_rows
+    from cone_kernels.statistics.extremes import block_rows
 
     return min(8192, block_rows(kept.dim))
 
 
 def _used_rows(kept: SentenceVectors) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """(id of the first row, rows (n, d), lengths of the used ones, which are used (n,)) of every block, in order."""
-    from cone_kernels.sentence_vectors import used_rows
+    from cone_kernels.runs.sentence_vectors import used_rows
 
     for first, rows in kept.blocks(_window(kept)):
         used = used_rows(rows.double())
@@ -198,7 +198,7 @@ def _used_rows(kept: SentenceVectors) -> Iterator[tuple[int, Tensor, Tensor, Ten
 
 
 def _extremes(kept: SentenceVectors, directions: Tensor, mean: Tensor, count: int) -> Extremes:
-    from cone_kernels.extremes import Extremes, project
+    from cone_kernels.statistics.extremes import Extremes, project
 
     extremes = Extremes(count, len(directions))
     for first, rows, _, used in _used_rows(kept):
@@ -210,8 +210,8 @@ def _read_again(
     measurement: Measurement, ends: Sequence[Sequence[Sequence[Extreme]]], window: int
 ) -> tuple[dict[int, str], CorpusTokens]:
     """The texts of the extremes by their index, and the tokens of the whole corpus."""
-    from cone_kernels.corpus_tokens import CorpusTokens
-    from cone_kernels.encoded_window import tokenized
+    from cone_kernels.experiments.corpus_tokens import CorpusTokens
+    from cone_kernels.runs.encoded_shard import tokenized
 
     assert measurement.loaded is not None
     assert measurement.sentences is not None
@@ -231,8 +231,8 @@ def _read_again(
 
 def _correlations(kept: SentenceVectors, directions: Tensor, mean: Tensor, tokens: CorpusTokens) -> dict[str, Tensor]:
     """Pearson's r of the projections with each variable: (k,) by its name."""
-    from cone_kernels.correlation import Correlation
-    from cone_kernels.extremes import project
+    from cone_kernels.statistics.correlation import Correlation
+    from cone_kernels.statistics.extremes import project
 
     found = {name: Correlation(len(directions)) for name in VARIABLES}
     for (_, rows, norms, used), (lengths, frequency) in zip(_used_rows(kept), tokens.windows(), strict=True):
@@ -247,7 +247,7 @@ def _vocabulary(
     loaded: LoadedModel, directions: Tensor, count: int
 ) -> tuple[dict[str, Any], list[tuple[tuple[TokenProjection, ...], tuple[TokenProjection, ...]]]]:
     """What was projected, and the highest and lowest tokens of each axis."""
-    from cone_kernels.vocabulary import VocabularyError, project_vocabulary
+    from cone_kernels.experiments.vocabulary import VocabularyError, project_vocabulary
 
     try:
         found = project_vocabulary(loaded.model, loaded.tokenizer, directions, count)
@@ -261,7 +261,7 @@ def _with_texts(extremes: Sequence[Extreme], texts: Mapping[int, str]) -> tuple[
 
 
 def _vectors(measurement: Measurement, found: Axes, mean: Tensor, where: dict[str, Any]) -> AxisVectors:
-    from cone_kernels.axis_vectors import AxisVectors
+    from cone_kernels.experiments.axis_vectors import AxisVectors
 
     names = ("name", "architecture", "weights_sha256")
     corpus = measurement.corpus

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.experiments.result import ExperimentResult, finite
 
 if TYPE_CHECKING:
-    from cone_kernels.axis_vectors import AxisVectors
-    from cone_kernels.vocabulary import TokenProjection
+    from cone_kernels.experiments.axis_vectors import AxisVectors
+    from cone_kernels.experiments.vocabulary import TokenProjection
 
 SCHEMA = "cone_kernels/axis/1"
 

@@ -15,12 +15,12 @@ from cone_kernels.experiments.compare_result import (
     DirectionChange,
     RandomCosine,
 )
-from cone_kernels.experiments.measurement import Measurement, from_state, labels, shared_corpus
+from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cone_kernels.moments import ConeState, Moments
+    from cone_kernels.state.cone_state import ConeState, Moments
 
 __all__ = ["Change", "CompareResult", "ComparedLayer", "DirectionChange", "compare"]
 
@@ -77,7 +77,7 @@ def compare(
     _refuse_other_architectures(first, second)
     together, pairing = _pairing(first.state, second.state, paired)
 
-    from cone_kernels.directions import random_cosine_mean, random_cosine_quantile
+    from cone_kernels.statistics.directions import random_cosine_mean, random_cosine_quantile
 
     changes = _changes(first.state, second.state, together, alpha)
     axes = [_turn(_axis(first.state, layer), _axis(second.state, layer)) for layer in first.state.layers]
@@ -123,7 +123,7 @@ def _identity(found: Measurement, name: str) -> dict[str, Any]:
 
 
 def _refuse_other_architectures(a: Measurement, b: Measurement) -> None:
-    from cone_kernels.level_moments import differences
+    from cone_kernels.state.moments import differences
 
     keys = ("architecture", "model_type", "final_norm")
     told = [
@@ -206,7 +206,7 @@ def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float) -> dict[str
 
 def _change(a: _Jackknife, b: _Jackknife, paired: bool, alpha: float) -> list[Change]:
     from cone_kernels.metrics import jackknife_stderr
-    from cone_kernels.significance import holm
+    from cone_kernels.statistics.significance import holm
 
     groups = [one.not_empty.sum(1) for one in (a, b)]
     if paired:
@@ -238,7 +238,7 @@ def _change(a: _Jackknife, b: _Jackknife, paired: bool, alpha: float) -> list[Ch
 
 
 def _p_value(difference: float, stderr: float, degrees: int) -> float:
-    from cone_kernels.significance import student_p_value
+    from cone_kernels.statistics.significance import student_p_value
 
     if math.isnan(difference) or math.isnan(stderr):
         return math.nan
@@ -299,7 +299,7 @@ def _means(state: ConeState) -> list[_Direction | None]:
 
 
 def _turn(a: _Direction | None, b: _Direction | None) -> DirectionChange:
-    from cone_kernels.directions import axis_cosine
+    from cone_kernels.statistics.directions import axis_cosine
 
     if a is None or b is None:
         return DirectionChange(math.nan, math.nan)

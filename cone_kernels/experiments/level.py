@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.experiments.result import finite
 
 if TYPE_CHECKING:
-    from cone_kernels.moments import Moments
+    from cone_kernels.state.cone_state import Moments
 
 
 @dataclass(frozen=True)

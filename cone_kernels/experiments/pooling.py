@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.experiments.measurement import Measurement, measured, threads_of
-from cone_kernels.experiments.options import ShardOptions
+from cone_kernels.runs.measurement import Measurement, measured, threads_of
+from cone_kernels.runs.options import ShardOptions
 from cone_kernels.experiments.result import Estimate, ExperimentResult
-from cone_kernels.pooling_names import pooling_names
+from cone_kernels.names import pooling_names
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models import LoadedModel
-    from cone_kernels.moments import ConeState
+    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/pooling/1"
 
@@ -150,7 +150,7 @@ def pooling(
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
         state: a state saved before, in place of model and corpus.
-        pooling: names of `cone_kernels.pooling_names.POOLINGS`, or "all"; of a state those that it keeps.
+        pooling: names of `cone_kernels.names.POOLINGS`, or "all"; of a state those that it keeps.
         save_state: where to write the state.
         options: `ShardOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 

@@ -10,10 +10,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.center import level_after
+from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.measurement import Measurement, from_state, labels, measure, shared_corpus, threads_of
-from cone_kernels.experiments.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
+from cone_kernels.runs.measurement import Measurement, from_state, labels, measure, shared_corpus, threads_of
+from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
-    from cone_kernels.models import LoadedModel
-    from cone_kernels.moments import ConeState
-    from cone_kernels.sentence_vectors import SentenceVectors
+    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.runs.sentence_vectors import SentenceVectors
 
 __all__ = ["Chance", "ComparedModel", "RotationResult", "rotation", "rotation_of"]
 
@@ -94,7 +94,7 @@ def rotation_of(measurements: Sequence[Measurement], *, layer: int | Sequence[in
 
     Measurements of different corpora are compared too; their functional cosine is not defined. See `rotation`.
     """
-    from cone_kernels import directions
+    from cone_kernels.statistics import directions
 
     given = _layers(layer, len(measurements), k)
     layers = [found.layer(number) for found, number in zip(measurements, given, strict=True)]
@@ -207,20 +207,20 @@ def _symmetric(cones: Sequence[_Cone], compare: Callable[[_Cone, _Cone], float])
 
 
 def _axis_cosine(a: _Cone, b: _Cone) -> float:
-    from cone_kernels.directions import axis_cosine
+    from cone_kernels.statistics.directions import axis_cosine
 
     return axis_cosine(a.axes[0], b.axes[0]) if a.dim == b.dim else math.nan
 
 
 def _mean_cosine(a: _Cone, b: _Cone) -> float:
-    from cone_kernels.directions import axis_cosine
+    from cone_kernels.statistics.directions import axis_cosine
 
     defined = a.dim == b.dim and bool(a.centering.mean.any()) and bool(b.centering.mean.any())
     return axis_cosine(a.centering.mean, b.centering.mean) if defined else math.nan
 
 
 def _angles(a: _Cone, b: _Cone) -> tuple[float, ...] | None:
-    from cone_kernels.directions import principal_angles
+    from cone_kernels.statistics.directions import principal_angles
 
     return tuple(principal_angles(a.axes, b.axes).tolist()) if a.dim == b.dim and a.spanned and b.spanned else None
 
@@ -232,8 +232,8 @@ def _centered_level(a: _Cone, b: _Cone) -> Level | None:
 
 def _functional_cosine(a: _Cone, b: _Cone) -> float:
     """|r| of the projections on both first axes, over the sentences that have a vector in both models."""
-    from cone_kernels.correlation import Correlation
-    from cone_kernels.sentence_vectors import used_rows
+    from cone_kernels.statistics.correlation import Correlation
+    from cone_kernels.runs.sentence_vectors import used_rows
 
     if a.vectors is None or b.vectors is None or a.compared.corpus_fingerprint != b.compared.corpus_fingerprint:
         return math.nan

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cone_kernels import metrics
-from cone_kernels.moments import ConeState
+from cone_kernels.state.cone_state import ConeState
 
 
 def cone_scalars(

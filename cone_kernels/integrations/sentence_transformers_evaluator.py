@@ -11,7 +11,7 @@ from typing import Any
 from cone_kernels.extras import require
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.watch import transformer_in
-from cone_kernels.probe import ConeProbe
+from cone_kernels.probe.cone_probe import ConeProbe
 
 require("sentence_transformers", "train", "ConeEvaluator")
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cone_kernels.device_copy import to_device
-from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.devices import to_device
+from cone_kernels.sums import jackknife_groups
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

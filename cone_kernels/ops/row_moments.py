@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.jackknife_groups import jackknife_groups
+from cone_kernels.sums import jackknife_groups
 from cone_kernels.ops.arguments import (
     ArrayLike,
     flatten_batch,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.extras import require
-from cone_kernels.whole_file import write_whole
+from cone_kernels.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

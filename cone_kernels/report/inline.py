@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import TypeAlias
 
-from cone_kernels.model_names import short_name
+from cone_kernels.models.names import short_name
 from cone_kernels.report.node import Node
 
 MISSING = "–"

@@ -16,7 +16,7 @@ from cone_kernels.terminal.console import bar
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
-    from cone_kernels.vocabulary import TokenProjection
+    from cone_kernels.experiments.vocabulary import TokenProjection
 
 _BAR_WIDTH = 8
 _UPPER, _LOWER = "cyan", "magenta"

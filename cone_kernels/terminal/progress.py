@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 if TYPE_CHECKING:
-    from cone_kernels.progress import Progress
+    from cone_kernels.runs.progress import Progress
 
 
 @contextmanager

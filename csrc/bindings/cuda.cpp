@@ -5,8 +5,8 @@
 #include <stdexcept>
 
 #include "bindings/pointers.h"
-#include "cuda/gradients.cuh"
-#include "cuda/moments.cuh"
+#include "cuda/moments/gradients.cuh"
+#include "cuda/moments/moments.cuh"
 
 namespace py = pybind11;
 

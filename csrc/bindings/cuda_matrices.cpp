@@ -1,8 +1,8 @@
 // The matrix kernels of cone_kernels._cuda, over raw pointers. Pointers and the stream come as integers, shapes and
 // strides in elements; cone_kernels/kernels/cuda_matrices.py is the only caller and has checked them.
 #include "bindings/pointers.h"
-#include "cuda/second_moment.h"
-#include "cuda/top_eigenvectors.h"
+#include "cuda/matrices/second_moment.h"
+#include "cuda/matrices/top_eigenvectors.h"
 
 namespace py = pybind11;
 

@@ -10,10 +10,11 @@ from gpu_memory import Blocks, apart, no_waits
 from moment_cases import assert_sums_close, normal
 from torch import Tensor
 
-from cone_kernels import ConeProbe, ConeState, backends, probed_forward
+from cone_kernels import ConeProbe, ConeState, backends
+from cone_kernels.probe.cone_probe import forward as probed_forward
 from cone_kernels.kernels.segments import Segments
-from cone_kernels.sentence_batch import SentenceBatch
-from cone_kernels.side_stream import SideStream
+from cone_kernels.state.sentence_batch import SentenceBatch
+from cone_kernels.probe.side_stream import SideStream
 
 pytestmark = pytest.mark.gpu
 

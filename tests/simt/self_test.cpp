@@ -1,8 +1,8 @@
 // Small kernels that show that the shim does what a GPU does, and finds what it is there to find.
 #include <string>
 
-#include "cuda/launch.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
 
 namespace {
 

@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "cuda/launch.cuh"
+#include "cuda/common/launch.cuh"
 
 namespace simt {
 namespace {

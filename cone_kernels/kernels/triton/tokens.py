@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.device_copy import to_device
+from cone_kernels.devices import to_device
 
 _MASK_BLOCK = tl.constexpr(512)
 

@@ -9,7 +9,7 @@
 #include <deque>
 #include <vector>
 
-#include "cuda/float16.cuh"
+#include "cuda/common/float16.cuh"
 
 namespace cone {
 namespace cuda {

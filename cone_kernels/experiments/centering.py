@@ -1,0 +1,264 @@
+"""The fix: a centering fitted on a layer, and the anisotropy before and after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.runs.measurement import Measurement, from_state, measure, threads_of
+from cone_kernels.runs.options import SharedOptions, refuse_run_options
+from cone_kernels.experiments.result import Estimate, ExperimentResult
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cone_kernels.centering import Centering, CenteringMethod
+    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.runs.sentence_vectors import SentenceVectors
+
+SCHEMA = "cone_kernels/centering/1"
+
+_NO_VECTORS = "after: a saved state has no sentence vectors to apply the centering to; give a model and a corpus too"
+
+
+@dataclass(frozen=True)
+class CenteringResult(ExperimentResult):
+    """What `center` found.
+
+    Attributes:
+        model: what `before` and `after` were measured on.
+        corpus: the sentences; of a state without a corpus, how many it holds.
+        layer, layer_name: the layer's number, and the module.
+        before, after: the sentence level without and with the centering; `after` is None where there are no vectors.
+        fitted_on: the state that the centering was fitted on, and how many vectors that held; "state" is None where it
+            was fitted on the very sentences that `before` and `after` were measured on.
+        file: where the centering was written, or None.
+        manifest: versions, device, backend, times and options of the run.
+        centering: what was fitted.
+    """
+
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    layer: int
+    layer_name: str
+    before: Level
+    after: Level | None
+    fitted_on: dict[str, Any]
+    file: str | None
+    manifest: dict[str, Any]
+    centering: Centering = field(repr=False)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why numbers are not defined."""
+        found = [f"before: {self.before.reason}"] if self.before.reason else []
+        if self.after is None:
+            found.append(_NO_VECTORS)
+        elif self.after.reason:
+            found.append(f"after: {self.after.reason}")
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as strict JSON data."""
+        reason = "; ".join(self.reasons)
+        return {
+            "schema": SCHEMA,
+            "experiment": "centering",
+            "model": self.model,
+            "corpus": self.corpus,
+            "layer": self.layer,
+            "layer_name": self.layer_name,
+            "method": self.centering.method,
+            "components": self.centering.components,
+            "shrinkage": self.centering.shrinkage,
+            "file": self.file,
+            "fitted_on": self.fitted_on,
+            "before": _estimate(self.before).to_dict(),
+            "after": None if self.after is None else _estimate(self.after).to_dict(),
+            **({"reason": reason} if reason else {}),
+            "summary": list(self.summary()),
+            "manifest": self.manifest,
+        }
+
+    def summary(self) -> tuple[str, ...]:
+        """What the centering does to the cone in plain sentences, each said only where the data says it."""
+        return tuple(_summary(self))
+
+    def __repr__(self) -> str:
+        after = "not measured" if self.after is None else f"{self.after.anisotropy:.4f} ({self.after.stderr:.4f})"
+        before = f"{self.before.anisotropy:.4f} ({self.before.stderr:.4f})"
+        return f"CenteringResult({self.centering!r}, mean cosine before {before}, after {after})"
+
+
+def center(
+    model: str | os.PathLike[str] | LoadedModel | None = None,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
+    *,
+    state: ConeState | str | os.PathLike[str] | None = None,
+    layer: int = -1,
+    method: CenteringMethod = "mean",
+    components: int | None = None,
+    shrinkage: float | None = None,
+    output: str | os.PathLike[str] | None = None,
+    **options: Unpack[SharedOptions],
+) -> CenteringResult:
+    """Fits a centering on a layer's sentence vectors and measures the cone before and after it.
+
+    With a model and a corpus: one pass, fitted and measured on the same sentences. With a state too: fitted on the
+    state, measured on the corpus. With a state alone nothing is run, and what comes after is not measured.
+
+    Args:
+        model: a folder, a hub id, or what `load_model` returned.
+        corpus: a file, a `Corpus`, or sentences.
+        state: a state saved before, with second moments for all methods but "mean".
+        layer: its number as in Hugging Face's `hidden_states`; -1 is the last.
+        method: "mean", "all-but-the-top" or "whitening"; see `Centering.fit`.
+        components: directions that all-but-the-top projects out. Default: a hundredth of the width.
+        shrinkage: α of whitening, 0 to 1. Default: the oracle approximating shrinkage.
+        output: where to write the centering; `Centering.load` reads it.
+        options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
+        ModuleNotFoundError, ModelError: the model cannot be loaded.
+        StateFileError: the state's file is damaged.
+        BackendUnavailable: the backend asked for cannot run here.
+        ValueError: an option is out of range or not of this method, a model or a corpus is given without the other,
+            neither they nor a state are given, or the state or its width does not fit.
+
+    Example:
+        >>> result = center("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", method="whitening")
+        >>> result.before.anisotropy, result.after.anisotropy
+        >>> opened = result.centering(vectors)
+    """
+    from cone_kernels.centering import check_method
+
+    check_method(method, components, shrinkage)
+    fit: dict[str, Any] = {"layer": layer, "method": method, "components": components, "shrinkage": shrinkage}
+    saved = None if state is None else from_state(state)
+    if model is None and corpus is None:
+        if saved is None:
+            raise ValueError("model, corpus, state: got none; give a model and a corpus, or a state, or all three")
+        refuse_run_options(options)
+        return center_of(saved, output=output, **fit)
+    if model is None or corpus is None:
+        missing = "model" if model is None else "corpus"
+        raise ValueError(f"{missing}: got none; a run needs a model and a corpus")
+    needs_moment = saved is None and method != "mean"
+    measurement = measure(model, corpus, second_moment=needs_moment, keep_vectors=(layer,), **options)
+    with threads_of(measurement):
+        return center_of(measurement, fitted_on=saved, output=output, **fit)
+
+
+def center_of(
+    measurement: Measurement,
+    *,
+    layer: int = -1,
+    method: CenteringMethod = "mean",
+    components: int | None = None,
+    shrinkage: float | None = None,
+    fitted_on: Measurement | None = None,
+    output: str | os.PathLike[str] | None = None,
+) -> CenteringResult:
+    """The result of a measurement, which kept the vectors of `layer` where it is no saved state; see `center`.
+
+    Args:
+        measurement: what `before` and `after` are measured on.
+        layer, method, components, shrinkage, output: as in `center`.
+        fitted_on: what the centering is fitted on; default `measurement` itself.
+    """
+    from cone_kernels.centering import Centering
+
+    number = measurement.layer(layer)
+    source = measurement if fitted_on is None else fitted_on
+    centering = Centering.fit(
+        source.state, layer=source.layer(layer), method=method, components=components, shrinkage=shrinkage
+    )
+    width = measurement.state.sentence.dim
+    if centering.dim != width:
+        raise ValueError(f"state: got width {centering.dim}; the model's sentence vectors have width {width}")
+    after = None
+    if measurement.load is not None or measurement.vectors:
+        vectors = measurement.kept_vectors(number)
+        before, after = level_after(vectors), level_after(vectors, centering)
+    else:
+        before = levels_of(measurement.state.sentence.select(number))[0]
+    if output is not None and measurement.rank == 0:
+        centering.save(output)
+    return CenteringResult(
+        model=measurement.model,
+        corpus=measurement.corpus,
+        layer=number,
+        layer_name=measurement.layer_names[measurement.state.layers.index(number)],
+        before=before,
+        after=after,
+        fitted_on={"state": None if fitted_on is None else fitted_on.name, "sentences": centering.count},
+        file=None if output is None else os.fspath(output),
+        manifest={**measurement.manifest, "centering_fingerprint": centering.fingerprint()},
+        centering=centering,
+    )
+
+
+def level_after(vectors: SentenceVectors, centering: Centering | None = None) -> Level:
+    """The sentence level of vectors after a centering, in float64, one block in memory at a time.
+
+    Vectors that are zero or not finite before the centering are left out, as they are of the state.
+
+    Example:
+        >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
+    """
+    from cone_kernels.state.cone_state import Moments
+    from cone_kernels.runs.sentence_vectors import used_rows
+
+    moments = Moments.empty("sentence", [0], vectors.dim)
+    for first, block in vectors.blocks():
+        rows = block.double()
+        used = used_rows(rows)
+        ids = used.nonzero()[:, 0] + first
+        moments.update(rows[used] if centering is None else centering(rows[used]), sentence_ids=ids)
+    return levels_of(moments)[0]
+
+
+def _estimate(level: Level) -> Estimate:
+    return Estimate(level.anisotropy, level.stderr)
+
+
+def _summary(result: CenteringResult) -> list[str]:
+    before, after = result.before, result.after
+    if before.reason or (after and after.reason):
+        return []
+    how = _in_words(result.centering)
+    cone = f"the mean cosine of two sentences at layer {result.layer}"
+    fitted = f"{result.fitted_on['sentences']:,} sentences"
+    if after is None:
+        return [f"The centering was fitted on {fitted}; {cone} is {before.anisotropy:.3f} without it."]
+    where = f"measured on the {fitted} that it was fitted on"
+    if result.fitted_on["state"] is not None:
+        where = f"measured on {after.count:,} sentences, fitted on the {fitted} of {result.fitted_on['state']}"
+    lines = [f"{how} takes {cone} from {before.anisotropy:.3f} to {after.anisotropy:.3f}, {where}."]
+    if abs(before.anisotropy) <= 3 * before.stderr:
+        lines.append("There was no cone to open: the mean cosine was within three standard errors of 0 before.")
+    elif abs(after.anisotropy) <= max(3 * after.stderr, 2 / (after.count - 1)):
+        # Vectors around their own mean have −1/(n−1), with hardly any error.
+        lines.append("The cone is open: no mean cosine is left.")
+    elif 0 < after.anisotropy < before.anisotropy:
+        lines.append(f"{after.anisotropy / before.anisotropy:.1%} of it is left.")
+    elif after.anisotropy >= before.anisotropy:
+        lines.append("It does not open the cone.")
+    else:
+        lines.append("Two sentences point apart on average now.")
+    return lines
+
+
+def _in_words(centering: Centering) -> str:
+    if centering.components is not None:
+        directions = f"top {centering.components} directions" if centering.components > 1 else "top direction"
+        return f"Subtracting the mean and projecting out the {directions}"
+    if centering.shrinkage is not None:
+        return f"Whitening with shrinkage {centering.shrinkage:.3g}"
+    return "Subtracting the mean"

@@ -1,0 +1,109 @@
+"""The CUDA kernels of second_moment and top_eigenvectors: tensors' addresses handed to cone_kernels._cuda."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from cone_kernels import _cuda
+from cone_kernels.kernels.cuda.place import device_number, dtype_number, place_of
+from cone_kernels.kernels.pointers import address, column_stride
+
+# Steps between two looks at which layers are done.
+_ROUND_STEPS = 16
+
+
+def second_moment(
+    moment: Tensor,
+    x: Tensor,
+    use: Tensor | None,
+    weights: Tensor | None,
+    pilot: Tensor | None,
+    about_pilot: bool,
+) -> None:
+    """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
+    rows, factors = _rows(x), {"weights": address(weights), "pilot": address(pilot)}
+    size = _cuda.second_moment_workspace(**rows, **factors)
+    workspace = torch.empty(size, dtype=torch.float64, device=x.device)
+    _cuda.second_moment(
+        **rows,
+        **factors,
+        use=address(use),
+        about_pilot=about_pilot,
+        moment=moment.data_ptr(),
+        workspace=workspace.data_ptr(),
+        most_shared=_most_shared(device_number(x)),
+        place=place_of(x),
+    )
+
+
+def top_eigenvectors(
+    x: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
+    n_layers, _, d = x.shape
+    rows, place = _rows(x), place_of(x)
+    block = min(d, max(8, (k + 8) // 8 * 8))  # vectors are multiplied eight at a time
+    start = _start(block, d, x.device)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty((n_layers, *shape), dtype=dtype, device=x.device)
+
+    values, vectors, residuals, next_value = empty(k), empty(k, d), empty(k), empty()
+    iterations, converged, done = empty(dtype=torch.int64), empty(dtype=torch.bool), empty(dtype=torch.bool)
+    mean = None if covariance else empty(d)
+    results = {
+        "values": values,
+        "vectors": vectors,
+        "residuals": residuals,
+        "iterations": iterations,
+        "next_value": next_value,
+        "mean": mean,
+        "converged": converged,
+        "done": done,
+    }
+    solver = _cuda.TopEigenvectors(
+        **rows,
+        covariance=covariance,
+        center=center,
+        k=k,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        start=start.data_ptr(),
+        block=block,
+        results={name: address(result) for name, result in results.items()},
+        most_shared=_most_shared(device_number(x)),
+    )
+    workspace = torch.empty(solver.workspace(), dtype=torch.float64, device=x.device)
+    solver.begin(workspace=workspace.data_ptr(), place=place)
+    # A graph that is being captured cannot look at the flags: it holds all the steps, those of layers done do nothing.
+    round_steps = max_iterations if _is_captured(x) else _ROUND_STEPS
+    for step in range(0, max_iterations, round_steps):
+        solver.steps(min(round_steps, max_iterations - step), place=place)
+        if step + round_steps >= max_iterations or bool(done.all()):
+            break
+    return values, vectors, residuals, iterations, next_value, converged, mean
+
+
+@functools.cache
+def _start(block: int, d: int, device: torch.device) -> Tensor:
+    # Kept, because nothing can be copied from the host while a graph is being captured; for good, because graphs that
+    # were captured read it.
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((block, d), dtype=torch.float64, generator=generator).to(device)
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _rows(x: Tensor) -> dict[str, object]:
+    strides = (x.stride(0), x.stride(1), column_stride(x))
+    return {"data": x.data_ptr(), "dtype": dtype_number("x", x.dtype), "shape": tuple(x.shape), "strides": strides}
+
+
+@functools.cache
+def _most_shared(device: int) -> int:
+    return int(_cuda.most_shared_memory(device))

@@ -1,0 +1,285 @@
+"""One tiny forward of a model, watched: what went into and came out of every submodule, in order."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cone_kernels.models.compiled_blocks import as_written
+
+MAX_TOKENS = 8
+
+Path = tuple[int | str, ...]
+Kind = Literal["input", "output"]
+
+# Probes ignore the calibration forward of any probe on the same model.
+calibrating: ContextVar[bool] = ContextVar("calibrating", default=False)
+
+
+@dataclass
+class Event:
+    """A tensor that went into or came out of one call of one module; kept, so that its memory stays its own."""
+
+    module: str
+    kind: Kind
+    call: int
+    path: Path
+    started: int
+    seen: int
+    tensor: Tensor
+    value: Tensor
+    version: int
+    # What a module that returned its own input (dropout in eval mode) was given.
+    passed_through: Tensor | None = None
+
+    def is_memory_of(self, other: Tensor) -> bool:
+        """Whether this tensor and `other` are the same elements of the same memory."""
+        return _same_memory(self.tensor, other)
+
+    def has_value_of(self, other: Tensor) -> bool:
+        """Whether this tensor held, when seen, the numbers that `other` holds now."""
+        return _same_values(self.value, other)
+
+    def was_kept(self, entry: Tensor) -> bool:
+        """Whether nothing wrote to the memory, which is that of `entry`, after this event."""
+        return self.version == _version(entry) and self.has_value_of(entry)
+
+
+@dataclass
+class Recording:
+    """The events of one forward in order, and how often each module was called."""
+
+    events: list[Event] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    running: list[tuple[int, int]] = field(default_factory=list)
+    clock: int = 0
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def add(self, module: str, kind: Kind, call: int, path: Path, started: int, tensor: Tensor) -> Event:
+        value, version = tensor.clone(), _version(tensor)
+        event = Event(module, kind, call, path, started, self.tick(), tensor, value, version)
+        self.events.append(event)
+        return event
+
+    def of_call(self, module: str, call: int, kind: Kind) -> list[Event]:
+        return [e for e in self.events if (e.module, e.call, e.kind) == (module, call, kind)]
+
+
+def bind_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a call by name, those of ``**kwargs`` too; None where the call does not fit ``forward``."""
+    forward = model.forward
+    while not inspect.ismethod(forward) and hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    # The signature of a class's forward is the same for every call; only that of an instance's own is looked up anew.
+    function = getattr(forward, "__func__", None)
+    own = () if function is None else (model,)
+    signature = inspect.signature(forward) if function is None else _signature(function)
+    try:
+        bound = signature.bind(*own, *args, **kwargs).arguments
+    except TypeError:
+        return None
+    if own:
+        del bound[next(iter(bound))]
+    arguments: dict[str, Any] = {}
+    for name, value in bound.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(value)
+        else:
+            arguments[name] = value
+    return arguments
+
+
+@functools.lru_cache(maxsize=16)
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
+
+
+def record_forward(
+    model: nn.Module, arguments: Mapping[str, Any], modules: Mapping[str, nn.Module]
+) -> tuple[Recording, Any, int]:
+    """Run the first row's first tokens (2 to 8) with ``output_hidden_states=True`` and record `modules`.
+
+    Training flags, random state, gradient mode and autocast are as before when this returns. Returns the recording,
+    the model's output and the number of tokens.
+
+    Raises:
+        RuntimeError: the model takes no ``output_hidden_states``, its call no tokens, or the forward failed.
+    """
+    kwargs, n_tokens = _short_call(model, arguments)
+    with _quiet_forward(model), _recorded({name: modules[name] for name in modules if name}) as recording:
+        before, after = _recording_hooks(recording, "")
+        try:
+            # Not model(...): the hooks of FSDP and others around the forward that is running must not run in it.
+            before(model, (), kwargs)
+            output = model.forward(**kwargs)
+            after(model, (), kwargs, output)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"model: {type(model).__name__} cannot be probed: a calibration forward on {n_tokens} tokens of "
+                f"the first row, with {sorted(kwargs)}, failed with {type(error).__name__}: {error}"
+            ) from error
+    return recording, output, n_tokens
+
+
+def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if "output_hidden_states" not in parameters and not takes_any:
+        raise RuntimeError(
+            f"model: {type(model).__name__}.forward takes no output_hidden_states, by which the probe finds the "
+            "layers; probe the Hugging Face model inside it (of a SentenceTransformer: model[0].auto_model)"
+        )
+    name = "input_ids" if isinstance(arguments.get("input_ids"), Tensor) else "inputs_embeds"
+    tokens, mask = arguments[name], arguments.get("attention_mask")
+    # Inference tensors cannot be changed in place outside inference mode, so the row is cloned outside it.
+    with torch.inference_mode(False):
+        row = tokens[0].clone()
+        if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2] and bool(mask[0].any()):
+            row = row[mask[0].bool()]
+        # Two tokens at least: with one, (B, T, D) and (T, B, D) look alike.
+        row = (row if len(row) > 1 else torch.cat([row, row]))[:MAX_TOKENS]
+        kwargs: dict[str, Any] = {name: row.unsqueeze(0), "output_hidden_states": True}
+        tuples_by_default = takes_any and getattr(getattr(model, "config", None), "return_dict", True) is False
+        if "return_dict" in parameters or tuples_by_default:
+            kwargs["return_dict"] = True
+        if isinstance(mask, Tensor):
+            kwargs["attention_mask"] = torch.ones(1, len(row), dtype=torch.int64, device=row.device)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            for decoder in ("decoder_input_ids", "decoder_inputs_embeds", "labels"):
+                if isinstance(arguments.get(decoder), Tensor):
+                    kwargs[decoder] = arguments[decoder][:1, :MAX_TOKENS].clone()
+    return kwargs, len(row)
+
+
+@contextmanager
+def _quiet_forward(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; flags, random state and autocast's casts as before on the way out."""
+    training = [module for module in model.modules() if module.training]
+    tensors = [*model.parameters(), *model.buffers()]
+    accelerators: dict[str, set[torch.device]] = {}
+    for tensor in tensors:
+        if tensor.device.type not in ("cpu", "meta"):
+            accelerators.setdefault(tensor.device.type, set()).add(tensor.device)
+    token = calibrating.set(True)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            for kind, devices in accelerators.items():
+                stack.enter_context(torch.random.fork_rng(devices=list(devices), device_type=kind))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_classes_before_sharding(model))
+            stack.enter_context(as_written(model))
+            for module in training:
+                module.training = False
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        calibrating.reset(token)
+        # Autocast keeps its casts of the weights; those made without gradients would cut the user's graph.
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def _classes_before_sharding(model: nn.Module) -> Iterator[None]:
+    """transformers 5 finds what a model can return by its class's name, and FSDP2 gives it a class of another name."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
+    try:
+        for module, kind in sharded.items():
+            module.__class__ = next(base for base in kind.__bases__ if base is not FSDPModule)
+        yield
+    finally:
+        for module, kind in sharded.items():
+            module.__class__ = kind
+
+
+@contextmanager
+def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[Recording]:
+    recording = Recording()
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            before, after = _recording_hooks(recording, name)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield recording
+
+
+def _recording_hooks(recording: Recording, name: str) -> tuple[Any, Any]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call, started = recording.calls[name], recording.tick()
+        recording.calls[name] += 1
+        recording.running.append((call, started))
+        for path, tensor in _float_tensors((args, kwargs), depth=3):
+            recording.add(name, "input", call, path, started, tensor)
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        call, started = recording.running.pop()
+        given: Tensor | None = None
+        if isinstance(output, Tensor):
+            inputs = _float_tensors((args, kwargs), depth=3)
+            given = next((tensor for _, tensor in inputs if _same_memory(tensor, output)), None)
+        # Dropout returns its input in eval mode but not in training: a copy tells before from after.
+        copy = None if given is None else output.clone()
+        for path, tensor in _float_tensors(as_tuple(output) if copy is None else copy, depth=1):
+            event = recording.add(name, "output", call, path, started, tensor)
+            event.passed_through = given
+        return copy
+
+    return before, after
+
+
+def as_tuple(output: Any) -> Any:
+    """A model output or dict as a tuple of its first value, the hidden states; anything else as it is."""
+    return tuple(output.values())[:1] if isinstance(output, Mapping) else output
+
+
+def _float_tensors(value: Any, depth: int, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """The floating-point tensors in nested tuples, lists and dicts, each with the keys that lead to it."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.dim() > 1:
+            yield path, value
+    elif depth > 0 and isinstance(value, (tuple, list, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _float_tensors(item, depth - 1, (*path, key))
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.device, a.dtype, a.numel(), a.shape[-1:]) == (b.device, b.dtype, b.numel(), b.shape[-1:])
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    if not _alike(a, b) or a.data_ptr() != b.data_ptr():
+        return False
+    return (a.is_contiguous() and b.is_contiguous()) or (a.shape == b.shape and a.stride() == b.stride())
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    if not _alike(a, b):
+        return False
+    a, b = a.reshape(-1), b.reshape(-1)
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,0 +1,212 @@
+"""What the probe knows of the forward that is running: its sentences, the tokens that count, the layers added."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cone_kernels.probe.calibration import Kind
+from cone_kernels.devices import to_device
+from cone_kernels.probe.layer_points import LayerPoint
+from cone_kernels.state.poolings import refuse_missing_special
+from cone_kernels.state.sentence_batch import SentenceBatch
+
+# Layers that wait for each other, so that one call adds them all: of the size of a cache, or what a GPU can spare.
+_HELD_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
+
+_MASK_HINT = "; say which tokens count by next_batch(mask=...)"
+
+
+@dataclass(frozen=True)
+class BatchNotes:
+    """What `ConeProbe.next_batch` was told of the next forward."""
+
+    sentence_ids: Tensor | None = None  # (B,) integers
+    mask: Tensor | None = None  # (B, T) bool
+    special: Tensor | None = None  # (B, T) bool
+    repeats: Tensor | None = None  # (B,) bool
+
+
+@dataclass
+class ProbedForward:
+    """One forward; made by `of`."""
+
+    sentence_ids: Tensor  # (B',) int64, of the sentences that are no repeats
+    mask: Tensor  # (B, T) bool, or (1, N) where the sentences are flattened into one row
+    special: Tensor | None = None  # as mask
+    cu_seqlens: Tensor | None = None  # (B + 1,) int64
+    flattened: bool = False
+    kept: Tensor | None = None  # (B,) bool: the sentences that are no repeats; None: all
+    calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    seen: set[int] = field(default_factory=set)
+    held: list[tuple[int, Tensor]] = field(default_factory=list)
+    added: set[int] = field(default_factory=set)
+    status: dict[int, Tensor] = field(default_factory=dict)
+    _batches: dict[bool, SentenceBatch] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, arguments: Mapping[str, Any], notes: BatchNotes, first_id: int, poolings: Sequence[str]
+    ) -> ProbedForward:
+        """The forward that a call with these arguments (by name) begins.
+
+        Sentences flattened into one row (1, N) are told by `cu_seq_lens_q` (B + 1,), as transformers'
+        ``DataCollatorWithFlattening`` and sentence-transformers pass it to flash attention.
+
+        Raises:
+            ValueError: there are no tokens, or mask, ids or special do not fit them.
+        """
+        _refuse_cache(arguments.get("past_key_values"))
+        tokens = _tokens(arguments)
+        size = tuple(tokens.shape[:2])
+        starts = arguments.get("cu_seq_lens_q")
+        if starts is None:
+            mask = _token_mask(arguments, notes, size, tokens.device)
+        else:
+            starts = _checked_starts(starts, size, notes)
+            mask = torch.ones(size, dtype=torch.bool, device=tokens.device)
+        n_sentences = size[0] if starts is None else len(starts) - 1
+        kept = None if notes.repeats is None or not bool(notes.repeats.any()) else ~notes.repeats.to(tokens.device)
+        for name, value in (("sentence_ids", notes.sentence_ids), ("repeats", notes.repeats)):
+            if value is not None and len(value) != n_sentences:
+                raise ValueError(f"{name}: got {len(value)}, wants {n_sentences}, one for each sentence of the batch")
+        if notes.sentence_ids is None:
+            ids = first_id + torch.arange(n_sentences if kept is None else int(kept.sum()))
+        else:
+            ids = notes.sentence_ids if kept is None else notes.sentence_ids[kept.to(notes.sentence_ids.device)]
+        refuse_missing_special(poolings, notes.special)
+        if notes.special is not None and notes.special.shape != size:
+            raise ValueError(f"special: got shape {tuple(notes.special.shape)}, wants {size} as the tokens")
+        return cls(ids.to(torch.int64), mask, notes.special, starts, starts is not None, kept)
+
+    def rows_of(self, point: LayerPoint, hidden: Tensor, dim: int) -> Tensor:
+        """What a layer's place holds, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D): no repeats.
+
+        Raises:
+            ValueError: its shape does not fit the batch.
+        """
+        if point.time_major and hidden.dim() == 3:
+            hidden = hidden.transpose(0, 1)
+        packed = hidden.dim() == 2
+        fits = len(hidden) == self._n_packed() if packed else hidden.shape[:2] == self.mask.shape
+        if not fits:
+            wanted = (
+                f"({self._n_packed()}, D) for the tokens under the mask" if packed else f"{(*self.mask.shape, dim)}"
+            )
+            raise ValueError(
+                f"layer {point.layer} ({point.name}): got hidden states of shape {tuple(hidden.shape)}, wants {wanted}"
+            )
+        rows = hidden[0] if self.flattened and not packed else hidden
+        return rows if self.kept is None else rows[self._kept_tokens() if rows.dim() == 2 else self.kept]
+
+    def batch_of(self, rows: Tensor) -> SentenceBatch:
+        """The batch as layers of this form, padded or packed, take it; checked for the first of them."""
+        packed = rows.dim() == 2
+        if packed not in self._batches:
+            mask, starts = (None, self.cu_seqlens) if packed else (self.mask, None)
+            special = self.special[self.mask] if packed and self.special is not None else self.special
+            if self.kept is not None:
+                mask = None if mask is None else mask[self.kept]
+                special = None if special is None else special[self._kept_tokens() if packed else self.kept]
+                starts = None if starts is None else nn.functional.pad(starts.diff()[self.kept].cumsum(0), (1, 0))
+            self._batches[packed] = SentenceBatch.of(rows, mask, starts, self.sentence_ids, special=special)
+        return self._batches[packed]
+
+    def holds_like(self, hidden: Tensor) -> bool:
+        """Whether `hidden` can be added together with the layers that wait."""
+        return not self.held or _form(hidden) == _form(self.held[0][1])
+
+    def holds_enough(self) -> bool:
+        """Whether the layers that wait take as much memory as they may."""
+        if not self.held:
+            return False
+        _, hidden = self.held[0]  # they are alike
+        return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
+
+    def move_to(self, device: torch.device) -> None:
+        """Have what is known of the tokens where the layers are."""
+        if device == self.mask.device:
+            return
+        self.mask = to_device(self.mask, device)
+        self.special = None if self.special is None else to_device(self.special, device)
+        self.kept = None if self.kept is None else to_device(self.kept, device)
+        self.cu_seqlens = None if self.cu_seqlens is None else to_device(self.cu_seqlens, device)
+        self._batches.clear()
+
+    def _n_packed(self) -> int:
+        """How many rows the batch has with its padding left out; fills in `cu_seqlens`."""
+        if self.cu_seqlens is None:
+            self.cu_seqlens = nn.functional.pad(self.mask.sum(dim=1).cumsum(0), (1, 0))
+        return int(self.cu_seqlens[-1])
+
+    def _kept_tokens(self) -> Tensor:
+        """(N,) bool: the tokens of the sentences that are no repeats."""
+        assert self.kept is not None
+        assert self.cu_seqlens is not None
+        return torch.repeat_interleave(self.kept, self.cu_seqlens.diff())
+
+
+def _form(hidden: Tensor) -> tuple[object, ...]:
+    return hidden.shape, hidden.stride(), hidden.dtype, hidden.device
+
+
+def checked_mask(mask: object, name: str) -> Tensor:
+    """(B, T) bool from a mask of bool or 0/1 integers."""
+    hint = "" if name == "special" else _MASK_HINT
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: got {type(mask).__name__}, wants a tensor (B, T){hint}")
+    if mask.dim() != 2 or mask.is_floating_point():
+        raise ValueError(
+            f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}, wants bool or 0/1 integers (B, T){hint}"
+        )
+    if mask.dtype == torch.bool:
+        return mask
+    # Sequence numbers of packed batches, or Longformer's 2 for global attention, do not say which tokens count.
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{name}: got values other than 0 and 1{hint}")
+    return mask.to(torch.bool)
+
+
+def _refuse_cache(cache: Any) -> None:
+    if cache is not None and getattr(cache, "get_seq_length", lambda: len(cache))() > 0:
+        raise ValueError(
+            "past_key_values: got a cache with earlier tokens, wants none: a probed forward takes in whole "
+            "sentences (generate() continues them; probe the forward on the prompt alone)"
+        )
+
+
+def _tokens(arguments: Mapping[str, Any]) -> Tensor:
+    tokens = arguments.get("input_ids")
+    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or 0 in tokens.shape[:2]:
+        got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "none"
+        raise ValueError(
+            f"input_ids or inputs_embeds: got {got}, wants at least one token, (B, T) or (B, T, D) (of a "
+            "SentenceTransformer probe the model inside, model[0].auto_model)"
+        )
+    return tokens
+
+
+def _token_mask(arguments: Mapping[str, Any], notes: BatchNotes, size: tuple[int, ...], device: torch.device) -> Tensor:
+    name = "mask" if notes.mask is not None else "attention_mask"
+    given = notes.mask if notes.mask is not None else arguments.get("attention_mask")
+    mask = torch.ones(size, dtype=torch.bool, device=device) if given is None else checked_mask(given, name)
+    if mask.shape != size:
+        longer = " (continuing from a key-value cache cannot be probed)" if mask.shape[1] > size[1] else ""
+        raise ValueError(f"{name}: got shape {tuple(mask.shape)}, wants {size} as the tokens{longer}")
+    return mask
+
+
+def _checked_starts(starts: object, size: tuple[int, ...], notes: BatchNotes) -> Tensor:
+    """(B + 1,) int64: where each sentence begins in the one row of a flattened batch, and N."""
+    if notes.mask is not None:
+        raise ValueError("mask: got one for a batch with cu_seq_lens_q, wants none: every token of it counts")
+    if size[0] != 1 or not isinstance(starts, Tensor) or starts.dim() != 1 or starts.is_floating_point():
+        got = f"{starts.dtype} of shape {tuple(starts.shape)}" if isinstance(starts, Tensor) else type(starts).__name__
+        raise ValueError(f"cu_seq_lens_q: got {got} with tokens {size}, wants integers (B + 1,) with tokens (1, N)")
+    return starts.to(torch.int64)

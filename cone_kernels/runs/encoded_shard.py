@@ -1,0 +1,79 @@
+"""Sentences as token ids, without padding: what a run gives to the model."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cone_kernels.devices import to_device
+from cone_kernels.models.loading import LoadedModel, first_position
+
+_PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
+
+
+def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
+    """What the tokenizer makes of the texts in a run: lists of token ids without padding, cut at the longest input.
+
+    Args:
+        loaded: the model with its tokenizer.
+        texts: sentences.
+        options: further keywords of the tokenizer.
+    """
+    limit = loaded.max_length
+    cut: dict[str, Any] = {"truncation": False} if limit is None else {"truncation": True, "max_length": limit}
+    return loaded.tokenizer(texts, **_PLAIN, **cut, **options)
+
+
+@dataclass(frozen=True)
+class EncodedWindow:
+    """A window of tokenized sentences."""
+
+    columns: dict[str, list[list[int]]]  # input name -> one list of integers a sentence
+    lengths: list[int] = field(repr=False)
+    special: list[list[int]] | None  # 1 = a token that the tokenizer added
+    truncated: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, texts: list[str], special_tokens: bool = False) -> EncodedWindow:
+        """The texts as token ids, cut at the model's longest input and counted where they were."""
+        limit = loaded.max_length
+        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
+        lengths = [len(ids) for ids in found["input_ids"]]
+        # Whether a sentence that fills the limit was longer shows when it is tokenized whole.
+        full = [texts[index] for index, length in enumerate(lengths) if length == limit]
+        whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
+        truncated = sum(limit is not None and len(ids) > limit for ids in whole)
+        columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
+        return cls(columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
+
+    def padded_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
+        """The model's inputs for sentences of one length T, each (B, T)."""
+        rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
+        if self.lengths[batch[0]] == 0:
+            # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
+            stand_in = loaded.tokenizer.pad_token_id or 0
+            rows = {"input_ids": torch.full((len(batch), 1), stand_in)}
+        if "attention_mask" in loaded.input_names:
+            rows["attention_mask"] = torch.ones_like(rows["input_ids"])
+        return {name: to_device(row, loaded.device) for name, row in rows.items()}
+
+    def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
+        """The model's inputs for sentences that follow each other in one row, each (1, N), and where they begin.
+
+        Positions begin anew with every sentence; `cu_seq_lens_q` (B + 1,) and what belongs to it tell flash attention
+        that no token sees another sentence's.
+        """
+        lengths = [self.lengths[i] for i in batch]
+        rows: dict[str, Any] = {
+            name: torch.tensor([list(itertools.chain.from_iterable(column[i] for i in batch))])
+            for name, column in self.columns.items()
+        }
+        first = first_position(loaded.model)
+        rows["position_ids"] = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
+        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        rows |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+        rows = {name: to_device(row, loaded.device) for name, row in rows.items()}
+        return rows | {"max_length_q": max(lengths), "max_length_k": max(lengths)}

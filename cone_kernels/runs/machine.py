@@ -1,0 +1,46 @@
+"""What a manifest says of the machine that a run was made on."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cone_kernels.runs.runner import Run
+
+_PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that the numbers depend on; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def machine(ran: Run) -> dict[str, Any]:
+    """Device, threads, dtype, backends and batches of a run."""
+    import torch
+
+    device = torch.device(ran.part.facts["device"])
+    isa = None
+    if "cpu" in ran.backends.values():
+        from cone_kernels import _cpu
+
+        isa = _cpu.isa()
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "dtype": ran.part.facts["model"]["dtype"],
+        "threads": ran.part.identity.get("options.threads", torch.get_num_threads()),
+        "backend": ", ".join(sorted(set(ran.backends.values()))),
+        "ops": ran.backends,
+        "isa": isa,
+        "batches": ran.batches,
+        "token_budget": ran.token_budget,
+        "out_of_memory": ran.out_of_memory,
+    }

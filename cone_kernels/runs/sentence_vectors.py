@@ -1,0 +1,222 @@
+"""The sentence vectors of one layer, kept for a second look at them once the axes are known."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cone_kernels.state.file import StateFileError
+
+BLOCK_ROWS = 8192
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class SentenceVectors:
+    """Pooled vectors in corpus order, in a file: row i is the sentence with id i.
+
+    Those of some shards of a corpus have gaps between them; `spans` tells which sentences are there. A sentence without
+    a vector, and one whose vector is not finite, is a row of NaN. The file takes n·d·4 bytes (float64 models: 8).
+
+    Args:
+        dim: D, the width.
+        dtype: float32 or float64.
+        file: where they are written, over what is there; None is a temporary file, gone with the object.
+
+    Example:
+        >>> vectors = SentenceVectors.from_rows(torch.randn(1000, 384))
+        >>> total = sum(block.nansum(0) for _, block in vectors.blocks())  # (384,)
+    """
+
+    def __init__(
+        self, dim: int, dtype: torch.dtype = torch.float32, file: str | os.PathLike[str] | None = None
+    ) -> None:
+        if dtype not in _DTYPES.values():
+            raise ValueError(f"dtype: got {dtype}; it must be torch.float32 or torch.float64")
+        self.dim = dim
+        self.dtype = dtype
+        self._spans: list[tuple[int, int]] = []
+        self._sha256 = hashlib.sha256()
+        self._file = tempfile.TemporaryFile() if file is None else open(file, "w+b")  # noqa: SIM115 - lives as this
+
+    @classmethod
+    def from_rows(cls, rows: Tensor) -> SentenceVectors:
+        """Of a tensor (n, D) float32 or float64."""
+        vectors = cls(rows.shape[1], rows.dtype)
+        vectors.append(rows)
+        return vectors
+
+    @classmethod
+    def open(cls, file: str | os.PathLike[str], header: Any) -> SentenceVectors:
+        """What `file` held when `header()` was this; rows that were appended later are cut off.
+
+        Raises:
+            OSError: it cannot be read or written.
+            StateFileError: it does not hold that, or the header is none.
+        """
+        vectors = cls.__new__(cls)
+        vectors.dim, vectors.dtype, vectors._spans, sha256 = _checked(file, header)
+        vectors._sha256 = hashlib.sha256()
+        try:
+            vectors._file = open(file, "r+b")  # noqa: SIM115 - lives as long as the object
+        except FileNotFoundError:
+            raise StateFileError(f"{os.fspath(file)}: there is no such file; it holds sentence vectors") from None
+        left = size = len(vectors) * vectors._row_bytes
+        while left and (content := vectors._file.read(min(left, 1 << 20))):
+            vectors._sha256.update(content)
+            left -= len(content)
+        if left or vectors._sha256.hexdigest() != sha256:
+            what = f"{left} bytes less" if left else "other content"
+            raise StateFileError(f"{os.fspath(file)}: has {what} than the sentence vectors that were written")
+        vectors._file.truncate(size)
+        return vectors
+
+    def append(self, rows: Tensor, first_id: int | None = None) -> None:
+        """Adds the vectors (n, D) of n sentences that follow each other.
+
+        Args:
+            rows: the vectors.
+            first_id: the id of the first sentence; None is the next one.
+
+        Raises:
+            ValueError: the width or the dtype is another one, or the id is below the next one.
+        """
+        if rows.dim() != 2 or rows.shape[1] != self.dim or rows.dtype != self.dtype:
+            got = f"shape {tuple(rows.shape)} and {rows.dtype}"
+            raise ValueError(f"rows: got {got}; it must be (n, {self.dim}) and {self.dtype}")
+        end = sum(self._spans[-1]) if self._spans else 0
+        first = end if first_id is None else first_id
+        if first < end:
+            raise ValueError(f"first_id: got {first} after sentence {end - 1}; it must be {end} or more")
+        if not len(rows):
+            return
+        host = rows.detach().cpu()
+        defined = host.isfinite().all(1, keepdim=True)
+        content = torch.where(defined, host, torch.nan).contiguous().numpy().data
+        self._file.seek(len(self) * self._row_bytes)
+        self._file.write(content)
+        self._file.flush()
+        self._sha256.update(content)
+        if self._spans and first == end:
+            self._spans[-1] = (self._spans[-1][0], self._spans[-1][1] + len(host))
+        else:
+            self._spans.append((first, len(host)))
+
+    def __len__(self) -> int:
+        return sum(n for _, n in self._spans)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(id of the first sentence, how many) of what is there, in order; of a whole corpus one span."""
+        return tuple(self._spans)
+
+    def header(self) -> dict[str, Any]:
+        """What is in the file, as JSON: what `open` wants to know."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        spans = [list(span) for span in self._spans]
+        return {"dim": self.dim, "dtype": dtype, "spans": spans, "sha256": self._sha256.hexdigest()}
+
+    def sync(self) -> None:
+        """Has the disk hold all of it, as far as the system can tell."""
+        os.fsync(self._file.fileno())
+
+    def read(self, first_id: int, n: int) -> Tensor:
+        """The vectors (n, D) of n sentences that follow each other.
+
+        Raises:
+            ValueError: they are not all there.
+        """
+        before = 0
+        for first, count in self._spans:
+            if first <= first_id and first_id + n <= first + count:
+                kind = np.dtype(str(self.dtype).removeprefix("torch."))
+                self._file.seek((before + first_id - first) * self._row_bytes)
+                content = self._file.read(n * self._row_bytes)
+                return torch.from_numpy(np.frombuffer(content, kind).reshape(-1, self.dim).copy())
+            before += count
+        raise ValueError(f"first_id: got {first_id} and n={n}; they must lie within one of the spans {self.spans}")
+
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Tensor]]:
+        """(id of the first sentence, vectors (≤ rows, D)) of one block after the other.
+
+        Raises:
+            ValueError: `rows` is below 1.
+        """
+        for first, n in _cut(self._spans, rows):
+            yield first, self.read(first, n)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.dim * self.dtype.itemsize
+
+
+def united(
+    headers: Sequence[Mapping[str, Any]], sentences: int, read: Callable[[int, int, int], Tensor]
+) -> SentenceVectors:
+    """The vectors of a whole corpus from those that several processes hold, one block in memory at a time.
+
+    Args:
+        headers: what each holds: `SentenceVectors.header()`, in the order of the processes.
+        sentences: of the corpus.
+        read: gives (n, D) of a process by its place in `headers`, the id of the first sentence and n.
+
+    Raises:
+        ValueError: they differ in width or dtype, or a sentence is not in exactly one of them.
+
+    Example:
+        >>> united([part.header() for part in parts], 1000, lambda which, first, n: parts[which].read(first, n))
+    """
+    kinds = {(header["dim"], header["dtype"]) for header in headers}
+    if len(kinds) != 1:
+        raise ValueError(f"vectors: got those of widths and dtypes {sorted(kinds)}; they must be of one")
+    dim, dtype = kinds.pop()
+    whole = SentenceVectors(dim, _DTYPES[dtype])
+    spans = sorted((*span, which) for which, header in enumerate(headers) for span in header["spans"])
+    for first, n, which in spans:
+        if first != len(whole):
+            raise ValueError(f"vectors: got those of sentence {first} after {len(whole)}; each must be there once")
+        for start, count in _cut([(first, n)], BLOCK_ROWS):
+            whole.append(read(which, start, count))
+    if len(whole) != sentences:
+        raise ValueError(f"vectors: got those of {len(whole)} sentences; the corpus has {sentences}")
+    return whole
+
+
+def _cut(spans: Sequence[tuple[int, int]], rows: int) -> Iterator[tuple[int, int]]:
+    """Spans of at most so many rows."""
+    if rows < 1:
+        raise ValueError(f"rows: got {rows}; it must be at least 1")
+    for first, n in spans:
+        for start in range(first, first + n, rows):
+            yield start, min(rows, first + n - start)
+
+
+def _checked(file: str | os.PathLike[str], header: Any) -> tuple[int, torch.dtype, list[tuple[int, int]], str]:
+    """Width, dtype, spans and sha256 of a header that need not be honest."""
+    wanted = {"dim": int, "dtype": str, "spans": list, "sha256": str}
+    if not isinstance(header, dict) or any(type(header.get(name)) is not kind for name, kind in wanted.items()):
+        raise StateFileError(f"{os.fspath(file)}: got the header {header!r:.80}; it must say {sorted(wanted)}")
+    end, spans = 0, []
+    for span in header["spans"]:
+        first, n = span if isinstance(span, list) and [type(part) for part in span] == [int, int] else (-1, 0)
+        if first < end or n < 1:
+            raise StateFileError(f"{os.fspath(file)}: got the spans {header['spans']!r:.80}; they must rise")
+        end = first + n
+        spans.append((first, n))
+    if header["dim"] < 1 or header["dtype"] not in _DTYPES:
+        kind = f"dim {header['dim']} and dtype {header['dtype']!r}"
+        raise StateFileError(f"{os.fspath(file)}: got {kind}; they must be 1 or more, and {' or '.join(_DTYPES)}")
+    return header["dim"], _DTYPES[header["dtype"]], spans, header["sha256"]
+
+
+def used_rows(rows: Tensor) -> Tensor:
+    """Which rows (n, D) of float64 are in the sums of a state: (n,) bool, False for zero and not finite ones."""
+    squares = rows.square().sum(1)
+    return squares.isfinite() & (squares >= torch.finfo(torch.float64).tiny)

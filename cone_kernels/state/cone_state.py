@@ -1,0 +1,293 @@
+"""The mergeable state of a model: its sums at the sentence and the token level, and under other poolings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cone_kernels.state import file as state_file
+from cone_kernels.state.moments import Moments, refuse_differences
+from cone_kernels.ops.arguments import hidden_layers, read_is_free
+from cone_kernels.ops.pool_moments import pool_moments_
+from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.state.poolings import pool_layers, refuse_missing_special, rows_of
+from cone_kernels.state.sentence_batch import SentenceBatch
+from cone_kernels.sums import SECOND_MOMENT_FIELDS
+
+__all__ = ["Added", "ConeState", "Moments"]
+
+_POOLING = "poolings."
+_NO_ID = torch.iinfo(torch.int64).max
+
+
+class Added(NamedTuple):
+    """What `ConeState.add` gives for the L layers and B sentences of a batch."""
+
+    status: Tensor
+    """(L, B) uint8, as `ConeState.update` returns it."""
+    pooled: Tensor
+    """(L, B, D) float32 (float64 for float64 input): the mean of each sentence's tokens, NaN where there is none."""
+
+
+@dataclass(eq=False)
+class ConeState:
+    """Both levels of all layers of one model, and what must agree before two states may merge.
+
+    Example:
+        >>> state = ConeState.empty(layers=range(7), dim=384)
+        >>> state.update(hidden_states, attention_mask)  # seven tensors (B, T, 384)
+        >>> metrics.anisotropy(state.sentence)  # (7,)
+    """
+
+    sentence: Moments
+    token: Moments
+    info: dict[str, Any]
+    first_left_out: Tensor
+    """(L, 8) int64: the smallest ids of sentences left out (under any pooling) or with a token left out; 2**63 - 1
+    where there are less."""
+    backend: str = "auto"
+    poolings: dict[str, Moments] = field(default_factory=dict)
+    """The sentence level under other poolings than the mean, by name."""
+
+    @classmethod
+    def empty(
+        cls,
+        layers: Sequence[int],
+        dim: int,
+        *,
+        second_moment: bool = False,
+        unit_second_moment: bool = False,
+        poolings: str | Sequence[str] = (),
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> ConeState:
+        """The state of no sentence.
+
+        Args:
+            layers, dim, device: as in `Moments.empty`.
+            second_moment, unit_second_moment: those of the sentence level.
+            poolings: further ways to make a sentence's vector, names of `cone_kernels.names.POOLINGS` or
+                "all"; the mean is kept in any case.
+            backend: as in `pool_moments`.
+            info: JSON, compared when states merge.
+
+        Raises:
+            ValueError: as `Moments.empty`; a pooling is unknown or named twice.
+        """
+        others = [name for name in pooling_names(poolings) if name != "mean"]
+        keep = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
+        sentence = Moments.empty("sentence", layers, dim, device=device, **keep)
+        token = Moments.empty("token", layers, dim, device=device)
+        left_out = torch.full((len(sentence.layers), 8), _NO_ID, device=device)
+        kept = {name: Moments.empty("sentence", layers, dim, device=device) for name in others}
+        return cls(sentence, token, dict(info or {}), left_out, backend, kept)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers' numbers."""
+        return self.sentence.layers
+
+    def pooled(self, pooling: str) -> Moments:
+        """The sentence level under a pooling; `sentence` for the mean.
+
+        Raises:
+            ValueError: the state does not keep this pooling.
+        """
+        kept = {"mean": self.sentence, **self.poolings}
+        if pooling not in kept:
+            raise ValueError(f"pooling: got {pooling!r}; the state keeps {', '.join(kept)}")
+        return kept[pooling]
+
+    def update(
+        self,
+        hidden_states: Sequence[Tensor],
+        mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        sentence_ids: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        special: Tensor | None = None,
+    ) -> Tensor:
+        """Adds a batch of sentences at both levels, in place; one read of the hidden states.
+
+        Args:
+            hidden_states: one tensor a layer, (B, T, D) with `mask` or packed (N, D) with `cu_seqlens`.
+            mask: (B, T): 1 = the token counts.
+            cu_seqlens: (B + 1,): first rows of the packed sentences, and N.
+            sentence_ids: (B,) int64 index in the corpus. Default: ids count on from the sentences seen so far.
+            layers: the numbers of the layers given; default all, in order.
+            special: (B, T), or packed (N,): 1 = a token that the tokenizer adds; for the pooling mean_without_special.
+
+        Returns:
+            (len(layers), B) uint8: 0, or the sum of 1 (a zero token), 2 (one that is not finite), 4 (no token).
+
+        Raises:
+            TypeError, ValueError: as `pool_moments`; ValueError where layers or widths are not this state's, or
+                `special` is missing.
+        """
+        numbers = self.layers if layers is None else tuple(layers)
+        row_dims, shape = (3, "(B, T, D)") if cu_seqlens is None else (2, "(N, D)")
+        hidden = hidden_layers("hidden_states", list(hidden_states), row_dims, shape)
+        if len(hidden) != len(numbers):
+            raise ValueError(f"hidden_states: got {len(hidden)} layers; it must be {len(numbers)}, one per layer")
+        if hidden[0].shape[-1] != self.sentence.dim:
+            raise ValueError(f"hidden_states: got width {hidden[0].shape[-1]}; the state has {self.sentence.dim}")
+        unknown = sorted(set(numbers) - set(self.layers))
+        if unknown:
+            raise ValueError(f"layers: got {unknown}; the state has {self.layers}")
+        first_id = self.sentence.rows_seen(self.layers.index(numbers[0])) if sentence_ids is None else 0
+        batch = SentenceBatch.of(hidden[0], mask, cu_seqlens, sentence_ids, first_id, special)
+        return self.add(batch, hidden, numbers).status
+
+    def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Added:
+        """As `update`, for a batch checked before: what a probe calls for each layer."""
+        refuse_missing_special(self.poolings, batch.special)
+        positions = [self.layers.index(number) for number in layers]
+        # Sums are layer-major, so a run of neighbouring layers is one call.
+        if positions == list(range(positions[0], positions[0] + len(positions))):
+            return self._add(positions[0], hidden, batch)
+        apart = [self._add(at, [one], batch) for at, one in zip(positions, hidden, strict=True)]
+        return Added(torch.cat([one.status for one in apart]), torch.cat([one.pooled for one in apart]))
+
+    def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Added:
+        at = slice(start, start + len(hidden))
+        token_sums = self.token._sums_at(at)
+        pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
+        if batch.empty_by_group is not None:
+            self.sentence._sums["n_empty"][at] += batch.empty_by_group
+        left_out = status | self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+        for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
+            left_out |= self._add_pooled(name, at, vectors, batch)
+        if not read_is_free(left_out) or bool(left_out.any()):
+            ids = torch.where(left_out != 0, batch.sentence_ids, _NO_ID)  # (L, B)
+            self.first_left_out[at] = smallest_ids(self.first_left_out[at], ids)
+        return Added(status, pooled)
+
+    def _add_pooled(self, pooling: str, at: slice, vectors: Tensor, batch: SentenceBatch) -> Tensor:
+        """Adds vectors (L, B, D); returns (L, B) uint8, not 0 for a sentence that was left out."""
+        moments, empty = self.poolings[pooling], rows_of(pooling, batch).empty
+        if empty is None:
+            return moments._add_rows(at, vectors, batch.groups, self.backend)
+        moments._sums["n_empty"][at] += batch.by_group(empty)
+        return moments._add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
+
+    def merge(self, other: ConeState) -> ConeState:
+        """The state of both sets of sentences; neither input changes.
+
+        Raises:
+            ValueError: the states differ in `info`, poolings, layers, width or fields, each named.
+        """
+        refuse_differences("ConeState.info", self.info, other.info)
+        refuse_differences("ConeState", {"poolings": list(self.poolings)}, {"poolings": list(other.poolings)})
+        return ConeState(
+            self.sentence.merge(other.sentence),
+            self.token.merge(other.token),
+            dict(self.info),
+            smallest_ids(self.first_left_out, other.first_left_out),
+            self.backend,
+            {name: moments.merge(other.poolings[name]) for name, moments in self.poolings.items()},
+        )
+
+    def settled(self, device: torch.device | str | None = None) -> ConeState:
+        """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
+        left_out = self.first_left_out.clone()
+        return ConeState(
+            self.sentence.settled(device),
+            self.token.settled(device),
+            dict(self.info),
+            left_out.to(device or left_out.device),
+            self.backend,
+            {name: moments.settled(device) for name, moments in self.poolings.items()},
+        )
+
+    def emptied(self) -> ConeState:
+        """The state of no sentence that merges with this one."""
+        kept: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}
+        device = self.first_left_out.device
+        empty = ConeState.empty(self.layers, self.sentence.dim, **kept, backend=self.backend, device=device)
+        poolings = {
+            name: Moments.empty("sentence", self.layers, moments.dim, device=device)
+            for name, moments in self.poolings.items()
+        }
+        return replace(empty, info=dict(self.info), poolings=poolings)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
+        return state_file.fingerprint(*self._parts())
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Writes a safetensors file, whole or not at all; returns its fingerprint."""
+        return state_file.write(path, *self._parts())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backend: str = "auto") -> ConeState:
+        """Reads what `save` wrote.
+
+        Raises:
+            StateFileError: the file is damaged, or not of this kind.
+        """
+        tensors, info = state_file.read(path, "state", "sentence", "token", optional="poolings")
+        return cls.restore(path, tensors, info, backend=backend)
+
+    @classmethod
+    def restore(
+        cls, path: str | os.PathLike[str], tensors: dict[str, Tensor], info: Mapping[str, Any], *, backend: str = "auto"
+    ) -> ConeState:
+        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
+        if not isinstance(info["state"], dict):
+            raise state_file.StateFileError(f"{path}: state is {info['state']!r}; it must be an object")
+        identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info)
+        left_out = tensors.pop("first_left_out", torch.empty(0))
+        parts = {}
+        for key, identity in identities.items():
+            names = [name for name in tensors if name.rpartition(".")[0] == key]
+            own = {name.rpartition(".")[2]: tensors.pop(name) for name in names}
+            parts[key] = Moments.restore(path, own, identity)
+        sentence, token = parts.pop("sentence"), parts.pop("token")
+        if sentence.level != "sentence" or token.level != "token":
+            levels = f"sentence: {sentence.level}, token: {token.level}"
+            raise state_file.StateFileError(f"{path}: its parts are of other levels ({levels})")
+        for key, part in {"token": token, **parts}.items():
+            if (part.layers, part.dim) != (sentence.layers, sentence.dim):
+                raise state_file.StateFileError(f"{path}: {key} and sentence differ in layers or width")
+        if tensors:
+            raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)} that belong to nothing")
+        state_file.check_tensor(path, "first_left_out", left_out, (len(sentence.layers), 8), torch.int64)
+        poolings = {key.removeprefix(_POOLING): part for key, part in parts.items()}
+        return cls(sentence, token, info["state"], left_out, backend, poolings)
+
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept = {_POOLING + name: moments for name, moments in self.poolings.items()}
+        parts = {"sentence": self.sentence, "token": self.token, **kept}
+        tensors = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.sums.items()}
+        info = {"state": self.info, "sentence": self.sentence._identity(), "token": self.token._identity()}
+        # Without further poolings the header is what it was before there were any.
+        others = {"poolings": {name: moments._identity() for name, moments in self.poolings.items()}}
+        return tensors | {"first_left_out": self.first_left_out}, info | (others if self.poolings else {})
+
+
+def _pooling_identities(path: str | os.PathLike[str], info: Mapping[str, Any]) -> dict[str, Any]:
+    if "poolings" not in info:
+        return {}
+    found = info["poolings"]
+    if not isinstance(found, dict) or not found or not set(found) <= set(POOLINGS[1:]):
+        got = sorted(found) if isinstance(found, dict) else found
+        raise state_file.StateFileError(f"{path}: poolings are {got}; they must be of {list(POOLINGS[1:])}")
+    for name, identity in found.items():
+        level = identity.get("level") if isinstance(identity, dict) else None
+        if level != "sentence":
+            raise state_file.StateFileError(f"{path}: the pooling {name} is of level {level!r}; it must be 'sentence'")
+    return {_POOLING + name: found[name] for name in POOLINGS if name in found}
+
+
+def smallest_ids(kept: Tensor, ids: Tensor) -> Tensor:
+    """The smallest distinct ids of both, (L, 8) and (L, n), in the form of the first."""
+    ordered = torch.cat([kept, ids], dim=1).sort().values
+    again = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    return ordered.masked_fill(again, _NO_ID).sort().values[:, : kept.shape[1]]

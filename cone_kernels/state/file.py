@@ -1,0 +1,142 @@
+"""State files: safetensors with a JSON header and a sha256 over everything; written whole or not at all.
+
+No pickle. A file from elsewhere is checked before it is believed: fingerprint, names, shapes, dtypes and ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cone_kernels.files import write_whole
+
+SCHEMA = "cone_kernels/state/1"
+
+# What a file is by a key of its header, for whoever gives one kind where another is wanted.
+_KINDS = {
+    "state": "the state of a whole run (such states are added up by ConeState.merge)",
+    "partial": "a part of a run (`cone merge` makes a state of all its parts)",
+}
+
+
+class StateFileError(ValueError):
+    """A state file is damaged, or is not one; the message says in what."""
+
+
+def fingerprint(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
+    """sha256 (hex) over the header and every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps([SCHEMA, info], sort_keys=True, allow_nan=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any],
+    *,
+    previous: str | os.PathLike[str] | None = None,
+) -> str:
+    """Writes aside, syncs and renames, so that `path` is the old file or the new one; returns the sha256.
+
+    The old file is kept as `previous`, where that is given.
+    """
+    sha256 = fingerprint(tensors, info)
+    metadata = {"schema": SCHEMA, "info": json.dumps(info, sort_keys=True, allow_nan=False), "sha256": sha256}
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    write_whole(path, _in_order(content), previous=previous)
+    return sha256
+
+
+def _in_order(content: bytes) -> bytes:
+    """The file with its metadata sorted, so that equal states are equal files; safetensors orders it at random."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors stay aligned
+    return len(encoded).to_bytes(8, "little") + encoded + content[end:]
+
+
+def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the header, whose fingerprint holds and which has exactly these keys.
+
+    The key `optional` may be there too.
+
+    Raises:
+        StateFileError: the file is no safetensors file, of another schema, or its content is not what was written.
+        OSError: it cannot be read.
+    """
+    Path(path).stat()  # a missing file is an OSError, not a damaged state
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise StateFileError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("schema") != SCHEMA:
+        raise StateFileError(f"{path}: got schema {metadata.get('schema')!r}; it must be {SCHEMA!r}")
+    try:
+        info = json.loads(metadata.get("info", ""))
+    except json.JSONDecodeError as error:
+        raise StateFileError(f"{path}: its header is not JSON ({error})") from error
+    if not isinstance(info, dict) or sorted(set(info) - {optional}) != sorted(keys):
+        got = sorted(info) if isinstance(info, dict) else type(info).__name__
+        for key in set(info) & set(_KINDS) - set(keys) if isinstance(info, dict) else ():
+            got = f"{got}, which is {_KINDS[key]}"
+        raise StateFileError(f"{path}: got a header of {got}; it must be {sorted(keys)}")
+    sha256 = fingerprint(tensors, info)
+    if metadata.get("sha256") != sha256:
+        raise StateFileError(f"{path}: its content has sha256 {sha256}, its header says {metadata.get('sha256')}")
+    return tensors, info
+
+
+def checked_identity(
+    path: str | os.PathLike[str],
+    identity: Any,
+    level_fields: Mapping[str, Sequence[str]],
+    optional_fields: Sequence[str],
+) -> tuple[str, tuple[int, ...], int, list[str]]:
+    """Level, layers, width and fields of a state, from the header of a file that need not be honest."""
+    expected = {"level": str, "layers": list, "dim": int, "fields": list}
+    if not isinstance(identity, dict) or set(identity) != set(expected):
+        raise StateFileError(f"{path}: its header must say {sorted(expected)}, got {identity!r}")
+    for key, kind in expected.items():
+        if type(identity[key]) is not kind:
+            raise StateFileError(f"{path}: {key} is {identity[key]!r}; it must be of type {kind.__name__}")
+    level, layers, dim, fields = (identity[key] for key in expected)
+    if level not in level_fields:
+        raise StateFileError(f"{path}: level is {level!r}; it must be one of {sorted(level_fields)}")
+    if not layers or len(set(map(str, layers))) != len(layers) or not all(type(layer) is int for layer in layers):
+        raise StateFileError(f"{path}: layers are {layers!r}; they must be distinct integers, at least one")
+    if dim < 1:
+        raise StateFileError(f"{path}: dim is {dim}; it must be 1 or more")
+    required = list(level_fields[level])
+    if fields[: len(required)] != required or fields[len(required) :] != [f for f in optional_fields if f in fields]:
+        raise StateFileError(f"{path}: fields are {fields}; they must be {required} and any of {list(optional_fields)}")
+    return level, tuple(layers), dim, fields
+
+
+def check_tensor(
+    path: str | os.PathLike[str], name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Raises StateFileError unless the tensor is of this shape and dtype, finite, and a count not negative."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        got = f"shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
+        raise StateFileError(f"{path}: {name} has {got}; it must have {shape} and {dtype}")
+    if dtype == torch.int64 and bool((tensor < 0).any()):
+        raise StateFileError(f"{path}: {name} has a negative count")
+    if not bool(tensor.isfinite().all()):
+        raise StateFileError(f"{path}: {name} has values that are not finite")

@@ -1,0 +1,132 @@
+"""The poolings: how the vector of a sentence is made of its tokens' vectors.
+
+| name | the sentence's vector |
+|---|---|
+| mean | the mean of the tokens under the mask |
+| mean_without_special | the mean of those that the tokenizer did not add ([CLS], [SEP], <s>, ...) |
+| cls | the first token under the mask |
+| last | the last one |
+| max | the largest value in each dimension |
+| weighted_mean | Σ i·x_i / Σ i over the tokens i = 1..T under the mask (Muennighoff 2022, SGPT, equation 2) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+import torch
+from torch import Tensor
+
+from cone_kernels.ops.arguments import float_tensor
+from cone_kernels.ops.masked_mean_pool import masked_mean_pool
+from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.state.sentence_batch import SentenceBatch, TokenRows
+
+__all__ = ["POOLINGS", "pool", "pool_layers", "pooling_names", "refuse_missing_special", "rows_of"]
+
+
+def pool(
+    hidden: Tensor,
+    pooling: str,
+    mask: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    special: Tensor | None = None,
+) -> Tensor:
+    """The sentence vectors of one layer under a pooling.
+
+    Args:
+        hidden: (B, T, D) with `mask`, or packed (N, D) with `cu_seqlens`; float32, float64, bfloat16 or float16.
+        pooling: one of `cone_kernels.names.POOLINGS`.
+        mask: (B, T): 1 = the token counts; padding may be on either side.
+        cu_seqlens: (B + 1,): first rows of the packed sentences, and N.
+        special: (B, T) or (N,): 1 = a token that the tokenizer adds; for mean_without_special.
+
+    Returns:
+        (B, D) float32, or float64 for float64 input; NaN for a sentence without a token that counts for the pooling.
+
+    Raises:
+        TypeError, ValueError: as `masked_mean_pool`; ValueError for an unknown pooling, or where `special` is missing.
+
+    Example:
+        >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), "last", torch.tensor([[1, 1, 0]]))
+        tensor([[3.]])
+    """
+    (name,) = pooling_names([pooling])
+    refuse_missing_special([name], special)
+    row_dims, shape = (3, "(B, T, D)") if cu_seqlens is None else (2, "(N, D)")
+    if float_tensor("hidden", hidden, row_dims, shape).dim() != row_dims:
+        raise ValueError(f"hidden: got shape {tuple(hidden.shape)}; it must be {shape}")
+    batch = SentenceBatch.of(hidden, mask, cu_seqlens, None, special=special)
+    if name == "mean":
+        mean: Tensor = masked_mean_pool(hidden, batch.mask, cu_seqlens=batch.cu_seqlens)
+        return mean
+    return pool_layers([name], [hidden], batch)[name][0]
+
+
+def refuse_missing_special(poolings: Container[str], special: Tensor | None) -> None:
+    """Raises ValueError where a pooling has to know the special tokens and is not told."""
+    if special is None and "mean_without_special" in poolings:
+        raise ValueError(
+            "special: got none; the pooling mean_without_special needs a mask of the special tokens, as tokenizers "
+            "give it with return_special_tokens_mask=True"
+        )
+
+
+def rows_of(pooling: str, batch: SentenceBatch) -> TokenRows:
+    """The tokens that the vectors of a pooling are made of."""
+    return batch.plain_tokens if pooling == "mean_without_special" else batch.tokens
+
+
+def pool_layers(poolings: Sequence[str], layers: Sequence[Tensor], batch: SentenceBatch) -> dict[str, Tensor]:
+    """The vectors (L, B, D) of L layers (B, T, D) or (N, D) by pooling, any but mean; arguments as checked above."""
+    if not poolings:
+        return {}
+    pooled = [_pool_layer(poolings, hidden.detach(), batch) for hidden in layers]
+    return {name: torch.stack([of_layer[name] for of_layer in pooled]) for name in poolings}
+
+
+def _pool_layer(poolings: Sequence[str], hidden: Tensor, batch: SentenceBatch) -> dict[str, Tensor]:
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    flat = hidden.reshape(-1, hidden.shape[-1])  # (B * T or N, D)
+    # 16-bit tokens are widened once for both means; to pick one or the largest is exact in any type.
+    summable = flat.to(dtype) if {"mean_without_special", "weighted_mean"} & set(poolings) else flat
+    pooled = {}
+    for name in poolings:
+        tokens = rows_of(name, batch)
+        if name == "max":
+            vectors = _largest(flat, tokens)
+        elif name in {"cls", "last"}:
+            vectors = _picked(flat, tokens, first=name == "cls")
+        else:
+            weights = tokens.ranks if name == "weighted_mean" else torch.ones_like(tokens.rows)
+            vectors = _mean(summable, tokens, weights.to(dtype))
+        vectors = vectors.to(dtype)
+        pooled[name] = vectors if tokens.empty is None else vectors.masked_fill(tokens.empty[:, None], torch.nan)
+    return pooled
+
+
+def _picked(flat: Tensor, tokens: TokenRows, first: bool) -> Tensor:
+    if len(tokens.rows) == 0:
+        return flat.new_zeros(len(tokens.sizes), flat.shape[1])
+    # Of an empty sentence any row is picked: it has no vector, which the caller writes over it.
+    at = tokens.starts[:-1] if first else tokens.starts[1:] - 1
+    return flat[tokens.rows[at.clamp(0, len(tokens.rows) - 1)]]
+
+
+def _largest(flat: Tensor, tokens: TokenRows) -> Tensor:
+    n, d = len(tokens.sizes), flat.shape[1]
+    if tokens.length and len(tokens.rows) == len(flat):
+        return flat.reshape(n, tokens.length, d).amax(1)
+    # Unlike embedding_bag's maximum this one is NaN where a token is, so that the sentence is counted as not finite.
+    sentence = tokens.sentence[:, None].expand(-1, d)
+    return flat.new_full((n, d), -torch.inf).scatter_reduce_(0, sentence, flat[tokens.rows], "amax")
+
+
+def _mean(flat: Tensor, tokens: TokenRows, weights: Tensor) -> Tensor:
+    # embedding_bag sums the rows where they are: what the mask leaves out is not read, and nothing is copied.
+    sums = torch.nn.functional.embedding_bag(
+        tokens.rows, flat, tokens.starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+    totals = weights.new_zeros(len(tokens.sizes)).index_add_(0, tokens.sentence, weights)
+    return sums / totals[:, None]
