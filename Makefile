@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # Processes that run the tests side by side.
 JOBS ?= 2
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
-CXX_FILES := $(shell find csrc tests/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+CXX_FILES := $(shell find csrc tests/kernels/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup demo test test-slow test-browser lint format bench gpu clean
 .DEFAULT_GOAL := setup
@@ -60,7 +60,7 @@ bench: $(VENV)/.built
 # On a machine with a GPU, offline, with that machine's own Python and torch; STAGES="build test sanitize bench".
 RESULTS ?= bench/results
 gpu:
-	$(PYTHON) bench/gpu.py --results $(RESULTS) $(STAGES)
+	$(PYTHON) -m bench.gpu.run --results $(RESULTS) $(STAGES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache

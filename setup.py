@@ -130,7 +130,7 @@ def extensions() -> list[Extension]:
     if cuda_wanted() is None:
         print("cone_kernels: no CUDA extension (nvcc was not found, or CONE_CUDA=0)")
     else:
-        found_sources = [*(ROOT / CSRC / "bindings").glob("cuda*.cpp"), *(ROOT / CSRC / "cuda").glob("*.cu")]
+        found_sources = [*(ROOT / CSRC / "bindings").glob("cuda*.cpp"), *(ROOT / CSRC / "cuda").rglob("*.cu")]
         sources = sorted(str(path.relative_to(ROOT)) for path in found_sources)
         found.append(Extension("cone_kernels._cuda", sources, include, language="c++"))
     return found

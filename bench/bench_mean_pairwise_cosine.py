@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import naive
 import pytest
 import torch
-from timing import medians
 
+from bench import naive
+from bench.timing import medians
 from cone_kernels import mean_pairwise_cosine, row_moments
 
 N, D = 300_000, 1024

@@ -39,12 +39,10 @@ def write_corpus(file: Path, count: int) -> None:
 
 def run_corpus(file: Path, count: int, dedup: bool) -> None:
     """A tiny BERT over a file of `count` sentences: all layers, both levels, second moments."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from tiny_checkpoints import save_checkpoint
-
     from cone_kernels.corpora import Corpus
     from cone_kernels.models.loading import load_model
     from cone_kernels.runs.runner import run
+    from tests.support.tiny_checkpoints import save_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder))
@@ -76,7 +74,7 @@ def peak_mib() -> float:
 
 def measured(kind: str, count: int, file: Path | None = None) -> float:
     """The peak of a process that does it."""
-    command = [sys.executable, __file__, kind, str(count), *([str(file)] if file else [])]
+    command = [sys.executable, "-m", __name__, kind, str(count), *([str(file)] if file else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 

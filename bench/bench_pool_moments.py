@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import naive
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own alias
-from timing import medians
 from torch import Tensor
 
+from bench import naive
+from bench.timing import medians
 from cone_kernels import masked_mean_pool, pool_moments
 
 B, T, D = 2048, 32, 1024

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from timing import medians
 
+from bench.timing import medians
 from cone_kernels.ops.second_moment import second_moment_
 
 N = 4096

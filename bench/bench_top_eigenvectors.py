@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from timing import medians
 from torch import Tensor
 
+from bench.timing import medians
 from cone_kernels import top_eigenvectors
 
 LAYERS, N, D = 25, 20_000, 1024

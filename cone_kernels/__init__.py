@@ -8,18 +8,64 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from cone_kernels import axes as axes
+    from cone_kernels import backends as backends
+    from cone_kernels import corpora as corpora
+    from cone_kernels import distributed as distributed
+    from cone_kernels import experiments as experiments
+    from cone_kernels import integrations as integrations
+    from cone_kernels import metrics as metrics
+    from cone_kernels import models as models
+    from cone_kernels import ops as ops
+    from cone_kernels import probe as probe
+    from cone_kernels import state as state
+    from cone_kernels.backends import Backend as Backend
+    from cone_kernels.backends import BackendUnavailable as BackendUnavailable
+    from cone_kernels.backends import capabilities as capabilities
+    from cone_kernels.centering import Centering as Centering
+    from cone_kernels.corpora import Corpus as Corpus
+    from cone_kernels.loss import isotropy_loss as isotropy_loss
+    from cone_kernels.models import LoadedModel as LoadedModel
+    from cone_kernels.models import load_model as load_model
+    from cone_kernels.ops.masked_mean_pool import masked_mean_pool as masked_mean_pool
+    from cone_kernels.ops.mean_pairwise_cosine import mean_pairwise_cosine as mean_pairwise_cosine
+    from cone_kernels.ops.pool_moments import pool_moments as pool_moments
+    from cone_kernels.ops.row_moments import row_moments as row_moments
+    from cone_kernels.ops.second_moment import second_moment as second_moment
+    from cone_kernels.ops.top_eigenvectors import top_eigenvectors as top_eigenvectors
+    from cone_kernels.probe import ConeProbe as ConeProbe
+    from cone_kernels.state import ConeState as ConeState
+    from cone_kernels.state import Moments as Moments
+
 __version__ = "0.1.0"
 
-# Public name -> module it lives in.
+# Public name -> the module that has it; a module stands for itself. Type checkers read the imports above.
+_MODULES = (
+    "axes",
+    "backends",
+    "corpora",
+    "distributed",
+    "experiments",
+    "integrations",
+    "metrics",
+    "models",
+    "ops",
+    "probe",
+    "state",
+)
 _EXPORTS = {
     "Backend": "backends",
     "BackendUnavailable": "backends",
     "Centering": "centering",
     "ConeProbe": "probe",
-    "ConeState": "moments",
-    "Moments": "moments",
+    "ConeState": "state",
+    "Corpus": "corpora",
+    "LoadedModel": "models",
+    "Moments": "state",
     "capabilities": "backends",
     "isotropy_loss": "loss",
+    "load_model": "models",
     "masked_mean_pool": "ops.masked_mean_pool",
     "mean_pairwise_cosine": "ops.mean_pairwise_cosine",
     "pool_moments": "ops.pool_moments",
@@ -27,48 +73,8 @@ _EXPORTS = {
     "second_moment": "ops.second_moment",
     "top_eigenvectors": "ops.top_eigenvectors",
 }
-_MODULES = ("backends", "distributed", "experiments", "metrics", "moments", "ops", "probe")
 
-if TYPE_CHECKING:
-    from cone_kernels import backends, distributed, experiments, metrics, ops
-    from cone_kernels.state import cone_state as moments
-    from cone_kernels.probe.cone_probe import cone_probe as probe
-    from cone_kernels.backends import Backend, BackendUnavailable, capabilities
-    from cone_kernels.centering import Centering
-    from cone_kernels.loss import isotropy_loss
-    from cone_kernels.state.cone_state import ConeState, Moments
-    from cone_kernels.ops.masked_mean_pool import masked_mean_pool
-    from cone_kernels.ops.mean_pairwise_cosine import mean_pairwise_cosine
-    from cone_kernels.ops.pool_moments import pool_moments
-    from cone_kernels.ops.row_moments import row_moments
-    from cone_kernels.ops.second_moment import second_moment
-    from cone_kernels.ops.top_eigenvectors import top_eigenvectors
-    from cone_kernels.probe.cone_probe import ConeProbe
-
-__all__ = [
-    "Backend",
-    "BackendUnavailable",
-    "Centering",
-    "ConeProbe",
-    "ConeState",
-    "Moments",
-    "__version__",
-    "backends",
-    "capabilities",
-    "distributed",
-    "experiments",
-    "isotropy_loss",
-    "masked_mean_pool",
-    "mean_pairwise_cosine",
-    "metrics",
-    "moments",
-    "ops",
-    "pool_moments",
-    "probe",
-    "row_moments",
-    "second_moment",
-    "top_eigenvectors",
-]
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cone_kernels.metrics import covariance, mean_vector, symmetric
-from cone_kernels.state.cone_state import Moments
 from cone_kernels.ops.top_eigenvectors import TopEigenvectors, signed_along, top_eigenvectors
+from cone_kernels.state.cone_state import Moments
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cone_kernels import metrics
-from cone_kernels.state import file as state_file
-from cone_kernels.state.cone_state import ConeState, Moments
 from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
+from cone_kernels.state import file as state_file
+from cone_kernels.state.cone_state import ConeState, Moments
 
 CenteringMethod = Literal["mean", "all-but-the-top", "whitening"]
 METHODS: tuple[CenteringMethod, ...] = get_args(CenteringMethod)

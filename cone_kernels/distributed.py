@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from cone_kernels.state.moments import Moments, refuse_differences
 from cone_kernels.state.cone_state import ConeState, smallest_ids
+from cone_kernels.state.moments import Moments, refuse_differences
 
 
 def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) -> ConeState:

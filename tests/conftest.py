@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.places import SNLI
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.
 if not torch.cuda.is_available():
@@ -44,7 +46,6 @@ def one_thread(threads: None) -> None:
 @pytest.fixture(scope="session")
 def snli() -> Path:
     """The SNLI dev set, which lies beside a checkout."""
-    file = Path(__file__).parents[2] / "shared" / "data" / "snli_dev.jsonl"
-    if not file.exists():
-        pytest.skip(f"the SNLI dev set is not beside this checkout ({file.name})")
-    return file
+    if not SNLI.exists():
+        pytest.skip(f"the SNLI dev set is not beside this checkout ({SNLI.name})")
+    return SNLI

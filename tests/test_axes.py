@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from moment_cases import normal
 
 from cone_kernels import Moments
 from cone_kernels.axes import axes
+from tests.support.moment_cases import normal
 
 
 @pytest.fixture(scope="module")

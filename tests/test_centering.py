@@ -13,11 +13,8 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moment_cases import normal
-from recording_probe import plain_anisotropy
 from sklearn.covariance import oas
 from sklearn.decomposition import PCA
-from test_moments import rewritten
 from torch import Tensor
 
 from cone_kernels import ConeState, Moments
@@ -25,6 +22,9 @@ from cone_kernels.centering import METHODS, Centering
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.state.file import StateFileError
+from tests.state.test_cone_state import rewritten
+from tests.support.moment_cases import normal
+from tests.support.recording_probe import plain_anisotropy
 
 DIM = 12
 

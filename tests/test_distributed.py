@@ -9,16 +9,16 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from gloo_ranks import run_ranks
-from recording_probe import probed
-from tiny_models import LAYERS, tiny_batch, tiny_model
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cone_kernels import metrics
 from cone_kernels.distributed import ShardSampler, all_reduce, padding_repeats
 from cone_kernels.integrations.accelerate import repeated_samples
-from cone_kernels.state.cone_state import ConeState
 from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.state.cone_state import ConeState
+from tests.support.gloo_ranks import run_ranks
+from tests.support.recording_probe import probed
+from tests.support.tiny_models import LAYERS, tiny_batch, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from moment_cases import DTYPES, normal
 from torch import Tensor
 
 from cone_kernels import isotropy_loss, masked_mean_pool, mean_pairwise_cosine
+from tests.support.moment_cases import DTYPES, normal
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0]])
 

@@ -5,12 +5,12 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-from gloo_ranks import run_ranks
-from moment_cases import normal
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cone_kernels import isotropy_loss, mean_pairwise_cosine
+from tests.support.gloo_ranks import run_ranks
+from tests.support.moment_cases import normal
 
 SENTENCES, TOKENS, WIDTH = 11, 5, 16
 # How many of the sentences each rank has, by the number of ranks.

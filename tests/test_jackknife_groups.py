@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moment_cases import GROUP_OF
 
 from cone_kernels import metrics, row_moments
-from cone_kernels.sums import jackknife_groups
 from cone_kernels.state.moments import Moments
+from cone_kernels.sums import jackknife_groups
+from tests.support.moment_cases import GROUP_OF
 
 
 def test_stretches_counted_one_by_one() -> None:

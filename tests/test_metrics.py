@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from moment_cases import GROUP_OF, normal
 from torch import Tensor
 
 from cone_kernels import ConeState, Moments, metrics
+from tests.support.moment_cases import GROUP_OF, normal
 
 SENTENCES, TOKENS, DIM = 90, 6, 8
 

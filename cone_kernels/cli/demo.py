@@ -21,8 +21,8 @@ def demo(sentences: int, json_out: str | None) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
     from cone_kernels import experiments
-    from cone_kernels.corpora.captions import captions
     from cone_kernels.corpora import Corpus
+    from cone_kernels.corpora.captions import captions
     from cone_kernels.terminal.console import stderr_console, stdout_console
     from cone_kernels.terminal.layers import print_layers
     from cone_kernels.terminal.progress import progress_line

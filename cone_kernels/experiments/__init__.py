@@ -6,11 +6,11 @@ from cone_kernels.experiments.axis import AxisResult, axis
 from cone_kernels.experiments.centering import CenteringResult, center
 from cone_kernels.experiments.compare import CompareResult, compare
 from cone_kernels.experiments.layers import LayersResult, layers
-from cone_kernels.runs.measurement import Measurement, measure
-from cone_kernels.runs.options import MeasureOptions
 from cone_kernels.experiments.pooling import PoolingResult, pooling
 from cone_kernels.experiments.rotation import RotationResult, rotation
 from cone_kernels.experiments.run import RunResult, run
+from cone_kernels.runs.measurement import Measurement, measure
+from cone_kernels.runs.options import MeasureOptions
 
 __all__ = [
     "AxisResult",

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from cone_kernels.axes import Axes
     from cone_kernels.experiments.axis_vectors import AxisVectors
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
-    from cone_kernels.statistics.extremes import Extreme, Extremes
-    from cone_kernels.models.loading import LoadedModel
-    from cone_kernels.state.cone_state import Moments
-    from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.experiments.vocabulary import TokenProjection
+    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.runs.sentence_vectors import SentenceVectors
+    from cone_kernels.state.cone_state import Moments
+    from cone_kernels.statistics.extremes import Extreme, Extremes
 
 __all__ = ["AxisResult", "Component", "SentenceProjection", "axis", "axis_of"]
 

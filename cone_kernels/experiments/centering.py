@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.runs.measurement import Measurement, from_state, measure, threads_of
 from cone_kernels.runs.options import SharedOptions, refuse_run_options
-from cone_kernels.experiments.result import Estimate, ExperimentResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering, CenteringMethod
     from cone_kernels.models.loading import LoadedModel
-    from cone_kernels.state.cone_state import ConeState
     from cone_kernels.runs.sentence_vectors import SentenceVectors
+    from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/centering/1"
 
@@ -212,8 +212,8 @@ def level_after(vectors: SentenceVectors, centering: Centering | None = None) ->
     Example:
         >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
     """
-    from cone_kernels.state.cone_state import Moments
     from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.state.cone_state import Moments
 
     moments = Moments.empty("sentence", [0], vectors.dim)
     for first, block in vectors.blocks():

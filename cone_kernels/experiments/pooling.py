@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, differ, levels_of
-from cone_kernels.runs.measurement import Measurement, measured, threads_of
-from cone_kernels.runs.options import ShardOptions
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.names import pooling_names
+from cone_kernels.runs.measurement import Measurement, measured, threads_of
+from cone_kernels.runs.options import ShardOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
 from cone_kernels.runs.measurement import Measurement, from_state, labels, measure, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
-from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from cone_kernels.centering import Centering
     from cone_kernels.models.loading import LoadedModel
-    from cone_kernels.state.cone_state import ConeState
     from cone_kernels.runs.sentence_vectors import SentenceVectors
+    from cone_kernels.state.cone_state import ConeState
 
 __all__ = ["Chance", "ComparedModel", "RotationResult", "rotation", "rotation_of"]
 
@@ -232,8 +232,8 @@ def _centered_level(a: _Cone, b: _Cone) -> Level | None:
 
 def _functional_cosine(a: _Cone, b: _Cone) -> float:
     """|r| of the projections on both first axes, over the sentences that have a vector in both models."""
-    from cone_kernels.statistics.correlation import Correlation
     from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.statistics.correlation import Correlation
 
     if a.vectors is None or b.vectors is None or a.compared.corpus_fingerprint != b.compared.corpus_fingerprint:
         return math.nan

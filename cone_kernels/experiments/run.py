@@ -15,14 +15,14 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis import AxisResult, axis_of
 from cone_kernels.experiments.centering import CenteringResult, center_of
 from cone_kernels.experiments.layers import LayersResult, layers_of
-from cone_kernels.runs.measurement import Measurement, labels, measure, shared_corpus, threads_of
-from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
+from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, require_table_format
 from cone_kernels.experiments.pooling import PoolingResult, pooling_of
 from cone_kernels.experiments.rotation import RotationResult, rotation_of
 from cone_kernels.extras import require
-from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, require_table_format
-from cone_kernels.names import pooling_names
 from cone_kernels.files import sha256_of, write_whole
+from cone_kernels.names import pooling_names
+from cone_kernels.runs.measurement import Measurement, labels, measure, shared_corpus, threads_of
+from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

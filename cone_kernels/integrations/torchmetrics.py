@@ -10,11 +10,10 @@ from torch import Tensor
 
 from cone_kernels import metrics
 from cone_kernels.extras import require
-from cone_kernels.sums import jackknife_groups
-from cone_kernels.state.moments import Moments
 from cone_kernels.ops.arguments import float_tensor, groups_of
 from cone_kernels.ops.row_moments import row_moments_
-from cone_kernels.sums import COSINE_FIELDS, zero_sums
+from cone_kernels.state.moments import Moments
+from cone_kernels.sums import COSINE_FIELDS, jackknife_groups, zero_sums
 
 require("torchmetrics", "train", "MeanPairwiseCosine")
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cone_kernels.probe.calibration import bind_arguments, calibrating
 from cone_kernels.distributed import all_reduce
 from cone_kernels.integrations.scalars import cone_scalars
+from cone_kernels.probe.calibration import bind_arguments, calibrating
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, unwrapped
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cone_kernels.models.compiled_blocks import compile_blocks
 from cone_kernels.files import sha256_of
+from cone_kernels.models.compiled_blocks import compile_blocks
 
 if TYPE_CHECKING:
     import torch

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.sums import jackknife_groups
 from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, require_device, traced
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.ops.masked_mean_pool import token_selection
-from cone_kernels.sums import TOKEN_FIELDS, zero_sums
+from cone_kernels.sums import TOKEN_FIELDS, jackknife_groups, zero_sums
 
 
 class PoolMoments(NamedTuple):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.sums import jackknife_groups
 from cone_kernels.ops.arguments import (
     ArrayLike,
     flatten_batch,
@@ -20,7 +19,7 @@ from cone_kernels.ops.arguments import (
     traced,
 )
 from cone_kernels.ops.gradients import refused_gradients
-from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
+from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, jackknife_groups, zero_sums
 
 
 def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend: str = "auto") -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cone_kernels.probe.calibration import Kind, as_tuple, bind_arguments, calibrating
-from cone_kernels.probe.layer_points import LayerMap, LayerPoint, find_layer_points
-from cone_kernels.state.cone_state import ConeState
 from cone_kernels.names import pooling_names
+from cone_kernels.probe.calibration import Kind, as_tuple, bind_arguments, calibrating
 from cone_kernels.probe.forward import BatchNotes, ProbedForward, checked_mask
+from cone_kernels.probe.layer_points import LayerMap, LayerPoint, find_layer_points
 from cone_kernels.probe.side_stream import SideStream
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
+from cone_kernels.state.cone_state import ConeState
 
 During = Literal["always", "training", "evaluation"]
 

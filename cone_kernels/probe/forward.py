@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cone_kernels.probe.calibration import Kind
 from cone_kernels.devices import to_device
+from cone_kernels.probe.calibration import Kind
 from cone_kernels.probe.layer_points import LayerPoint
 from cone_kernels.state.poolings import refuse_missing_special
 from cone_kernels.state.sentence_batch import SentenceBatch

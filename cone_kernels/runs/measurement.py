@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus
+from cone_kernels.models.names import short_name
 from cone_kernels.runs.machine import machine, versions
 from cone_kernels.runs.options import (
     DEFAULTS,
@@ -23,16 +24,15 @@ from cone_kernels.runs.options import (
     open_corpus,
     refuse_run_options,
 )
-from cone_kernels.models.names import short_name
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.models.loading import LoadedModel
-    from cone_kernels.state.cone_state import ConeState
     from cone_kernels.runs.progress import Progress
     from cone_kernels.runs.runner import Run
     from cone_kernels.runs.sentence_vectors import SentenceVectors
+    from cone_kernels.state.cone_state import ConeState
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import inspect
 
 import torch
 
-from cone_kernels.runs.encoded_shard import EncodedWindow
 from cone_kernels.models.loading import LoadedModel
+from cone_kernels.runs.encoded_shard import EncodedWindow
 
 # Of the last hidden states' norm: what rounding may make of other shapes, far below what a foreign token does.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cone_kernels.state import file as state_file
-from cone_kernels.state.moments import refuse_differences
-from cone_kernels.state.cone_state import ConeState
 from cone_kernels.runs.shard_tree import ShardTree, listed
+from cone_kernels.state import file as state_file
+from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.file import StateFileError
+from cone_kernels.state.moments import refuse_differences
 
 _TYPES: dict[str, Any] = {
     "identity": dict,

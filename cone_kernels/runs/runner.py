@@ -11,22 +11,22 @@ from typing import Any, Literal
 
 import torch
 
-from cone_kernels.runs.checkpoint import Checkpoint
 from cone_kernels.corpora import Corpus
-from cone_kernels.runs.corpus_position import CorpusPosition
 from cone_kernels.devices import cpu_threads
-from cone_kernels.runs.encoded_shards import encoded_shards
 from cone_kernels.models.loading import LoadedModel
-from cone_kernels.state.cone_state import ConeState
+from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.runs.checkpoint import Checkpoint
+from cone_kernels.runs.corpus_position import CorpusPosition
+from cone_kernels.runs.encoded_shards import encoded_shards
 from cone_kernels.runs.packing import refuse_unpackable
 from cone_kernels.runs.part import PartialRun
-from cone_kernels.state.poolings import pooling_names
-from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.runs.shard_runner import Counts, ShardRunner
 from cone_kernels.runs.shard_tree import owner, parsed_shard
 from cone_kernels.runs.vector_keeper import VectorKeeper
+from cone_kernels.state.cone_state import ConeState
+from cone_kernels.state.poolings import pooling_names
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}

@@ -10,14 +10,14 @@ from itertools import chain
 import torch
 
 from cone_kernels import backends
+from cone_kernels.models.loading import LoadedModel
+from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.batches import length_batches, packed_batches
 from cone_kernels.runs.encoded_shard import EncodedWindow
-from cone_kernels.models.loading import LoadedModel
-from cone_kernels.state.cone_state import ConeState
 from cone_kernels.runs.packing import refuse_mixing
-from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.token_budget import find_token_budget, is_out_of_memory
 from cone_kernels.runs.vector_keeper import VectorKeeper
+from cone_kernels.state.cone_state import ConeState
 
 
 @dataclass

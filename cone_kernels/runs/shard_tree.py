@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cone_kernels.state.moments import refuse_differences
 from cone_kernels.state.cone_state import ConeState
+from cone_kernels.state.moments import refuse_differences
 
 Node = tuple[int, int]
 """(level, index): the shards from index·2^level up to (index + 1)·2^level."""

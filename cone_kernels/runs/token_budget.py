@@ -7,8 +7,8 @@ import time
 
 import torch
 
-from cone_kernels.runs.encoded_shard import EncodedWindow
 from cone_kernels.models.loading import LoadedModel
+from cone_kernels.runs.encoded_shard import EncodedWindow
 
 _SMALLEST, _LARGEST = 1 << 10, 1 << 18
 _WORTH = 1.03  # a budget twice as large is taken for at least this many times the tokens per second

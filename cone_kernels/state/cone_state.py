@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cone_kernels.state import file as state_file
-from cone_kernels.state.moments import Moments, refuse_differences
+from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.arguments import hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_moments_
-from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.state import file as state_file
+from cone_kernels.state.moments import Moments, refuse_differences
 from cone_kernels.state.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import SECOND_MOMENT_FIELDS

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cone_kernels.state import file as state_file
-from cone_kernels.sums import jackknife_groups
 from cone_kernels.ops.arguments import float_tensor, groups_of
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.ops.second_moment import second_moment_
+from cone_kernels.state import file as state_file
 from cone_kernels.state.pending_rows import PendingRows
 from cone_kernels.sums import (
     ROW_FIELDS,
@@ -26,6 +25,7 @@ from cone_kernels.sums import (
     TOKEN_FIELDS,
     field_dtype,
     field_shape,
+    jackknife_groups,
     zero_sums,
 )
 

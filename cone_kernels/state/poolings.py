@@ -17,9 +17,9 @@ from collections.abc import Container, Sequence
 import torch
 from torch import Tensor
 
+from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.arguments import float_tensor
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
-from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.state.sentence_batch import SentenceBatch, TokenRows
 
 __all__ = ["POOLINGS", "pool", "pool_layers", "pooling_names", "refuse_missing_special", "rows_of"]

@@ -1,0 +1,20 @@
+"""The CUDA kernels: adapters that hand a GPU's tensors to `_cuda` by address."""
+
+from cone_kernels.kernels.cuda.matrices import second_moment, top_eigenvectors
+from cone_kernels.kernels.cuda.moments import (
+    masked_mean_pool,
+    masked_mean_pool_backward,
+    mean_pairwise_cosine_backward,
+    pool_moments,
+    row_moments,
+)
+
+__all__ = [
+    "masked_mean_pool",
+    "masked_mean_pool_backward",
+    "mean_pairwise_cosine_backward",
+    "pool_moments",
+    "row_moments",
+    "second_moment",
+    "top_eigenvectors",
+]

@@ -13,20 +13,9 @@ from torch import Tensor
 
 from cone_kernels import _cuda
 from cone_kernels.devices import to_device
-from cone_kernels.kernels.cuda.matrices import second_moment, top_eigenvectors
 from cone_kernels.kernels.cuda.place import device_number, dtype_number, place_of
 from cone_kernels.kernels.pointers import address, hidden_states_of, of_same_strides, rows_of, sum_addresses
 from cone_kernels.kernels.segments import Segments
-
-__all__ = [
-    "masked_mean_pool",
-    "masked_mean_pool_backward",
-    "mean_pairwise_cosine_backward",
-    "pool_moments",
-    "row_moments",
-    "second_moment",
-    "top_eigenvectors",
-]
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:

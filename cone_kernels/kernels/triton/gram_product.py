@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.float16_planes import PackedRows
+from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.powers_of_two import scale_towards
 
 # Rows that the tensor cores sum in one accumulator: they truncate, so that long chains are biased. Of compute

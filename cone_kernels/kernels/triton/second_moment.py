@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cone_kernels.kernels.triton.gram_product import add_packed_products, add_raw_products
 from cone_kernels.kernels.triton.float16_planes import PAD, pack, padded
+from cone_kernels.kernels.triton.gram_product import add_packed_products, add_raw_products
 
 # Rows of one pass: the partial tiles, and the packed planes with their 4 bytes an element, take bounded memory.
 _RAW_ROWS, _PACKED_ROWS, _PACKED_ELEMENTS = 65536, 8192, 16 << 20

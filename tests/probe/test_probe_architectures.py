@@ -1,0 +1,191 @@
+"""The probe reads what Hugging Face's hidden_states tuple holds, bit for bit, whatever the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cone_kernels.probe.cone_probe import ConeProbe
+from tests.support.recording_probe import RecordingProbe, assert_statistics_of
+from tests.support.tiny_models import ARCHITECTURES, LAYERS, tiny_batch, tiny_model
+
+PROBED = sorted(set(ARCHITECTURES) - {"squeezebert"})
+# Where the last entry of hidden_states follows a norm after the last block, that norm's name.
+FINAL_NORM = {
+    "bloom": "ln_f",
+    "eurobert": "norm",
+    "falcon": "ln_f",
+    "gemma": "norm",
+    "gemma2": "norm",
+    "gemma3": "norm",
+    "gpt-neo": "ln_f",
+    "gpt-neox": "final_layer_norm",
+    "gpt2": "ln_f",
+    "gptj": "ln_f",
+    "llama": "norm",
+    "mamba": "norm_f",
+    "mistral": "norm",
+    "mixtral": "norm",
+    "modernbert": "final_norm",
+    "mt5-encoder": "encoder.final_layer_norm",
+    "olmo2": "norm",
+    "opt": "decoder.final_layer_norm",
+    "phi": "final_layernorm",
+    "phi3": "norm",
+    "qwen2": "norm",
+    "qwen3": "norm",
+    "roberta-prelayernorm": "LayerNorm",
+    "stablelm": "norm",
+    "t5": "encoder.final_layer_norm",
+    "t5-encoder": "encoder.final_layer_norm",
+}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def batch_for(model: nn.Module, padding: str, seed: int = 1) -> dict[str, Tensor]:
+    batch = tiny_batch(padding, seed=seed)
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = batch["input_ids"][:, :3]
+    return batch
+
+
+def tuple_of(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True)
+    states: tuple[Tensor, ...] = output.get("hidden_states") or output["encoder_hidden_states"]
+    return states
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("architecture", PROBED)
+def test_layers_are_those_of_the_tuple(architecture: str, padding: str) -> None:
+    model = tiny_model(architecture)
+    batches = [batch_for(model, padding, seed) for seed in (1, 2)]
+    with RecordingProbe(model) as probe, torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    wanted = [tuple_of(model, batch) for batch in batches]
+    assert sorted(probe.added) == list(range(len(wanted[0])))
+    assert len(wanted[0]) > LAYERS
+    for layer, added in probe.added.items():
+        for got, states in zip(added, wanted, strict=True):
+            assert torch.equal(got, states[layer])
+    masks = [batch["attention_mask"] for batch in batches]
+    assert_statistics_of(probe.state, list(zip(wanted, masks, strict=True)))
+
+
+@pytest.mark.parametrize("architecture", PROBED)
+def test_layers_in_training_follow_dropout(architecture: str) -> None:
+    # Calibration runs in eval mode, where dropout returns its input; the layers must be the ones after it.
+    model = tiny_model(architecture).train()
+    batch = batch_for(model, "right")
+    torch.manual_seed(5)
+    with RecordingProbe(model) as probe:
+        output = model(**batch)[0]
+    torch.manual_seed(5)
+    assert torch.equal(output, model(**batch)[0])
+    torch.manual_seed(5)
+    for layer, state in enumerate(tuple_of(model, batch)):
+        assert torch.equal(probe.added[layer][0], state)
+
+
+@pytest.mark.parametrize("architecture", PROBED)
+def test_final_norm_is_told(architecture: str) -> None:
+    model = tiny_model(architecture)
+    with ConeProbe(model) as probe, torch.no_grad():
+        model(**batch_for(model, "right"))
+    norm = FINAL_NORM.get(architecture)
+    assert probe.final_norm is (norm is not None)
+    assert probe.state.info["final_norm"] is probe.final_norm
+    if norm is not None:
+        assert probe.layer_names[-1] == f"{norm} (final norm applied)"
+    else:
+        assert "final norm" not in probe.layer_names[-1]
+
+
+@pytest.mark.parametrize("architecture", PROBED)
+def test_before_final_norm(architecture: str) -> None:
+    model = tiny_model(architecture)
+    batch = batch_for(model, "right")
+    with RecordingProbe(model, before_final_norm=True) as probe, torch.no_grad():
+        model(**batch)
+    assert probe.final_norm is False
+    states = tuple_of(model, batch)
+    last = len(states) - 1
+    for layer in range(last):
+        assert torch.equal(probe.added[layer][0], states[layer])
+    if architecture in FINAL_NORM:
+        assert not torch.equal(probe.added[last][0], states[last])
+        with torch.no_grad():
+            normed = model.get_submodule(FINAL_NORM[architecture])(probe.added[last][0])
+        assert torch.equal(normed, states[last])
+    else:
+        assert torch.equal(probe.added[last][0], states[last])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("bert", ("embeddings", "encoder.layer.0", "encoder.layer.1", "encoder.layer.2")),
+        ("albert", ("embeddings", *["encoder.albert_layer_groups.0"] * 3)),
+        ("gpt2", ("embeddings", "h.0", "h.1", "ln_f (final norm applied)")),
+        ("llama", ("embeddings", "layers.0", "layers.1", "norm (final norm applied)")),
+        ("mamba", ("layers.0", "layers.1", "layers.2", "norm_f (final norm applied)")),
+        ("bart", ("embeddings", "encoder.layers.0", "encoder.layers.1", "encoder.layers.2")),
+        (
+            "xlm",
+            (
+                "embeddings",
+                "input of attentions.1",
+                "input of attentions.2",
+                "output of the model",
+            ),
+        ),
+    ],
+)
+def test_layer_names(architecture: str, names: tuple[str, ...]) -> None:
+    model = tiny_model(architecture)
+    with ConeProbe(model) as probe, torch.no_grad():
+        model(**batch_for(model, "right"))
+    assert probe.layer_names == names
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head", "extra"),
+    [
+        ("llama", "LlamaForCausalLM", {}),
+        ("bert", "BertForSequenceClassification", {}),
+        ("roberta", "RobertaForMaskedLM", {}),
+        ("opt", "OPTForCausalLM", {}),
+        ("t5", "T5ForConditionalGeneration", {"labels": True}),
+    ],
+)
+def test_models_with_a_head(architecture: str, head: str, extra: dict[str, bool]) -> None:
+    model = tiny_model(architecture, model_class=head)
+    batch = tiny_batch("left")
+    if extra:
+        batch["labels"] = batch["input_ids"][:, :4].contiguous()
+    with RecordingProbe(model) as probe, torch.no_grad():
+        model(**batch)
+    states = tuple_of(model, batch)
+    for layer, state in enumerate(states):
+        assert torch.equal(probe.added[layer][0], state)
+    assert_statistics_of(probe.state, [(states, batch["attention_mask"])])
+
+
+def test_a_layer_no_submodule_returns_is_refused() -> None:
+    # SqueezeBERT permutes (B, C, T) to (B, T, C) outside any submodule.
+    model = tiny_model("squeezebert")
+    with pytest.raises(RuntimeError, match="layer 1 of the hidden_states of SqueezeBertModel"), ConeProbe(model):
+        model(**tiny_batch())
+
+
+def test_layers_of_different_width_are_refused_by_name() -> None:
+    model = tiny_model("opt", word_embed_proj_dim=16)
+    with pytest.raises(RuntimeError, match=r"differ in width \(0: 32, 1: 32, 2: 32, 3: 16\)"), ConeProbe(model):
+        model(**tiny_batch())

@@ -1,0 +1,66 @@
+"""`cone report`: the page again from results.json, and one clear line where that is damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cone_kernels.cli import main
+from tests.support.report_cases import bare_results
+
+
+def cone_report(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, ["report", *map(str, arguments)])
+
+
+def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(bare_results()))
+    for options, file in (
+        ((), tmp_path / "report.html"),
+        (("--output", tmp_path / "other.html"), tmp_path / "other.html"),
+    ):
+        done = cone_report(tmp_path, *options)
+        assert (done.exit_code, done.stdout) == (0, f"{file}\n")
+        assert file.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other.html", "report.html", "results.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file; `cone run --out DIR` writes one"),
+        (b"{", "is not JSON: "),
+        (b"\xff\xfe\xff", "is not JSON: "),
+        (b'{"a": NaN}', "is not JSON: NaN is no number of JSON"),
+        (b"[]", "got a JSON list; it must be an object"),
+        (b"{}", "the whole has no 'schema'"),
+        (b'{"schema": "cone_kernels/run/9"}', "the schema is 'cone_kernels/run/9'; this version reads"),
+        (b'{"schema": "cone_kernels/run/1", "models": 3}', "/models is 3; it must be a list"),
+        (b'{"schema": "cone_kernels/run/1", "models": []}', "/models is empty"),
+        (b'{"schema": "cone_kernels/run/1", "models": [{}]}', "/models/0 has no experiment"),
+    ],
+)
+def test_damaged_results_are_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_bytes(content)
+    done = cone_report(tmp_path)
+    assert (done.exit_code, done.stdout) == (1, "")
+    line = done.stderr.rstrip("\n")
+    assert line.startswith(f"Error: {tmp_path / 'results.json'}")
+    assert message in line
+    assert "\n" not in line
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_wrong_usage_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    assert cone_report().exit_code == 2
+    assert cone_report(tmp_path, "--output", "-").exit_code == 2
+    assert cone_report(tmp_path, "--output", tmp_path / "results.json").exit_code == 2
+    missing = cone_report(tmp_path, "--output", tmp_path / "no" / "report.html")
+    assert missing.exit_code == 1
+    assert "there is no folder" in missing.stderr

@@ -1,0 +1,89 @@
+"""torchrun: ranks share the shards, and rank 0 alone shows and writes what a single process would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+
+from cone_kernels import ConeState, experiments
+from cone_kernels.runs.sharing import by_ranks
+from cone_kernels.runs.sharing import ranks as sharded_run
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    file = tmp_path / "corpus.txt"
+    file.write_text("".join(f"{a} {b}\n" for a in WORDS[:20] for b in WORDS[:12]))
+    return file
+
+
+def test_a_rank_is_on_its_own_gpu_before_anything_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+
+    def shared_run(*_: object) -> None:
+        assert chosen == [3]
+        raise InterruptedError
+
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(sharded_run, "process_group", nullcontext)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 7)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    monkeypatch.setattr(by_ranks, "SharedRun", shared_run)
+    with pytest.raises(InterruptedError):
+        by_ranks.measure_by_ranks("model", corpus, {}, None, {})
+
+
+def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "cone_kernels", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_give_the_bits_of_one_process(model: Path, corpus: Path, tmp_path: Path, ranks: int) -> None:
+    options = ["--shard-size", "32", "--threads", "1", "--second-moment"]
+    files = ["--save-state", tmp_path / "state", "--checkpoint", tmp_path / "c", "--json", "-"]
+    done = torchrun(ranks, "layers", "--model", model, "--corpus", corpus, *options, *files)
+    assert done.returncode == 0, done.stderr
+    one = experiments.layers(model, corpus, shard_size=32, threads=1, second_moment=True)
+    assert ConeState.load(tmp_path / "state").fingerprint() == one.state.fingerprint()
+    found = json.loads(done.stdout)  # rank 0 alone prints
+    assert found["layers"] == one.to_dict()["layers"]
+    assert found["corpus"] == one.corpus
+    assert found["manifest"]["options"]["distributed"] == ranks
+    assert {file.name for file in tmp_path.glob("c.*")} == {f"c.{rank}-of-{ranks}" for rank in range(ranks)}
+
+
+@pytest.mark.slow
+def test_ranks_that_would_not_share_are_refused(model: Path, corpus: Path) -> None:
+    done = torchrun(2, "axis", "--model", model, "--corpus", corpus, "--no-distributed")
+    assert done.returncode != 0
+    assert "each would do all of it with --no-distributed" in done.stderr
+
+
+def test_ranks_need_torchrun(model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="distributed: got True outside of torchrun"):
+        experiments.layers(model, corpus, distributed=True)
+    with pytest.raises(ValueError, match="distributed: got True beside workers, shard"):
+        experiments.layers(model, corpus, distributed=True, workers=2, shard="0/2")

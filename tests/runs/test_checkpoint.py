@@ -1,0 +1,263 @@
+"""Checkpoints: whatever ends a run, the one before is whole, and the resumed run has the undisturbed one's bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cone_kernels.corpora import Corpus
+from cone_kernels.files import write_whole
+from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.runs.checkpoint import Checkpoint, Interrupted
+from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.runner import Run, run
+from cone_kernels.state.file import StateFileError
+from tests.support.places import ROOT
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return load_model(folder)
+
+
+def sentences(count: int) -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(count)]
+
+
+TEXTS = sentences(100)
+OPTIONS: dict[str, Any] = {"window": 8, "second_moment": True, "checkpoint_every": 0}
+
+
+class Stop:
+    """Interrupts a run after so many sentences."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.reports: list[Progress] = []
+
+    def __call__(self, done: Progress) -> None:
+        self.reports.append(done)
+        if done.sentences >= self.after:
+            raise KeyboardInterrupt
+
+
+def interrupted(loaded: LoadedModel, file: Path, after: int, texts: Any = TEXTS, **options: Any) -> str:
+    with pytest.raises(Interrupted) as found:
+        run(loaded, texts, checkpoint=file, progress=Stop(after), **{**OPTIONS, **options})
+    return str(found.value)
+
+
+@pytest.mark.parametrize("every", [0, 1000])
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(loaded: LoadedModel, tmp_path: Path, every: float) -> None:
+    undisturbed = run(loaded, TEXTS, **OPTIONS)
+    file = tmp_path / "c"
+    # Within the fourth shard, at its end, and within the last one.
+    message = interrupted(loaded, file, after=27, checkpoint_every=every)
+    assert message == f"{file} holds the first 24 sentences; --resume goes on from there"
+    interrupted(loaded, file, after=32, checkpoint_every=every, resume=True)
+    assert PartialRun.load(file).sentences == 24  # the shard was not done: a batch is reported before its shard ends
+    interrupted(loaded, file, after=98, checkpoint_every=every, resume=True)
+    assert PartialRun.load(file).sentences == 96
+    reports = Stop(1000)
+    again = run(loaded, TEXTS, checkpoint=file, resume=True, progress=reports, **{**OPTIONS, "checkpoint_every": every})
+    assert again.state.fingerprint() == undisturbed.state.fingerprint()
+    for name in ("sentences", "tokens", "batches", "layer_names", "final_norm", "backends", "token_budget"):
+        assert getattr(again, name) == getattr(undisturbed, name), name
+    assert {(done.resumed_sentences, done.expected) for done in reports.reports} == {(96, 100)}
+    assert sorted(os.listdir(tmp_path)) == ["c", "c.previous"]
+
+
+def test_a_finished_run_is_there_again(loaded: LoadedModel, tmp_path: Path) -> None:
+    done = run(loaded, TEXTS, checkpoint=tmp_path / "c", **OPTIONS)
+    reports = Stop(0)
+    again = run(loaded, TEXTS, checkpoint=tmp_path / "c", resume=True, progress=reports, **OPTIONS)
+    assert reports.reports == []
+    assert again.state.fingerprint() == done.state.fingerprint()
+    assert again.layer_names == done.layer_names
+
+
+def test_a_part_is_resumed_too(loaded: LoadedModel, tmp_path: Path) -> None:
+    whole = run(loaded, TEXTS, **OPTIONS)
+    interrupted(loaded, tmp_path / "c", after=20, shard="1/2")
+    part = run(loaded, TEXTS, shard="1/2", checkpoint=tmp_path / "c", resume=True, **OPTIONS).part
+    other = run(loaded, TEXTS, shard="0/2", **OPTIONS).part
+    assert part.merge(other).close().fingerprint() == whole.state.fingerprint()
+
+
+def test_an_interruption_before_the_first_shard_writes_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
+    assert interrupted(loaded, tmp_path / "c", after=1) == f"no shard was done yet, so {tmp_path / 'c'} was not written"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_smaller_budget_is_kept(loaded: LoadedModel, tmp_path: Path) -> None:
+    def refuse(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[:2].numel() > 16:
+            raise torch.OutOfMemoryError
+
+    with loaded.model.get_submodule("encoder.layer.1").register_forward_pre_hook(refuse):
+        undisturbed = run(loaded, TEXTS, **OPTIONS)
+        interrupted(loaded, tmp_path / "c", after=50)
+        again = run(loaded, TEXTS, checkpoint=tmp_path / "c", resume=True, **OPTIONS)
+    assert undisturbed.out_of_memory == again.out_of_memory > 0
+    assert again.state.fingerprint() == undisturbed.state.fingerprint()
+
+
+def test_a_changed_run_is_refused_with_its_differences(loaded: LoadedModel, tmp_path: Path) -> None:
+    file, other = tmp_path / "c", tmp_path / "other"
+    interrupted(loaded, file, after=50)
+    save_checkpoint(other, seed=1)
+
+    def resumed(model: LoadedModel = loaded, texts: Any = TEXTS, **options: Any) -> Run:
+        return run(model, texts, checkpoint=file, resume=True, **{**OPTIONS, **options})
+
+    with pytest.raises(
+        ValueError, match=r"options.second_moment \(True and False\), options.token_budget \(4096 and 9\)"
+    ):
+        resumed(second_moment=False, token_budget=9)
+    with pytest.raises(ValueError, match=r"model.weights_sha256 \('[0-9a-f]+' and '[0-9a-f]+'\)$"):
+        resumed(load_model(other))
+    with pytest.raises(ValueError, match=r"shard \('0/1' and '0/2'\)$"):
+        resumed(shard="0/2")
+    with pytest.raises(ValueError, match=r"corpus.limit \(None and 90\)"):
+        resumed(texts=Corpus.from_sentences(TEXTS, limit=90))
+    with pytest.raises(ValueError, match="the first 48 sentences of the corpus are not those of the checkpoint"):
+        resumed(texts=[*TEXTS[:47], "w5", *TEXTS[48:]])
+    with pytest.raises(ValueError, match="the corpus has 40 sentences; the checkpoint is 48 in"):
+        resumed(texts=TEXTS[:40])
+    assert resumed().state.fingerprint() == run(loaded, TEXTS, **OPTIONS).state.fingerprint()
+    with pytest.raises(ValueError, match="the first 100 sentences of the corpus are not those"):
+        resumed(texts=[*TEXTS, "w5"])
+    run(loaded, TEXTS[:96], checkpoint=tmp_path / "d", **OPTIONS)
+    with pytest.raises(ValueError, match="the corpus ended after 96 sentences, and now goes on"):
+        run(loaded, TEXTS, checkpoint=tmp_path / "d", resume=True, **OPTIONS)
+
+
+def test_a_checkpoint_is_not_overwritten_by_another_run(loaded: LoadedModel, tmp_path: Path) -> None:
+    interrupted(loaded, tmp_path / "c", after=50)
+    content = (tmp_path / "c").read_bytes()
+    with pytest.raises(FileExistsError, match="c is there already; resume that run, or remove it"):
+        run(loaded, TEXTS, checkpoint=tmp_path / "c", **OPTIONS)
+    assert (tmp_path / "c").read_bytes() == content
+
+
+def test_resume_without_a_checkpoint_starts_and_says_so(
+    loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = run(loaded, TEXTS, checkpoint=tmp_path / "c", resume=True, **OPTIONS)
+    assert caplog.messages == [f"there is no checkpoint {tmp_path / 'c'} yet: starting with the first sentence"]
+    assert found.sentences == 100
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    file, before = tmp_path / "c", tmp_path / "c.previous"
+    interrupted(loaded, file, after=50)
+    content = file.read_bytes()
+    kept = before.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-100] if damage == "cut" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    # Before the next checkpoint is written, the whole one is the previous one; it must outlive the damaged one.
+    interrupted(loaded, file, after=41, resume=True)
+    assert f"resuming from {before}, 40 sentences in" in caplog.text
+    assert before.read_bytes() == kept
+    again = run(loaded, TEXTS, checkpoint=file, resume=True, **OPTIONS)
+    assert again.state.fingerprint() == run(loaded, TEXTS, **OPTIONS).state.fingerprint()
+
+
+def test_two_damaged_checkpoints_are_refused(loaded: LoadedModel, tmp_path: Path) -> None:
+    interrupted(loaded, tmp_path / "c", after=50)
+    for name in ("c", "c.previous"):
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(
+        StateFileError, match=r"no checkpoint is whole: .*c: not a readable.*c.previous: not a readable"
+    ):
+        run(loaded, TEXTS, checkpoint=tmp_path / "c", resume=True, **OPTIONS)
+
+
+def test_the_damaged_one_does_not_replace_the_one_before(loaded: LoadedModel, tmp_path: Path) -> None:
+    part = run(loaded, TEXTS, **OPTIONS).part
+    first, second, third = (replace(part, facts={"number": number}) for number in range(3))
+    file = Checkpoint(tmp_path / "c", every=0)
+    file.save(first)
+    file.save(second)
+    (tmp_path / "c").write_bytes(b"nothing")
+    file = Checkpoint(tmp_path / "c", every=0, resume=True)
+    assert file.latest(part, torch.device("cpu")).facts == {"number": 0}
+    file.save(third)
+    found = [PartialRun.load(tmp_path / name).facts["number"] for name in ("c", "c.previous")]
+    assert found == [2, 0]
+
+
+def test_the_old_file_is_kept(tmp_path: Path) -> None:
+    file, before = tmp_path / "a", tmp_path / "a.previous"
+    for content in (b"1", b"2", b"3"):
+        write_whole(file, content, previous=before)
+    assert (file.read_bytes(), before.read_bytes()) == (b"3", b"2")
+
+
+def test_room_is_looked_for_ahead(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = run(loaded, TEXTS[:8], **OPTIONS).part.nbytes()
+    usage = shutil.disk_usage(tmp_path)
+    # One checkpoint fits; three of four nodes do not.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * size))
+    with pytest.raises(OSError, match=r"must have room for \d+ MB, and \d+ MB are free$"):
+        run(loaded, TEXTS, checkpoint=tmp_path / "c", **OPTIONS)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"resume": True}, ValueError, "resume: got True without a checkpoint"),
+        ({"checkpoint": "no/such/folder/c"}, FileNotFoundError, "checkpoint: there is no folder no/such/folder"),
+        ({"checkpoint": "c", "checkpoint_every": -1}, ValueError, "checkpoint_every: got -1; it must be 0 or more"),
+        ({"checkpoint": "c", "checkpoint_every": float("nan")}, ValueError, "checkpoint_every: got nan"),
+    ],
+)
+def test_options_are_checked(
+    loaded: LoadedModel, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(loaded, TEXTS, **options)
+
+
+def kill_and_resume(folder: Path, model: Path, kills: int, full_disks: int, seed: int) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "tests.support.kill_and_resume", folder, model, kills, full_disks, seed]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_killed_and_resumed(folder: Path, tmp_path: Path) -> None:
+    assert kill_and_resume(tmp_path, folder, 5, 2, seed=0).startswith("5 kills, 2 full disks")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_two_hundred_times(folder: Path, tmp_path: Path) -> None:
+    assert kill_and_resume(tmp_path, folder, 200, 20, seed=1).startswith("200 kills, 20 full disks")

