@@ -10,6 +10,16 @@ from torch import Tensor
 
 from cone_kernels.sums import ROW_FIELDS
 
+__all__ = [
+    "masked_mean_pool",
+    "masked_mean_pool_backward",
+    "mean_pairwise_cosine_backward",
+    "pool_moments",
+    "row_moments",
+    "second_moment",
+    "top_eigenvectors",
+]
+
 _USED, _ZERO, _NONFINITE, _EMPTY = 0, 1, 2, 4
 
 

@@ -11,6 +11,7 @@ from cone_kernels import backends
 from cone_kernels.ops.arguments import (
     ArrayLike,
     as_tensor,
+    dtype_name,
     flatten_batch,
     float_tensor,
     like_input,
@@ -81,7 +82,8 @@ def second_moment_(
     use: (L, n) bool, the rows to take. weights: (L, n), each row is multiplied by its weight. pilot: (L, d).
     """
     if moment.dtype != torch.float64 or not moment.is_contiguous():
-        raise ValueError(f"moment: got {moment.dtype} with strides {moment.stride()}; it must be contiguous float64")
+        got = f"{dtype_name(moment.dtype)} with strides {moment.stride()}"
+        raise ValueError(f"moment: got {got}; it must be contiguous float64")
     if moment.shape != (x.shape[0], x.shape[2], x.shape[2]):
         raise ValueError(f"moment: got shape {tuple(moment.shape)}; for x of {tuple(x.shape)} it must be (L, d, d)")
     require_device("moment", moment, x.device)
@@ -89,7 +91,9 @@ def second_moment_(
     if use is not None:
         require_device("use", use, x.device)
     if use is not None and (use.dtype != torch.bool or use.shape != (layers, n)):
-        raise ValueError(f"use: got {use.dtype} {tuple(use.shape)}; it must be bool ({layers}, {n})")
+        raise ValueError(
+            f"use: got dtype {dtype_name(use.dtype)} of shape {tuple(use.shape)}; it must be bool ({layers}, {n})"
+        )
     scale = None if weights is None else _float64("weights", weights, (layers, n), x.device)
     about = None if pilot is None else _float64("pilot", pilot, (layers, d), x.device)
     chosen = backends.resolve(backend, x.device, "second_moment")
@@ -100,7 +104,7 @@ def second_moment_(
 def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.device) -> Tensor:
     tensor = as_tensor(name, value)
     if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}; it must be floating")
+        raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be floating")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
     require_device(name, tensor, device)

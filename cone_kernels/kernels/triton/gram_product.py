@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.float16_planes import PackedRows
+from cone_kernels.kernels.triton.float16_planes import Float16Planes
 from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.powers_of_two import scale_towards
 
@@ -84,27 +84,27 @@ def add_raw_products(moment: Tensor, x: Tensor, use: Tensor | None) -> None:
         )
 
 
-def add_packed_products(
-    moment: Tensor, packed: PackedRows, n_used: Tensor | None, n: int, pilot: Tensor | None
+def add_plane_products(
+    moment: Tensor, planes: Float16Planes, n_used: Tensor | None, n: int, pilot: Tensor | None
 ) -> None:
-    """Adds Σ (x − pilot)(x − pilot)ᵀ of packed rows to the upper triangle of `moment` (L, d, d).
+    """Adds Σ (x − pilot)(x − pilot)ᵀ of rows given as planes to the upper triangle of `moment` (L, d, d).
 
     With `pilot` (L, d) it is corrected to Σ x xᵀ; n_used (L,) int64 is then how many of the n rows are used, None: all.
     """
-    n_layers, rows, columns = packed.high.shape
+    n_layers, rows, columns = planes.high.shape
     plan = TilePlan.of(rows, columns, n_layers, low=True)
     for first in range(0, n_layers, plan.layers_at_once):
         layers = slice(first, first + plan.layers_at_once)
-        high, sums, target = packed.high[layers], packed.sums[layers], moment[layers]
+        high, sums, target = planes.high[layers], planes.sums[layers], moment[layers]
         shape = (rows, columns, *high.stride(), 0)
-        partial = _multiply(plan, high, packed.low[layers], high, shape, LOW=True, USE=False)
+        partial = _multiply(plan, high, planes.low[layers], high, shape, LOW=True, USE=False)
         launch(
-            add_packed_tiles,
+            add_plane_tiles,
             (plan.tiles, plan.block // _STRIP, len(high)),
             target,
             partial,
             plan.splits,
-            packed.scale[layers],
+            planes.scale[layers],
             sums,
             target if pilot is None else pilot[layers],
             sums if n_used is None else n_used[layers],
@@ -292,7 +292,7 @@ def sum_of_parts(sums, parts, columns, column):
 
 
 @triton.jit(do_not_specialize=["n"])  # a 1 would be a constant of Python, not a tensor
-def add_packed_tiles(
+def add_plane_tiles(
     moment, partial, splits, scale, sums, pilot, n_used, n, d, columns, parts,
     PILOT: tl.constexpr, USE: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip

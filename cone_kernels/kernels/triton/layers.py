@@ -11,22 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+from cone_kernels.kernels.pointers import GPU_DTYPES, column_stride
+
+_ELEMENTS = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in GPU_DTYPES}
 _VECTOR_BYTES = 16  # the widest load of a thread
-
-
-def require_narrow(name: str, dtype: torch.dtype) -> None:
-    """Raises a TypeError for a dtype that GPU kernels do not take."""
-    if dtype not in _ELEMENTS:
-        wanted = ", ".join(str(taken).removeprefix("torch.") for taken in _ELEMENTS)
-        raise TypeError(f"{name}: got dtype {str(dtype).removeprefix('torch.')}; backend triton takes {wanted}")
-
-
-def same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The layers, or where they differ in their strides contiguous copies: one launch takes one set of strides."""
-    if all(layer.stride() == layers[0].stride() for layer in layers):
-        return layers
-    return [layer.contiguous() for layer in layers]
 
 
 def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
@@ -40,19 +28,17 @@ def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
     addresses = [layer.data_ptr() for layer in layers]
     step = addresses[1] - addresses[0] if len(addresses) > 1 else 0
     even = step % size == 0 and addresses == [addresses[0] + step * layer for layer in range(len(addresses))]
-    # A single column has whatever stride; 1 keeps it on the fast path.
-    column_stride = 1 if first.shape[-1] == 1 else first.stride(-1)
     row_stride, outer_stride = first.stride(-2), first.stride(0) if first.dim() > 2 else 0
     spacing = [step // size] if even else []
     multiples = [*addresses, *(stride * size for stride in (row_stride, outer_stride, *spacing))]
-    aligned = column_stride == 1 and all(multiple % _VECTOR_BYTES == 0 for multiple in multiples)
+    aligned = column_stride(first) == 1 and all(multiple % _VECTOR_BYTES == 0 for multiple in multiples)
     vector = _VECTOR_BYTES // size if aligned else 1
     return {
         "layers": first if even else _on_device(addresses, first.device),
         "layer_step": step // size // vector if even else 0,
         "outer_step": outer_stride // vector,
         "row_step": row_stride // vector,
-        "column_stride": column_stride,
+        "column_stride": column_stride(first),
         "ELEMENT": _ELEMENTS[first.dtype],
         "TABLE": not even,
         "VECTOR": vector,

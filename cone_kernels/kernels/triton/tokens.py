@@ -24,14 +24,6 @@ def token_arguments(
     return {"selection": to_device(cu_seqlens, device), "tokens": n_tokens, "PACKED": True}
 
 
-def sentences_of(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:
-    """How many sentences there are."""
-    if mask is not None:
-        return len(mask)
-    assert cu_seqlens is not None
-    return len(cu_seqlens) - 1
-
-
 @triton.jit
 def span_of(selection, sentence, tokens, PACKED: tl.constexpr):
     """A sentence's first token that counts, the one past its last, and how many do; packed: rows of all sentences."""

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import require_gpu_dtype, start_block
 from cone_kernels.kernels.triton.block_product import add_parts, diagonal_scales, multiply_covariance, multiply_data
 from cone_kernels.kernels.triton.krylov_step import krylov_step
 from cone_kernels.kernels.triton.launch import launch
@@ -29,10 +30,11 @@ def top_eigenvectors(
     Nothing waits for the GPU within a round of steps. While the stream is being captured there is one round, of
     `max_iterations`; the starting block of that width must then have been used on that device before.
     """
-    if x.dtype == torch.float64 and not covariance:
-        raise TypeError("x: got dtype float64; backend triton takes data of float32, bfloat16 and float16")
+    if not covariance:
+        require_gpu_dtype("x", x.dtype, "triton")
     n_layers, _, d = x.shape
-    block = min(d, max(8, (k + 8) // 8 * 8))
+    start = _start(k, d, x.device)
+    block = len(start)
     capacity = min(_BASIS_BLOCKS * block, d)
     size = max(16, triton.next_power_of_2(capacity))
     padded_block = max(8, triton.next_power_of_2(block))
@@ -54,7 +56,7 @@ def top_eigenvectors(
 
     # Rows beyond the basis are multiplied by zeros, and so must be numbers.
     bases, images = (tuple(zeros(size, columns) for _ in range(2)) for _ in range(2))
-    bases[0][:, :block, :d] = _start(block, d, x.device)
+    bases[0][:, :block, :d] = start
     state = zeros(4, dtype=torch.int32)
     state[:, 1] = block
     scale = torch.ones_like(next_value)
@@ -131,8 +133,7 @@ def _data_product(x: Tensor, mean: Tensor, center: bool, part: int, vector_parts
 
 
 @functools.cache  # for good: captured graphs read it
-def _start(block: int, d: int, device: torch.device) -> Tensor:
-    """(block, d) orthonormal rows, the same everywhere."""
-    start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    orthonormal: Tensor = torch.linalg.qr(start.mT).Q.mT.contiguous()
+def _start(k: int, d: int, device: torch.device) -> Tensor:
+    """`start_block` with its rows made orthonormal."""
+    orthonormal: Tensor = torch.linalg.qr(start_block(k, d).mT).Q.mT.contiguous()
     return orthonormal.to(device)

@@ -12,7 +12,7 @@ namespace cuda {
 
 inline void check(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // an error that has been told must not be told again by the next call
+  cudaGetLastError();  // the next call must not report this error again
   throw std::runtime_error(std::string(op) + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 

@@ -2,9 +2,9 @@
 // data, whose rows are read once and whose covariance is never formed.
 #pragma once
 
+#include "cuda/common/launch.cuh"
 #include "cuda/matrices/krylov_state.cuh"
 #include "cuda/matrices/lane_sums.cuh"
-#include "cuda/common/launch.cuh"
 
 namespace cone {
 namespace cuda {
