@@ -1,4 +1,4 @@
-"""The C++ kernels: pointers, shapes and strides of CPU tensors handed to cone_kernels._cpu."""
+"""Backend `cpu`: hands addresses, shapes and strides of CPU tensors to the C++ kernels in cone_kernels._cpu."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:
 
 
 def column_stride(x: Tensor) -> int:
-    """The stride of the last dimension; a single column has whatever stride, and 1 keeps it on the fast path."""
+    """The stride of the last dimension; 1 for a single column, whose stride means nothing: kernels are fastest at 1."""
     return 1 if x.shape[-1] == 1 else x.stride(-1)
 
 
@@ -66,14 +66,14 @@ def hidden_states_of(
 
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The layers; where their strides differ, contiguous copies, for one call takes one set of strides."""
+    """The layers, or contiguous copies where their strides differ: one call takes one set of strides."""
     if all(layer.stride() == layers[0].stride() for layer in layers):
         return layers
     return [layer.contiguous() for layer in layers]
 
 
 def count_sentences(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:
-    """How many sentences a mask (B, T) or the sentences' first rows (B + 1,) are of."""
+    """How many sentences there are, by the mask (B, T) or else by the sentences' first rows (B + 1,)."""
     if mask is not None:
         return len(mask)
     assert cu_seqlens is not None

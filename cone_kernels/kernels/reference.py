@@ -24,7 +24,7 @@ _USED, _ZERO, _NONFINITE, _EMPTY = 0, 1, 2, 4
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
-    """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n). Rows of group -1 are passed over."""
+    """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n). Rows of group -1 are skipped."""
     n_layers, n, _ = x.shape
     if groups is None:
         groups = torch.arange(n, device=x.device) % sums["count"].shape[-1]

@@ -90,9 +90,22 @@ def pool_moments_(
     sums: Sequence[Tensor],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Adds the layers' tokens to `sums`, tensors in the order of `TOKEN_FIELDS`; arguments as checked above.
+    """Adds the tokens of each layer to `sums`.
 
-    Returns pooled (L, B, D) and status (L, B).
+    Args:
+        layers: L tensors (B, T, D) or (N, D), alike in shape, dtype and device.
+        mask: (B, T) contiguous bool, or None where the sentences are packed.
+        cu_seqlens: (B + 1,) contiguous int64, or None where there is a mask.
+        groups: (B,) int64, the jackknife group of each sentence.
+        sums: tensors in the order of `TOKEN_FIELDS`.
+        backend: as in `pool_moments`.
+
+    Returns:
+        The pooled vectors (L, B, D) and the status (L, B) of `PoolMoments`.
+
+    Raises:
+        ValueError: a tensor is not on the device of the layers.
+        BackendUnavailable: the backend asked for cannot run here.
     """
     device = layers[0].device
     given = {"groups": groups, **({} if mask is None else {"mask": mask})}

@@ -77,9 +77,20 @@ def second_moment_(
     pilot: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
-    """Adds Σ x xᵀ to the upper triangle of `moment` (L, d, d), contiguous float64, for rows x (L, n, d).
+    """Adds Σ x xᵀ of the rows of x to the upper triangle of `moment`.
 
-    use: (L, n) bool, the rows to take. weights: (L, n), each row is multiplied by its weight. pilot: (L, d).
+    Args:
+        moment: (L, d, d) contiguous float64.
+        x: (L, n, d) as in `second_moment`.
+        use: (L, n) bool, the rows to take; None: all.
+        weights: (L, n), each row is multiplied by its weight first; None: 1.
+        pilot: (L, d), any vector near the mean of the rows; None: zero.
+        backend: as in `second_moment`.
+
+    Raises:
+        TypeError: weights or pilot are not floating.
+        ValueError: a shape, dtype or device is not as above.
+        BackendUnavailable: the backend asked for cannot run here.
     """
     if moment.dtype != torch.float64 or not moment.is_contiguous():
         got = f"{dtype_name(moment.dtype)} with strides {moment.stride()}"

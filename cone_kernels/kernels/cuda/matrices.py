@@ -11,7 +11,7 @@ from cone_kernels import _cuda
 from cone_kernels.kernels.cuda.queue import device_number, queue_of
 from cone_kernels.kernels.pointers import DTYPE_NUMBERS, address, column_stride, require_gpu_dtype, start_block
 
-# Steps between two looks at which layers are done.
+# Steps of the iteration that are launched before the host looks which layers are done.
 _ROUND_STEPS = 16
 
 
@@ -77,7 +77,8 @@ def top_eigenvectors(
     )
     workspace = torch.empty(solver.workspace(), dtype=torch.float64, device=x.device)
     solver.begin(workspace=workspace.data_ptr(), queue=queue)
-    # A graph that is being captured cannot look at the flags: it holds all the steps, those of layers done do nothing.
+    # While a graph is being captured the host cannot read the flags, so the graph holds all the steps. Those of layers
+    # that are done do nothing.
     round_steps = max_iterations if _is_captured(x) else _ROUND_STEPS
     for step in range(0, max_iterations, round_steps):
         solver.steps(min(round_steps, max_iterations - step), queue=queue)
@@ -88,8 +89,8 @@ def top_eigenvectors(
 
 @functools.cache
 def _start(k: int, d: int, device: torch.device) -> Tensor:
-    # Kept, because nothing can be copied from the host while a graph is being captured; for good, because graphs that
-    # were captured read it.
+    # Cached, because nothing can be copied from the host while a graph is being captured; never dropped, because
+    # captured graphs go on reading it.
     return start_block(k, d).to(device)
 
 

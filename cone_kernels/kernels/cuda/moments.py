@@ -1,7 +1,7 @@
-"""The CUDA kernels: pointers, shapes and strides of GPU tensors handed to cone_kernels._cuda, on the current stream.
+"""The CUDA kernels of sums, means and their gradients: tensors' addresses handed to cone_kernels._cuda.
 
-Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing waits for the GPU but
-top_eigenvectors, which looks now and then whether it is done, and at times the copy of `cu_seqlens` from the CPU.
+Kernels run on the current stream. Memory for partial sums is torch's, so that launches can be captured in a CUDA graph.
+Nothing waits for the GPU, but at times the copy of `cu_seqlens` from the CPU.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _partials(
 
 
 def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Positions (B, T) and numbers (B,) of the tokens that the mask keeps."""
+    """For each sentence the positions (B, T) of the tokens that the mask keeps, and how many they are (B,)."""
     if mask is None:
         return None, None
     positions = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)

@@ -124,7 +124,7 @@ def write_planes(
     USE: tl.constexpr, WEIGHTS: tl.constexpr, PILOT: tl.constexpr,
     PART_ROWS: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One part of the rows to the planes, and its column sums."""
+    """Writes one part of the rows to the planes, and its column sums."""
     part, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     columns = tl.num_programs(0) * COLUMNS

@@ -14,15 +14,15 @@ from cone_kernels.kernels.triton.float16_planes import Float16Planes
 from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.powers_of_two import scale_towards
 
-# Rows that the tensor cores sum in one accumulator: they truncate, so that long chains are biased. Of compute
-# capability 8.x, which cut off more, half of it.
+# Rows that the tensor cores sum in one accumulator. They truncate, so that long sums are biased; those of compute
+# capability 8.x truncate more, and sum half as many rows.
 _MOST_STEP = 64
 _LEAST_SPLIT, _MOST_SPLIT, _PROGRAMS = 512, 8192, 512
 _PARTIAL_BYTES = 64 << 20
 _STRIP = 32  # rows of a tile that one program adds to the moment
-# The interpreter multiplies the bits of bfloat16 as if they were integers; widened, their products are the same.
+# Triton's interpreter multiplies the bits of bfloat16 as if they were integers; as float32 they have the same products.
 _WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
-# A column whose Σ x² is in this range met neither the end of float32 nor products too small for it.
+# Where a column's Σ x² is in this range, its float32 products neither overflowed nor underflowed.
 _SAFE_LEAST, _SAFE_MOST = tl.constexpr(2.0**-60), tl.constexpr(2.0**90)
 
 
@@ -200,7 +200,7 @@ def multiply_tiles(
             product = tl.dot(tl.trans(left), right, product)
         else:
             product = dot_of_rows(left, right)
-        # compensated (Kahan), as good as float64 here and far cheaper than its conversions
+        # compensated (Kahan) sums: as exact as float64 here, and far cheaper than converting to it
         product -= error
         added = total + product
         error = (added - total) - product
@@ -240,7 +240,7 @@ def add_raw_tiles(
     moment, partial, splits, x, use, n, d, stride_l, stride_n, stride_d, stride_use,
     RANGE: tl.constexpr, USE: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
-    """Adds a strip of a tile to the moment; with RANGE it is first looked whether the tile stayed within float32."""
+    """Adds a strip of a tile to the moment; with RANGE it first checks that the tile stayed within float32."""
     tile, strip, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_block, j_block = triangle_tile(tile)
     i_place, j_place = strip * STRIP + tl.arange(0, STRIP), tl.arange(0, BLOCK)
@@ -291,7 +291,7 @@ def sum_of_parts(sums, parts, columns, column):
     return total
 
 
-@triton.jit(do_not_specialize=["n"])  # a 1 would be a constant of Python, not a tensor
+@triton.jit(do_not_specialize=["n"])  # Triton would make a Python constant of 1, which has no `.to`
 def add_plane_tiles(
     moment, partial, splits, scale, sums, pilot, n_used, n, d, columns, parts,
     PILOT: tl.constexpr, USE: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr,

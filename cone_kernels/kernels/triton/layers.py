@@ -14,7 +14,7 @@ from torch import Tensor
 from cone_kernels.kernels.pointers import GPU_DTYPES, column_stride
 
 _ELEMENTS = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in GPU_DTYPES}
-_VECTOR_BYTES = 16  # the widest load of a thread
+_VECTOR_BYTES = 16  # of the widest load that a thread makes
 
 
 def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
@@ -47,7 +47,7 @@ def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
 
 def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A replay would read the host's memory again; what a kernel was given as a number stays in the graph.
+        # Replays of the graph would read the host's memory again. A number that a kernel is given stays in the graph.
         return torch.cat([torch.full((1,), address, dtype=torch.int64, device=device) for address in addresses])
     # A copy from pinned memory does not wait for the device.
     table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
@@ -56,13 +56,13 @@ def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
 
 @triton.jit
 def column_offsets(columns, column_stride):
-    """Where columns are in their row, in elements: in 64 bits, as rows of any strides can be longer than 2^31."""
+    """Where columns are in their row, in elements; 64 bits, because rows of large strides span more than 2^31."""
     return columns.to(tl.int64) * column_stride
 
 
 @triton.jit
 def first_element(layers, layer, layer_step, ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr):
-    """A pointer to the first element of a layer; 16-byte aligned, and so said to the compiler, where VECTOR > 1."""
+    """A pointer to the first element of a layer; where VECTOR > 1 the compiler is told that it is 16-byte aligned."""
     if TABLE:
         first = tl.load(layers + layer).to(tl.pointer_type(ELEMENT))
     else:

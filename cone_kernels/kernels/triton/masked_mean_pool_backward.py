@@ -15,7 +15,8 @@ from cone_kernels.kernels.triton.layers import column_offsets, first_element, la
 from cone_kernels.kernels.triton.shapes import pool_shape_of
 from cone_kernels.kernels.triton.tokens import is_counted, span_of, token_arguments
 
-# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too; of the longest, more.
+# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too; more of a sentence that
+# would take more than _MOST_CHUNKS programs.
 _TOKENS_PER_PROGRAM = 128
 _MOST_CHUNKS = 1024
 

@@ -15,7 +15,7 @@ from cone_kernels.kernels.triton.layers import column_offsets, first_element, la
 from cone_kernels.kernels.triton.row_sums import LEAST_NORMAL, is_safe
 from cone_kernels.kernels.triton.shapes import backward_shape_of
 
-_TILES = 8  # of rows, that a program goes through with the unit sum in registers
+_TILES = 8  # tiles of rows that a program takes while it keeps the unit sum in registers
 
 
 def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:

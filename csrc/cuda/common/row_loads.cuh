@@ -14,7 +14,7 @@ namespace cuda {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kColumns = 8;  // that a thread owns
+constexpr int kColumns = 8;  // columns that a thread owns
 constexpr int kWarpColumns = kColumns * kWarpSize;
 
 // Eight elements, as they lie in memory.

@@ -36,7 +36,7 @@ struct GivenRows {
 struct Planes {
   uint16_t *high, *low;  // (layers, rows, pitch); raw rows have no low
   int64_t rows, pitch;   // pitch is a multiple of 8, columns behind d are zero
-  double* largest;       // (layers, parts, pitch) magnitude by column, NaN apart
+  double* largest;       // (layers, parts, pitch) largest magnitude by column; NaN is passed over
   double* sums;          // (layers, parts, pitch) Σ (x · weight − pilot) before rounding
   double* unscale;       // (layers, pitch) 1 / scale
   double* counts;        // (layers, parts) rows taken

@@ -33,7 +33,7 @@ Rows<In> rows_of(const RowView& rows, int64_t layer_stride) {
   return {static_cast<const In*>(rows.data), rows.n, rows.d, layer_stride, rows.row_stride, rows.col_stride};
 }
 
-// kCount neighbouring values in one load where `whole`, and one by one else, with 0 from column `d` on.
+// kCount neighbouring values: in one load where `whole`, else one by one, with 0 from column `d` on.
 template <int kCount, class In>
 __device__ __forceinline__ void load_columns(const Rows<In>& rows, int64_t layer, int64_t row, int64_t column,
                                              bool whole, float (&values)[kCount]) {

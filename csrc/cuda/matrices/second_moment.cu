@@ -8,13 +8,14 @@ namespace cone {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMostRows = 65536, kMostPlaneRows = 8192;    // of one chunk
+constexpr int64_t kMostRows = 65536, kMostPlaneRows = 8192;    // of one chunk, without planes and with
 constexpr int64_t kPlaneValues = int64_t(64) << 20;            // of one plane
 constexpr int64_t kPartialValues = int64_t(16) << 20;          // sums, of the tiles of several layers or splits
 constexpr int64_t kBlocksWanted = 528, kLeastSplitRows = 512;  // four blocks for each multiprocessor of a large GPU
 constexpr int64_t kMostLayers = 65535;                         // of a grid
 
-// What every GPU of compute capability 8.0 or more has at least, and what those have that the others are for.
+// Bytes of shared memory that a block can have: 99 KB on every GPU of compute capability 8.0 or more, and at least
+// 163 KB on those that run TwoPlanes.
 static_assert(kGramShared<OnePlane<MatrixType::kFloat16>> <= 99 << 10 &&
               kGramShared<OnePlane<MatrixType::kBFloat16>> <= 99 << 10 &&
               kGramShared<TwoPlanesInLittleMemory> <= 99 << 10);

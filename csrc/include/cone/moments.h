@@ -78,11 +78,11 @@ void pool_moments(const PoolMomentsArgs& args);
 
 struct MaskedMeanPoolArgs {
   HiddenStates hidden;
-  void* pooled;  // as above
+  void* pooled;  // (L, B, d), as in PoolMomentsArgs
   int threads;
 };
 
-// The pooled vectors alone.
+// The pooled vectors of pool_moments alone, without its sums.
 void masked_mean_pool(const MaskedMeanPoolArgs& args);
 
 }  // namespace cone
