@@ -23,31 +23,33 @@ ROOT = Path(__file__).parent
 CSRC = Path("csrc")
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0", "-Wall"]
 
-# Every kernel source is compiled once per instruction set; csrc/cpu/isa.cpp chooses among them at run time.
+# Every op's source in csrc/cpu/ is compiled once per instruction set; csrc/cpu/isa.h chooses among them at run time.
 X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-OPS = ["row_moments", "pool_moments", "masked_mean_pool", "second_moment", "top_eigenvectors"]
-OPS += ["mean_pairwise_cosine_backward", "masked_mean_pool_backward"]
-KERNEL_SOURCES = [f"{op}.cpp" for op in OPS]
+OP_SOURCES = sorted(path.name for path in (ROOT / CSRC / "cpu").glob("*.cpp") if path.name != "isa.cpp")
 COMMON_SOURCES = ["cpu/isa.cpp", "bindings/cpu.cpp"]
+# The baseline's objects have each op's entry too, which calls the op of the instruction set in force.
+ISA_MACROS = {"common": [], "baseline": [("CONE_ISA", "baseline"), ("CONE_DEFINES_FORWARDS", "1")]}
 
 
 def cuda_wanted() -> str | None:
     """The nvcc to build `_cuda` with, or None, as CONE_CUDA asks."""
     choice = os.environ.get("CONE_CUDA", "auto")
     if choice not in {"auto", "0", "1"}:
-        sys.exit(f"CONE_CUDA is {choice!r}; it must be auto, 0 or 1")
+        sys.exit(f"CONE_CUDA: got {choice!r}; it must be auto, 0 or 1")
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
     if choice == "1" and nvcc is None:
-        sys.exit("CONE_CUDA=1 asks for the CUDA extension, but no nvcc was found (set CUDA_HOME or PATH)")
+        sys.exit(
+            "CONE_CUDA: got 1, but no nvcc was found; it must be 0 or auto, or CUDA_HOME or PATH must lead to nvcc"
+        )
     return None if choice == "0" else nvcc
 
 
 class BuildExtensions(build_ext):
-    """Compiles each kernel source per instruction set, and the CUDA sources with nvcc."""
+    """Compiles each op's source per instruction set, and the CUDA sources with nvcc."""
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name.endswith("_cuda"):
@@ -59,12 +61,12 @@ class BuildExtensions(build_ext):
         openmp = ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
         if not openmp:
             print("cone_kernels: the compiler has no OpenMP; the CPU kernels will run on one thread")
-        jobs = [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in KERNEL_SOURCES]
+        jobs = [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in OP_SOURCES]
         jobs += [(CSRC / name, "common", []) for name in COMMON_SOURCES]
 
         def build(job: tuple[Path, str, list[str]]) -> list[str]:
             source, isa, flags = job
-            defines = macros + ([("CONE_ISA", isa)] if isa != "common" else [])
+            defines = [*macros, *ISA_MACROS.get(isa, [("CONE_ISA", isa)])]
             return self.compiler.compile(
                 [str(source)],
                 output_dir=str(Path(self.build_temp) / isa),

@@ -1,8 +1,9 @@
 """The one place that chooses which backend runs an op.
 
-A backend is a module of kernels with one function per op, of the op's name, or one such module per op. `auto` takes the
-best available one for the tensor's device; a backend asked for by name, as an argument or through the environment
-variable CONE_KERNELS_BACKEND, runs or raises `BackendUnavailable`, and never falls back.
+A backend is a module whose `__all__` names its kernels, one function an op, of the op's name; or a folder with one such
+module an op. `auto` takes the best available backend that has the op and runs on the tensor's device. A
+backend asked for by name, as an argument or through the environment variable CONE_KERNELS_BACKEND, runs or raises
+`BackendUnavailable`, and never falls back.
 """
 
 from __future__ import annotations
@@ -20,15 +21,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-OPS = (
-    "row_moments",
-    "pool_moments",
-    "masked_mean_pool",
-    "second_moment",
-    "top_eigenvectors",
-    "mean_pairwise_cosine_backward",
-    "masked_mean_pool_backward",
-)
 ENVIRONMENT_VARIABLE = "CONE_KERNELS_BACKEND"
 
 
@@ -56,10 +48,12 @@ class Capability:
     available: bool
     reason: str
     ops: tuple[str, ...] = ()
+    """What it has kernels for; none where it is not available."""
     devices: tuple[str, ...] = ()
+    """Types of the devices that its kernels run on."""
 
 
-# The module that has a backend's function for an op.
+# The module that has a backend's kernel for an op.
 _MODULES = {
     Backend.REFERENCE: "cone_kernels.kernels.reference",
     Backend.CPU: "cone_kernels.kernels.cpu",
@@ -91,13 +85,26 @@ def capabilities() -> dict[Backend, Capability]:
     }
 
 
+def ops_of(backend: Backend) -> tuple[str, ...]:
+    """The ops that `backend`, which must be available, has kernels for; the reference has them all.
+
+    Example:
+        >>> "row_moments" in ops_of(Backend.REFERENCE)
+        True
+    """
+    module = _MODULES[backend]
+    if "{op}" in module:
+        return tuple(op for op in ops_of(Backend.REFERENCE) if importlib.util.find_spec(module.format(op=op)))
+    return tuple(importlib.import_module(module).__all__)
+
+
 def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
     """The backend that runs `op` on tensors of `device`.
 
     Args:
         backend: a backend's name, or "auto": CONE_KERNELS_BACKEND where set, else the best one for the device.
         device: where the op's tensors are.
-        op: one of `OPS`.
+        op: one of the reference's `ops_of`.
 
     Raises:
         ValueError: `backend` or the environment variable names no backend.
@@ -109,13 +116,13 @@ def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
     if backend == "auto":
         name = _preferred(device.type, op)
         if not name:
-            raise BackendUnavailable(f"no backend runs {op} on device {device}: {_reasons()}")
+            raise BackendUnavailable(f"no backend runs {op} on device {device}: {_reasons(op)}")
         return Backend(name)
     try:
         chosen = Backend(backend)
     except ValueError:
-        wanted = ", ".join(["auto", *Backend])
-        raise ValueError(f"{source}: got {backend!r}; it must be one of {wanted}") from None
+        names = ", ".join(["auto", *Backend])
+        raise ValueError(f"{source}: got {backend!r}; it must be one of {names}") from None
     capability = capabilities()[chosen]
     if not capability.available:
         raise BackendUnavailable(f"{source}={chosen} cannot run {op}: {capability.reason}")
@@ -170,11 +177,18 @@ def _preferred(device_type: str, op: str) -> str:
 _preferred._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _reasons() -> str:
-    return "; ".join(
-        f"{capability.backend}: {capability.reason or 'runs on ' + ', '.join(capability.devices)}"
-        for capability in capabilities().values()
-    )
+def _reasons(op: str) -> str:
+    return "; ".join(f"{capability.backend}: {_reason(capability, op)}" for capability in capabilities().values())
+
+
+def _reason(capability: Capability, op: str) -> str:
+    if not capability.available:
+        return capability.reason
+    return f"runs on {', '.join(capability.devices)}" if op in capability.ops else f"has no kernel for {op}"
+
+
+def _capability(backend: Backend, missing: str, devices: tuple[str, ...]) -> Capability:
+    return Capability(backend, not missing, missing, () if missing else ops_of(backend), devices)
 
 
 def _missing_torch() -> str:
@@ -182,34 +196,30 @@ def _missing_torch() -> str:
 
 
 def _reference_capability() -> Capability:
-    missing = _missing_torch()
-    return Capability(Backend.REFERENCE, not missing, missing, OPS, ("cpu", "cuda"))
+    return _capability(Backend.REFERENCE, _missing_torch(), ("cpu", "cuda"))
 
 
 def _cpu_capability() -> Capability:
     missing = _missing_torch()
     if not missing and importlib.util.find_spec("cone_kernels._cpu") is None:
         missing = "the extension cone_kernels._cpu is not built (pip install . builds it)"
-    return Capability(Backend.CPU, not missing, missing, OPS, ("cpu",))
+    return _capability(Backend.CPU, missing, ("cpu",))
 
 
 def _triton_capability() -> Capability:
     missing = _missing_torch()
     if not missing and importlib.util.find_spec("triton") is None:
         missing = "triton is not installed (pip install triton)"
-    if missing:
-        return Capability(Backend.TRITON, False, missing)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return Capability(Backend.TRITON, True, "", OPS, ("cuda", "cpu"))
-    missing = _missing_gpu()
-    return Capability(Backend.TRITON, not missing, missing, OPS, ("cuda",))
+    if not missing and os.environ.get("TRITON_INTERPRET") == "1":
+        return _capability(Backend.TRITON, "", ("cuda", "cpu"))
+    return _capability(Backend.TRITON, missing or _missing_gpu(), ("cuda",))
 
 
 def _cuda_capability() -> Capability:
-    if importlib.util.find_spec("cone_kernels._cuda") is None:
-        return Capability(Backend.CUDA, False, "the extension cone_kernels._cuda is not built (nvcc was not found)")
-    missing = _missing_torch() or _missing_gpu() or _missing_machine_code()
-    return Capability(Backend.CUDA, not missing, missing, OPS, ("cuda",))
+    missing = "the extension cone_kernels._cuda is not built (nvcc was not found)"
+    if importlib.util.find_spec("cone_kernels._cuda") is not None:
+        missing = _missing_torch() or _missing_gpu() or _missing_machine_code()
+    return _capability(Backend.CUDA, missing, ("cuda",))
 
 
 def _missing_machine_code() -> str:
@@ -244,6 +254,6 @@ def _missing_gpu() -> str:
         return "torch finds no GPU that it can use"
     found = torch.cuda.get_device_capability()
     if found < _LEAST_COMPUTE_CAPABILITY:
-        wanted = ".".join(map(str, _LEAST_COMPUTE_CAPABILITY))
-        return f"the GPU has compute capability {found[0]}.{found[1]}; it must have {wanted} or more"
+        least = ".".join(map(str, _LEAST_COMPUTE_CAPABILITY))
+        return f"the GPU has compute capability {found[0]}.{found[1]}; it must have {least} or more"
     return ""

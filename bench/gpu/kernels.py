@@ -77,7 +77,7 @@ def time_case(measurement: Measurement, results: Results) -> None:
     for name in available():
         try:
             found = measurement.error(name)
-            assert found <= measurement.most, f"error {found:.3g}, wants {measurement.most:g} or less"
+            assert found <= measurement.most, f"error: got {found:.3g}; it must be {measurement.most:g} or less"
             errors[name] = found
         except Exception as error:
             results.fail(f"{measurement.case}, {name}", error)

@@ -1,4 +1,4 @@
-"""The C++ kernels: pointers, shapes and strides of CPU tensors handed to cone_kernels._cpu."""
+"""Backend `cpu`: hands addresses, shapes and strides of CPU tensors to the C++ kernels in cone_kernels._cpu."""
 
 from __future__ import annotations
 
@@ -8,17 +8,33 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cpu
-from cone_kernels.kernels.pointers import address, hidden_states_of, of_same_strides, rows_of, sum_addresses
+from cone_kernels.kernels.pointers import (
+    DTYPE_NUMBERS,
+    address,
+    count_sentences,
+    hidden_states_of,
+    of_same_strides,
+    rows_of,
+    start_block,
+    sum_addresses,
+)
 
-# cone::DType in csrc/include/cone/types.h
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+__all__ = [
+    "masked_mean_pool",
+    "masked_mean_pool_backward",
+    "mean_pairwise_cosine_backward",
+    "pool_moments",
+    "row_moments",
+    "second_moment",
+    "top_eigenvectors",
+]
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
     status = torch.zeros(x.shape[:2], dtype=torch.uint8)
     _cpu.row_moments(
-        **rows_of(x, _DTYPES[x.dtype]),
+        **rows_of(x),
         groups_of_rows=address(groups),
         groups=sums["count"].shape[-1],
         sums=sum_addresses(sums),
@@ -40,7 +56,7 @@ def pool_moments(
     pooled = _pooled_like(layers, len(groups))
     status = torch.empty((len(layers), len(groups)), dtype=torch.uint8)
     _cpu.pool_moments(
-        **hidden_states_of(layers, _DTYPES[layers[0].dtype], mask, cu_seqlens, len(groups)),
+        **hidden_states_of(layers, mask, cu_seqlens, len(groups)),
         groups_of_sentences=groups.data_ptr(),
         groups=sums["count"].shape[-1],
         pooled=pooled.data_ptr(),
@@ -54,10 +70,10 @@ def pool_moments(
 def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """The mean over each sentence's tokens (L, B, d), float32, or float64 for float64 layers."""
     layers = of_same_strides(layers)
-    n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
+    n_sentences = count_sentences(mask, cu_seqlens)
     pooled = _pooled_like(layers, n_sentences)
     _cpu.masked_mean_pool(
-        **hidden_states_of(layers, _DTYPES[layers[0].dtype], mask, cu_seqlens, n_sentences),
+        **hidden_states_of(layers, mask, cu_seqlens, n_sentences),
         pooled=pooled.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -69,7 +85,7 @@ def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) ->
     unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
     gradient = torch.empty(x.shape, dtype=x.dtype)
     _cpu.mean_pairwise_cosine_backward(
-        **rows_of(x, _DTYPES[x.dtype]),
+        **rows_of(x),
         unit_sum=unit_sum.data_ptr(),
         scale=scale.data_ptr(),
         grad_rows=gradient.data_ptr(),
@@ -86,8 +102,8 @@ def masked_mean_pool_backward(
     shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
     gradient = torch.empty(shape, dtype=dtype)
     _cpu.masked_mean_pool_backward(
-        **rows_of(grad, _DTYPES[grad.dtype]),
-        result_dtype=_DTYPES[dtype],
+        **rows_of(grad),
+        result_dtype=DTYPE_NUMBERS[dtype],
         n_tokens=n_tokens,
         mask=address(mask),
         cu_seqlens=address(cu_seqlens),
@@ -107,7 +123,7 @@ def second_moment(
 ) -> None:
     """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
     _cpu.second_moment(
-        **rows_of(x, _DTYPES[x.dtype]),
+        **rows_of(x),
         use=address(use),
         weights=address(weights),
         pilot=address(pilot),
@@ -122,8 +138,7 @@ def top_eigenvectors(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
     n_layers, _, d = x.shape
-    block = min(d, max(8, (k + 8) // 8 * 8))  # vectors are multiplied eight at a time
-    start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = start_block(k, d)
     values = torch.empty((n_layers, k), dtype=torch.float64)
     residuals = torch.empty((n_layers, k), dtype=torch.float64)
     vectors = torch.empty((n_layers, k, d), dtype=torch.float64)
@@ -132,14 +147,14 @@ def top_eigenvectors(
     mean = None if covariance else torch.empty((n_layers, d), dtype=torch.float64)
     converged = torch.empty(n_layers, dtype=torch.bool)
     _cpu.top_eigenvectors(
-        **rows_of(x, _DTYPES[x.dtype]),
+        **rows_of(x),
         covariance=covariance,
         center=center,
         k=k,
         tolerance=tolerance,
         max_iterations=max_iterations,
         start=start.data_ptr(),
-        block=block,
+        block=len(start),
         values=values.data_ptr(),
         vectors=vectors.data_ptr(),
         residuals=residuals.data_ptr(),

@@ -1,10 +1,23 @@
-"""What compiled kernels are told of tensors: addresses, shapes, strides in elements."""
+"""What all compiled kernels take of tensors: addresses, shapes, strides in elements, and the dtypes they know."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+# cone::DType in csrc/include/cone/types.h
+DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# What the kernels of the GPU backends read and write; the CPU's take float64 too.
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def require_gpu_dtype(name: str, dtype: torch.dtype, backend: str) -> None:
+    """Raises a TypeError, of the argument `name`, unless kernels of the GPU backend `backend` take `dtype`."""
+    if dtype not in GPU_DTYPES:
+        got, *taken = (str(one).removeprefix("torch.") for one in (dtype, *GPU_DTYPES))
+        raise TypeError(f"{name}: got dtype {got}; it must be one of {', '.join(taken)} for backend {backend}")
 
 
 def address(tensor: Tensor | None) -> int:
@@ -18,16 +31,16 @@ def sum_addresses(sums: dict[str, Tensor]) -> dict[str, int]:
 
 
 def column_stride(x: Tensor) -> int:
-    """The stride of the last dimension; a single column has whatever stride, and 1 keeps it on the fast path."""
+    """The stride of the last dimension; 1 for a single column, whose stride means nothing: kernels are fastest at 1."""
     return 1 if x.shape[-1] == 1 else x.stride(-1)
 
 
-def rows_of(x: Tensor, dtype: int) -> dict[str, object]:
-    """Rows x (L, n, d) as bindings take them; `dtype` is the number of their dtype."""
+def rows_of(x: Tensor) -> dict[str, object]:
+    """Rows x (L, n, d) as bindings take them."""
     base, step = x.data_ptr(), x.stride(0) * x.element_size()
     return {
         "layers": [base + layer * step for layer in range(x.shape[0])],
-        "dtype": dtype,
+        "dtype": DTYPE_NUMBERS[x.dtype],
         "n": x.shape[1],
         "d": x.shape[2],
         "row_stride": x.stride(1),
@@ -36,13 +49,13 @@ def rows_of(x: Tensor, dtype: int) -> dict[str, object]:
 
 
 def hidden_states_of(
-    layers: Sequence[Tensor], dtype: int, mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
+    layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
 ) -> dict[str, object]:
     """Layers (B, T, d) or (N, d), of one set of strides, as bindings take them."""
     first = layers[0]
     return {
         "layers": [layer.data_ptr() for layer in layers],
-        "dtype": dtype,
+        "dtype": DTYPE_NUMBERS[first.dtype],
         "n_sentences": n_sentences,
         "n_tokens": first.shape[-2],
         "d": first.shape[-1],
@@ -53,7 +66,24 @@ def hidden_states_of(
 
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The layers; where their strides differ, contiguous copies, for one call takes one set of strides."""
+    """The layers, or contiguous copies where their strides differ: one call takes one set of strides."""
     if all(layer.stride() == layers[0].stride() for layer in layers):
         return layers
     return [layer.contiguous() for layer in layers]
+
+
+def count_sentences(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:
+    """How many sentences there are, by the mask (B, T) or else by the sentences' first rows (B + 1,)."""
+    if mask is not None:
+        return len(mask)
+    assert cu_seqlens is not None
+    return len(cu_seqlens) - 1
+
+
+def start_block(k: int, d: int) -> Tensor:
+    """(b, d) float64 on the CPU: the vectors that the search for k eigenvectors starts with, the same at every call.
+
+    b is a multiple of 8, as vectors are multiplied eight at a time, and more than k; or d where that is less.
+    """
+    block = min(d, (k + 8) // 8 * 8)
+    return torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))

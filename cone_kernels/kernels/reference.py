@@ -10,11 +10,21 @@ from torch import Tensor
 
 from cone_kernels.sums import ROW_FIELDS
 
+__all__ = [
+    "masked_mean_pool",
+    "masked_mean_pool_backward",
+    "mean_pairwise_cosine_backward",
+    "pool_moments",
+    "row_moments",
+    "second_moment",
+    "top_eigenvectors",
+]
+
 _USED, _ZERO, _NONFINITE, _EMPTY = 0, 1, 2, 4
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
-    """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n). Rows of group -1 are passed over."""
+    """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n). Rows of group -1 are skipped."""
     n_layers, n, _ = x.shape
     if groups is None:
         groups = torch.arange(n, device=x.device) % sums["count"].shape[-1]

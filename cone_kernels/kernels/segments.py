@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Parts of all layers together: some for each multiprocessor of a large GPU. Sums of a part are worth as much memory as
-# a few rows, so that a part should have more rows than that.
+# Parts of all layers together: some for each multiprocessor of a large GPU. The sums of a part take as much memory as a
+# few rows, so a part should have more rows than that.
 _PARTS = 512
 _LEAST_ROWS = 16
 
@@ -40,7 +40,7 @@ class Segments:
     def of(cls, group_of: Tensor | None, items: int, groups: int, layers: int, rows: int) -> Segments:
         """Segments of `items` with `rows` rows in all, for each of `layers`.
 
-        group_of: (items,) int64 in [0, groups), or -1 for an item to pass over; None: item i is in group i mod groups.
+        group_of: (items,) int64 in [0, groups), or -1 for an item to skip; None: item i is in group i mod groups.
         """
         parts = 1
         while parts * 2 * layers <= _PARTS and parts * 2 * _LEAST_ROWS <= rows:

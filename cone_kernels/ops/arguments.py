@@ -1,4 +1,4 @@
-"""Checks of what users pass to ops. Every error names the argument, what it got and what it wants."""
+"""Checks of what users pass to ops. Every error names the argument, what it got and what it must be."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         if not value.dtype.isnative:
-            raise TypeError(f"{name}: got a NumPy array of foreign byte order {value.dtype}; use native byte order")
+            raise TypeError(
+                f"{name}: got a NumPy array of byte order {value.dtype.byteorder}; it must be this machine's"
+            )
         if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
             value = value.copy()
         return torch.from_numpy(value)
@@ -38,15 +40,21 @@ def float_tensor(name: str, value: ArrayLike, min_dims: int, shape: str) -> Tens
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: got layout {tensor.layout}; it must be a dense (strided) tensor")
     if tensor.dtype not in FLOAT_DTYPES:
-        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
-        raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}; it must be one of {wanted}")
+        taken = ", ".join(map(dtype_name, FLOAT_DTYPES))
+        raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be one of {taken}")
     if tensor.dim() < min_dims:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
     if tensor.shape[-1] == 0:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; its last dimension must not be empty")
     if tensor.dtype == torch.float64 and tensor.device.type not in ("cpu", "meta"):
-        raise TypeError(f"{name}: got float64 on device {tensor.device}; float64 is for the CPU only")
+        taken = ", ".join(dtype_name(dtype) for dtype in FLOAT_DTYPES if dtype != torch.float64)
+        raise TypeError(f"{name}: got dtype float64 on device {tensor.device}; it must be one of {taken} there")
     return tensor
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without its module: float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def flatten_batch(x: Tensor, row_dims: int) -> Tensor:
@@ -64,9 +72,9 @@ def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: i
         if layer.dim() != row_dims:
             raise ValueError(f"{name}[{i}]: got shape {tuple(layer.shape)}; each layer must be {shape}")
         for what in ("shape", "dtype", "device"):
-            got, wanted = getattr(layer, what), getattr(layers[0], what)
-            if got != wanted:
-                raise ValueError(f"{name}[{i}]: got {what} {got}; it must be as {name}[0]'s, {wanted}")
+            got, first = getattr(layer, what), getattr(layers[0], what)
+            if got != first:
+                raise ValueError(f"{name}[{i}]: got {what} {got}; it must be {first}, as in {name}[0]")
     if not layers:
         raise ValueError(f"{name}: got an empty sequence; it must have at least one layer")
     return layers
@@ -77,7 +85,7 @@ def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: tor
     mask = as_tensor(name, value)
     if tuple(mask.shape) != (batch, tokens):
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be (B, T) = {(batch, tokens)}")
-    require_device(name, mask, device, "the hidden states are")
+    require_device(name, mask, device, "the hidden states")
     if mask.dtype == torch.bool:
         return mask.contiguous()
     tokens_kept = mask == 1
@@ -85,7 +93,7 @@ def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: tor
         torch.all(tokens_kept | (mask == 0)),
         name,
         lambda: "values other than 0 and 1",
-        "it must say for each token whether it counts",
+        "it must have 1 for each token that counts and 0 for all others",
     )
     return tokens_kept.contiguous()
 
@@ -94,7 +102,7 @@ def sequence_starts(name: str, value: ArrayLike, rows: int) -> Tensor:
     """cu_seqlens (B + 1): starts at 0, ends at the number of rows, never falls; as contiguous int64 on the CPU."""
     starts = as_tensor(name, value)
     if starts.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: got dtype {starts.dtype}; it must be int32 or int64")
+        raise TypeError(f"{name}: got dtype {dtype_name(starts.dtype)}; it must be int32 or int64")
     if starts.dim() != 1 or starts.numel() == 0:
         raise ValueError(f"{name}: got shape {tuple(starts.shape)}; it must be (B + 1,)")
     starts = starts.to(torch.int64).contiguous()
@@ -113,28 +121,28 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
         return None
     tensor = as_tensor(name, ids)
     if tensor.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: got dtype {tensor.dtype}; it must be int64")
+        raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be int32 or int64")
     if tuple(tensor.shape) != (n,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
-    require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "ids are indices in the corpus, so 0 or more")
+    require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "it must be 0 or more in each place")
     return to_device(jackknife_groups(tensor.to(torch.int64)), device)
 
 
-def require(holds: Tensor, name: str, got: Callable[[], str], wanted: str) -> None:
+def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None:
     """Raises a ValueError unless the scalar tensor `holds` is true; a RuntimeError in compiled code and CUDA graphs.
 
     There the check is a node of the graph, so that it costs neither a graph break nor a wait for the device.
     """
     if torch.compiler.is_compiling() or (holds.is_cuda and torch.cuda.is_current_stream_capturing()):
-        torch._assert_async(holds, f"{name}: {wanted}")
+        torch._assert_async(holds, f"{name}: {must}")
     elif not bool(holds):
-        raise ValueError(f"{name}: got {got()}; {wanted}")
+        raise ValueError(f"{name}: got {got()}; {must}")
 
 
-def require_device(name: str, tensor: Tensor, device: torch.device, beside: str = "x is") -> None:
-    """Raises a ValueError unless the tensor is on the device that `beside` says: kernels take addresses on trust."""
+def require_device(name: str, tensor: Tensor, device: torch.device, other: str = "x") -> None:
+    """Raises a ValueError unless the tensor is on `device`, as `other` is: kernels do not check addresses."""
     if tensor.device != device:
-        raise ValueError(f"{name}: got device {tensor.device}; it must be on {device} as {beside}")
+        raise ValueError(f"{name}: got device {tensor.device}; it must be on {device}, as {other}")
 
 
 def read_is_free(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Refusals of gradients that do not exist: said aloud in the backward pass, never a silent zero."""
+"""Refusals of gradients that do not exist: an error in the backward pass, never a silent zero."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _pool_gradient(
 ) -> Tensor:
     """The gradient of hidden states (..., B, T, D) or packed (..., N, D) of `dtype`, for grad (..., B, D).
 
-    n_tokens: T, or N where the sentences are packed.
+    `n_tokens` is T, or N where the sentences are packed.
     """
     op = "masked_mean_pool_backward"
     backends.resolve(backend, grad.device, op)

@@ -47,7 +47,8 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
     compute = _mean_pairwise_cosine if traced(rows) else _cosine_and_sums
     cosine, left_out, _, _ = compute(rows, chosen.value)
     if strict:
-        require(left_out.sum() == 0, "x", lambda: _rows_left_out(left_out), "strict wants none")
+        must = "it must have no row that is zero or not finite where strict=True"
+        require(left_out.sum() == 0, "x", lambda: _rows_left_out(left_out), must)
     return like_input(cosine, x)
 
 

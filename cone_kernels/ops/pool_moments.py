@@ -63,9 +63,9 @@ def pool_moments(
     row_dims, shape = (3, "(..., B, T, D)") if cu_seqlens is None else (2, "(..., N, D)")
     layers = hidden_layers("hidden_states", hidden_states, row_dims, shape)
     if not layers:
-        raise ValueError("hidden_states: got no layer; its leading dimensions must not be empty")
+        raise ValueError("hidden_states: got no layer; it must have at least one layer")
     mask, cu_seqlens = token_selection(layers[0], mask, cu_seqlens)
-    n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
+    n_sentences = layers[0].shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     device = layers[0].device
     groups = groups_of("sentence_ids", sentence_ids, n_sentences, device)
     if groups is None:
@@ -90,15 +90,28 @@ def pool_moments_(
     sums: Sequence[Tensor],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Adds the layers' tokens to `sums`, tensors in the order of `TOKEN_FIELDS`; arguments as checked above.
+    """Adds the tokens of each layer to `sums`.
 
-    Returns pooled (L, B, D) and status (L, B).
+    Args:
+        layers: L tensors (B, T, D) or (N, D), alike in shape, dtype and device.
+        mask: (B, T) contiguous bool, or None where the sentences are packed.
+        cu_seqlens: (B + 1,) contiguous int64, or None where there is a mask.
+        groups: (B,) int64, the jackknife group of each sentence.
+        sums: tensors in the order of `TOKEN_FIELDS`.
+        backend: as in `pool_moments`.
+
+    Returns:
+        The pooled vectors (L, B, D) and the status (L, B) of `PoolMoments`.
+
+    Raises:
+        ValueError: a tensor is not on the device of the layers.
+        BackendUnavailable: the backend asked for cannot run here.
     """
     device = layers[0].device
     given = {"groups": groups, **({} if mask is None else {"mask": mask})}
     given |= {f"sums[{i}]": total for i, total in enumerate(sums)}
     for name, tensor in given.items():
-        require_device(name, tensor, device, "the layers are")
+        require_device(name, tensor, device, "the layers")
     chosen = backends.resolve(backend, device, "pool_moments")
     add = _pool_moments_ if traced(layers[0]) else _add_tokens
     pooled, status = add(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)

@@ -62,10 +62,20 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
 
 
 def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backend: str = "auto") -> Tensor:
-    """Adds the rows of x (L, n, d) to `sums`, tensors in the order of `ROW_FIELDS` or only `COSINE_FIELDS`.
+    """Adds the rows of x to `sums`.
 
-    groups: (n,) int64 in [0, 64), or -1 for a row to pass over; None: row i is in group i mod 64. Returns the status
-    (L, n) uint8: 0 used, 1 zero, 2 not finite.
+    Args:
+        x: (L, n, d) as in `row_moments`.
+        groups: (n,) int64 in [0, 64), or -1 for a row to skip; None: row i is in group i mod 64.
+        sums: tensors in the order of `ROW_FIELDS`, or of `COSINE_FIELDS` where no more is wanted.
+        backend: as in `row_moments`.
+
+    Returns:
+        The status (L, n) uint8 of each row: 0 used, 1 zero, 2 not finite.
+
+    Raises:
+        ValueError: a tensor is not on the device of `x`.
+        BackendUnavailable: the backend asked for cannot run here.
     """
     if groups is not None:
         require_device("groups", groups, x.device)

@@ -11,6 +11,7 @@ from cone_kernels import backends
 from cone_kernels.ops.arguments import (
     ArrayLike,
     as_tensor,
+    dtype_name,
     flatten_batch,
     float_tensor,
     like_input,
@@ -76,12 +77,24 @@ def second_moment_(
     pilot: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
-    """Adds Σ x xᵀ to the upper triangle of `moment` (L, d, d), contiguous float64, for rows x (L, n, d).
+    """Adds Σ x xᵀ of the rows of x to the upper triangle of `moment`.
 
-    use: (L, n) bool, the rows to take. weights: (L, n), each row is multiplied by its weight. pilot: (L, d).
+    Args:
+        moment: (L, d, d) contiguous float64.
+        x: (L, n, d) as in `second_moment`.
+        use: (L, n) bool, the rows to take; None: all.
+        weights: (L, n), each row is multiplied by its weight first; None: 1.
+        pilot: (L, d), any vector near the mean of the rows; None: zero.
+        backend: as in `second_moment`.
+
+    Raises:
+        TypeError: weights or pilot are not floating.
+        ValueError: a shape, dtype or device is not as above.
+        BackendUnavailable: the backend asked for cannot run here.
     """
     if moment.dtype != torch.float64 or not moment.is_contiguous():
-        raise ValueError(f"moment: got {moment.dtype} with strides {moment.stride()}; it must be contiguous float64")
+        got = f"{dtype_name(moment.dtype)} with strides {moment.stride()}"
+        raise ValueError(f"moment: got {got}; it must be contiguous float64")
     if moment.shape != (x.shape[0], x.shape[2], x.shape[2]):
         raise ValueError(f"moment: got shape {tuple(moment.shape)}; for x of {tuple(x.shape)} it must be (L, d, d)")
     require_device("moment", moment, x.device)
@@ -89,7 +102,9 @@ def second_moment_(
     if use is not None:
         require_device("use", use, x.device)
     if use is not None and (use.dtype != torch.bool or use.shape != (layers, n)):
-        raise ValueError(f"use: got {use.dtype} {tuple(use.shape)}; it must be bool ({layers}, {n})")
+        raise ValueError(
+            f"use: got dtype {dtype_name(use.dtype)} of shape {tuple(use.shape)}; it must be bool ({layers}, {n})"
+        )
     scale = None if weights is None else _float64("weights", weights, (layers, n), x.device)
     about = None if pilot is None else _float64("pilot", pilot, (layers, d), x.device)
     chosen = backends.resolve(backend, x.device, "second_moment")
@@ -100,7 +115,7 @@ def second_moment_(
 def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.device) -> Tensor:
     tensor = as_tensor(name, value)
     if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}; it must be floating")
+        raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be floating")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
     require_device(name, tensor, device)

@@ -110,7 +110,7 @@ def _top_eigenvectors(
     )
     if not bool(torch.isfinite(values).all()):
         name = "covariance" if covariance else "x"
-        raise ValueError(f"{name}: has entries that are not finite, or too large for a float64 eigenvalue")
+        raise ValueError(f"{name}: got entries that are not finite or whose squares leave float64; they must not")
     return (
         values.reshape(*batch, k),
         signed_along(vectors, values, mean).reshape(*batch, k, d),

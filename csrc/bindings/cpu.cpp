@@ -1,5 +1,5 @@
 // cone_kernels._cpu: the CPU kernels over raw pointers. Pointers come as integers, tensors' shapes and strides in
-// elements; cone_kernels/kernels/cpp.py is the only caller and has checked them.
+// elements; cone_kernels/kernels/cpu.py is the only caller and has checked them.
 #include "bindings/pointers.h"
 #include "cone/gradients.h"
 #include "cone/second_moment.h"
@@ -130,7 +130,7 @@ std::vector<std::string> supported_isas() {
 void force_isa(const std::string& wanted) {
   for (const auto& [name, isa] : kIsas)
     if (name == wanted && cone::isa_supported(isa)) return cone::force_isa(isa);
-  throw py::value_error("isa: got '" + wanted + "', which is not built in or not known to this processor");
+  throw py::value_error("isa: got '" + wanted + "'; it must be built in and known to this processor");
 }
 
 constexpr bool kThreads =

@@ -1,10 +1,10 @@
 // cone_kernels._cuda: the CUDA kernels over raw pointers, and what the CUDA runtime says of this machine. Imports on a
-// machine without a GPU. cone_kernels/kernels/cuda.py is the only caller and has checked what it passes.
+// machine without a GPU. cone_kernels/kernels/cuda/moments.py is the only caller and has checked what it passes.
 #include <cuda_runtime_api.h>
 
 #include <stdexcept>
 
-#include "bindings/pointers.h"
+#include "bindings/queue.h"
 #include "cuda/moments/gradients.cuh"
 #include "cuda/moments/moments.cuh"
 
@@ -14,19 +14,11 @@ void bind_matrices(py::module_& m);  // csrc/bindings/cuda_matrices.cpp
 
 namespace {
 
-using cone::bindings::Address;
-using cone::bindings::at;
-using cone::bindings::Pointers;
-using cone::bindings::Strides;
-using cone::bindings::Unlocked;
-using cone::cuda::Queue;
+using namespace cone::bindings;
 
-using Place = std::tuple<int, Address>;  // a device and its stream
 using Items = std::tuple<int64_t, int64_t, int, int, Address, Address>;
 using Partials = std::tuple<Address, Address, Address, Address, int>;
 using Lists = std::tuple<Address, Address, Address>;
-
-Queue queue_of(const Place& place) { return {std::get<0>(place), reinterpret_cast<cudaStream_t>(std::get<1>(place))}; }
 
 cone::cuda::Segments segments_of(const Items& items) {
   const auto& [n, groups, group_parts, slices, order, starts] = items;
@@ -50,70 +42,68 @@ cone::RowMomentsArgs row_args(const std::vector<const void*>& layers, int dtype,
           int64_t(layers.size()),
           {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
           nullptr,
-          cone::bindings::moment_sums(sums, groups),
+          moment_sums(sums, groups),
           at<uint8_t>(status),
           0};
 }
 
 int row_moment_slabs(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                      int64_t col_stride, const Pointers& sums, int device) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+  const auto pointers = layer_pointers(layers);
   return cone::cuda::row_moment_slabs(row_args(pointers, dtype, n, d, row_stride, col_stride, sums, 0, 0), device);
 }
 
 int pool_moment_slabs(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                       const Strides& strides, Address mask, Address cu_seqlens, int device) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+  const auto pointers = layer_pointers(layers);
   return cone::cuda::pool_moment_slabs(
-      cone::bindings::hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), device);
+      hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), device);
 }
 
 void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                  int64_t col_stride, const Items& segments, const Pointers& sums, const Partials& partials,
-                 Address status, const Place& place) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+                 Address status, const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
   const int64_t groups = std::get<1>(segments);
   cone::cuda::row_moments({row_args(pointers, dtype, n, d, row_stride, col_stride, sums, groups, status),
                            segments_of(segments), partials_of(partials)},
-                          queue_of(place));
+                          queue_of(queue));
 }
 
 void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                   const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, const Items& segments,
-                  Address pooled, const Pointers& sums, const Partials& partials, Address status, const Place& place) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+                  Address pooled, const Pointers& sums, const Partials& partials, Address status,
+                  const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
   cone::cuda::pool_moments(
-      {{cone::bindings::hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), nullptr,
-        at<void>(pooled), cone::bindings::moment_sums(sums, std::get<1>(segments)),
-        cone::bindings::field<double>(sums, "sentence_sq_sum"),
-        cone::bindings::field<double>(sums, "sentence_size_sq_sum"),
-        cone::bindings::field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), 0},
+      {{hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), nullptr, at<void>(pooled),
+        moment_sums(sums, std::get<1>(segments)), field<double>(sums, "sentence_sq_sum"),
+        field<double>(sums, "sentence_size_sq_sum"), field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), 0},
        lists_of(lists),
        segments_of(segments),
        partials_of(partials)},
-      queue_of(place));
+      queue_of(queue));
 }
 
 void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                       const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, Address pooled,
-                      const Place& place) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+                      const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
   cone::cuda::masked_mean_pool(
-      {cone::bindings::hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens),
-       at<void>(pooled), 0},
-      lists_of(lists), queue_of(place));
+      {hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<void>(pooled), 0},
+      lists_of(lists), queue_of(queue));
 }
 
 void list_tokens(Address mask, int64_t n_sentences, int64_t n_tokens, Address positions, Address sizes,
-                 const Place& place) {
+                 const DeviceAndStream& queue) {
   cone::cuda::list_tokens(at<const uint8_t>(mask), n_sentences, n_tokens, at<int32_t>(positions), at<int32_t>(sizes),
-                          queue_of(place));
+                          queue_of(queue));
 }
 
 void mean_pairwise_cosine_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d,
                                    int64_t row_stride, int64_t col_stride, Address unit_sum, Address scale,
-                                   Address grad_rows, const Place& place) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+                                   Address grad_rows, const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
   cone::cuda::mean_pairwise_cosine_backward({pointers.data(),
                                              int64_t(pointers.size()),
                                              {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
@@ -121,13 +111,13 @@ void mean_pairwise_cosine_backward(const std::vector<Address>& layers, int dtype
                                              at<const double>(scale),
                                              at<void>(grad_rows),
                                              0},
-                                            queue_of(place));
+                                            queue_of(queue));
 }
 
 void masked_mean_pool_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                                int64_t col_stride, int result_dtype, int64_t n_tokens, Address mask, Address cu_seqlens,
-                               Address grad_hidden, const Place& place) {
-  const auto pointers = cone::bindings::layer_pointers(layers);
+                               Address grad_hidden, const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
   cone::cuda::masked_mean_pool_backward({pointers.data(),
                                          int64_t(pointers.size()),
                                          {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
@@ -137,22 +127,22 @@ void masked_mean_pool_backward(const std::vector<Address>& layers, int dtype, in
                                          at<const int64_t>(cu_seqlens),
                                          at<void>(grad_hidden),
                                          0},
-                                        queue_of(place));
+                                        queue_of(queue));
 }
 
 void bind_moments(py::module_& m) {
   m.def("row_moments", &row_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("segments"), py::arg("sums"), py::arg("partials"),
-        py::arg("status"), py::arg("place"), Unlocked());
+        py::arg("status"), py::arg("queue"), Unlocked());
   m.def("pool_moments", &pool_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
         py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("lists"),
         py::arg("segments"), py::arg("pooled"), py::arg("sums"), py::arg("partials"), py::arg("status"),
-        py::arg("place"), Unlocked());
+        py::arg("queue"), Unlocked());
   m.def("masked_mean_pool", &masked_mean_pool, py::kw_only(), py::arg("layers"), py::arg("dtype"),
         py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
-        py::arg("cu_seqlens"), py::arg("lists"), py::arg("pooled"), py::arg("place"), Unlocked());
+        py::arg("cu_seqlens"), py::arg("lists"), py::arg("pooled"), py::arg("queue"), Unlocked());
   m.def("list_tokens", &list_tokens, py::kw_only(), py::arg("mask"), py::arg("n_sentences"), py::arg("n_tokens"),
-        py::arg("positions"), py::arg("sizes"), py::arg("place"), Unlocked());
+        py::arg("positions"), py::arg("sizes"), py::arg("queue"), Unlocked());
   m.def("row_moment_slabs", &row_moment_slabs, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
         py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("sums"), py::arg("device"),
         "Slabs of columns that row_moments takes these rows in.");
@@ -165,10 +155,10 @@ void bind_moments(py::module_& m) {
 void bind_gradients(py::module_& m) {
   m.def("mean_pairwise_cosine_backward", &mean_pairwise_cosine_backward, py::kw_only(), py::arg("layers"),
         py::arg("dtype"), py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("unit_sum"),
-        py::arg("scale"), py::arg("grad_rows"), py::arg("place"), Unlocked());
+        py::arg("scale"), py::arg("grad_rows"), py::arg("queue"), Unlocked());
   m.def("masked_mean_pool_backward", &masked_mean_pool_backward, py::kw_only(), py::arg("layers"), py::arg("dtype"),
         py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("result_dtype"),
-        py::arg("n_tokens"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("grad_hidden"), py::arg("place"),
+        py::arg("n_tokens"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("grad_hidden"), py::arg("queue"),
         Unlocked());
 }
 

@@ -1,5 +1,5 @@
-// Which instruction set the kernels run with. Each kernel source is compiled once per set, into namespace
-// cone::baseline, cone::avx2 or cone::avx512; isa.cpp forwards each kernel to the set in force.
+// Which instruction set the kernels run with. Each op's source (every file of csrc/cpu/ but isa.cpp) is compiled once
+// per set, into namespace cone::baseline, cone::avx2 or cone::avx512, and ends with CONE_FORWARD.
 #pragma once
 
 namespace cone {
@@ -14,3 +14,40 @@ Isa active_isa();
 void force_isa(Isa isa);
 
 }  // namespace cone
+
+#ifdef CONE_HAVE_AVX2
+#define CONE_CASE_AVX2(op) \
+  case Isa::kAvx2:         \
+    return avx2::op(args);
+#else
+#define CONE_CASE_AVX2(op)
+#endif
+#ifdef CONE_HAVE_AVX512
+#define CONE_CASE_AVX512(op) \
+  case Isa::kAvx512:         \
+    return avx512::op(args);
+#else
+#define CONE_CASE_AVX512(op)
+#endif
+
+// CONE_FORWARD(op, Args), in namespace cone: defines cone::op, which calls the op of the instruction set in force. It
+// is empty in all compilations of a source but the baseline's.
+#ifdef CONE_DEFINES_FORWARDS
+#define CONE_FORWARD(op, Args)     \
+  namespace avx2 {                 \
+  void op(const Args& args);       \
+  }                                \
+  namespace avx512 {               \
+  void op(const Args& args);       \
+  }                                \
+  void op(const Args& args) {      \
+    switch (active_isa()) {        \
+      CONE_CASE_AVX2(op)           \
+      CONE_CASE_AVX512(op)         \
+      default:                     \
+        return baseline::op(args); \
+    }                              \
+  }
+#else
+#define CONE_FORWARD(op, Args)
+#endif

@@ -1,4 +1,5 @@
 #include "cone/parallel.h"
+#include "cpu/isa.h"
 #include "cpu/row_pipeline.h"
 #include "cpu/token_order.h"
 
@@ -80,4 +81,7 @@ void masked_mean_pool(const MaskedMeanPoolArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(masked_mean_pool, MaskedMeanPoolArgs)
+
 }  // namespace cone

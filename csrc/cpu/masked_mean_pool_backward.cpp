@@ -1,5 +1,6 @@
 #include "cone/gradients.h"
 #include "cone/parallel.h"
+#include "cpu/isa.h"
 #include "cpu/row_access.h"
 #include "cpu/scratch.h"
 
@@ -70,4 +71,7 @@ void masked_mean_pool_backward(const MaskedMeanPoolBackwardArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(masked_mean_pool_backward, MaskedMeanPoolBackwardArgs)
+
 }  // namespace cone

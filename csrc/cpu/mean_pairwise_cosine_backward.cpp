@@ -1,5 +1,6 @@
 #include "cone/gradients.h"
 #include "cone/parallel.h"
+#include "cpu/isa.h"
 #include "cpu/row_access.h"
 #include "cpu/scratch.h"
 
@@ -89,4 +90,7 @@ void mean_pairwise_cosine_backward(const MeanPairwiseCosineBackwardArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(mean_pairwise_cosine_backward, MeanPairwiseCosineBackwardArgs)
+
 }  // namespace cone

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "cone/parallel.h"
+#include "cpu/isa.h"
 #include "cpu/shared_sums.h"
 #include "cpu/token_order.h"
 
@@ -127,4 +128,7 @@ void pool_moments(const PoolMomentsArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(pool_moments, PoolMomentsArgs)
+
 }  // namespace cone

@@ -21,7 +21,7 @@ void widen_row(const In* row, int64_t col_stride, int64_t columns, C* out) {
   for (; j < columns; ++j) out[j] = C(widen(row[j * col_stride]));
 }
 
-// What a row of this squared norm, taken in double, is left out for.
+// Whether a row is used or left out, and why, by its squared norm in float64.
 inline Status status_of(double norm_sq) {
   return !(norm_sq <= DBL_MAX) ? kNonfinite : (norm_sq < DBL_MIN ? kZero : kUsed);
 }

@@ -1,4 +1,5 @@
 #include "cone/parallel.h"
+#include "cpu/isa.h"
 #include "cpu/shared_sums.h"
 
 namespace cone {
@@ -134,4 +135,7 @@ void row_moments(const RowMomentsArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(row_moments, RowMomentsArgs)
+
 }  // namespace cone

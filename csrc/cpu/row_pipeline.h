@@ -218,9 +218,9 @@ class RowPipeline {
   }
 
   void tally_row(Chunk& chunk, int r, C norm_sq) {
-    // float32: squares neither overflow in a sum of rows nor lose digits to underflow; float64: rows that are kept.
+    // float64: all rows that are kept.
     const bool safe = std::is_same_v<C, double> ? norm_sq >= C(DBL_MIN) && norm_sq <= C(DBL_MAX)
-                                                : norm_sq >= C(1e-24) && norm_sq <= C(1e30);
+                                                : norm_sq >= C(kLeastSafeNormSq) && norm_sq <= C(kMostSafeNormSq);
     if (!safe) {
       slow_rows_.push_back({chunk.sources[r], chunk.ids[r]});
       chunk.rows[r] = no_row_.data();

@@ -1,10 +1,11 @@
-// Second moments: rows less the pilot are packed into column panels, and the upper triangle of their product is
+// Second moments: rows less the pilot are copied into panels of columns, and the upper triangle of their product is
 // computed in register tiles, block of rows by block of rows.
 #include "cone/second_moment.h"
 
 #include <cmath>
 
 #include "cone/parallel.h"
+#include "cpu/isa.h"
 #include "cpu/row_access.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
@@ -13,9 +14,9 @@ namespace cone {
 namespace CONE_ISA {
 namespace {
 
-constexpr int64_t kBlockRows = 512;               // packed together
+constexpr int64_t kBlockRows = 512;               // copied into panels together
 constexpr int64_t kSumRows = 128;                 // summed in the compute type, then added to float64
-constexpr int64_t kWaveBytes = int64_t(8) << 20;  // packed rows of the layers that are worked on together
+constexpr int64_t kWaveBytes = int64_t(8) << 20;  // panels of the layers that are worked on together
 
 // A register tile is kTileRows columns of one panel times the kPanelVectors vectors of another.
 #if defined(__AVX512F__)
@@ -28,17 +29,18 @@ constexpr int kTileRows = 4, kPanelVectors = 2;
 template <class C>
 constexpr int kPanel = kPanelVectors * kLanes<C>;
 template <class C>
-constexpr int kStripPanels = 128 / kPanel<C>;  // a task packs one strip, or multiplies two
+constexpr int kStripPanels = 128 / kPanel<C>;  // a task fills the panels of one strip, or multiplies two
 template <class C>
 constexpr int kStrip = kStripPanels<C> * kPanel<C>;
 
-// One layer's packed block of rows and what the product needs beside it. Columns are padded to whole strips.
+// One layer's block of rows in panels, and what turns their product into the moment. Columns are padded to whole
+// strips.
 template <class C>
 struct Layer {
-  C* packed;                   // (panels, kBlockRows, kPanel)
+  C* panels;                   // (panels, kBlockRows, kPanel)
   double* pilot;               // (columns)
   double* sum;                 // (columns) t = Σ (x − pilot)
-  double* unscale;             // (columns) packed value · unscale = x − pilot
+  double* unscale;             // (columns) panel value · unscale = x − pilot
   const int64_t* row_numbers;  // rows to take; null: all
   int64_t n_rows;
 };
@@ -49,17 +51,17 @@ bool needs_scale(double largest) {
   return std::is_same_v<C, float> && largest > 0 && largest < HUGE_VAL && !(largest > 0x1p-40 && largest < 0x1p40);
 }
 
-// Packs rows [first, first + rows) of one strip, and adds them to `sum`: as they are before they are rounded, for that
-// error is much the same for all rows, and `sum` is multiplied by the pilot.
+// Copies rows [first, first + rows) of one strip into its panels, and adds them to `sum`: as they are before they are
+// rounded, for that error is much the same for all rows, and `sum` is multiplied by the pilot.
 template <class C, class In>
-void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, int64_t strip, int64_t first,
-                int64_t rows) {
+void fill_panels(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, int64_t strip, int64_t first,
+                 int64_t rows) {
   constexpr int kWidth = kStrip<C>;
   const RowView& view = args.rows;
   const int64_t j0 = strip * kWidth, columns = view.d - j0 < kWidth ? view.d - j0 : kWidth;
   const In* data = static_cast<const In*>(args.layers[l]) + j0 * view.col_stride;
   const double* pilot = layer.pilot + j0;
-  C* packed = layer.packed + j0 * kBlockRows;
+  C* panels = layer.panels + j0 * kBlockRows;
   C raw[kWidth] = {};
   double scale[kWidth], sum[kWidth], largest[kWidth];
   for (int j = 0; j < kWidth; ++j) scale[j] = 1;
@@ -71,7 +73,7 @@ void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, 
       const double weight = args.weights ? args.weights[l * view.n + i] : 1;
       widen_row<C>(data + i * view.row_stride, view.col_stride, columns, raw);
       for (int panel = 0; panel < kStripPanels<C>; ++panel) {
-        C* out = packed + (panel * kBlockRows + k) * kPanel<C>;
+        C* out = panels + (panel * kBlockRows + k) * kPanel<C>;
         for (int c = 0; c < kPanel<C>; ++c) {
           const int j = panel * kPanel<C> + c;
           const double x = double(raw[j]) * weight - pilot[j];
@@ -95,7 +97,7 @@ void pack_strip(const SecondMomentArgs& args, const Layer<C>& layer, int64_t l, 
   }
 }
 
-// tile (kTileRows, kPanel) = aᵀ b over `rows` packed rows.
+// tile (kTileRows, kPanel) = aᵀ b over `rows` rows of two panels.
 template <class C>
 void multiply_panels(const C* a, const C* b, int64_t rows, C* tile) {
   Vec<C> acc[kTileRows][kPanelVectors] = {};
@@ -118,8 +120,8 @@ void multiply_strips(const Layer<C>& layer, int64_t s, int64_t t, int64_t rows, 
   for (int64_t j0 = t * kWidth; j0 < (t + 1) * kWidth && j0 < d; j0 += kPanel<C>) {
     const int64_t j_end = j0 + kPanel<C> < d ? j0 + kPanel<C> : d;
     for (int64_t i0 = s * kWidth; i0 < (s + 1) * kWidth && i0 < j_end; i0 += kTileRows) {
-      const C* left = layer.packed + i0 / kPanel<C> * kPanel<C> * kBlockRows + i0 % kPanel<C>;
-      const C* right = layer.packed + j0 * kBlockRows;
+      const C* left = layer.panels + i0 / kPanel<C> * kPanel<C> * kBlockRows + i0 % kPanel<C>;
+      const C* right = layer.panels + j0 * kBlockRows;
       double sums[kTileRows * kPanel<C>] = {};
       for (int64_t k = 0; k < rows; k += kSumRows) {
         C tile[kTileRows * kPanel<C>];
@@ -150,11 +152,11 @@ void second_moment_of(const SecondMomentArgs& args) {
   const int64_t n = args.rows.n, d = args.rows.d;
   const int64_t strips = (d + kStrip<C> - 1) / kStrip<C>, columns = strips * kStrip<C>;
   const int64_t pairs = strips * (strips + 1) / 2;
-  const int64_t block_rows = n < kBlockRows ? n : kBlockRows, packed_size = columns * kBlockRows;
+  const int64_t block_rows = n < kBlockRows ? n : kBlockRows, panels_size = columns * kBlockRows;
   int64_t wave = kWaveBytes / (columns * block_rows * int64_t(sizeof(C)));
   wave = wave < 1 ? 1 : wave > args.n_layers ? args.n_layers : wave;
 
-  const Scratch<C> packed(wave * packed_size);
+  const Scratch<C> panels(wave * panels_size);
   const Scratch<double> vectors(wave * 3 * columns);
   const Scratch<int64_t> row_numbers(args.use ? wave * n : 0);
   const Scratch<Layer<C>> layers(wave);
@@ -165,7 +167,7 @@ void second_moment_of(const SecondMomentArgs& args) {
     for (int64_t w = 0; w < count; ++w) {
       Layer<C>& layer = layers[w];
       double* pilot = vectors.get() + w * 3 * columns;
-      layer = {packed.get() + w * packed_size, pilot, pilot + columns, pilot + 2 * columns, nullptr, n};
+      layer = {panels.get() + w * panels_size, pilot, pilot + columns, pilot + 2 * columns, nullptr, n};
       for (int64_t j = 0; j < columns; ++j) {
         pilot[j] = args.pilot && j < d ? args.pilot[(l0 + w) * d + j] : 0;
         layer.sum[j] = 0;
@@ -186,7 +188,7 @@ void second_moment_of(const SecondMomentArgs& args) {
       };
       parallel_for(count * strips, args.threads, [&](int64_t task) {
         const int64_t w = task / strips;
-        if (rows_of(w) > 0) pack_strip<C, In>(args, layers[w], l0 + w, task % strips, first, rows_of(w));
+        if (rows_of(w) > 0) fill_panels<C, In>(args, layers[w], l0 + w, task % strips, first, rows_of(w));
       });
       parallel_for(count * pairs, args.threads, [&](int64_t task) {
         const int64_t w = task / pairs;
@@ -210,4 +212,7 @@ void second_moment(const SecondMomentArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(second_moment, SecondMomentArgs)
+
 }  // namespace cone

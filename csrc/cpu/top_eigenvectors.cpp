@@ -7,6 +7,7 @@
 
 #include "cone/parallel.h"
 #include "cpu/covariance_product.h"
+#include "cpu/isa.h"
 #include "cpu/row_basis.h"
 #include "cpu/symmetric_eigen.h"
 
@@ -46,7 +47,7 @@ class RitzIteration {
     for (int64_t c = 0; c < block_; ++c)
       std::memcpy(basis_.get() + c * pitch_, start + c * d_, size_t(d_) * sizeof(double));
     int64_t fresh = orthonormalize(basis_.get(), 0, block_, pitch_);
-    if (fresh < block_) throw std::invalid_argument("start: its rows are linearly dependent");
+    if (fresh < block_) throw std::invalid_argument("start: got linearly dependent rows; they must be independent");
     while (true) {
       multiply(fresh);
       ++iterations_;
@@ -212,4 +213,7 @@ void top_eigenvectors(const TopEigenvectorsArgs& args) {
 }
 
 }  // namespace CONE_ISA
+
+CONE_FORWARD(top_eigenvectors, TopEigenvectorsArgs)
+
 }  // namespace cone

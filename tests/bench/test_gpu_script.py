@@ -339,4 +339,4 @@ def test_a_wrong_result_is_not_timed(tmp_path: Path, small: None, monkeypatch: p
     assert gpu_kernels.main(str(tmp_path / "measured.json"), str(tmp_path / "table.md")) == 1
     found = json.loads((tmp_path / "measured.json").read_text())
     assert found["cases"] == []
-    assert "wants 1e-06 or less" in found["failed"][0]
+    assert "it must be 1e-06 or less" in found["failed"][0]

@@ -128,10 +128,14 @@ def test_inductor_keeps_the_gradients() -> None:
 @pytest.mark.parametrize(
     ("function", "arguments", "words"),
     [
-        (masked_mean_pool, (hidden(), MASK * 2), "mask: it must say for each token"),
+        (masked_mean_pool, (hidden(), MASK * 2), "mask: it must have 1 for each token"),
         (lambda x, starts: masked_mean_pool(x, cu_seqlens=starts), (rows(), STARTS + 1), "cu_seqlens: it must rise"),
-        (lambda x: mean_pairwise_cosine(x, strict=True), (rows() * 0,), "x: strict wants none"),
-        (lambda x, ids: row_moments(x, sentence_ids=ids), (rows(), -torch.arange(7)), "sentence_ids: ids are indices"),
+        (lambda x: mean_pairwise_cosine(x, strict=True), (rows() * 0,), "x: it must have no row that is zero"),
+        (
+            lambda x, ids: row_moments(x, sentence_ids=ids),
+            (rows(), -torch.arange(7)),
+            "sentence_ids: it must be 0 or more",
+        ),
     ],
 )
 def test_values_are_checked_in_compiled_code_too(

@@ -269,5 +269,5 @@ def test_the_state_form_checks_devices() -> None:
         "mask": (mask.to("meta"), groups, sums),
         r"sums\[0\]": (mask, groups, [sums[0].to("meta"), *sums[1:]]),
     }.items():
-        with pytest.raises(ValueError, match=f"{name}: got device meta; it must be on cpu as the layers are"):
+        with pytest.raises(ValueError, match=f"{name}: got device meta; it must be on cpu, as the layers"):
             pool_moments_(layers, given[0], None, *given[1:])

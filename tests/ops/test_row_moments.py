@@ -184,10 +184,10 @@ def test_errors_name_the_argument(arguments: dict[str, object], error: type[Exce
 
 def test_the_state_form_checks_devices() -> None:
     x, sums = torch.ones(1, 3, 2), list(zero_sums(ROW_FIELDS, 1, 2).values())
-    with pytest.raises(ValueError, match="groups: got device meta; it must be on cpu as x is"):
+    with pytest.raises(ValueError, match="groups: got device meta; it must be on cpu, as x"):
         row_moments_(x, torch.zeros(3, dtype=torch.int64, device="meta"), sums)
     sums[4] = sums[4].to("meta")
-    with pytest.raises(ValueError, match=r"sums\[4\]: got device meta; it must be on cpu as x is"):
+    with pytest.raises(ValueError, match=r"sums\[4\]: got device meta; it must be on cpu, as x"):
         row_moments_(x, None, sums)
 
 

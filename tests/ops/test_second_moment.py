@@ -260,9 +260,9 @@ def test_the_state_form_checks_its_moment() -> None:
     with pytest.raises(ValueError, match=r"moment: got torch\.float32"):
         second_moment_(torch.zeros(1, 2, 2), x)
     moment = torch.zeros(1, 2, 2).double()
-    with pytest.raises(ValueError, match="moment: got device meta; it must be on cpu as x is"):
+    with pytest.raises(ValueError, match="moment: got device meta; it must be on cpu, as x"):
         second_moment_(moment.to("meta"), x)
-    with pytest.raises(ValueError, match="use: got device meta; it must be on cpu as x is"):
+    with pytest.raises(ValueError, match="use: got device meta; it must be on cpu, as x"):
         second_moment_(moment, x, use=torch.ones(1, 3, dtype=torch.bool, device="meta"))
     with pytest.raises(ValueError, match="must be contiguous"):
         second_moment_(torch.zeros(1, 2, 4).double()[..., ::2], x)

@@ -27,7 +27,8 @@ def simt_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setitem(sys.modules, "cone_kernels._cuda", module)
     for adapter in ("moments", "matrices"):
         monkeypatch.setattr(importlib.import_module(f"cone_kernels.kernels.cuda.{adapter}"), "_cuda", module)
-    capability = backends.Capability(backends.Backend.CUDA, True, "", backends.OPS, ("cpu",))
+    cuda = backends.Backend.CUDA
+    capability = backends.Capability(cuda, True, "", backends.ops_of(cuda), ("cpu",))
     monkeypatch.setattr(backends, "_cuda_capability", lambda: capability)
     backends.capabilities.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""The CUDA kernels: adapters that hand a GPU's tensors to `_cuda` by address."""
+"""Backend `cuda`: hands addresses, shapes and strides of GPU tensors to the CUDA kernels in cone_kernels._cuda."""
 
 from cone_kernels.kernels.cuda.matrices import second_moment, top_eigenvectors
 from cone_kernels.kernels.cuda.moments import (

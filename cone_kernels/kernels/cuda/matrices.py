@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cuda
-from cone_kernels.kernels.cuda.place import device_number, dtype_number, place_of
-from cone_kernels.kernels.pointers import address, column_stride
+from cone_kernels.kernels.cuda.queue import device_number, queue_of
+from cone_kernels.kernels.pointers import DTYPE_NUMBERS, address, column_stride, require_gpu_dtype, start_block
 
-# Steps between two looks at which layers are done.
+# Steps of the iteration that are launched before the host looks which layers are done.
 _ROUND_STEPS = 16
 
 
@@ -35,7 +35,7 @@ def second_moment(
         moment=moment.data_ptr(),
         workspace=workspace.data_ptr(),
         most_shared=_most_shared(device_number(x)),
-        place=place_of(x),
+        queue=queue_of(x),
     )
 
 
@@ -44,9 +44,8 @@ def top_eigenvectors(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
     n_layers, _, d = x.shape
-    rows, place = _rows(x), place_of(x)
-    block = min(d, max(8, (k + 8) // 8 * 8))  # vectors are multiplied eight at a time
-    start = _start(block, d, x.device)
+    rows, queue = _rows(x), queue_of(x)
+    start = _start(k, d, x.device)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty((n_layers, *shape), dtype=dtype, device=x.device)
@@ -72,27 +71,27 @@ def top_eigenvectors(
         tolerance=tolerance,
         max_iterations=max_iterations,
         start=start.data_ptr(),
-        block=block,
+        block=len(start),
         results={name: address(result) for name, result in results.items()},
         most_shared=_most_shared(device_number(x)),
     )
     workspace = torch.empty(solver.workspace(), dtype=torch.float64, device=x.device)
-    solver.begin(workspace=workspace.data_ptr(), place=place)
-    # A graph that is being captured cannot look at the flags: it holds all the steps, those of layers done do nothing.
+    solver.begin(workspace=workspace.data_ptr(), queue=queue)
+    # While a graph is being captured the host cannot read the flags, so the graph holds all the steps. Those of layers
+    # that are done do nothing.
     round_steps = max_iterations if _is_captured(x) else _ROUND_STEPS
     for step in range(0, max_iterations, round_steps):
-        solver.steps(min(round_steps, max_iterations - step), place=place)
+        solver.steps(min(round_steps, max_iterations - step), queue=queue)
         if step + round_steps >= max_iterations or bool(done.all()):
             break
     return values, vectors, residuals, iterations, next_value, converged, mean
 
 
 @functools.cache
-def _start(block: int, d: int, device: torch.device) -> Tensor:
-    # Kept, because nothing can be copied from the host while a graph is being captured; for good, because graphs that
-    # were captured read it.
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn((block, d), dtype=torch.float64, generator=generator).to(device)
+def _start(k: int, d: int, device: torch.device) -> Tensor:
+    # Cached, because nothing can be copied from the host while a graph is being captured; never dropped, because
+    # captured graphs go on reading it.
+    return start_block(k, d).to(device)
 
 
 def _is_captured(x: Tensor) -> bool:
@@ -100,8 +99,9 @@ def _is_captured(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> dict[str, object]:
+    require_gpu_dtype("x", x.dtype, "cuda")
     strides = (x.stride(0), x.stride(1), column_stride(x))
-    return {"data": x.data_ptr(), "dtype": dtype_number("x", x.dtype), "shape": tuple(x.shape), "strides": strides}
+    return {"data": x.data_ptr(), "dtype": DTYPE_NUMBERS[x.dtype], "shape": tuple(x.shape), "strides": strides}
 
 
 @functools.cache

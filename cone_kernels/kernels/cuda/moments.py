@@ -1,7 +1,7 @@
-"""The CUDA kernels: pointers, shapes and strides of GPU tensors handed to cone_kernels._cuda, on the current stream.
+"""The CUDA kernels of sums, means and their gradients: tensors' addresses handed to cone_kernels._cuda.
 
-Memory for partial sums is torch's, so that launches can be captured in a CUDA graph. Nothing waits for the GPU but
-top_eigenvectors, which looks now and then whether it is done, and at times the copy of `cu_seqlens` from the CPU.
+Kernels run on the current stream. Memory for partial sums is torch's, so that launches can be captured in a CUDA graph.
+Nothing waits for the GPU, but at times the copy of `cu_seqlens` from the CPU.
 """
 
 from __future__ import annotations
@@ -13,17 +13,26 @@ from torch import Tensor
 
 from cone_kernels import _cuda
 from cone_kernels.devices import to_device
-from cone_kernels.kernels.cuda.place import device_number, dtype_number, place_of
-from cone_kernels.kernels.pointers import address, hidden_states_of, of_same_strides, rows_of, sum_addresses
+from cone_kernels.kernels.cuda.queue import device_number, queue_of
+from cone_kernels.kernels.pointers import (
+    DTYPE_NUMBERS,
+    address,
+    count_sentences,
+    hidden_states_of,
+    of_same_strides,
+    require_gpu_dtype,
+    rows_of,
+    sum_addresses,
+)
 from cone_kernels.kernels.segments import Segments
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
+    require_gpu_dtype("x", x.dtype, "cuda")
     n_layers, n, d = x.shape
-    n_groups = sums["count"].shape[-1]
-    rows = rows_of(x, dtype_number("x", x.dtype))
-    segments = Segments.of(groups, n, n_groups, n_layers, n)
+    rows = rows_of(x)
+    segments = Segments.of(groups, n, sums["count"].shape[-1], n_layers, n)
     slabs = _cuda.row_moment_slabs(**rows, sums=sum_addresses(sums), device=device_number(x))
     partials = _partials(x, segments, (n_layers, n, d), slabs, columns="sum" in sums)
     status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
@@ -33,7 +42,7 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         sums=sum_addresses(sums),
         partials=(*map(address, partials), slabs),
         status=status.data_ptr(),
-        place=place_of(x),
+        queue=queue_of(x),
     )
     return status
 
@@ -46,11 +55,12 @@ def pool_moments(
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
-    layers, cu_seqlens = of_same_strides(layers), _beside(layers[0], cu_seqlens)
+    require_gpu_dtype("hidden_states", layers[0].dtype, "cuda")
+    layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
     first, n_sentences = layers[0], len(groups)
     d = first.shape[-1]
     rows = first.shape[-2] if mask is None else mask.numel()
-    hidden = hidden_states_of(layers, dtype_number("hidden_states", first.dtype), mask, cu_seqlens, n_sentences)
+    hidden = hidden_states_of(layers, mask, cu_seqlens, n_sentences)
     segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows)
     slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
     partials = _partials(first, segments, (len(layers), rows, d), slabs, columns=True)
@@ -65,38 +75,40 @@ def pool_moments(
         sums=sum_addresses(sums),
         partials=(*map(address, partials), slabs),
         status=status.data_ptr(),
-        place=place_of(first),
+        queue=queue_of(first),
     )
     return pooled, status
 
 
 def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """The mean over each sentence's tokens (L, B, d), float32."""
-    layers, cu_seqlens = of_same_strides(layers), _beside(layers[0], cu_seqlens)
+    require_gpu_dtype("hidden_states", layers[0].dtype, "cuda")
+    layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
     first = layers[0]
-    n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
-    hidden = hidden_states_of(layers, dtype_number("hidden_states", first.dtype), mask, cu_seqlens, n_sentences)
+    n_sentences = count_sentences(mask, cu_seqlens)
+    hidden = hidden_states_of(layers, mask, cu_seqlens, n_sentences)
     lists = _token_lists(mask)
     pooled = torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=torch.float32, device=first.device)
     _cuda.masked_mean_pool(
         **hidden,
         lists=(*map(address, lists), address(cu_seqlens)),
         pooled=pooled.data_ptr(),
-        place=place_of(first),
+        queue=queue_of(first),
     )
     return pooled
 
 
 def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:
     """scale · (s − (s·u)u)/‖x‖ for the rows of x (L, n, d), of its dtype; unit_sum s (L, d) and scale (L,) float64."""
+    require_gpu_dtype("x", x.dtype, "cuda")
     unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
     gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _cuda.mean_pairwise_cosine_backward(
-        **rows_of(x, dtype_number("x", x.dtype)),
+        **rows_of(x),
         unit_sum=unit_sum.data_ptr(),
         scale=scale.data_ptr(),
         grad_rows=gradient.data_ptr(),
-        place=place_of(x),
+        queue=queue_of(x),
     )
     return gradient
 
@@ -105,18 +117,20 @@ def masked_mean_pool_backward(
     grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype
 ) -> Tensor:
     """grad (L, B, d) shared out among each sentence's tokens: (L, B, T, d), or packed (L, N, d), of `dtype`."""
+    require_gpu_dtype("dtype", dtype, "cuda")
+    require_gpu_dtype("grad", grad.dtype, "cuda")
     layers, n_sentences, d = grad.shape
-    cu_seqlens = _beside(grad, cu_seqlens)
+    cu_seqlens = _on_device_of(grad, cu_seqlens)
     shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
     gradient = torch.empty(shape, dtype=dtype, device=grad.device)
     _cuda.masked_mean_pool_backward(
-        **rows_of(grad, dtype_number("grad", grad.dtype)),
-        result_dtype=dtype_number("dtype", dtype),
+        **rows_of(grad),
+        result_dtype=DTYPE_NUMBERS[dtype],
         n_tokens=n_tokens,
         mask=address(mask),
         cu_seqlens=address(cu_seqlens),
         grad_hidden=gradient.data_ptr(),
-        place=place_of(grad),
+        queue=queue_of(grad),
     )
     return gradient
 
@@ -124,7 +138,7 @@ def masked_mean_pool_backward(
 def _partials(
     like: Tensor, segments: Segments, shape: tuple[int, int, int], slabs: int, *, columns: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """MomentPartials of csrc/cuda/moments.cuh: memory for the sums of the parts of rows of `shape` (L, n, d)."""
+    """Memory for the sums that the parts of rows of `shape` (L, n, d) leave: MomentPartials of the CUDA sources."""
     n_layers, n, d = shape
     by_slice = (n_layers, segments.groups, segments.slices)
 
@@ -140,7 +154,7 @@ def _partials(
 
 
 def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Positions (B, T) and numbers (B,) of the tokens that the mask keeps."""
+    """For each sentence the positions (B, T) of the tokens that the mask keeps, and how many they are (B,)."""
     if mask is None:
         return None, None
     positions = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
@@ -151,7 +165,7 @@ def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         n_tokens=mask.shape[1],
         positions=positions.data_ptr(),
         sizes=sizes.data_ptr(),
-        place=place_of(mask),
+        queue=queue_of(mask),
     )
     return positions, sizes
 
@@ -161,6 +175,6 @@ def _segments(segments: Segments) -> tuple[int, ...]:
     return segments.items, segments.groups, segments.group_parts, segments.slices, order, starts
 
 
-def _beside(hidden: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
-    """The sentences' starts, which may come on the CPU, on the device."""
-    return None if cu_seqlens is None else to_device(cu_seqlens, hidden.device)
+def _on_device_of(x: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The sentences' first rows, which may be on the CPU, on the device of x."""
+    return None if cu_seqlens is None else to_device(cu_seqlens, x.device)

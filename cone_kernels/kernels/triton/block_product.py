@@ -24,7 +24,7 @@ def diagonal_scales(x, scale, d, stride_l, stride_n, stride_d, WIDTH: tl.constex
 
 @triton.jit
 def newest_vectors(state, PART: tl.constexpr):
-    """Rows of the basis to multiply, `PART` of them; which of them there are; whether the layer is finished."""
+    """Numbers of `PART` rows of the basis to multiply, which of them exist, and whether the layer is finished."""
     size, fresh, finished = tl.load(state), tl.load(state + 1), tl.load(state + 3)
     place = tl.program_id(2) * PART + tl.arange(0, PART)
     return size + place, place < fresh, finished != 0
@@ -84,15 +84,15 @@ def multiply_data(
     for first_row in range(begin, tl.minimum(begin + part_rows, n), ROWS):
         row = first_row + tl.arange(0, ROWS)
         along = tl.zeros([ROWS, PART], tl.float64)
-        # The next columns come while these are multiplied. Triton 3.6 also needs the loop between a 16-bit load and
-        # its product in float64: it would choose a layout of the operand that it cannot lower.
+        # The next columns are loaded while these are multiplied. Besides, Triton 3.6 cannot compile a float64 product
+        # of 16-bit loads from the same turn of a loop.
         data = centred(x, mean, row, tl.arange(0, WIDTH), n, d, stride_n, stride_d, CENTER)
         for first in range(0, columns, WIDTH):
             j = first + tl.arange(0, WIDTH)
             vectors = tl.load(basis + rows_of_layer[:, None] + j[None, :], mask=there[:, None], other=0.0)
             along = tl.dot(data, tl.trans(vectors), along, out_dtype=tl.float64)
             data = centred(x, mean, row, j + WIDTH, n, d, stride_n, stride_d, CENTER)
-        # the rows once more, from the cache
+        # the same rows again, now from the cache
         data = centred(x, mean, row, tl.arange(0, WIDTH), n, d, stride_n, stride_d, CENTER)
         for first in range(0, columns, WIDTH):
             j = first + tl.arange(0, WIDTH)
@@ -101,14 +101,14 @@ def multiply_data(
             total = tl.load(place, mask=(j < there_before)[None, :], other=0.0)
             tl.store(place, tl.dot(tl.trans(along), data, total, out_dtype=tl.float64))
             data = centred(x, mean, row, j + WIDTH, n, d, stride_n, stride_d, CENTER)
-        tl.debug_barrier()  # the next rows add to what other threads have stored
+        tl.debug_barrier()  # the next rows are added to what other threads store here
 
 
-@triton.jit(do_not_specialize=["divisor"])  # a 1 would be a constant of Python, not a tensor
+@triton.jit(do_not_specialize=["divisor"])  # Triton would make a Python constant of 1, which has no `.to`
 def add_parts(
     partial, image, state, parts, columns, divisor, SIZE: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """image = Σ of the parts in their order / divisor."""
+    """image = the sum of the parts, in their order, over `divisor`."""
     layer = tl.program_id(0).to(tl.int64)
     vector, there, finished = newest_vectors(state + layer * 4, PART)
     if finished:

@@ -20,7 +20,7 @@ _EXPONENT = tl.constexpr(13)
 
 
 @dataclass(frozen=True)
-class PackedRows:
+class Float16Planes:
     """(x · weight − pilot) · scale = high + low, for layers and rows padded to multiples of `PAD`."""
 
     high: Tensor
@@ -38,8 +38,8 @@ def padded(size: int) -> int:
     return (size + PAD - 1) // PAD * PAD
 
 
-def pack(x: Tensor, use: Tensor | None, weights: Tensor | None, pilot: Tensor | None) -> PackedRows:
-    """Packs rows x (L, n, d) of any strides; use (L, n) bool, weights (L, n), pilot (L, d) float64."""
+def planes_of(x: Tensor, use: Tensor | None, weights: Tensor | None, pilot: Tensor | None) -> Float16Planes:
+    """The planes of rows x (L, n, d) of any strides; use (L, n) bool, weights (L, n), pilot (L, d) float64."""
     n_layers, n, d = x.shape
     rows, columns, parts = padded(n), padded(d), triton.cdiv(padded(n), _PART_ROWS)
 
@@ -69,8 +69,8 @@ def pack(x: Tensor, use: Tensor | None, weights: Tensor | None, pilot: Tensor | 
         "COLUMNS": _COLUMNS,
     }
     launch(column_maxima, grid, *selection, maxima, parts, **given)
-    launch(pack_columns, grid, *selection, maxima, high, low, scale, sums, rows, parts, **given)
-    return PackedRows(high, low, scale, sums)
+    launch(write_planes, grid, *selection, maxima, high, low, scale, sums, rows, parts, **given)
+    return Float16Planes(high, low, scale, sums)
 
 
 @triton.jit
@@ -118,13 +118,13 @@ def column_maxima(
 
 
 @triton.jit
-def pack_columns(
+def write_planes(
     x, use, weights, pilot, n, d, stride_l, stride_n, stride_d, stride_use, stride_weights,
     maxima, high, low, scale, sums, rows, parts,
     USE: tl.constexpr, WEIGHTS: tl.constexpr, PILOT: tl.constexpr,
     PART_ROWS: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One part of the rows to the planes, and its column sums."""
+    """Writes one part of the rows to the planes, and its column sums."""
     part, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     columns = tl.num_programs(0) * COLUMNS

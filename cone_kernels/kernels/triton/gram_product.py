@@ -10,19 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cone_kernels.kernels.triton.float16_planes import PackedRows
+from cone_kernels.kernels.triton.float16_planes import Float16Planes
 from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.powers_of_two import scale_towards
 
-# Rows that the tensor cores sum in one accumulator: they truncate, so that long chains are biased. Of compute
-# capability 8.x, which cut off more, half of it.
+# Rows that the tensor cores sum in one accumulator. They truncate, so that long sums are biased; those of compute
+# capability 8.x truncate more, and sum half as many rows.
 _MOST_STEP = 64
 _LEAST_SPLIT, _MOST_SPLIT, _PROGRAMS = 512, 8192, 512
 _PARTIAL_BYTES = 64 << 20
 _STRIP = 32  # rows of a tile that one program adds to the moment
-# The interpreter multiplies the bits of bfloat16 as if they were integers; widened, their products are the same.
+# Triton's interpreter multiplies the bits of bfloat16 as if they were integers; as float32 they have the same products.
 _WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
-# A column whose Σ x² is in this range met neither the end of float32 nor products too small for it.
+# Where a column's Σ x² is in this range, its float32 products neither overflowed nor underflowed.
 _SAFE_LEAST, _SAFE_MOST = tl.constexpr(2.0**-60), tl.constexpr(2.0**90)
 
 
@@ -84,27 +84,27 @@ def add_raw_products(moment: Tensor, x: Tensor, use: Tensor | None) -> None:
         )
 
 
-def add_packed_products(
-    moment: Tensor, packed: PackedRows, n_used: Tensor | None, n: int, pilot: Tensor | None
+def add_plane_products(
+    moment: Tensor, planes: Float16Planes, n_used: Tensor | None, n: int, pilot: Tensor | None
 ) -> None:
-    """Adds Σ (x − pilot)(x − pilot)ᵀ of packed rows to the upper triangle of `moment` (L, d, d).
+    """Adds Σ (x − pilot)(x − pilot)ᵀ of rows given as planes to the upper triangle of `moment` (L, d, d).
 
     With `pilot` (L, d) it is corrected to Σ x xᵀ; n_used (L,) int64 is then how many of the n rows are used, None: all.
     """
-    n_layers, rows, columns = packed.high.shape
+    n_layers, rows, columns = planes.high.shape
     plan = TilePlan.of(rows, columns, n_layers, low=True)
     for first in range(0, n_layers, plan.layers_at_once):
         layers = slice(first, first + plan.layers_at_once)
-        high, sums, target = packed.high[layers], packed.sums[layers], moment[layers]
+        high, sums, target = planes.high[layers], planes.sums[layers], moment[layers]
         shape = (rows, columns, *high.stride(), 0)
-        partial = _multiply(plan, high, packed.low[layers], high, shape, LOW=True, USE=False)
+        partial = _multiply(plan, high, planes.low[layers], high, shape, LOW=True, USE=False)
         launch(
-            add_packed_tiles,
+            add_plane_tiles,
             (plan.tiles, plan.block // _STRIP, len(high)),
             target,
             partial,
             plan.splits,
-            packed.scale[layers],
+            planes.scale[layers],
             sums,
             target if pilot is None else pilot[layers],
             sums if n_used is None else n_used[layers],
@@ -200,7 +200,7 @@ def multiply_tiles(
             product = tl.dot(tl.trans(left), right, product)
         else:
             product = dot_of_rows(left, right)
-        # compensated (Kahan), as good as float64 here and far cheaper than its conversions
+        # compensated (Kahan) sums: as exact as float64 here, and far cheaper than converting to it
         product -= error
         added = total + product
         error = (added - total) - product
@@ -240,7 +240,7 @@ def add_raw_tiles(
     moment, partial, splits, x, use, n, d, stride_l, stride_n, stride_d, stride_use,
     RANGE: tl.constexpr, USE: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
-    """Adds a strip of a tile to the moment; with RANGE it is first looked whether the tile stayed within float32."""
+    """Adds a strip of a tile to the moment; with RANGE it first checks that the tile stayed within float32."""
     tile, strip, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_block, j_block = triangle_tile(tile)
     i_place, j_place = strip * STRIP + tl.arange(0, STRIP), tl.arange(0, BLOCK)
@@ -291,8 +291,8 @@ def sum_of_parts(sums, parts, columns, column):
     return total
 
 
-@triton.jit(do_not_specialize=["n"])  # a 1 would be a constant of Python, not a tensor
-def add_packed_tiles(
+@triton.jit(do_not_specialize=["n"])  # Triton would make a Python constant of 1, which has no `.to`
+def add_plane_tiles(
     moment, partial, splits, scale, sums, pilot, n_used, n, d, columns, parts,
     PILOT: tl.constexpr, USE: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip

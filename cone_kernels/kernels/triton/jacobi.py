@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 _MOST_SWEEPS = tl.constexpr(24)
-_NEGLIGIBLE = tl.constexpr(2.0**-50)  # entries off the diagonal, of the largest on it
+_NEGLIGIBLE = tl.constexpr(2.0**-50)  # entries off the diagonal below this share of the largest on it are left
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import triton.language as tl
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Runs a kernel; products and sums are fused, as its precision was tested, whatever Triton's own default is.
+    """Runs a kernel, with products and sums fused, as the precision of all kernels was tested.
 
-    A grid's y and z end at 65,535: what has no such bound, layers above all, belongs into x.
+    A grid has at most 65,535 programs in y and in z: what may be more, such as layers, belongs in x.
     """
     kernel[grid](*arguments, enable_fp_fusion=True, **options)
 

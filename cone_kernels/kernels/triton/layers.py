@@ -11,22 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_VECTOR_BYTES = 16  # the widest load of a thread
+from cone_kernels.kernels.pointers import GPU_DTYPES, column_stride
 
-
-def require_narrow(name: str, dtype: torch.dtype) -> None:
-    """Raises a TypeError for a dtype that GPU kernels do not take."""
-    if dtype not in _ELEMENTS:
-        wanted = ", ".join(str(taken).removeprefix("torch.") for taken in _ELEMENTS)
-        raise TypeError(f"{name}: got dtype {str(dtype).removeprefix('torch.')}; backend triton takes {wanted}")
-
-
-def same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The layers, or where they differ in their strides contiguous copies: one launch takes one set of strides."""
-    if all(layer.stride() == layers[0].stride() for layer in layers):
-        return layers
-    return [layer.contiguous() for layer in layers]
+_ELEMENTS = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in GPU_DTYPES}
+_VECTOR_BYTES = 16  # of the widest load that a thread makes
 
 
 def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
@@ -40,19 +28,17 @@ def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
     addresses = [layer.data_ptr() for layer in layers]
     step = addresses[1] - addresses[0] if len(addresses) > 1 else 0
     even = step % size == 0 and addresses == [addresses[0] + step * layer for layer in range(len(addresses))]
-    # A single column has whatever stride; 1 keeps it on the fast path.
-    column_stride = 1 if first.shape[-1] == 1 else first.stride(-1)
     row_stride, outer_stride = first.stride(-2), first.stride(0) if first.dim() > 2 else 0
     spacing = [step // size] if even else []
     multiples = [*addresses, *(stride * size for stride in (row_stride, outer_stride, *spacing))]
-    aligned = column_stride == 1 and all(multiple % _VECTOR_BYTES == 0 for multiple in multiples)
+    aligned = column_stride(first) == 1 and all(multiple % _VECTOR_BYTES == 0 for multiple in multiples)
     vector = _VECTOR_BYTES // size if aligned else 1
     return {
         "layers": first if even else _on_device(addresses, first.device),
         "layer_step": step // size // vector if even else 0,
         "outer_step": outer_stride // vector,
         "row_step": row_stride // vector,
-        "column_stride": column_stride,
+        "column_stride": column_stride(first),
         "ELEMENT": _ELEMENTS[first.dtype],
         "TABLE": not even,
         "VECTOR": vector,
@@ -61,7 +47,7 @@ def layer_arguments(layers: Sequence[Tensor]) -> dict[str, object]:
 
 def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A replay would read the host's memory again; what a kernel was given as a number stays in the graph.
+        # Replays of the graph would read the host's memory again. A number that a kernel is given stays in the graph.
         return torch.cat([torch.full((1,), address, dtype=torch.int64, device=device) for address in addresses])
     # A copy from pinned memory does not wait for the device.
     table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
@@ -70,13 +56,13 @@ def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
 
 @triton.jit
 def column_offsets(columns, column_stride):
-    """Where columns are in their row, in elements: in 64 bits, as rows of any strides can be longer than 2^31."""
+    """Where columns are in their row, in elements; 64 bits, because rows of large strides span more than 2^31."""
     return columns.to(tl.int64) * column_stride
 
 
 @triton.jit
 def first_element(layers, layer, layer_step, ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr):
-    """A pointer to the first element of a layer; 16-byte aligned, and so said to the compiler, where VECTOR > 1."""
+    """A pointer to the first element of a layer; where VECTOR > 1 the compiler is told that it is 16-byte aligned."""
     if TABLE:
         first = tl.load(layers + layer).to(tl.pointer_type(ELEMENT))
     else:

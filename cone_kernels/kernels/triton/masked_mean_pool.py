@@ -11,23 +11,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import count_sentences, of_same_strides, require_gpu_dtype
 from cone_kernels.kernels.triton.launch import launch, layer_and_number
 from cone_kernels.kernels.triton.layers import (
     column_offsets,
     first_element,
     layer_arguments,
-    require_narrow,
-    same_strides,
 )
 from cone_kernels.kernels.triton.shapes import pool_shape_of
-from cone_kernels.kernels.triton.tokens import is_counted, plain_mean, sentences_of, span_of, token_arguments
+from cone_kernels.kernels.triton.tokens import is_counted, plain_mean, span_of, token_arguments
 
 
 def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """The mean over each sentence's tokens (L, B, d), float32."""
-    require_narrow("hidden_states", layers[0].dtype)
-    layers = same_strides(layers)
-    first, n_sentences = layers[0], sentences_of(mask, cu_seqlens)
+    require_gpu_dtype("hidden_states", layers[0].dtype, "triton")
+    layers = of_same_strides(layers)
+    first, n_sentences = layers[0], count_sentences(mask, cu_seqlens)
     n_tokens, d = first.shape[-2:]
     pooled = torch.empty((len(layers), n_sentences, d), dtype=torch.float32, device=first.device)
     if pooled.numel() == 0:

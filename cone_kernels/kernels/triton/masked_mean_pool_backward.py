@@ -9,12 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import count_sentences, require_gpu_dtype
 from cone_kernels.kernels.triton.launch import launch, layer_and_number
-from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments, require_narrow
+from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments
 from cone_kernels.kernels.triton.shapes import pool_shape_of
-from cone_kernels.kernels.triton.tokens import is_counted, sentences_of, span_of, token_arguments
+from cone_kernels.kernels.triton.tokens import is_counted, span_of, token_arguments
 
-# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too; of the longest, more.
+# Tokens of a sentence that one program writes, so that few long sentences keep a GPU busy too; more of a sentence that
+# would take more than _MOST_CHUNKS programs.
 _TOKENS_PER_PROGRAM = 128
 _MOST_CHUNKS = 1024
 
@@ -23,14 +25,14 @@ def masked_mean_pool_backward(
     grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype
 ) -> Tensor:
     """grad (L, B, d) shared out among each sentence's tokens: (L, B, T, d), or packed (L, N, d), of `dtype`."""
-    require_narrow("dtype", dtype)
-    require_narrow("grad", grad.dtype)
+    require_gpu_dtype("dtype", dtype, "triton")
+    require_gpu_dtype("grad", grad.dtype, "triton")
     n_layers, n_sentences, d = grad.shape
     shape = (n_layers, n_tokens, d) if mask is None else (n_layers, n_sentences, n_tokens, d)
     gradient = torch.empty(shape, dtype=dtype, device=grad.device)
     if gradient.numel() == 0:
         return gradient
-    assert n_sentences == sentences_of(mask, cu_seqlens)
+    assert n_sentences == count_sentences(mask, cu_seqlens)
     longest = n_tokens if mask is not None else triton.cdiv(n_tokens, n_sentences)
     chunks = min(triton.cdiv(longest, _TOKENS_PER_PROGRAM), _MOST_CHUNKS)
     tile = pool_shape_of(d, gradient.element_size())

@@ -9,17 +9,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import require_gpu_dtype
 from cone_kernels.kernels.triton.launch import launch, layer_and_number
-from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments, require_narrow
+from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments
 from cone_kernels.kernels.triton.row_sums import LEAST_NORMAL, is_safe
 from cone_kernels.kernels.triton.shapes import backward_shape_of
 
-_TILES = 8  # of rows, that a program goes through with the unit sum in registers
+_TILES = 8  # tiles of rows that a program takes while it keeps the unit sum in registers
 
 
 def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:
     """scale · (s − (s·u)u)/‖x‖ for the rows of x (L, n, d), of its dtype; unit_sum s (L, d) and scale (L,) float64."""
-    require_narrow("x", x.dtype)
+    require_gpu_dtype("x", x.dtype, "triton")
     n_layers, n, d = x.shape
     gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if gradient.numel() == 0:

@@ -11,16 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import of_same_strides, require_gpu_dtype
 from cone_kernels.kernels.segments import Segments
 from cone_kernels.kernels.triton.launch import launch
 from cone_kernels.kernels.triton.layers import (
     column_offsets,
     first_element,
     layer_arguments,
-    require_narrow,
-    same_strides,
 )
-from cone_kernels.kernels.triton.row_norms import row_norms
 from cone_kernels.kernels.triton.row_sums import (
     COUNTS,
     EMPTY,
@@ -39,6 +37,7 @@ from cone_kernels.kernels.triton.row_sums import (
     store_slice,
 )
 from cone_kernels.kernels.triton.shapes import shape_of
+from cone_kernels.kernels.triton.squared_norms import squared_norms
 from cone_kernels.kernels.triton.tokens import is_counted, plain_mean, span_of, token_arguments
 
 
@@ -50,8 +49,8 @@ def pool_moments(
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
-    require_narrow("hidden_states", layers[0].dtype)
-    layers = same_strides(layers)
+    require_gpu_dtype("hidden_states", layers[0].dtype, "triton")
+    layers = of_same_strides(layers)
     first, n_layers, n_sentences = layers[0], len(layers), len(groups)
     n_tokens, d = first.shape[-2:]
     pooled = torch.empty((n_layers, n_sentences, d), dtype=torch.float32, device=first.device)
@@ -69,7 +68,7 @@ def pool_moments(
         (n_layers, segments.parts, shape.slabs),
         pooled=pooled,
         status=status,
-        norm_sq=pooled if shape.slabs == 1 else row_norms(hidden, n_layers, n_rows, n_tokens, d, mask),
+        norm_sq=pooled if shape.slabs == 1 else squared_norms(hidden, n_layers, n_rows, n_tokens, d, mask),
         rows=n_rows,
         **hidden,
         **tokens,

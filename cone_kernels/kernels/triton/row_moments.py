@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import require_gpu_dtype
 from cone_kernels.kernels.segments import Segments
 from cone_kernels.kernels.triton.launch import launch
-from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments, require_narrow
-from cone_kernels.kernels.triton.row_norms import row_norms
+from cone_kernels.kernels.triton.layers import column_offsets, first_element, layer_arguments
 from cone_kernels.kernels.triton.row_sums import (
     COUNTS,
     TILES,
@@ -26,11 +26,12 @@ from cone_kernels.kernels.triton.row_sums import (
     store_slice,
 )
 from cone_kernels.kernels.triton.shapes import shape_of
+from cone_kernels.kernels.triton.squared_norms import squared_norms
 
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
-    require_narrow("x", x.dtype)
+    require_gpu_dtype("x", x.dtype, "triton")
     n_layers, n, d = x.shape
     status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
     if status.numel() == 0:
@@ -43,7 +44,7 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         _add_rows,
         (n_layers, segments.parts, shape.slabs),
         status=status,
-        norm_sq=status if shape.slabs == 1 else row_norms(rows, n_layers, n, n, d, None),
+        norm_sq=status if shape.slabs == 1 else squared_norms(rows, n_layers, n, n, d, None),
         **rows,
         **partial.arguments,
         d=d,

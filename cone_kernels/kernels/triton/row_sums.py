@@ -19,7 +19,8 @@ from cone_kernels.kernels.triton.launch import launch
 
 TILES = tl.constexpr(64)
 
-# Squared norms for which float32 squares neither overflow in a sum of rows nor lose digits to underflow.
+# Squared norms for which float32 squares neither overflow in a sum of rows nor lose digits to underflow; the same
+# numbers as kLeastSafeNormSq and kMostSafeNormSq in csrc/include/cone/moments.h.
 SAFE_LEAST = tl.constexpr(2.0**-80)
 SAFE_MOST = tl.constexpr(2.0**80)
 LEAST_NORMAL = tl.constexpr(2.0**-1022)
@@ -29,11 +30,12 @@ ZERO = tl.constexpr(1)
 NONFINITE = tl.constexpr(2)
 EMPTY = tl.constexpr(4)
 
-# Scalar sums of one slice of one group, in two short vectors, of which a thread keeps one entry: registers are scarce.
+# How many scalar sums there are of one slice of a group, in two short vectors: a thread keeps one entry of each, as
+# registers are scarce.
 COUNTS = tl.constexpr(4)  # rows used, zero, not finite; sentences
 TOTALS = tl.constexpr(8)  # Σ‖u‖², Σ‖x‖, Σ‖x‖², Σ‖g‖², ΣT²; the rest is not used
 _FINISH_COLUMNS = 32
-_FINISH_ENTRIES = 2048  # of a tile of partial sums
+_FINISH_ENTRIES = 2048  # partial sums that a program of `_finish` loads at once
 
 
 @triton.jit
@@ -65,12 +67,12 @@ def add_tile(x, norm_sq, valid, state, ALL: tl.constexpr):
     all_safe = tl.sum((valid & (is_safe(norm_sq) == 0)).to(tl.int32), 0) == 0
     if all_safe:
         scale = tl.rsqrt(tl.where(valid, norm_sq, 1.0))
-        scale *= 1.5 - 0.5 * norm_sq * scale * scale  # one Newton step: the instruction is good to 22 bits
+        scale *= 1.5 - 0.5 * norm_sq * scale * scale  # one Newton step, because the instruction gives 22 bits
         u = x * scale[:, None]
         unit += tl.sum(u, 0).to(tl.float64)
         if ALL:
             plain += tl.sum(x, 0).to(tl.float64)
-            squares += tl.sum(tl.fma(x, x, 0.0), 0).to(tl.float64)  # x * x would be kept from the norms, in registers
+            squares += tl.sum(tl.fma(x, x, 0.0), 0).to(tl.float64)  # x * x would stay in registers since the norms
             unit_squares += tl.sum(u * u, 0).to(tl.float64)
         counts += entry(0, tl.sum(valid.to(tl.int32), 0), COUNTS)
         unit_sq = entry(0, tl.sum(norm_sq * scale * scale, 0), TOTALS)
@@ -125,7 +127,7 @@ def store_slice(
     unit, counts, totals, unit_sum, unit_parts, all_counts, all_totals,
     group_of_layer, part, slices, slab, slabs, columns, in_row, d, SLICED: tl.constexpr,
 ):  # fmt: skip
-    """Leaves what a slice of a group has summed for `_finish`; a group of one slice gets its Σu at once."""
+    """Stores the sums of a slice of a group for `_finish`; where a group is one slice, its Σu is added at once."""
     cut = part % slices
     if SLICED:
         tl.store(unit_parts + (group_of_layer * slices + cut) * d + columns, unit, mask=in_row)
@@ -133,7 +135,7 @@ def store_slice(
         to = unit_sum + group_of_layer * d + columns
         tl.store(to, tl.load(to, mask=in_row) + unit, mask=in_row)
     at = (group_of_layer * slices + cut) * slabs + slab
-    # Of whole rows all slabs know the same; of ‖g‖² each has its columns' share.
+    # All slabs have the same sums of whole rows, so slab 0 stores them; of ‖g‖² each slab has its own columns' share.
     count, total = tl.arange(0, COUNTS), tl.arange(0, TOTALS)
     tl.store(all_counts + at * COUNTS + count, tl.where(slab == 0, counts, 0))
     tl.store(all_totals + at * TOTALS + total, tl.where((slab == 0) | (total == 3), totals, 0.0))
@@ -141,7 +143,7 @@ def store_slice(
 
 @triton.jit
 def store_part(column_parts, part_of_layer, columns, in_row, d, plain, squares, unit_squares):
-    """Leaves a part's sums over all groups."""
+    """Stores a part's sums over all groups for `_finish`."""
     to = column_parts + part_of_layer * 3 * d + columns
     tl.store(to, plain, mask=in_row)
     tl.store(to + d, squares, mask=in_row)
@@ -149,7 +151,7 @@ def store_part(column_parts, part_of_layer, columns, in_row, d, plain, squares, 
 
 
 class PartialSums:
-    """Memory for what the parts of all layers leave, and its addition to the sums in the order of the parts."""
+    """The sums of the parts of all layers, and their addition to the totals in the order of the parts."""
 
     def __init__(self, segments: Segments, layers: int, d: int, slabs: int, sums: dict[str, Tensor]) -> None:
         device, groups, slices = sums["count"].device, segments.groups, segments.slices
@@ -157,7 +159,7 @@ class PartialSums:
         self._all = "sum" in sums
         self._counts = torch.empty((layers, groups, slices * slabs, COUNTS.value), dtype=torch.int64, device=device)
         self._totals = torch.empty((layers, groups, slices * slabs, TOTALS.value), dtype=torch.float64, device=device)
-        self._columns, self._units = self._totals, self._totals  # of what is not wanted, nothing is written
+        self._columns, self._units = self._totals, self._totals  # stand-ins: kernels do not write what is not asked for
         if self._all:
             self._columns = torch.empty((layers, segments.parts, 3, d), dtype=torch.float64, device=device)
         if slices > 1:
@@ -165,7 +167,7 @@ class PartialSums:
 
     @property
     def arguments(self) -> dict[str, object]:
-        """What a kernel takes to cut its work as the segments say and to leave its sums."""
+        """The arguments by which a kernel cuts its work and stores its sums."""
         segments = self._segments
         return {
             "items": segments.items,
@@ -185,7 +187,7 @@ class PartialSums:
         }
 
     def add(self) -> None:
-        """Adds everything to the sums."""
+        """Adds the stored sums of all parts to the totals."""
         segments, sums = self._segments, self._sums
         block_groups = triton.next_power_of_2(segments.groups)
         kinds = 4 + (segments.groups if segments.slices > 1 else 0)
@@ -230,7 +232,7 @@ def _finish(
     d: tl.constexpr, ALL: tl.constexpr, TOKENS: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the partial sums of one layer; kinds 0 to 2: of the columns, 3: of the groups, from 4 on: one group's Σu."""
+    """Adds partial sums of one layer: kinds 0 to 2 by column, 3 the scalars of all groups, from 4 on Σu of a group."""
     layer = tl.program_id(0).to(tl.int64)
     kind = tl.program_id(1)
     columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)

@@ -1,4 +1,4 @@
-"""The tokens of a sentence that count, by a mask (B, T) or, where sentences are packed, by their first rows."""
+"""Which tokens of a sentence count: by a mask (B, T) or, where sentences are packed, by their first rows."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -24,17 +24,9 @@ def token_arguments(
     return {"selection": to_device(cu_seqlens, device), "tokens": n_tokens, "PACKED": True}
 
 
-def sentences_of(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:
-    """How many sentences there are."""
-    if mask is not None:
-        return len(mask)
-    assert cu_seqlens is not None
-    return len(cu_seqlens) - 1
-
-
 @triton.jit
 def span_of(selection, sentence, tokens, PACKED: tl.constexpr):
-    """A sentence's first token that counts, the one past its last, and how many do; packed: rows of all sentences."""
+    """A sentence's first token that counts, the one behind its last, how many count; packed: as rows of the batch."""
     if PACKED:
         first = tl.load(selection + sentence)
         past = tl.load(selection + sentence + 1)

@@ -9,16 +9,17 @@ import torch
 import triton
 from torch import Tensor
 
+from cone_kernels.kernels.pointers import require_gpu_dtype, start_block
 from cone_kernels.kernels.triton.block_product import add_parts, diagonal_scales, multiply_covariance, multiply_data
 from cone_kernels.kernels.triton.krylov_step import krylov_step
 from cone_kernels.kernels.triton.launch import launch
 
 _BASIS_BLOCKS = 4  # the basis holds at most this many blocks
 _ROUND = 16  # steps launched before the host looks whether all layers are finished
-_WIDTH, _STEP_WIDTH, _TILE = 64, 32, 32  # columns of a product and of a step at once, rows of a step
+_WIDTH, _STEP_WIDTH, _TILE = 64, 32, 32  # columns that a product takes at once, columns and rows that a step takes
 _COVARIANCE_ROWS, _DATA_ROWS = 32, 64
 _LEAST_PART_ROWS, _PARTS, _PARTIAL_BYTES = 512, 528, 64 << 20
-_ROTATED = 4096  # entries of the projected matrix and the vectors beside it that are rotated at once
+_ROTATED = 4096  # entries of the projected matrix and its vectors that are rotated at once
 
 
 def top_eigenvectors(
@@ -26,13 +27,14 @@ def top_eigenvectors(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d).
 
-    Nothing waits for the GPU within a round of steps. While the stream is being captured there is one round, of
-    `max_iterations`; the starting block of that width must then have been used on that device before.
+    Nothing waits for the GPU within a round of steps. While the stream is being captured in a graph there is one round,
+    of `max_iterations`; a call with this k and d must then have run on that device before.
     """
-    if x.dtype == torch.float64 and not covariance:
-        raise TypeError("x: got dtype float64; backend triton takes data of float32, bfloat16 and float16")
+    if not covariance:
+        require_gpu_dtype("x", x.dtype, "triton")
     n_layers, _, d = x.shape
-    block = min(d, max(8, (k + 8) // 8 * 8))
+    start = _start(k, d, x.device)
+    block = len(start)
     capacity = min(_BASIS_BLOCKS * block, d)
     size = max(16, triton.next_power_of_2(capacity))
     padded_block = max(8, triton.next_power_of_2(block))
@@ -52,14 +54,14 @@ def top_eigenvectors(
     if n_layers == 0:
         return values, vectors, residuals, iterations, next_value, converged.bool(), mean
 
-    # Rows beyond the basis are multiplied by zeros, and so must be numbers.
+    # Rows beyond the basis are multiplied by zeros, so they must not be NaN.
     bases, images = (tuple(zeros(size, columns) for _ in range(2)) for _ in range(2))
-    bases[0][:, :block, :d] = _start(block, d, x.device)
+    bases[0][:, :block, :d] = start
     state = zeros(4, dtype=torch.int32)
     state[:, 1] = block
     scale = torch.ones_like(next_value)
     part = min(padded_block, _TILE)
-    parts = triton.cdiv(block, part)  # of the vectors
+    parts = triton.cdiv(block, part)  # how many parts the vectors are multiplied in
     multiply = (
         _covariance_product(x, scale, part, parts) if mean is None else _data_product(x, mean, center, part, parts)
     )
@@ -88,9 +90,9 @@ _Multiply = Callable[[Tensor, Tensor, Tensor], None]
 
 def _covariance_product(x: Tensor, scale: Tensor, part: int, vector_parts: int) -> _Multiply:
     if x.element_size() == 2:
-        x = x.float()  # a small copy; Triton 3.6 cannot lower a product in float64 of what is loaded as 16 bits
+        x = x.float()  # a small copy: Triton 3.6 cannot compile a float64 product of 16-bit loads
     n_layers, _, d = x.shape
-    strides = (x.stride(0), x.stride(2), x.stride(1)) if x.stride(1) == 1 else x.stride()  # symmetric
+    strides = (x.stride(0), x.stride(2), x.stride(1)) if x.stride(1) == 1 else x.stride()  # C is symmetric
     launch(diagonal_scales, (n_layers,), x, scale, d, *strides, WIDTH=1024)
 
     def multiply(basis: Tensor, image: Tensor, state: Tensor) -> None:
@@ -113,7 +115,7 @@ def _data_product(x: Tensor, mean: Tensor, center: bool, part: int, vector_parts
     parts = triton.cdiv(n, part_rows)
     partial = torch.empty((n_layers, vectors, parts, columns), dtype=torch.float64, device=x.device)
     aligned = x.stride(2) == 1 and d % 16 == 0 and x.stride(1) % 16 == 0
-    warps = 4 if aligned else 8  # loads of single elements take more registers than 4 have
+    warps = 4 if aligned else 8  # loads of single elements take more registers than 4 warps have
 
     def multiply(basis: Tensor, image: Tensor, state: Tensor) -> None:
         size = basis.shape[1]
@@ -130,9 +132,8 @@ def _data_product(x: Tensor, mean: Tensor, center: bool, part: int, vector_parts
     return multiply
 
 
-@functools.cache  # for good: captured graphs read it
-def _start(block: int, d: int, device: torch.device) -> Tensor:
-    """(block, d) orthonormal rows, the same everywhere."""
-    start = torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    orthonormal: Tensor = torch.linalg.qr(start.mT).Q.mT.contiguous()
+@functools.cache  # never dropped: captured graphs go on reading it
+def _start(k: int, d: int, device: torch.device) -> Tensor:
+    """`start_block` with its rows made orthonormal."""
+    orthonormal: Tensor = torch.linalg.qr(start_block(k, d).mT).Q.mT.contiguous()
     return orthonormal.to(device)

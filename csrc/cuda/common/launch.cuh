@@ -1,4 +1,4 @@
-// Launching kernels on the caller's device and stream. An error of any call is thrown with the op's name.
+// Launches kernels on the caller's device and stream. An error of any CUDA call is thrown with the op's name.
 // Kernels take all shared memory from shared_memory(), so that tests can run their bodies without a GPU.
 #pragma once
 
@@ -12,12 +12,12 @@ namespace cuda {
 
 inline void check(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // an error that has been told must not be told again by the next call
+  cudaGetLastError();  // the next call must not report this error again
   throw std::runtime_error(std::string(op) + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
-// Where an op runs: torch's current stream of the tensors' device. A thread that is on another device is put back at
-// the end; one that is on it already is left alone, for to set a device makes a context there.
+// Where an op runs: torch's current stream of the tensors' device. A thread that was on another device is put back
+// at the end. One that is on the device already is left alone, because setting a device creates a CUDA context on it.
 class Stream {
  public:
   Stream(const char* op, int device, cudaStream_t stream) : op_(op), stream_(stream), device_(device) {

@@ -16,7 +16,7 @@ constexpr int64_t kMostNumbered = std::numeric_limits<int32_t>::max() - 1024;
 inline void check_count(const char* op, const char* what, int64_t count) {
   if (count > kMostNumbered)
     throw std::invalid_argument(std::string(op) + ": got " + std::to_string(count) + " " + what +
-                                "; a call takes at most " + std::to_string(kMostNumbered));
+                                "; it must be at most " + std::to_string(kMostNumbered));
 }
 
 struct Layers {

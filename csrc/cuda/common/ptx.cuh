@@ -1,5 +1,5 @@
 // Instructions that CUDA C++ has no name for: matrix products of a warp, their loads from shared memory, asynchronous
-// copies into it, stores of neighbours. tests/simt/cuda/ptx.cuh stands in for them on the CPU.
+// copies into it, stores of neighbours. tests/kernels/simt/cuda/common/ptx.cuh stands in for them on the CPU.
 #pragma once
 
 #include <cstdint>

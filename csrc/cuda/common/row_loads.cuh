@@ -14,10 +14,10 @@ namespace cuda {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kColumns = 8;  // that a thread owns
+constexpr int kColumns = 8;  // columns that a thread owns
 constexpr int kWarpColumns = kColumns * kWarpSize;
 
-// Eight elements, packed as they are in memory.
+// Eight elements, as they lie in memory.
 template <class In>
 struct Octet {
   static constexpr int kWords = int(kColumns * sizeof(In) / 4);
@@ -58,7 +58,7 @@ __device__ __forceinline__ Out narrow(float value) {
 }
 
 // The columns of this thread among [begin, end): eight neighbours, or one in every blockDim.x, so that neighbouring
-// threads read neighbouring elements either way. kVector wants begin and end to be multiples of eight.
+// threads read neighbouring elements either way. With kVector, begin and end must be multiples of eight.
 template <bool kVector>
 struct OwnColumns {
   int first, end;
@@ -143,7 +143,7 @@ void with_element_type(DType dtype, const Body& body) {
     case DType::kFloat64:
       break;
   }
-  throw std::invalid_argument("dtype: got float64; the CUDA kernels take float32, bfloat16 and float16");
+  throw std::invalid_argument("dtype: got float64; it must be float32, bfloat16 or float16 for backend cuda");
 }
 
 }  // namespace cuda

@@ -2,8 +2,8 @@
 // combinations, orthonormalisation.
 #pragma once
 
-#include "cuda/matrices/lane_sums.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/matrices/lane_sums.cuh"
 
 namespace cone {
 namespace cuda {

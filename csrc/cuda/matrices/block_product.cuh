@@ -2,15 +2,15 @@
 // data, whose rows are read once and whose covariance is never formed.
 #pragma once
 
+#include "cuda/common/launch.cuh"
 #include "cuda/matrices/krylov_state.cuh"
 #include "cuda/matrices/lane_sums.cuh"
-#include "cuda/common/launch.cuh"
 
 namespace cone {
 namespace cuda {
 namespace {
 
-constexpr int kVectors = 8;  // multiplied together
+constexpr int kVectors = 8;  // vectors that are multiplied together
 constexpr int kProductThreads = 256, kProductWarps = kProductThreads / 32;
 constexpr int kWarpOfRows = 4;  // rows that a warp multiplies at once
 constexpr int kBlockOfRows = kProductWarps * kWarpOfRows;
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kProductThreads) multiply_data(Rows<In> x, boo
   }
 }
 
-// image = scale · C v from the partial sums: the rounding of the centre is taken off again, as n e eᵀ.
-
+// image = scale · C v from the partial sums. The centre was rounded to float32 by e, which adds n e eᵀ to the
+// covariance; that is subtracted here.
 __global__ void __launch_bounds__(kProductThreads)
     add_segments(Krylov krylov, int64_t segments, double n, double divisor) {
   double* along = shared_memory<double>();  // (kVectors)

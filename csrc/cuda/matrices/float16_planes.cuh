@@ -3,23 +3,23 @@
 #pragma once
 
 #include "cuda/common/launch.cuh"
-#include "cuda/matrices/matrix_rows.cuh"
 #include "cuda/common/ptx.cuh"
+#include "cuda/matrices/matrix_rows.cuh"
 
 namespace cone {
 namespace cuda {
 namespace {
 
-constexpr int kPackThreads = 256, kPackWarps = kPackThreads / 32;
-constexpr int kPackColumns = 128, kLaneColumns = kPackColumns / 32;  // a warp takes a row of them
-constexpr int kPartRows = 256;                                       // of a block, which sums them by column
+constexpr int kPlaneThreads = 256, kPlaneWarps = kPlaneThreads / 32;
+constexpr int kPlaneColumns = 128, kLaneColumns = kPlaneColumns / 32;  // a warp takes a row of them
+constexpr int kPartRows = 256;                                         // of a block, which sums them by column
 
 // A column's largest magnitude goes to [2^13, 2^14): float16 ends at 2^16, and lost bits are below 2^-24.
 constexpr int kLargestExponent = 13;
 
-// What to pack; all pointers start at the first of the layers and rows that are packed together.
+// Rows to make planes of; all pointers start at the first of the layers and rows that are taken together.
 template <class In>
-struct RowsToPack {
+struct GivenRows {
   Rows<In> rows;
   const uint8_t* use;
   const double* weights;
@@ -32,11 +32,11 @@ struct RowsToPack {
   }
 };
 
-// Packed rows: (x · weight − pilot) · scale = high + low.
+// (x · weight − pilot) · scale = high + low.
 struct Planes {
   uint16_t *high, *low;  // (layers, rows, pitch); raw rows have no low
   int64_t rows, pitch;   // pitch is a multiple of 8, columns behind d are zero
-  double* largest;       // (layers, parts, pitch) magnitude by column, NaN apart
+  double* largest;       // (layers, parts, pitch) largest magnitude by column; NaN is passed over
   double* sums;          // (layers, parts, pitch) Σ (x · weight − pilot) before rounding
   double* unscale;       // (layers, pitch) 1 / scale
   double* counts;        // (layers, parts) rows taken
@@ -44,7 +44,7 @@ struct Planes {
 
 // Columns j.. of a row: x · weight − pilot.
 template <class In>
-__device__ __forceinline__ void row_less_pilot(const RowsToPack<In>& given, int64_t layer, int64_t row, int64_t j,
+__device__ __forceinline__ void row_less_pilot(const GivenRows<In>& given, int64_t layer, int64_t row, int64_t j,
                                                const double (&pilot)[kLaneColumns], double (&values)[kLaneColumns]) {
   float raw[kLaneColumns];
   load_columns(given.rows, layer, row, j, given.whole && j + kLaneColumns <= given.rows.d, raw);
@@ -53,7 +53,7 @@ __device__ __forceinline__ void row_less_pilot(const RowsToPack<In>& given, int6
 }
 
 template <class In>
-__device__ __forceinline__ void load_pilot(const RowsToPack<In>& given, int64_t layer, int64_t j,
+__device__ __forceinline__ void load_pilot(const GivenRows<In>& given, int64_t layer, int64_t j,
                                            double (&pilot)[kLaneColumns]) {
   for (int c = 0; c < kLaneColumns; ++c)
     pilot[c] = given.pilot && j + c < given.rows.d ? given.pilot[layer * given.rows.d + j + c] : 0;
@@ -61,26 +61,26 @@ __device__ __forceinline__ void load_pilot(const RowsToPack<In>& given, int64_t 
 
 // largest[layer, part, columns of the block].
 template <class In>
-__global__ void __launch_bounds__(kPackThreads) find_largest(RowsToPack<In> given, Planes planes) {
-  double* of_warps = shared_memory<double>();  // (kPackWarps, kPackColumns)
+__global__ void __launch_bounds__(kPlaneThreads) find_largest(GivenRows<In> given, Planes planes) {
+  double* of_warps = shared_memory<double>();  // (kPlaneWarps, kPlaneColumns)
   const int64_t layer = blockIdx.z, part = blockIdx.y;
   const int warp = int(threadIdx.x) / 32, lane_column = int(threadIdx.x) % 32 * kLaneColumns;
-  const int64_t j = int64_t(blockIdx.x) * kPackColumns + lane_column;
+  const int64_t j = int64_t(blockIdx.x) * kPlaneColumns + lane_column;
   double pilot[kLaneColumns], values[kLaneColumns], largest[kLaneColumns] = {};
   load_pilot(given, layer, j, pilot);
-  for (int r = warp; r < kPartRows; r += kPackWarps) {
+  for (int r = warp; r < kPartRows; r += kPlaneWarps) {
     const int64_t row = part * kPartRows + r;
     if (!given.takes(layer, row) || j >= given.rows.d) continue;
     row_less_pilot(given, layer, row, j, pilot, values);
     for (int c = 0; c < kLaneColumns; ++c) largest[c] = fabs(values[c]) > largest[c] ? fabs(values[c]) : largest[c];
   }
-  for (int c = 0; c < kLaneColumns; ++c) of_warps[warp * kPackColumns + lane_column + c] = largest[c];
+  for (int c = 0; c < kLaneColumns; ++c) of_warps[warp * kPlaneColumns + lane_column + c] = largest[c];
   __syncthreads();
-  const int64_t column = int64_t(blockIdx.x) * kPackColumns + threadIdx.x;
-  if (threadIdx.x >= kPackColumns || column >= planes.pitch) return;
+  const int64_t column = int64_t(blockIdx.x) * kPlaneColumns + threadIdx.x;
+  if (threadIdx.x >= kPlaneColumns || column >= planes.pitch) return;
   double most = 0;
-  for (int w = 0; w < kPackWarps; ++w) {
-    const double other = of_warps[w * kPackColumns + threadIdx.x];
+  for (int w = 0; w < kPlaneWarps; ++w) {
+    const double other = of_warps[w * kPlaneColumns + threadIdx.x];
     most = other > most ? other : most;
   }
   planes.largest[(layer * gridDim.y + part) * planes.pitch + column] = most;
@@ -94,13 +94,13 @@ __device__ __forceinline__ void store_columns(uint16_t* to, const uint16_t (&val
 
 // The planes of one part of the rows, its column sums, and how many rows it takes. Rows not taken become zeros.
 template <class In>
-__global__ void __launch_bounds__(kPackThreads) pack_rows(RowsToPack<In> given, Planes planes) {
-  double* scales = shared_memory<double>();  // (kPackColumns)
-  double* of_warps = scales + kPackColumns;  // (kPackWarps, kPackColumns)
-  const int64_t layer = blockIdx.z, part = blockIdx.y, first_column = int64_t(blockIdx.x) * kPackColumns;
+__global__ void __launch_bounds__(kPlaneThreads) write_planes(GivenRows<In> given, Planes planes) {
+  double* scales = shared_memory<double>();   // (kPlaneColumns)
+  double* of_warps = scales + kPlaneColumns;  // (kPlaneWarps, kPlaneColumns)
+  const int64_t layer = blockIdx.z, part = blockIdx.y, first_column = int64_t(blockIdx.x) * kPlaneColumns;
   const int warp = int(threadIdx.x) / 32, lane_column = int(threadIdx.x) % 32 * kLaneColumns;
   const int64_t column = first_column + threadIdx.x, j = first_column + lane_column;
-  const bool owns_column = threadIdx.x < kPackColumns && column < planes.pitch;
+  const bool owns_column = threadIdx.x < kPlaneColumns && column < planes.pitch;
   if (owns_column) {
     double most = 0;
     for (int64_t p = 0; p < gridDim.y; ++p) {
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kPackThreads) pack_rows(RowsToPack<In> given, 
   load_pilot(given, layer, j, pilot);
   for (int c = 0; c < kLaneColumns; ++c) scale[c] = scales[lane_column + c];
   int taken = 0;
-  for (int r = warp; r < kPartRows; r += kPackWarps) {
+  for (int r = warp; r < kPartRows; r += kPlaneWarps) {
     const int64_t row = part * kPartRows + r;
     if (row >= planes.rows) break;
     const bool takes = given.takes(layer, row);
@@ -136,27 +136,27 @@ __global__ void __launch_bounds__(kPackThreads) pack_rows(RowsToPack<In> given, 
     store_columns(planes.low + at, low);
   }
 
-  for (int c = 0; c < kLaneColumns; ++c) of_warps[warp * kPackColumns + lane_column + c] = sums[c];
+  for (int c = 0; c < kLaneColumns; ++c) of_warps[warp * kPlaneColumns + lane_column + c] = sums[c];
   __syncthreads();
   if (owns_column) {
     double sum = 0;
-    for (int w = 0; w < kPackWarps; ++w) sum += of_warps[w * kPackColumns + threadIdx.x];
+    for (int w = 0; w < kPlaneWarps; ++w) sum += of_warps[w * kPlaneColumns + threadIdx.x];
     planes.sums[(layer * gridDim.y + part) * planes.pitch + column] = sum;
   }
   __syncthreads();
   if (lane_column == 0) of_warps[warp] = taken;
   __syncthreads();
   if (blockIdx.x > 0 || threadIdx.x > 0) return;
-  for (int w = 1; w < kPackWarps; ++w) taken += int(of_warps[w]);
+  for (int w = 1; w < kPlaneWarps; ++w) taken += int(of_warps[w]);
   planes.counts[layer * gridDim.y + part] = taken;
 }
 
 // 16-bit rows as they are, in one plane.
 template <class In>
-__global__ void __launch_bounds__(kPackThreads) copy_rows(RowsToPack<In> given, Planes planes) {
-  const int64_t layer = blockIdx.z, j = int64_t(blockIdx.x) * kPackColumns + threadIdx.x % 32 * kLaneColumns;
+__global__ void __launch_bounds__(kPlaneThreads) copy_rows(GivenRows<In> given, Planes planes) {
+  const int64_t layer = blockIdx.z, j = int64_t(blockIdx.x) * kPlaneColumns + threadIdx.x % 32 * kLaneColumns;
   if (j >= planes.pitch) return;
-  for (int r = int(threadIdx.x) / 32; r < kPartRows; r += kPackWarps) {
+  for (int r = int(threadIdx.x) / 32; r < kPartRows; r += kPlaneWarps) {
     const int64_t row = int64_t(blockIdx.y) * kPartRows + r;
     if (row >= planes.rows) return;
     uint16_t values[kLaneColumns] = {};
@@ -169,19 +169,19 @@ __global__ void __launch_bounds__(kPackThreads) copy_rows(RowsToPack<In> given, 
 inline int64_t parts_of(int64_t rows) { return (rows + kPartRows - 1) / kPartRows; }
 
 template <class In>
-void pack(const Stream& stream, const RowsToPack<In>& given, const Planes& planes, int64_t layers) {
-  const dim3 grid(unsigned((planes.pitch + kPackColumns - 1) / kPackColumns), unsigned(parts_of(planes.rows)),
+void make_planes(const Stream& stream, const GivenRows<In>& given, const Planes& planes, int64_t layers) {
+  const dim3 grid(unsigned((planes.pitch + kPlaneColumns - 1) / kPlaneColumns), unsigned(parts_of(planes.rows)),
                   unsigned(layers));
-  constexpr size_t kSums = sizeof(double) * kPackWarps * kPackColumns;
-  stream.launch(find_largest<In>, grid, kPackThreads, kSums, given, planes);
-  stream.launch(pack_rows<In>, grid, kPackThreads, kSums + sizeof(double) * kPackColumns, given, planes);
+  constexpr size_t kSums = sizeof(double) * kPlaneWarps * kPlaneColumns;
+  stream.launch(find_largest<In>, grid, kPlaneThreads, kSums, given, planes);
+  stream.launch(write_planes<In>, grid, kPlaneThreads, kSums + sizeof(double) * kPlaneColumns, given, planes);
 }
 
 template <class In>
-void copy(const Stream& stream, const RowsToPack<In>& given, const Planes& planes, int64_t layers) {
-  const dim3 grid(unsigned((planes.pitch + kPackColumns - 1) / kPackColumns), unsigned(parts_of(planes.rows)),
+void copy(const Stream& stream, const GivenRows<In>& given, const Planes& planes, int64_t layers) {
+  const dim3 grid(unsigned((planes.pitch + kPlaneColumns - 1) / kPlaneColumns), unsigned(parts_of(planes.rows)),
                   unsigned(layers));
-  stream.launch(copy_rows<In>, grid, kPackThreads, 0, given, planes);
+  stream.launch(copy_rows<In>, grid, kPlaneThreads, 0, given, planes);
 }
 
 }  // namespace

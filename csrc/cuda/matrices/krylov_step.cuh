@@ -13,15 +13,15 @@ namespace cone {
 namespace cuda {
 namespace {
 
-constexpr int kRestartBlocks = 2;  // that a full basis is restarted with
+constexpr int kRestartBlocks = 2;  // blocks that a full basis is cut down to
 
 // Residuals below this many roundings of the largest Ritz value are noise and no direction to search in.
 constexpr double kNoise = 0x1p-49;
 
 constexpr int kMostWarps = 16;
-constexpr int64_t kReduceValues = kMostWarps * 32;  // one for each thread, or some for each warp
+constexpr int64_t kReduceValues = kMostWarps * 32;  // shared values for sums over a block: one for each thread
 
-// Values of one layer's small problem: of Jacobi's rotations, Ritz values and residuals.
+// How many float64 values one layer's small problem takes: for Jacobi's rotations, Ritz values and residuals.
 inline __host__ __device__ int64_t small_values(int64_t capacity) {
   return (EigenSpace::values_of(capacity) + 2 * capacity + 1) / 2 * 2;  // aligned as pairs are
 }

@@ -1,22 +1,19 @@
-// Layers of rows in device memory, as the launchers of the matrix kernels take them.
+// What the launchers of the matrix ops take beside the arguments in csrc/include/cone/.
 #pragma once
 
 #include "cone/types.h"
+#include "cuda/common/queue.h"
 
 namespace cone {
 namespace cuda {
 
-struct MatrixArgs {
-  const void* data;
-  DType dtype;  // not float64
-  int64_t n_layers, n, d;
-  int64_t layer_stride, row_stride, col_stride;  // in elements
-};
-
-// Where to run: torch's device number and stream.
-struct Place {
-  int device;
-  void* stream;
+// The arguments of an op for layers that lie in one tensor in device memory: rows.data is the first element of the
+// first layer, rows.dtype is not float64, `layers` and `threads` are not read.
+template <class Args>
+struct DeviceArgs : Args {
+  int64_t layer_stride;  // elements from one layer to the next
+  double* workspace;     // as many values as the op's *_workspace function says
+  int64_t most_shared;   // bytes of shared memory that a block can have
 };
 
 // Bytes of shared memory that a block can have on this device.

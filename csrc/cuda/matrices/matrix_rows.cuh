@@ -6,8 +6,8 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "cuda/matrices/matrix_args.h"
 #include "cuda/common/row_loads.cuh"
+#include "cuda/matrices/matrix_args.h"
 
 namespace cone {
 namespace cuda {
@@ -29,11 +29,11 @@ struct Rows {
 };
 
 template <class In>
-Rows<In> rows_of(const MatrixArgs& x) {
-  return {static_cast<const In*>(x.data), x.n, x.d, x.layer_stride, x.row_stride, x.col_stride};
+Rows<In> rows_of(const RowView& rows, int64_t layer_stride) {
+  return {static_cast<const In*>(rows.data), rows.n, rows.d, layer_stride, rows.row_stride, rows.col_stride};
 }
 
-// kCount neighbouring values in one load where `whole`, and one by one else, with 0 from column `d` on.
+// kCount neighbouring values: in one load where `whole`, else one by one, with 0 from column `d` on.
 template <int kCount, class In>
 __device__ __forceinline__ void load_columns(const Rows<In>& rows, int64_t layer, int64_t row, int64_t column,
                                              bool whole, float (&values)[kCount]) {
@@ -50,9 +50,9 @@ __device__ __forceinline__ void load_columns(const Rows<In>& rows, int64_t layer
 }
 
 // Whether columns that are multiples of `count` can be loaded `count` at a time.
-inline bool loads_together(const MatrixArgs& x, int64_t element_size, int64_t count) {
-  return x.col_stride == 1 && x.row_stride % count == 0 && x.layer_stride % count == 0 &&
-         reinterpret_cast<uintptr_t>(x.data) % size_t(element_size * count) == 0;
+inline bool loads_together(const RowView& rows, int64_t layer_stride, int64_t element_size, int64_t count) {
+  return rows.col_stride == 1 && rows.row_stride % count == 0 && layer_stride % count == 0 &&
+         reinterpret_cast<uintptr_t>(rows.data) % size_t(element_size * count) == 0;
 }
 
 // The power of two that brings `largest` into [2^exponent, 2^(exponent + 1)); 1 where largest is zero or not finite.

@@ -1,9 +1,9 @@
-// Partial tiles are added up in a fixed order and go to the moment: packed ones unscaled and corrected for the pilot,
-// raw ones where their squares stayed within float32, else computed again in float64.
+// Partial tiles are added up in a fixed order and go to the moment: those of planes unscaled and corrected for the
+// pilot, those of raw rows where their squares stayed within float32, else computed again in float64.
 #pragma once
 
-#include "cuda/matrices/gram_product.cuh"
 #include "cuda/matrices/float16_planes.cuh"
+#include "cuda/matrices/gram_product.cuh"
 
 namespace cone {
 namespace cuda {
@@ -30,7 +30,7 @@ __device__ __forceinline__ void for_entries(int64_t i0, int64_t j0, int64_t d, c
   }
 }
 
-// What a column needs beside the product.
+// What turns a product of scaled columns into one of the columns as they were given.
 struct ColumnTerms {
   double unscale, pilot, sum;
 };
@@ -47,8 +47,8 @@ __device__ __forceinline__ ColumnTerms terms_of(const Planes& planes, const doub
 
 // With a pilot also p tᵀ + t pᵀ + n p pᵀ, t the column sums.
 __global__ void __launch_bounds__(kAddThreads)
-    add_packed_tiles(const WideSum* partial, int splits, Planes planes, int64_t parts, const double* pilot, int64_t d,
-                     double* moment) {
+    add_plane_tiles(const WideSum* partial, int splits, Planes planes, int64_t parts, const double* pilot, int64_t d,
+                    double* moment) {
   ColumnTerms* terms = shared_memory<ColumnTerms>();  // (kStripRows + kTile)
   double* rows_taken = reinterpret_cast<double*>(terms + kStripRows + kTile);
   const int64_t layer = blockIdx.z;
@@ -76,19 +76,19 @@ __global__ void __launch_bounds__(kAddThreads)
 // float32's range, float16 is always in it but for zeros.
 constexpr double kSafeLeast = 0x1p-60, kSafeMost = 0x1p90;
 
-constexpr int kColumnsBeside = kStripRows + kTile;  // the rows and the columns of a strip
-constexpr int kLaneColumnsBeside = kColumnsBeside / 32, kAddWarps = kAddThreads / 32;
+constexpr int kStripColumns = kStripRows + kTile;  // the rows and the columns of a strip
+constexpr int kLaneStripColumns = kStripColumns / 32, kAddWarps = kAddThreads / 32;
 
 // What is known of the products of a column.
 enum ColumnState : uint8_t { kSafe, kUnsafe, kNoSquares };
 
 // Place of column `c` of a strip: first those of its rows, then those of its columns.
-__device__ __forceinline__ int64_t column_beside(int64_t i0, int64_t j0, int c) {
+__device__ __forceinline__ int64_t strip_column(int64_t i0, int64_t j0, int c) {
   return c < kStripRows ? i0 + c : j0 + c - kStripRows;
 }
 
 template <class In>
-__device__ __forceinline__ ColumnState state_of(const RowsToPack<In>& given, const WideSum* partial, int splits,
+__device__ __forceinline__ ColumnState state_of(const GivenRows<In>& given, const WideSum* partial, int splits,
                                                 int64_t layer, int64_t column) {
   if (std::is_same_v<In, Float16> || column >= given.rows.d) return kSafe;
   const int64_t block = column / kTile, entry = column % kTile * (kTile + 1);
@@ -99,34 +99,34 @@ __device__ __forceinline__ ColumnState state_of(const RowsToPack<In>& given, con
 
 // Settles which columns without squares are columns of zeros, whose products can be trusted. All threads call it.
 template <class In>
-__device__ inline void look_for_zeros(const RowsToPack<In>& given, int64_t layer, int64_t i0, int64_t j0,
+__device__ inline void look_for_zeros(const GivenRows<In>& given, int64_t layer, int64_t i0, int64_t j0,
                                       ColumnState* states, uint8_t* of_warps) {
   bool looks = false;
-  for (int c = 0; c < kColumnsBeside; ++c) looks = looks || states[c] == kNoSquares;
+  for (int c = 0; c < kStripColumns; ++c) looks = looks || states[c] == kNoSquares;
   if (!looks) return;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  bool found[kLaneColumnsBeside] = {};
+  bool found[kLaneStripColumns] = {};
 #pragma unroll 4
   for (int64_t row = warp; row < given.rows.n; row += kAddWarps) {
     if (!given.takes(layer, row)) continue;
 #pragma unroll
-    for (int k = 0; k < kLaneColumnsBeside; ++k) {
-      const int64_t column = column_beside(i0, j0, k * 32 + lane);
+    for (int k = 0; k < kLaneStripColumns; ++k) {
+      const int64_t column = strip_column(i0, j0, k * 32 + lane);
       if (column < given.rows.d && widen(*given.rows.at(layer, row, column)) != 0) found[k] = true;
     }
   }
-  for (int k = 0; k < kLaneColumnsBeside; ++k) of_warps[warp * kColumnsBeside + k * 32 + lane] = found[k];
+  for (int k = 0; k < kLaneStripColumns; ++k) of_warps[warp * kStripColumns + k * 32 + lane] = found[k];
   __syncthreads();
-  for (int c = int(threadIdx.x); c < kColumnsBeside; c += kAddThreads) {
+  for (int c = int(threadIdx.x); c < kStripColumns; c += kAddThreads) {
     bool any = false;
-    for (int w = 0; w < kAddWarps; ++w) any = any || of_warps[w * kColumnsBeside + c] != 0;
+    for (int w = 0; w < kAddWarps; ++w) any = any || of_warps[w * kStripColumns + c] != 0;
     if (states[c] == kNoSquares) states[c] = any ? kUnsafe : kSafe;
   }
   __syncthreads();
 }
 
 template <class In>
-__device__ double product_in_float64(const RowsToPack<In>& given, int64_t layer, int64_t i, int64_t j) {
+__device__ double product_in_float64(const GivenRows<In>& given, int64_t layer, int64_t i, int64_t j) {
   double sum = 0;
   for (int64_t row = 0; row < given.rows.n; ++row)
     if (given.takes(layer, row))
@@ -136,15 +136,15 @@ __device__ double product_in_float64(const RowsToPack<In>& given, int64_t layer,
 
 template <class In>
 __global__ void __launch_bounds__(kAddThreads)
-    add_raw_tiles(const WideSum* partial, int splits, RowsToPack<In> given, double* moment) {
-  ColumnState* states = shared_memory<ColumnState>();                       // (kColumnsBeside)
-  uint8_t* of_warps = reinterpret_cast<uint8_t*>(states + kColumnsBeside);  // (kAddWarps, kColumnsBeside)
+    add_raw_tiles(const WideSum* partial, int splits, GivenRows<In> given, double* moment) {
+  ColumnState* states = shared_memory<ColumnState>();                      // (kStripColumns)
+  uint8_t* of_warps = reinterpret_cast<uint8_t*>(states + kStripColumns);  // (kAddWarps, kStripColumns)
   const int64_t layer = blockIdx.z, d = given.rows.d;
   int64_t i_tile, j_tile;
   tile_at(blockIdx.x, i_tile, j_tile);
   const int64_t i0 = i_tile * kTile + blockIdx.y * kStripRows, j0 = j_tile * kTile;
-  for (int c = int(threadIdx.x); c < kColumnsBeside; c += kAddThreads)
-    states[c] = state_of(given, partial, splits, layer, column_beside(i0, j0, c));
+  for (int c = int(threadIdx.x); c < kStripColumns; c += kAddThreads)
+    states[c] = state_of(given, partial, splits, layer, strip_column(i0, j0, c));
   __syncthreads();
   look_for_zeros(given, layer, i0, j0, states, of_warps);
   for_entries(i0, j0, d, [&](int row, int column) {

@@ -1,8 +1,8 @@
 // Eigenvectors of a small symmetric matrix by one block: Jacobi rotations, as many at once as there are disjoint pairs.
 #pragma once
 
-#include "cuda/matrices/block_basis.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/matrices/block_basis.cuh"
 
 namespace cone {
 namespace cuda {

@@ -22,7 +22,7 @@ struct Plan {
   bool shared;
 
   explicit Plan(const TopEigenvectorsArgs& args) {
-    const int64_t n = args.x.n, d = args.x.d, layers = args.x.n_layers;
+    const int64_t n = args.rows.n, d = args.rows.d, layers = args.n_layers;
     krylov.d = d;
     krylov.block = args.block;
     krylov.k = args.k;
@@ -67,12 +67,12 @@ struct Plan {
 // Calls body(args, plan) for as many layers at a time as go together; each part has a workspace of its own.
 template <class Body>
 void for_parts(TopEigenvectorsArgs args, int64_t element_size, const Body& body) {
-  const int64_t k = args.k, d = args.x.d;
-  for (int64_t left = args.x.n_layers; left > 0; left -= kMostLayers) {
-    const int64_t layers = args.x.n_layers = std::min(left, kMostLayers);
+  const int64_t k = args.k, d = args.rows.d;
+  for (int64_t left = args.n_layers; left > 0; left -= kMostLayers) {
+    const int64_t layers = args.n_layers = std::min(left, kMostLayers);
     const Plan plan(args);
     body(args, plan);
-    args.x.data = static_cast<const char*>(args.x.data) + layers * args.x.layer_stride * element_size;
+    args.rows.data = static_cast<const char*>(args.rows.data) + layers * args.layer_stride * element_size;
     args.values += layers * k;
     args.vectors += layers * k * d;
     args.residuals += layers * k;
@@ -86,30 +86,30 @@ void for_parts(TopEigenvectorsArgs args, int64_t element_size, const Body& body)
 }
 
 template <class Body>
-void with_rows(const TopEigenvectorsArgs& args, const Place& place, const Body& body) {
-  const Stream stream("top_eigenvectors", place.device, static_cast<cudaStream_t>(place.stream));
-  with_element_type(args.x.dtype, [&](const auto* element) {
+void with_rows(const TopEigenvectorsArgs& args, const Queue& queue, const Body& body) {
+  const Stream stream("top_eigenvectors", queue.device, queue.stream);
+  with_element_type(args.rows.dtype, [&](const auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
     for_parts(args, sizeof(In), [&](const TopEigenvectorsArgs& part, const Plan& plan) {
-      body(stream, part, plan, rows_of<In>(part.x));
+      body(stream, part, plan, rows_of<In>(part.rows, part.layer_stride));
     });
   });
 }
 
 template <class In>
 void multiply(const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, Rows<In> x) {
-  const unsigned layers = unsigned(args.x.n_layers), groups = unsigned(plan.groups);
-  MatrixArgs matrix = args.x;
+  const unsigned layers = unsigned(args.n_layers), groups = unsigned(plan.groups);
+  RowView matrix = args.rows;
   if (args.covariance) {
     if (x.row_stride == 1) std::swap(x.row_stride, x.col_stride), std::swap(matrix.row_stride, matrix.col_stride);
     const dim3 grid(unsigned((x.d + kBlockOfRows - 1) / kBlockOfRows), groups, layers);
     stream.launch(multiply_covariance<In>, grid, kProductThreads, sizeof(double) * kVectors * kCovarianceChunk, x,
-                  loads_together(matrix, sizeof(In), 2), plan.krylov);
+                  loads_together(matrix, args.layer_stride, sizeof(In), 2), plan.krylov);
     return;
   }
   constexpr size_t kShared = sizeof(float) * ((kVectors + 1) * kDataChunk + kBlockOfRows * kVectors);
   stream.launch(multiply_data<In>, dim3(unsigned(plan.segments), groups, layers), kProductThreads, kShared, x,
-                loads_together(matrix, sizeof(In), 2), plan.krylov);
+                loads_together(matrix, args.layer_stride, sizeof(In), 2), plan.krylov);
   stream.launch(add_segments, dim3(unsigned((x.d + kProductThreads - 1) / kProductThreads), groups, layers),
                 kProductThreads, sizeof(double) * kVectors, plan.krylov, plan.segments, double(x.n),
                 double(args.center ? x.n - 1 : x.n));
@@ -123,10 +123,10 @@ int64_t top_eigenvectors_workspace(const TopEigenvectorsArgs& args) {
   return values;
 }
 
-void top_eigenvectors_begin(const TopEigenvectorsArgs& given, const Place& place) {
-  with_rows(given, place, [&](const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, const auto& x) {
+void top_eigenvectors_begin(const TopEigenvectorsArgs& given, const Queue& queue) {
+  with_rows(given, queue, [&](const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, const auto& x) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(x.data)>>;
-    const unsigned layers = unsigned(args.x.n_layers);
+    const unsigned layers = unsigned(args.n_layers);
     if (!args.covariance) {
       const dim3 grid(unsigned((x.d + kProductThreads - 1) / kProductThreads), unsigned(plan.segments), layers);
       stream.launch(sum_columns<In>, grid, kProductThreads, 0, x, plan.krylov);
@@ -136,12 +136,12 @@ void top_eigenvectors_begin(const TopEigenvectorsArgs& given, const Place& place
   });
 }
 
-void top_eigenvectors_steps(const TopEigenvectorsArgs& given, int64_t steps, const Place& place) {
-  with_rows(given, place, [&](const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, const auto& x) {
+void top_eigenvectors_steps(const TopEigenvectorsArgs& given, int64_t steps, const Queue& queue) {
+  with_rows(given, queue, [&](const Stream& stream, const TopEigenvectorsArgs& args, const Plan& plan, const auto& x) {
     for (int64_t step = 0; step < steps; ++step) {
       multiply(stream, args, plan, x);
-      stream.launch(step_layers, dim3(unsigned(args.x.n_layers)), plan.threads(), plan.shared_bytes(), args,
-                    plan.krylov, plan.shared);
+      stream.launch(step_layers, dim3(unsigned(args.n_layers)), plan.threads(), plan.shared_bytes(), args, plan.krylov,
+                    plan.shared);
     }
   });
 }

@@ -1,7 +1,7 @@
 #include "cuda/common/launch.cuh"
 #include "cuda/common/layers.cuh"
-#include "cuda/moments/moments.cuh"
 #include "cuda/common/row_loads.cuh"
+#include "cuda/moments/moments.cuh"
 
 namespace cone {
 namespace cuda {

@@ -1,7 +1,7 @@
 #include "cuda/common/block_sums.cuh"
-#include "cuda/moments/gradients.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/layers.cuh"
+#include "cuda/moments/gradients.cuh"
 
 namespace cone {
 namespace cuda {

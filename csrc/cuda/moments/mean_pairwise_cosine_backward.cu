@@ -1,9 +1,9 @@
 #include <cfloat>
 
 #include "cuda/common/block_sums.cuh"
-#include "cuda/moments/gradients.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/layers.cuh"
+#include "cuda/moments/gradients.cuh"
 
 namespace cone {
 namespace cuda {

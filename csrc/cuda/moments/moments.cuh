@@ -9,15 +9,10 @@
 #include <vector>
 
 #include "cone/moments.h"
+#include "cuda/common/queue.h"
 
 namespace cone {
 namespace cuda {
-
-// Where a kernel runs: a device and one of its streams.
-struct Queue {
-  int device;
-  cudaStream_t stream;
-};
 
 // Items (rows or sentences) that each part of a layer takes, as cone_kernels/kernels/segments.py says.
 struct Segments {

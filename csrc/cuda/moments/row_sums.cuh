@@ -109,8 +109,7 @@ class RowSums {
     } else if (there) {
       norm_sq = float(source.norms_sq[walk.number(batch.place.run, walk.row_of(batch.place, own))]);
     }
-    // Squares of such a row neither overflow in a sum of rows nor lose digits to underflow. NaN is not safe.
-    const bool safe = norm_sq >= 0x1p-80f && norm_sq <= 0x1p80f;
+    const bool safe = norm_sq >= kLeastSafeNormSq && norm_sq <= kMostSafeNormSq;  // NaN is not
     const unsigned unsafe = __ballot_sync(kAllLanes, there && !safe);
     float inverse = 0;
     if (there && safe) {

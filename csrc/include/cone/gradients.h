@@ -25,7 +25,8 @@ struct MeanPairwiseCosineBackwardArgs {
 void mean_pairwise_cosine_backward(const MeanPairwiseCosineBackwardArgs& args);
 
 struct MaskedMeanPoolBackwardArgs {
-  const void* const* layers;  // (L) first elements of the gradients of the pooled vectors, each a view `grad`
+  const void* const*
+      layers;  // (L) first elements of the gradients of the pooled vectors, each a view of shape and strides `grad`
   int64_t n_layers;
   RowView grad;               // (B, d) float32, or float64 for a float64 result; grad.data is not read
   DType dtype;                // of the result

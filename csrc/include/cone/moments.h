@@ -27,6 +27,10 @@ struct MomentSums {
   double* norm_sq_sum;    // (L) Σ ‖x‖²
 };
 
+// Squared norms for which float32 squares neither overflow in a sum of rows nor lose digits to underflow. Rows outside
+// this range are computed in float64. cone_kernels/kernels/triton/row_sums.py has the same numbers.
+constexpr float kLeastSafeNormSq = 0x1p-80f, kMostSafeNormSq = 0x1p80f;
+
 // What a row or a sentence was left out for; bits of the status bytes.
 enum Status : uint8_t { kUsed = 0, kZero = 1, kNonfinite = 2, kEmpty = 4 };
 
@@ -74,11 +78,11 @@ void pool_moments(const PoolMomentsArgs& args);
 
 struct MaskedMeanPoolArgs {
   HiddenStates hidden;
-  void* pooled;  // as above
+  void* pooled;  // (L, B, d), as in PoolMomentsArgs
   int threads;
 };
 
-// The pooled vectors alone.
+// The pooled vectors of pool_moments alone, without its sums.
 void masked_mean_pool(const MaskedMeanPoolArgs& args);
 
 }  // namespace cone

@@ -5,7 +5,7 @@
 
 namespace cone {
 
-// The numbers are part of the Python binding (cone_kernels/kernels/cpp.py).
+// The numbers are part of the Python binding (cone_kernels/kernels/pointers.py).
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 struct BFloat16 {

@@ -42,7 +42,7 @@ def test_kernels_run_with_the_device_of_their_tensors(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_every_gpu_kernel_is_run_so(simt_cuda: None, backend: str) -> None:
-    for op in backends.OPS:
+    for op in backends.ops_of(backends.Backend(backend)):
         kernel = backends.kernel(op, backend)
         assert kernel is on_its_device(kernel.__wrapped__)  # type: ignore[attr-defined]
 

@@ -14,8 +14,8 @@ pytestmark = [
 # Threads of a block, which share 65536 registers.
 THREADS = {"begin_layers": 512, "step_layers": 512}
 OPS = {
-    "second_moment.cu": {"find_largest": 3, "pack_rows": 3, "copy_rows": 2, "multiply_tiles": 4, "add_raw_tiles": 2}
-    | {"add_packed_tiles": 1},
+    "second_moment.cu": {"find_largest": 3, "write_planes": 3, "copy_rows": 2, "multiply_tiles": 4, "add_raw_tiles": 2}
+    | {"add_plane_tiles": 1},
     "top_eigenvectors.cu": {"sum_columns": 3, "begin_layers": 3, "multiply_covariance": 3, "multiply_data": 3}
     | {"add_segments": 1, "step_layers": 1},
 }
@@ -58,11 +58,11 @@ def test_tiles_are_multiplied_by_tensor_cores(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_rows_are_loaded_and_planes_stored_together(arch: str) -> None:
     kernels = compiled("second_moment.cu", arch)
-    for name in ("find_largest", "pack_rows"):
+    for name in ("find_largest", "write_planes"):
         for element, width in (("float>", "128"), ("BFloat16>", "64"), ("::Float16>", "64")):
             (kernel,) = named(kernels, name, element)
             assert kernel.count("LDG", width) > 0, kernel.name
-    for kernel in named(kernels, "pack_rows"):
+    for kernel in named(kernels, "write_planes"):
         assert kernel.count("STG", "64") >= 2, kernel.name
 
 

@@ -103,7 +103,7 @@ def test_products_of_data_that_is_not_aligned_do_not_spill() -> None:
 def test_sizes_of_one_compile() -> None:
     """Triton makes a constant of Python of an argument that is 1."""
     parsed = in_subprocess("tests.kernels.triton.test_triton_compiled_matrices:parsed_with_sizes_of_one")
-    assert set(parsed) >= MATRIX_KERNELS | ROW_KERNELS | {"add_parts", "add_raw_tiles", "add_packed_tiles"}
+    assert set(parsed) >= MATRIX_KERNELS | ROW_KERNELS | {"add_parts", "add_raw_tiles", "add_plane_tiles"}
 
 
 def parsed_with_sizes_of_one() -> list[str]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, second_moment
-from cone_kernels.kernels.triton import float16_planes as packed_rows
-from cone_kernels.kernels.triton import gram_product
+from cone_kernels.kernels.triton import float16_planes, gram_product
 from cone_kernels.kernels.triton import second_moment as kernels
 from cone_kernels.ops.second_moment import second_moment_
 from tests.ops.test_second_moment import RELATIVE, assert_moments_close
@@ -39,13 +38,13 @@ def faithful() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time for each operation, whatever its size."""
-    monkeypatch.setattr(packed_rows, "_STEP_ROWS", 128)
+    monkeypatch.setattr(float16_planes, "_STEP_ROWS", 128)
 
 
 @pytest.fixture
 def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shapes that compute capability 8.0 gets, and the steps that a GPU takes."""
-    monkeypatch.setattr(packed_rows, "_STEP_ROWS", 8)
+    monkeypatch.setattr(float16_planes, "_STEP_ROWS", 8)
     monkeypatch.setattr(gram_product, "architecture", lambda: 80)
 
 
@@ -274,5 +273,7 @@ def test_backend_and_opcheck(center: bool) -> None:
 
 
 def test_float64_is_refused() -> None:
-    with pytest.raises(TypeError, match="x: got dtype float64; backend triton takes float32, bfloat16 and float16"):
+    with pytest.raises(
+        TypeError, match="x: got dtype float64; it must be one of float32, bfloat16, float16 for backend triton"
+    ):
         triton(rows(3, 2, dtype=torch.float64))

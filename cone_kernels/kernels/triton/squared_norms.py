@@ -17,7 +17,7 @@ _ROWS = 4
 _COLUMNS = 1024
 
 
-def row_norms(layers: dict[str, object], n_layers: int, n: int, tokens: int, d: int, mask: Tensor | None) -> Tensor:
+def squared_norms(layers: dict[str, object], n_layers: int, n: int, tokens: int, d: int, mask: Tensor | None) -> Tensor:
     """‖x‖² (L, n) in float64 of rows given as `layer_arguments`: row i is row i % tokens of item i // tokens.
 
     mask: (n,) uint8; rows where it is 0 are not read.
@@ -26,7 +26,7 @@ def row_norms(layers: dict[str, object], n_layers: int, n: int, tokens: int, d: 
     assert isinstance(first, Tensor)
     norm_sq = torch.empty((n_layers, n), dtype=torch.float64, device=first.device)
     launch(
-        _row_norms,
+        _squared_norms,
         (n_layers * triton.cdiv(n, _ROWS),),
         norm_sq,
         norm_sq if mask is None else mask,
@@ -44,7 +44,7 @@ def row_norms(layers: dict[str, object], n_layers: int, n: int, tokens: int, d: 
 
 
 @triton.jit(do_not_specialize=["n", "tokens", "layer_step", "outer_step", "row_step"])
-def _row_norms(
+def _squared_norms(
     norm_sq, mask, n, tokens,
     layers, layer_step, outer_step, row_step, column_stride,
     ELEMENT: tl.constexpr, TABLE: tl.constexpr, VECTOR: tl.constexpr,
