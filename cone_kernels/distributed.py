@@ -118,7 +118,7 @@ def _parts(state: ConeState) -> dict[str, Moments]:
 
 
 def _identity(state: ConeState) -> dict[str, Any]:
-    parts = {key: part._identity() for key, part in _parts(state).items()}
+    parts = {key: part.identity() for key, part in _parts(state).items()}
     return {"info": state.info, "backend": state.backend, "device": state.first_left_out.device.type, **parts}
 
 

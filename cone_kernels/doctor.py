@@ -35,7 +35,7 @@ def examine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions that matter; None for a package that is not installed."""
+    """The versions of this package, Python and the packages that numbers may depend on; None: it is not installed."""
     from cone_kernels import __version__
 
     found: dict[str, str | None] = {"cone_kernels": __version__, "python": platform.python_version()}

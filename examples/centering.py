@@ -11,7 +11,7 @@ from cone_kernels.centering import METHODS
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import center_of
 from cone_kernels.models.loading import load_model
-from cone_kernels.runs.measurement import measure
+from cone_kernels.runs.measure import measure
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from cone_kernels.experiments.layers import LayersResult, layers
 from cone_kernels.experiments.pooling import PoolingResult, pooling
 from cone_kernels.experiments.rotation import RotationResult, rotation
 from cone_kernels.experiments.run import RunResult, run
-from cone_kernels.runs.measurement import Measurement, measure
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement
 from cone_kernels.runs.options import MeasureOptions
 
 __all__ = [

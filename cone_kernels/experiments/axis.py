@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
-from cone_kernels.runs.measurement import Measurement, measure, threads_of
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.result import Estimate, ExperimentResult
-from cone_kernels.runs.measurement import Measurement, from_state, measure, threads_of
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement, from_state, threads_of
 from cone_kernels.runs.options import SharedOptions, refuse_run_options
 
 if TYPE_CHECKING:

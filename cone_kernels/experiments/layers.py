@@ -13,7 +13,8 @@ from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
 from cone_kernels.experiments.level import Level, differ, levels_of
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.runs.measurement import Measurement, measured, threads_of
+from cone_kernels.runs.measure import measured
+from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import ShardOptions
 
 if TYPE_CHECKING:

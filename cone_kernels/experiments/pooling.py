@@ -12,7 +12,8 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import Level, differ, levels_of
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.names import pooling_names
-from cone_kernels.runs.measurement import Measurement, measured, threads_of
+from cone_kernels.runs.measure import measured
+from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import ShardOptions
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
-from cone_kernels.runs.measurement import Measurement, from_state, labels, measure, shared_corpus, threads_of
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
 
 if TYPE_CHECKING:

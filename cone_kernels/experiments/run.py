@@ -21,7 +21,8 @@ from cone_kernels.experiments.rotation import RotationResult, rotation_of
 from cone_kernels.extras import require
 from cone_kernels.files import sha256_of, write_whole
 from cone_kernels.names import pooling_names
-from cone_kernels.runs.measurement import Measurement, labels, measure, shared_corpus, threads_of
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
 
 if TYPE_CHECKING:

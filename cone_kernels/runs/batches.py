@@ -9,6 +9,11 @@ from collections.abc import Iterator, Sequence
 def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:
     """Cuts sentences into batches of one exact length within the budget: lists of indices, longest sentences first.
 
+    Args:
+        lengths: tokens of each sentence.
+        token_budget: tokens of a batch at most; a longer sentence is a batch of its own.
+        batch_size: sentences of a batch at most; None leaves that to the budget.
+
     Example:
         >>> list(length_batches([3, 5, 3, 3], token_budget=6))
         [[1], [0, 2], [3]]
@@ -22,6 +27,9 @@ def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
 
 def packed_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:
     """Cuts sentences into batches within the budget: lists of indices, longest first, those without a token apart.
+
+    Args:
+        lengths, token_budget, batch_size: as in `length_batches`.
 
     Example:
         >>> list(packed_batches([3, 5, 3, 3], token_budget=8))

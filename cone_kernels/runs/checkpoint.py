@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside and renamed, the one before kept, read back only whole and of the same run."""
+"""Checkpoints of a run: each written whole or not at all, the one before kept, and read back only by the same run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.file import StateFileError
 from cone_kernels.state.moments import differences
@@ -28,15 +28,15 @@ class Checkpoint:
     """A file that a run writes its state to every so often, and goes on from.
 
     Args:
-        file: the checkpoint; the one before it is kept beside it as `FILE.previous`.
-        keeper: of the run's sentence vectors, whose files grow with it, and are cut back to what a checkpoint knows of.
-        every: seconds between two checkpoints, at least, None is 300; 0 writes one after every shard.
+        file: the checkpoint; the one before it is kept as `FILE.previous`.
+        keeper: of the run's sentence vectors; their files grow with the run, and are cut back to what the checkpoint
+            says is in them when a run goes on from it.
+        every: seconds between two checkpoints at least; None is 300, and 0 writes one after every shard.
         resume: go on from the file; without it, a file that is there is not overwritten.
 
     Raises:
         FileExistsError: there is a checkpoint and `resume` is False.
         FileNotFoundError: there is no such folder.
-        ValueError: `every` is negative.
     """
 
     def __init__(
@@ -47,15 +47,12 @@ class Checkpoint:
         every: float | None = None,
         resume: bool = False,
     ) -> None:
-        every = CHECKPOINT_EVERY if every is None else every
-        if not every >= 0:
-            raise ValueError(f"checkpoint_every: got {every}; it must be 0 or more seconds")
         self.file = Path(file)
         self.previous = self.file.with_name(self.file.name + ".previous")
         self._keeper = keeper or VectorKeeper(())
-        self._every = every
+        self._every = CHECKPOINT_EVERY if every is None else every
         self._written = time.monotonic()
-        self._latest: PartialRun | None = None
+        self._latest: RunPart | None = None
         self._newest_is_whole = True
         self._room_is_checked = False
         if not self.file.parent.is_dir():
@@ -69,21 +66,21 @@ class Checkpoint:
         """Whether it is time for the next one."""
         return time.monotonic() - self._written >= self._every
 
-    def latest(self, start: PartialRun, device: torch.device) -> PartialRun:
-        """The newest whole checkpoint; `start`, with a message, where there is none yet.
+    def latest(self, start: RunPart, device: torch.device) -> RunPart:
+        """The newest checkpoint that is whole; `start`, with a warning, where there is no checkpoint yet.
 
         Args:
-            start: the run before its first sentence, of the model, corpus and options that the checkpoint must be of.
+            start: the run before its first sentence; the checkpoint must have the same model, corpus and options.
             device: where the sums are put.
 
         Raises:
-            StateFileError: there are files, and none is whole.
-            ValueError: it is of another model, corpus, option or shard, each named.
+            StateFileError: there are files, and none of them is whole.
+            ValueError: it has another model, corpus, option or shard, each named.
         """
         faults = []
         for path in (self.file, self.previous):
             try:
-                found = PartialRun.load(path, device)
+                found = RunPart.load(path, device)
                 _refuse_other(path, found, start)
                 self._keeper.restore(found.facts)
             except FileNotFoundError:
@@ -102,8 +99,8 @@ class Checkpoint:
         logger.warning("there is no checkpoint %s yet: starting with the first sentence", self.file)
         return start
 
-    def shard_done(self, part: PartialRun, expected_sentences: int | None) -> None:
-        """Writes the run so far if it is time; finds after the first shard whether all checkpoints of it will fit.
+    def shard_done(self, part: RunPart, expected_sentences: int | None) -> None:
+        """Writes the run so far if it is time; finds after the first shard whether the disk has room for the whole run.
 
         Args:
             part: the run so far.
@@ -113,52 +110,55 @@ class Checkpoint:
             OSError: there is no room, or the file cannot be written.
         """
         if self._latest is None and not self._room_is_checked and part.tree.nodes:
-            # The newest, the one before, and the one being written; each with a node for every bit of the last shard.
+            # Three files at once: the newest, the one before, and the one being written. Each has at most as many open
+            # nodes as the number of shards has bits.
             sentences = max(expected_sentences or 0, part.sentences)
             shards = sentences // part.shard_size + 1
             vectors = (sentences - part.sentences) * self._keeper.sentence_bytes
-            self._require(3 * part.nbytes() * shards.bit_length() + vectors)
+            self._require_room(3 * part.nbytes() * shards.bit_length() + vectors)
             self._room_is_checked = True
         if self.due:
             self.save(part)
 
-    def save(self, part: PartialRun) -> None:
-        """Writes the next one and keeps the one before.
+    def save(self, part: RunPart) -> None:
+        """Writes the next checkpoint and keeps the one before.
 
         Raises:
             OSError: there is no room for it, or it cannot be written; the one before is whole.
         """
-        self._require(part.nbytes())
-        # A damaged file must not take the place of the whole one before it.
+        self._require_room(part.nbytes())
+        # A file that was found damaged must not take the place of the whole one before it.
         previous = self.previous if self._newest_is_whole else None
         try:
-            # A checkpoint must not tell of vectors that a power loss may take.
+            # The vectors come first: a checkpoint must not count any that a power loss may take away.
             self._keeper.sync()
             part.save(self.file, previous=previous)
         except OSError as error:
             what = f"{self.file} cannot be written: {error.strerror}"
-            raise OSError(f"checkpoint: {what}{self._kept()}") from error
+            raise OSError(f"checkpoint: {what}{self._what_is_left()}") from error
         self._written, self._latest, self._newest_is_whole = time.monotonic(), part, True
 
-    def interrupted(self, part: PartialRun) -> Interrupted:
-        """Writes the run so far, and says so in what is to be raised."""
+    def interrupted(self, part: RunPart) -> Interrupted:
+        """Writes the run so far; returns what to raise, with a message that says so."""
         if not part.sentences:
             return Interrupted(f"no shard was done yet, so {self.file} was not written")
         if part is not self._latest:
             self.save(part)
         return Interrupted(f"{self.file} holds the first {part.sentences:,} sentences; --resume goes on from there")
 
-    def _require(self, needed: int) -> None:
+    def _require_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.file.parent).free
         if free < needed:
             room = f"{needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
-            raise OSError(f"checkpoint: {self.file.parent} must have room for {room}{self._kept()}")
+            raise OSError(f"checkpoint: {self.file.parent} must have room for {room}{self._what_is_left()}")
 
-    def _kept(self) -> str:
+    def _what_is_left(self) -> str:
+        """The end of an error's message, where an earlier checkpoint can be resumed from."""
         return f"; the checkpoint before is whole, {self.file} or {self.previous}" if self._latest else ""
 
 
-def _refuse_other(path: Path, found: PartialRun, start: PartialRun) -> None:
+def _refuse_other(path: Path, found: RunPart, start: RunPart) -> None:
+    """Refuses a checkpoint of another model, corpus, option or shard than those of the run that is to go on."""
     differing = differences(*({**one.identity, "shard": ", ".join(one.shards)} for one in (found, start)))
     if differing:
         raise ValueError(f"resume: {path} and this run differ in {', '.join(differing)}")

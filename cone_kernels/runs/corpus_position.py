@@ -1,4 +1,4 @@
-"""How far a run has come in its corpus, and whether that is the corpus that it was interrupted in."""
+"""How far a run has come in its corpus, and whether it is the corpus of the run that was interrupted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class CorpusPosition:
     """Counts and fingerprints the sentences passed over, shard by shard.
 
     Args:
-        done: how many an interrupted run had passed over.
-        sha256: their fingerprint.
-        ended: whether the corpus ended there.
+        done: how many sentences the interrupted run had passed over; 0 where nothing was interrupted.
+        sha256: the fingerprint of those sentences.
+        ended: whether the corpus ended after them.
 
     Example:
         >>> position = CorpusPosition()
@@ -37,10 +37,10 @@ class CorpusPosition:
         return 0 < self.sentences <= self._done
 
     def pass_over(self, texts: Sequence[str]) -> None:
-        """The sentences of the next shard.
+        """Counts the sentences of the next shard.
 
         Raises:
-            ValueError: those passed over before the interruption were other ones.
+            ValueError: the interrupted run had other sentences here.
         """
         before = self.sentences
         for text in texts:
@@ -50,15 +50,17 @@ class CorpusPosition:
         if before < self._done <= self.sentences and (self.sentences != self._done or self.sha256 != self._done_sha256):
             raise ValueError(f"resume: the first {self._done} sentences of the corpus are not those of the checkpoint")
         if self._ended and self.sentences > self._done:
-            raise ValueError(f"resume: the corpus ended after {self._done} sentences, and now goes on")
+            raise ValueError(f"resume: the corpus ended after {self._done} sentences before, and now has more")
 
     def end(self) -> None:
-        """The corpus has ended.
+        """Says that the corpus has ended.
 
         Raises:
-            ValueError: it has no sentence, or less than before the interruption.
+            ValueError: it has no sentence, or less than the interrupted run had passed over.
         """
         if self.sentences == 0:
             raise ValueError("corpus: there is no sentence to run")
         if self.sentences < self._done:
-            raise ValueError(f"resume: the corpus has {self.sentences} sentences; the checkpoint is {self._done} in")
+            raise ValueError(
+                f"resume: the corpus has {self.sentences} sentences; the checkpoint has passed over {self._done}"
+            )

@@ -15,7 +15,7 @@ _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
 
 
 def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
-    """What the tokenizer makes of the texts in a run: lists of token ids without padding, cut at the longest input.
+    """What the tokenizer makes of sentences in a run: token ids without padding, cut at the model's longest input.
 
     Args:
         loaded: the model with its tokenizer.
@@ -28,29 +28,52 @@ def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class EncodedWindow:
-    """A window of tokenized sentences."""
+class EncodedShard:
+    """The tokenized sentences of a shard.
 
-    columns: dict[str, list[list[int]]]  # input name -> one list of integers a sentence
+    Attributes:
+        first_id: the index of its first sentence in the corpus.
+        columns: for each input of the model by name, a list of integers for each sentence.
+        lengths: tokens of each sentence.
+        special: for each sentence, 1 where the tokenizer added the token; None where that is not needed.
+        truncated: sentences cut at the model's longest input.
+    """
+
+    first_id: int
+    columns: dict[str, list[list[int]]]
     lengths: list[int] = field(repr=False)
-    special: list[list[int]] | None  # 1 = a token that the tokenizer added
+    special: list[list[int]] | None
     truncated: int
 
     @classmethod
-    def of(cls, loaded: LoadedModel, texts: list[str], special_tokens: bool = False) -> EncodedWindow:
-        """The texts as token ids, cut at the model's longest input and counted where they were."""
+    def of(
+        cls, loaded: LoadedModel, texts: list[str], first_id: int = 0, *, special_tokens: bool = False
+    ) -> EncodedShard:
+        """The sentences as token ids, cut at the model's longest input.
+
+        Args:
+            loaded: the model with its tokenizer.
+            texts: the sentences.
+            first_id: the index of the first of them in the corpus.
+            special_tokens: note which tokens the tokenizer added.
+        """
         limit = loaded.max_length
         found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
         lengths = [len(ids) for ids in found["input_ids"]]
-        # Whether a sentence that fills the limit was longer shows when it is tokenized whole.
+        # A sentence that fills the limit may have been cut; whether it was shows when it is tokenized whole.
         full = [texts[index] for index, length in enumerate(lengths) if length == limit]
         whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
         truncated = sum(limit is not None and len(ids) > limit for ids in whole)
         columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
-        return cls(columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
+        return cls(first_id, columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
 
     def padded_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
-        """The model's inputs for sentences of one length T, each (B, T)."""
+        """The model's inputs for sentences of one length T, each (B, T).
+
+        Args:
+            batch: their positions in the shard.
+            loaded: the model.
+        """
         rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
         if self.lengths[batch[0]] == 0:
             # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
@@ -61,10 +84,14 @@ class EncodedWindow:
         return {name: to_device(row, loaded.device) for name, row in rows.items()}
 
     def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
-        """The model's inputs for sentences that follow each other in one row, each (1, N), and where they begin.
+        """The model's inputs for sentences that follow each other in one row of N tokens, each (1, N).
 
-        Positions begin anew with every sentence; `cu_seq_lens_q` (B + 1,) and what belongs to it tell flash attention
-        that no token sees another sentence's.
+        Positions begin anew with every sentence. `cu_seq_lens_q` (B + 1,), where each sentence begins, and the like
+        make flash attention keep the sentences apart.
+
+        Args:
+            batch: their positions in the shard.
+            loaded: the model.
         """
         lengths = [self.lengths[i] for i in batch]
         rows: dict[str, Any] = {

@@ -5,54 +5,42 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
-from cone_kernels.runs.encoded_shard import EncodedWindow
-
-
-@dataclass(frozen=True)
-class EncodedShard:
-    """A shard, and its token ids where it is to be run."""
-
-    number: int
-    first_id: int
-    texts: list[str]
-    _encoded: Future[EncodedWindow] | None
-
-    @property
-    def encoded(self) -> EncodedWindow:
-        """The token ids; waits for the tokenizer, and raises what it raised."""
-        assert self._encoded is not None, "this shard is another process's"
-        return self._encoded.result()
+from cone_kernels.runs.encoded_shard import EncodedShard
 
 
 def encoded_shards(
     sentences: Iterable[str],
     size: int,
-    encode: Callable[[list[str]], EncodedWindow],
+    encode: Callable[[int, list[str]], EncodedShard],
     runs_here: Callable[[int, int], bool],
-) -> Generator[EncodedShard]:
-    """Cuts sentences into shards; one is read ahead, and tokenized by a thread, which ends with the generator.
+) -> Generator[tuple[list[str], EncodedShard | None]]:
+    """Cuts sentences into shards; one is read ahead and tokenized by a thread, which ends with the generator.
 
     Args:
-        sentences: they, read in the caller's thread.
+        sentences: of the corpus, read in the caller's thread.
         size: sentences of a shard; the last one may have less.
-        encode: the tokenizer, called once for each shard that is run here, in order.
-        runs_here: of a shard's number and the sentences up to its end.
+        encode: tokenizes a shard: given the index of its first sentence, and its sentences. It is called once for each
+            shard that is run here, in order; what it raises is raised when its shard is due.
+        runs_here: whether a shard is run in this process: given its number, and how many sentences end with it.
+
+    Yields:
+        The sentences of each shard, and their token ids; None for a shard that is not run here.
 
     Example:
-        >>> [shard.texts for shard in encoded_shards("abcde", 2, encode, lambda number, end: False)]
+        >>> [texts for texts, _ in encoded_shards("abcde", 2, encode, lambda number, end: False)]
         [['a', 'b'], ['c', 'd'], ['e']]
     """
     stream = iter(sentences)
     with ThreadPoolExecutor(1, "tokenizing") as thread:
-        ahead: EncodedShard | None = None
+        ahead: tuple[list[str], Future[EncodedShard] | None] | None = None
         for number in itertools.count():
             texts = list(itertools.islice(stream, size))
-            end = number * size + len(texts)
-            future = thread.submit(encode, texts) if texts and runs_here(number, end) else None
+            first_id = number * size
+            runs = bool(texts) and runs_here(number, first_id + len(texts))
+            future = thread.submit(encode, first_id, texts) if runs else None
             if ahead is not None:
-                yield ahead
+                yield ahead[0], ahead[1].result() if ahead[1] is not None else None
             if not texts:
                 return
-            ahead = EncodedShard(number, number * size, texts, future)
+            ahead = texts, future

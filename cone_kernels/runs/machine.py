@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cone_kernels.runs.runner import Run
-
-_PACKAGES = ("cone_kernels", "torch", "transformers", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that the numbers depend on; one that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
 
 
 def machine(ran: Run) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""The options of the experiments: what each is called, its default, and the corpus that some of them describe."""
+"""The options of a run and of the experiments: what each is called, its default, and the corpus that some describe."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed, TextFormat
+from cone_kernels.names import pooling_names
 
 if TYPE_CHECKING:
     import torch
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
     from cone_kernels.runs.progress import Progress
 
 
-class MeasureOptions(TypedDict, total=False):
-    """The keywords that every experiment takes; the command line's flags have the same names."""
+class CorpusOptions(TypedDict, total=False):
+    """The keywords that say which sentences of a file are read, and how."""
 
     limit: int | None
     """Only the first so many distinct sentences."""
@@ -33,6 +36,11 @@ class MeasureOptions(TypedDict, total=False):
     """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
     malformed: Malformed
     """Records that are no object or lack a field: "drop" (default) or "raise"."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id."""
+
     device: str | torch.device | None
     """Where the model runs; None takes the first GPU, or the CPU."""
     dtype: str | torch.dtype
@@ -45,12 +53,20 @@ class MeasureOptions(TypedDict, total=False):
     """One of transformers' implementations: "sdpa", "eager", "flash_attention_2", ...; None takes its choice."""
     torch_compile: bool
     """Compile the model's blocks by torch.compile; default False."""
+
+
+class MeasureOptions(CorpusOptions, LoadOptions, total=False):
+    """The keywords that every experiment takes; the command line's flags have the same names."""
+
     backend: str
     """"auto" (default), "reference", "cpu", "triton" or "cuda"."""
     token_budget: int | Literal["auto"] | None
-    """Tokens of a batch at most; None is 4096 on a CPU and 65536 on a GPU, "auto" tries."""
+    """Tokens of a batch at most; None is 4096 on a CPU and 65536 on a GPU. "auto" tries on the first sentences which is
+    fastest; that depends on the clock, and with it the last bits of the result. A sentence longer than the budget is a
+    batch of its own."""
     packed: bool
-    """Sentences of a batch follow each other in one row; needs flash attention; default False."""
+    """Fill batches with sentences of any length, one after the other in one row; needs a model with flash attention,
+    which is tested on the first sentences; default False."""
     progress: Callable[[Progress], None] | None
     """Called after every batch."""
     log_json: str | os.PathLike[str] | None
@@ -63,7 +79,8 @@ class SharedOptions(MeasureOptions, total=False):
     threads: int | None
     """CPU threads of a process; None takes all, or its share of them where there are several workers."""
     shard_size: int | None
-    """Sentences of a shard; None is 8192. Equal bits need equal shards."""
+    """Sentences of a shard, which are tokenized and cut into batches together; None is 8192. Equal bits need equal
+    shards."""
     workers: int | None
     """So many processes on this machine, on a GPU each where there are several."""
     ray: int | None
@@ -72,21 +89,113 @@ class SharedOptions(MeasureOptions, total=False):
     """Share the work with the other ranks of torchrun; all get the same result, and rank 0 alone writes it."""
     checkpoint: str | os.PathLike[str] | None
     """A file that the run so far is written to now and then, and at an interruption; FILE.0-of-4 of the first of four
-    processes, FILE.model-0 of the first of several models, and beside it kept sentence vectors, FILE.layer-6."""
+    processes, FILE.model-0 of the first of several models. Sentence vectors that are kept are written next to it, those
+    of layer 6 to FILE.layer-6."""
     checkpoint_every: float | None
-    """Seconds between two checkpoints at least; default 300."""
+    """Seconds between two checkpoints at least; None is 300, and 0 writes one after every shard."""
     resume: bool
     """Go on from the checkpoint, where there is one."""
 
 
 class ShardOptions(SharedOptions, total=False):
-    """The keywords of experiments that need the sums alone: also one part of a run, to be merged with the others."""
+    """The keywords of experiments that need the sums alone, so that one process can run some of the shards alone."""
 
     shard: str | None
-    """"i/n": the shards of process i of n alone; the state saved is a part for `cone_kernels.runs.part.merge`."""
+    """"i/n": run the shards of process i of n alone, i from 0, and only read the others; the file saved is a `RunPart`,
+    for `cone_kernels.runs.part.merge`."""
 
 
-CORPUS_OPTIONS = ("limit", "field", "sample", "seed", "dedup", "format", "errors", "malformed")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How one process runs a model over a corpus, and what it gathers.
+
+    Attributes:
+        token_budget, packed, shard_size, backend, threads, shard, checkpoint, checkpoint_every, resume, progress: as
+            the keywords of these names in `ShardOptions`.
+        batch_size: sentences of a batch at most; None leaves that to the budget.
+        second_moment, unit_second_moment, before_final_norm, poolings, strict: as in `ConeProbe`.
+        keep_vectors: layers whose sentence vectors are kept, in temporary files; -1 is the last one.
+        vectors_prefix: keep them in files that stay, those of layer 3 in PREFIX.layer-3; a checkpoint takes its place.
+
+    Raises:
+        ValueError: an option is out of range, unknown, or does not go with another one.
+
+    Example:
+        >>> RunOptions(shard="0/3").process
+        (0, 3)
+    """
+
+    token_budget: int | Literal["auto"] | None = None
+    batch_size: int | None = None
+    packed: bool = False
+    shard_size: int | None = None
+    second_moment: bool = False
+    unit_second_moment: bool = False
+    before_final_norm: bool = False
+    poolings: str | Sequence[str] = ()
+    keep_vectors: Sequence[int] = ()
+    vectors_prefix: str | os.PathLike[str] | None = None
+    strict: bool = False
+    backend: str = "auto"
+    threads: int | None = None
+    shard: str | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float | None = None
+    resume: bool = False
+    progress: Callable[[Progress], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("token_budget", "batch_size", "shard_size", "threads"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}: got {value}; it must be at least 1")
+        if isinstance(self.token_budget, str) and self.token_budget != "auto":
+            raise ValueError(f'token_budget: got {self.token_budget!r}; it must be a number, "auto" or None')
+        if self.checkpoint_every is not None and not self.checkpoint_every >= 0:
+            raise ValueError(f"checkpoint_every: got {self.checkpoint_every}; it must be 0 or more seconds")
+        _, processes = self.process
+        if self.token_budget == "auto" and processes > 1:
+            raise ValueError(
+                f"token_budget: got 'auto' with shard {self.shard!r}; it must be a number, as each process would find "
+                "one of its own"
+            )
+        if self.resume and not self.checkpoint:
+            raise ValueError("resume: got True without a checkpoint; name the file of the run to go on with")
+        pooling_names(self.poolings)
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """(i, n): the shards of process i of n are run, i from 0; (0, 1) runs all."""
+        return parsed_shard(self.shard or "0/1")
+
+
+def parsed_shard(shard: str) -> tuple[int, int]:
+    """(i, n) of "i/n": process i of n, counted from 0.
+
+    Raises:
+        ValueError: it is not of this form, or i is not below n.
+
+    Example:
+        >>> parsed_shard("0/3")
+        (0, 3)
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(f"shard: got {shard!r}; it must be i/n with i from 0 to n - 1, such as 0/3")
+    return int(found[1]), int(found[2])
+
+
+CORPUS_OPTIONS = tuple(CorpusOptions.__annotations__)
+LOAD_OPTIONS = tuple(LoadOptions.__annotations__)
+
+_RUN_DEFAULTS = {
+    field.name: field.default for field in fields(RunOptions) if field.name in ShardOptions.__annotations__
+}
+# Who takes the reports of a run is not among what is asked of its result, and is passed on by itself.
+del _RUN_DEFAULTS["progress"]
+
+RUN_OPTIONS = tuple(_RUN_DEFAULTS)
+"""The keywords of an experiment that are options of the run in one process, without `progress`."""
 
 DEFAULTS: dict[str, Any] = {
     "limit": None,
@@ -103,39 +212,39 @@ DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
     "attention": None,
     "torch_compile": False,
-    "backend": "auto",
-    "token_budget": None,
-    "packed": False,
     "log_json": None,
-    "threads": None,
-    "shard_size": None,
     "workers": None,
     "ray": None,
     "distributed": False,
-    "shard": None,
-    "checkpoint": None,
-    "checkpoint_every": None,
-    "resume": False,
+    **_RUN_DEFAULTS,
 }
+"""What every keyword of an experiment but `progress` is where it is not given."""
 
-LOAD_OPTIONS = ("device", "dtype", "revision", "trust_remote_code", "attention", "torch_compile")
 
-RUN_OPTIONS = ("token_budget", "packed", "backend", "threads", "shard", "checkpoint", "checkpoint_every", "resume")
+def refuse_unknown_options(options: Mapping[str, Any]) -> None:
+    """Refuses a keyword that is no option of an experiment.
+
+    Raises:
+        TypeError: an option is none of `ShardOptions`.
+    """
+    unknown = sorted(set(options) - set(ShardOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"options: got {', '.join(unknown)}; they must be of {', '.join(ShardOptions.__annotations__)}")
 
 
 def refuse_run_options(options: MeasureOptions) -> None:
-    """Refuses what would be ignored where nothing is run.
+    """Refuses the options of a run where a saved state is all that is looked at, and they would be ignored.
 
     Raises:
         ValueError: an option is not at its default.
     """
     asked = [name for name, value in options.items() if name in DEFAULTS and value != DEFAULTS[name]]
     if asked:
-        raise ValueError(f"{', '.join(asked)}: got a value beside a state alone, of which nothing is run")
+        raise ValueError(f"{', '.join(asked)}: got a value together with a state; nothing is run, so leave it out")
 
 
 def with_checkpoint_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of one of several runs: a checkpoint is one of its own, FILE.NAME.
+    """The options of one of several runs, with a checkpoint of its own: FILE.NAME.
 
     Example:
         >>> with_checkpoint_of("0-of-4", {"checkpoint": "run.ckpt"})
@@ -148,8 +257,12 @@ def with_checkpoint_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def options_by_model(options: SharedOptions, models: int) -> list[Any]:
     """The options of the run of each of several models over one corpus that is open already.
 
+    Args:
+        options: those of the experiment.
+        models: how many models there are.
+
     Returns:
-        For each model the options but those of the corpus; a checkpoint is one of each, FILE.model-0 and so on.
+        For each model the options but those of the corpus; each has a checkpoint of its own, FILE.model-0 and so on.
     """
     rest = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     return [rest if models == 1 else with_checkpoint_of(f"model-{number}", rest) for number in range(models)]
@@ -167,16 +280,16 @@ def rank_of(options: SharedOptions) -> int:
 def open_corpus(
     corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions, *, again: bool = False
 ) -> Corpus:
-    """The corpus that a file or sentences are, read by the options' policies.
+    """The `Corpus` of a file or of sentences, read as the options say.
 
     Args:
-        corpus: a file or what else one path of a `Corpus` can be, a `Corpus`, or sentences.
-        options: those of `CORPUS_OPTIONS` are used.
+        corpus: a path that `Corpus` can read, a `Corpus`, or sentences.
+        options: those of `CorpusOptions` are used.
         again: it will be read more than once, so sentences that can be read only once are kept.
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read, or not more than once.
-        ValueError: a `Corpus` beside options of one, or fields or a format of sentences.
+        ValueError: options of a corpus are given together with a `Corpus`, or fields or a format with sentences.
     """
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
     if isinstance(corpus, Corpus):
@@ -194,11 +307,11 @@ def open_corpus(
 
 
 def open_files(paths: Sequence[str | os.PathLike[str]], options: MeasureOptions) -> Corpus:
-    """One corpus of several files in this order, or what else a path of a `Corpus` can be.
+    """One corpus of several files, or whatever else `Corpus` can read, in the order of the paths.
 
     Args:
-        paths: they.
-        options: those of `CORPUS_OPTIONS` are used.
+        paths: of the files.
+        options: those of `CorpusOptions` are used.
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError, ValueError: as `Corpus`.

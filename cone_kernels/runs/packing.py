@@ -7,17 +7,18 @@ import inspect
 import torch
 
 from cone_kernels.models.loading import LoadedModel
-from cone_kernels.runs.encoded_shard import EncodedWindow
+from cone_kernels.runs.encoded_shard import EncodedShard
 
-# Of the last hidden states' norm: what rounding may make of other shapes, far below what a foreign token does.
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
+# The most that two ways to run the same sentences may differ by, as a share of the norm of the last hidden states.
+# Other shapes round otherwise; a token of another sentence that is attended to makes a far larger difference.
+_MOST_DIFFERENCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 
 
 def refuse_unpackable(loaded: LoadedModel) -> None:
-    """Refuses a model that cannot be told where a packed sentence begins.
+    """Refuses a model that has no way to know where a packed sentence begins.
 
     Raises:
-        ValueError: its attention is no flash attention, or it takes no `position_ids`.
+        ValueError: its attention is not flash attention, or it takes no `position_ids`.
     """
     attention = str(loaded.info["attention"])
     if "flash" not in attention:
@@ -29,26 +30,26 @@ def refuse_unpackable(loaded: LoadedModel) -> None:
         raise ValueError(f"packed: got True, but {type(loaded.model).__name__}.forward takes no position_ids")
 
 
-def refuse_mixing(loaded: LoadedModel, encoded: EncodedWindow) -> None:
-    """Refuses a model in which the first sentences come out packed other than they do one by one.
+def refuse_mixing(loaded: LoadedModel, shard: EncodedShard) -> None:
+    """Refuses a model that gives other vectors for packed sentences than for the same ones run one by one.
 
     Args:
         loaded: the model.
-        encoded: sentences, of which three are run.
+        shard: sentences, of which three are run.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
-    some = [index for index, length in enumerate(encoded.lengths) if length > 0][:3]
+    some = [index for index, length in enumerate(shard.lengths) if length > 0][:3]
     if not some:
         return
     with torch.inference_mode():
-        packed = loaded.model(**encoded.packed_inputs(some, loaded))[0][0].double()  # (N, D)
-        alone = [loaded.model(**encoded.padded_inputs([index], loaded))[0][0] for index in some]
+        packed = loaded.model(**shard.packed_inputs(some, loaded))[0][0].double()  # (N, D)
+        alone = [loaded.model(**shard.padded_inputs([index], loaded))[0][0] for index in some]
     expected = torch.cat(alone).double()
     difference = float((packed - expected).norm() / expected.norm())
-    if not difference <= _TOLERANCE[alone[0].dtype]:
+    if not difference <= _MOST_DIFFERENCE[alone[0].dtype]:
         raise ValueError(
             f"packed: {type(loaded.model).__name__} mixes the sentences of a packed batch: the last hidden states of "
-            f"three sentences are off by {difference:.2g} of their norm; run it without"
+            f"three sentences are off by {difference:.2g} of their norm; run it without packed"
         )

@@ -1,4 +1,4 @@
-"""A run of some of a corpus's shards: the sums so far, where it stands, and what must agree before parts unite."""
+"""A part of a run over a corpus: the sums of some shards, how far it came, and what must agree before parts unite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.file import StateFileError
 from cone_kernels.state.moments import refuse_differences
 
-_TYPES: dict[str, Any] = {
+# The attributes that the header of a file has besides the tree, and the types that JSON holds them as.
+_HEADER_TYPES: dict[str, Any] = {
     "identity": dict,
     "shards": list,
     "shard_size": int,
@@ -32,22 +33,22 @@ _TYPES: dict[str, Any] = {
 
 
 @dataclass(frozen=True, eq=False)
-class PartialRun:
+class RunPart:
     """The shards that one process or several have run; what checkpoints and the files of `cone merge` hold.
 
     Attributes:
         tree: the sums.
         identity: model, options and corpus settings as JSON; they must agree before parts unite or a run goes on.
-        shards: which processes ran it: "0/3" for the first of three.
+        shards: for each process whose shards these are what its option `shard` was: "0/3" for the first of three.
         shard_size: sentences of a shard.
         sentences: how many of the corpus have been passed over, run or left to other processes.
         corpus_sha256: over those sentences.
         ended: whether the corpus ended there.
-        counts: sentences, tokens, batches, ... that were run; parts add up.
+        counts: sentences, tokens, batches, ... that were run; those of several parts are added up.
         facts: JSON that describes the run and need not agree: layer names, times, what the corpus dropped.
 
     Example:
-        >>> whole = PartialRun.load("a.part").merge(PartialRun.load("b.part"))
+        >>> whole = RunPart.load("a.part").merge(RunPart.load("b.part"))
         >>> whole.close().save("whole.safetensors")
     """
 
@@ -62,7 +63,7 @@ class PartialRun:
     facts: dict[str, Any]
 
     @classmethod
-    def begin(cls, identity: dict[str, Any], shard: str, shard_size: int) -> PartialRun:
+    def begin(cls, identity: dict[str, Any], shard: str, shard_size: int) -> RunPart:
         """A run before its first sentence."""
         return cls(ShardTree(), identity, (shard,), shard_size, 0, hashlib.sha256().hexdigest(), False, {}, {})
 
@@ -71,7 +72,7 @@ class PartialRun:
         """How many shards the sentences passed over make."""
         return math.ceil(self.sentences / self.shard_size)
 
-    def merge(self, other: PartialRun) -> PartialRun:
+    def merge(self, other: RunPart) -> RunPart:
         """Both parts as one; neither changes.
 
         Raises:
@@ -87,7 +88,7 @@ class PartialRun:
         counts = {name: self.counts[name] + other.counts[name] for name in self.counts}
         return replace(
             self,
-            # Which sentence vectors lie beside a part's file is a fact of that part alone.
+            # Which sentence vectors are in the files next to a part's file is a fact of that part alone.
             facts={name: fact for name, fact in self.facts.items() if name != "vectors"},
             tree=self.tree.merge(other.tree),
             shards=self.shards + other.shards,
@@ -105,7 +106,7 @@ class PartialRun:
         return self.tree.close(self.n_shards)
 
     def missing(self) -> str | None:
-        """The shards that have not been run, in words; None where all have."""
+        """The shards that have not been run, such as "shards 3, 5 of 7"; None where all have."""
         gaps = self.tree.missing(self.n_shards)
         return f"{listed(gaps)} of {self.n_shards}" if gaps else None
 
@@ -114,80 +115,82 @@ class PartialRun:
 
         Args:
             path: the file.
-            previous: where a file of that name is kept.
+            previous: the name that a file which is there already is kept under; None replaces it.
         """
-        return state_file.write(path, *self._parts(), previous=previous)
+        return state_file.write(path, *self.file_content(), previous=previous)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> PartialRun:
-        """Reads what `save` wrote; the sums are put on `device` (default: the CPU).
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> RunPart:
+        """Reads a file that `save` wrote; the sums are put on `device` (default: the CPU).
 
         Raises:
             OSError: it cannot be read.
-            StateFileError: the file is damaged, or not of this kind.
+            StateFileError: the file is damaged, or holds no part of a run.
         """
         tensors, info = state_file.read(path, "partial", "nodes")
         found, headers = info["partial"], info["nodes"]
-        if not isinstance(found, dict) or sorted(found) != sorted(_TYPES) or not isinstance(headers, dict):
-            raise StateFileError(f"{path}: its header must say {sorted(_TYPES)} of a part, and its nodes")
-        for name, kind in _TYPES.items():
+        if not isinstance(found, dict) or sorted(found) != sorted(_HEADER_TYPES) or not isinstance(headers, dict):
+            raise StateFileError(f"{path}: its header must have {sorted(_HEADER_TYPES)} under partial, and nodes")
+        for name, kind in _HEADER_TYPES.items():
             if type(found[name]) is not kind:
                 raise StateFileError(f"{path}: {name} is {found[name]!r:.80}; it must be of type {kind.__name__}")
         counts = found["counts"].values()
         if found["shard_size"] < 1 or found["sentences"] < 0 or not all(type(n) is int and n >= 0 for n in counts):
             raise StateFileError(f"{path}: has a negative count, or shards without a sentence")
-        states = {}
+        nodes = {}
         for name, header in headers.items():
             level, _, index = name.partition(".")
             if not (level.isdecimal() and index.isdecimal() and isinstance(header, dict)):
                 raise StateFileError(f"{path}: has a node {name!r}; it must be LEVEL.INDEX")
-            mine = [key for key in tensors if key.startswith(f"{name}.")]
-            own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in mine}
-            states[int(level), int(index)] = ConeState.restore(path, own, header).settled(device)
+            keys = [key for key in tensors if key.startswith(f"{name}.")]
+            own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in keys}
+            nodes[int(level), int(index)] = ConeState.restore(path, own, header).settled(device)
         if tensors:
-            raise StateFileError(f"{path}: has tensors {sorted(tensors)} that belong to nothing")
+            raise StateFileError(f"{path}: has tensors {sorted(tensors)} that belong to none of its nodes")
         try:
-            tree = ShardTree(states)
+            tree = ShardTree(nodes)
         except ValueError as error:
-            raise StateFileError(f"{path}: its nodes are no tree: {error}") from None
-        if any((index + 1) << level > -(-found["sentences"] // found["shard_size"]) for level, index in states):
+            raise StateFileError(f"{path}: its nodes are not a tree: {error}") from None
+        if any((index + 1) << level > -(-found["sentences"] // found["shard_size"]) for level, index in nodes):
             raise StateFileError(f"{path}: has shards beyond the {found['sentences']} sentences passed over")
         return cls(tree, **{**found, "shards": tuple(found["shards"])})
 
     def nbytes(self) -> int:
-        """Bytes of a file of it, about."""
-        tensors, _ = self._parts()
+        """About how many bytes a file of this part has."""
+        tensors, _ = self.file_content()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + (1 << 20)
 
     def _agreeing(self) -> dict[str, Any]:
+        """What must agree before two parts merge, by name."""
         corpus = {"corpus.sentences": self.sentences, "corpus.sha256": self.corpus_sha256}
         return {**self.identity, **corpus, "counts": sorted(self.counts)}
 
-    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def file_content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the header of a file of this part."""
         tensors: dict[str, Tensor] = {}
         headers = {}
         for (level, index), state in self.tree.nodes.items():
-            own, headers[f"{level}.{index}"] = state._parts()
+            own, headers[f"{level}.{index}"] = state.file_content()
             tensors |= {f"{level}.{index}.{name}": tensor for name, tensor in own.items()}
-        partial = {name: getattr(self, name) for name in _TYPES} | {"shards": list(self.shards)}
+        partial = {name: getattr(self, name) for name in _HEADER_TYPES} | {"shards": list(self.shards)}
         return tensors, {"partial": partial, "nodes": headers}
 
 
 def merge(
     parts: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, incomplete: bool = False
-) -> PartialRun:
-    """Unites the files that runs with `shard` have written; with all shards there, the output is an ordinary state.
+) -> RunPart:
+    """Unites the parts that runs with `shard` have saved; where all shards are there, the output is an ordinary state.
 
     Args:
         parts: the files, in any order.
         output: the state of the whole, bitwise that of a single process.
-        incomplete: write a part, which can be merged further, where shards are missing.
+        incomplete: where shards are missing, write a part that can be merged further.
 
     Raises:
         OSError: a file cannot be read or written.
         StateFileError: a file is damaged, or holds no part of a run.
-        ValueError: no file; the parts are of different runs, each field that differs named; a shard is in two of them,
-            or, without `incomplete`, in none.
+        ValueError: there is no file; a run stopped before the corpus ended; the parts are of different runs, each field
+            that differs named; a shard is in two of them, or, without `incomplete`, in none.
 
     Example:
         >>> merge(["a.part", "b.part"], "whole.safetensors")
@@ -196,16 +199,16 @@ def merge(
         raise ValueError("parts: got no file; it must be at least one")
     loaded = []
     for path in parts:
-        loaded.append(PartialRun.load(path))
+        loaded.append(RunPart.load(path))
         if not loaded[-1].ended:
             where = f"stopped after {loaded[-1].sentences} sentences of the corpus"
             raise ValueError(f"{os.fspath(path)}: {where}; resume that run first")
-    whole = reduce(PartialRun.merge, loaded)
+    whole = reduce(RunPart.merge, loaded)
     missing = whole.missing()
     if missing is None:
         whole.close().save(output)
     elif incomplete:
         whole.save(output)
     else:
-        raise ValueError(f"parts: there is none of {missing}; incomplete=True writes what is there")
+        raise ValueError(f"parts: there is none of {missing}; incomplete=True writes the shards that are there")
     return whole

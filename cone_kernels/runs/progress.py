@@ -1,4 +1,4 @@
-"""How far a run is, and that as JSON lines for a log that a program reads."""
+"""How far a run is, and a log of it as JSON lines, for a program to read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Progress:
 
     Attributes:
         sentences, tokens: done so far.
-        expected: the sentences in all, where that can be judged.
-        elapsed: seconds since the run began, the model being loaded by then.
+        expected: how many sentences there will be; None where that cannot be estimated.
+        elapsed: seconds since the run began, without the loading of the model.
         padding: share of the positions given to the model that were padding; 0 in batches of one exact length.
-        statistics: share of the elapsed time that was spent on the statistics; on a GPU the host's part of it.
-        resumed_sentences, resumed_tokens: how many of those done an interrupted run had done before this one began.
+        statistics: share of the elapsed time that was spent on the statistics; on a GPU that of the CPU alone.
+        resumed_sentences, resumed_tokens: how many of the done ones come from an interrupted run that this one goes on.
     """
 
     sentences: int
@@ -56,14 +56,14 @@ class Progress:
 
 
 class JsonLinesProgress:
-    """The `progress` of a run that writes a JSON object a line: at most one each `interval` seconds, and the last.
+    """A `progress` for a run that writes JSON lines: at most one every `interval` seconds, and the last report.
 
     A line has `timestamp` (ISO 8601, UTC), `sentences`, `tokens`, `expected`, `elapsed`, `remaining` (seconds),
-    `sentences_per_second`, `tokens_per_second`, `padding` and `statistics` (shares from 0 to 1), and what `also` says;
-    what is not known is null. Lines are appended and flushed one by one, so the log can be followed.
+    `sentences_per_second`, `tokens_per_second`, `padding` and `statistics` (shares from 0 to 1), and the entries of
+    `also`; what is not known is null. Lines are appended and flushed one by one, so the log can be followed.
 
     Args:
-        file: where to append; "-" is stderr.
+        file: to append to; "-" is stderr.
         interval: seconds between two lines; 0 writes every report.
         then: called with every report as well.
         also: further entries of each line.
@@ -95,7 +95,7 @@ class JsonLinesProgress:
         self._waiting: tuple[datetime, Progress] | None = None
 
     def __call__(self, done: Progress) -> None:
-        """Takes a report."""
+        """Takes a report, and writes it where a line is due."""
         self._waiting = (datetime.now(timezone.utc), done)
         if time.monotonic() >= self._next:
             self._write()
@@ -112,7 +112,7 @@ class JsonLinesProgress:
         self.close()
 
     def close(self) -> None:
-        """Writes the last report, if that is still to be done, and closes the file."""
+        """Writes the last report if it has not been written, and closes the file."""
         try:
             self._write()
         finally:

@@ -1,36 +1,38 @@
-"""Runs a model over a corpus, shard by shard, and gathers the state."""
+"""Runs a model over a corpus in this process, shard by shard, and gathers the state."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.devices import cpu_threads
 from cone_kernels.models.loading import LoadedModel
+from cone_kernels.names import pooling_names
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.checkpoint import Checkpoint
 from cone_kernels.runs.corpus_position import CorpusPosition
+from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.encoded_shards import encoded_shards
+from cone_kernels.runs.options import RunOptions
 from cone_kernels.runs.packing import refuse_unpackable
-from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.runs.shard_runner import Counts, ShardRunner
-from cone_kernels.runs.shard_tree import owner, parsed_shard
+from cone_kernels.runs.shard_tree import owner
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.cone_state import ConeState
-from cone_kernels.state.poolings import pooling_names
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
-WINDOW = 8192
+SHARD_SIZE = 8192
 
 # What of a corpus's settings decides which sentences come after those that a checkpoint has seen.
 _CORPUS_SETTINGS = ("fields", "limit", "sample", "seed", "dedup", "errors", "malformed")
@@ -70,76 +72,46 @@ class Run:
     backends: dict[str, str]
     seconds: float
     vectors: dict[int, SentenceVectors]
-    part: PartialRun
+    part: RunPart
 
     @classmethod
-    def of(cls, part: PartialRun, state: ConeState, vectors: dict[int, SentenceVectors] | None = None) -> Run:
-        """The run that a part tells of, whose sums are `state`."""
+    def of(cls, part: RunPart, state: ConeState, vectors: dict[int, SentenceVectors] | None = None) -> Run:
+        """The run that a finished part describes.
+
+        Args:
+            part: of the run.
+            state: the sums of the part as one state.
+            vectors: the sentence vectors that were kept, by layer number.
+        """
         counts: dict[str, Any] = {name: count for name, count in part.counts.items() if name != "positions"}
         facts = {name: part.facts[name] for name in ("final_norm", "backends", "seconds")}
         names = tuple(part.facts["layer_names"])
         return cls(state=state, layer_names=names, vectors=vectors or {}, part=part, **facts, **counts)
 
 
-def run(
-    loaded: LoadedModel,
-    sentences: Iterable[str],
-    *,
-    token_budget: int | Literal["auto"] | None = None,
-    batch_size: int | None = None,
-    packed: bool = False,
-    window: int = WINDOW,
-    second_moment: bool = False,
-    unit_second_moment: bool = False,
-    before_final_norm: bool = False,
-    poolings: str | Sequence[str] = (),
-    keep_vectors: Sequence[int] = (),
-    vectors_beside: str | os.PathLike[str] | None = None,
-    strict: bool = False,
-    backend: str = "auto",
-    threads: int | None = None,
-    shard: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: float | None = None,
-    resume: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-) -> Run:
+def run(loaded: LoadedModel, sentences: Iterable[str], **options: Any) -> Run:
     """Runs every sentence once and returns the state of all layers at both levels.
 
-    The corpus is cut into shards of `window` sentences. A shard is tokenized at once and cut into batches of one exact
-    length, longest first, so that no batch carries padding. Each gives a state of its own, and the states merge along
-    a fixed tree (`ShardTree`): the result is bitwise the same however many processes ran the shards and however often
-    they were interrupted. The sums do not depend on the number of threads, but on a CPU the model's own forward does
-    in its last bits (matrix products of few rows), so processes whose parts are to be merged need equal `threads`.
+    The corpus is cut into shards of `shard_size` sentences. A shard is tokenized at once and cut into batches of one
+    exact length, longest first, so that no batch carries padding. Each gives a state of its own, and the states merge
+    along a fixed tree (`ShardTree`): the result is bitwise the same however many processes ran the shards and however
+    often they were interrupted. The sums do not depend on the number of threads, but on a CPU the model's own forward
+    does in its last bits (matrix products of few rows), so processes whose parts are to be merged need equal `threads`.
     Where a batch does not fit into memory, its shard starts again from nothing with a smaller budget, and no sentence
     counts twice; the last bits then depend on where that happened.
 
     Args:
         loaded: what `load_model` returns.
         sentences: a `Corpus`, or any iterable of strings; the index of a sentence decides its jackknife group.
-        token_budget: tokens of a batch at most; None takes 4096 on a CPU and 65536 on a GPU; "auto" tries on the first
-            sentences, and what it finds, so the last bits too, depends on the clock. A sentence longer than that is a
-            batch of its own.
-        batch_size: sentences of a batch at most; None leaves that to the budget.
-        packed: fill batches up to the budget with sentences of any length, one after the other in one row; needs a
-            model with flash attention, which the first sentences test.
-        window: sentences of a shard, which are tokenized and grouped by length together.
-        second_moment, unit_second_moment, before_final_norm, poolings, strict, backend: as in `ConeProbe`.
-        keep_vectors: layers whose sentence vectors are kept in a temporary file; -1 is the last one.
-        vectors_beside: write them to files that stay, those of layer 3 to FILE.layer-3, of which `part` tells what is
-            in them; a checkpoint has them beside itself.
-        threads: of the forward on a CPU; None leaves torch's number.
-        shard: "i/n": run the shards of process i of n alone, i from 0, and only read the others.
-        checkpoint: a file that the run so far is written to now and then, and at a KeyboardInterrupt.
-        checkpoint_every: seconds between two checkpoints at least, None is 300; 0 writes one after every shard.
-        resume: go on from the checkpoint, where there is one.
-        progress: called after every batch.
+        options: the fields of `RunOptions`.
 
     Raises:
-        ValueError: an option is below 1, or there is no sentence; the checkpoint is of another model, corpus or option;
-            the model cannot take packed sentences.
+        TypeError: an option is unknown.
+        ValueError: as `RunOptions`; there is no sentence; the checkpoint is of another model, corpus or option; the
+            model cannot take packed sentences.
         FileExistsError: there is a checkpoint and `resume` is False.
-        StateFileError: no checkpoint is whole.
+        FileNotFoundError: there is no folder for the checkpoint.
+        StateFileError: there are checkpoints, and none of them is whole.
         OSError: a checkpoint cannot be written.
         RuntimeError: one sentence alone does not fit into memory, or the model cannot be probed.
         Interrupted: in place of KeyboardInterrupt, once the checkpoint has been written.
@@ -148,155 +120,217 @@ def run(
         >>> result = run(load_model("sentence-transformers/all-MiniLM-L6-v2"), Corpus("snli_dev.jsonl", limit=300))
         >>> metrics.anisotropy(result.state.sentence)
     """
-    budget = TOKEN_BUDGET[loaded.device.type] if token_budget is None else token_budget
-    least_one = {"token_budget": budget, "batch_size": batch_size, "window": window, "threads": threads}
-    for name, value in least_one.items():
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
-    process, processes = parsed_shard(shard or "0/1")
-    if budget == "auto" and processes > 1:
-        raise ValueError("token_budget: got 'auto' for one of several processes, of which each would find its own")
-    if resume and not checkpoint:
-        raise ValueError("resume: got True without a checkpoint")
-    if packed:
-        refuse_unpackable(loaded)
-    names = pooling_names(poolings)
-    keeper = VectorKeeper(keep_vectors, checkpoint or vectors_beside)
-
-    def keep(layer: int, sentence_ids: torch.Tensor, pooled: torch.Tensor) -> None:
-        keeper.take(layer, len(probe.layer_names), sentence_ids, pooled)
-
-    kept: dict[str, Any] = {
-        "second_moment": second_moment,
-        "unit_second_moment": unit_second_moment,
-        "before_final_norm": before_final_norm,
-        "poolings": names,
-        "strict": strict,
-        "backend": backend,
-    }
-    probe = ConeProbe(loaded.model, **kept, on_pooled=keep if keep_vectors else None)
-    options = {**kept, "token_budget": budget, "batch_size": batch_size, "packed": packed, "shard_size": window}
-    if loaded.device.type == "cpu":
-        options["threads"] = threads or torch.get_num_threads()
-    if keep_vectors:
-        options["keep_vectors"] = list(keep_vectors)
-    part = PartialRun.begin(_identity(loaded, sentences, options), shard or "0/1", window)
-    file = Checkpoint(checkpoint, keeper, every=checkpoint_every, resume=resume) if checkpoint else None
-    if file and resume:
-        part = file.latest(part, loaded.device)
-    done = part.sentences
-    position = CorpusPosition(done, part.corpus_sha256, part.ended)
-    clock = _Clock(part, probe, processes)
-
-    def runs_here(number: int, end: int) -> bool:
-        return owner(number, processes) == process and end > done
-
-    def on_batch() -> None:
-        if progress is not None:
-            progress(clock.progress(runner, _expected(sentences)))
-
-    counts = Counts(**part.counts) if part.counts else Counts(0 if budget == "auto" else budget)
-    runner = ShardRunner(loaded, probe, counts, "mean_without_special" in names, batch_size, packed, keeper, on_batch)
-    runner.backends.update(part.facts.get("backends", {}))
-    first, empty = "", None
+    corpus_pass = _CorpusPass(loaded, sentences, RunOptions(**options))
     try:
-        shards = encoded_shards(sentences, window, runner.encode, runs_here)
-        with probe, cpu_threads(threads), closing(shards):
-            for current in shards:
-                first = first or current.texts[0]
-                position.pass_over(current.texts)
-                if position.resuming:
-                    continue
-                tree = part.tree
-                if owner(current.number, processes) == process:
-                    state = runner.run(current.first_id, current.encoded)
-                    state.info |= _info(loaded)
-                    tree = tree.add(current.number, state)
-                part = replace(
-                    part,
-                    tree=tree,
-                    sentences=position.sentences,
-                    corpus_sha256=position.sha256,
-                    counts=runner.counts.to_dict(),
-                    facts={"backends": dict(runner.backends), "seconds": clock.seconds(), **keeper.facts()},
-                )
-                if file:
-                    file.shard_done(part, _expected(sentences))
-            position.end()
-            if not runner.n_shards:
-                # No shard fell to this process, or none was left; one sentence shows what the layers are.
-                empty = runner.empty_state(first)
-                empty.info |= _info(loaded)
-        part = replace(part, ended=True, facts={**part.facts, **_facts(loaded, sentences, probe)})
-        if file:
-            file.save(part)
+        corpus_pass.pass_over()
+        return corpus_pass.finish()
     except KeyboardInterrupt:
-        if file is None:
+        if corpus_pass.checkpoint is None:
             raise
-        raise file.interrupted(part) from None
-    if processes == 1:
-        return Run.of(part, part.close(), keeper.vectors)
-    return Run.of(part, empty if empty and not part.tree.nodes else part.tree.folded(), keeper.vectors)
+        raise corpus_pass.checkpoint.interrupted(corpus_pass.part) from None
+
+
+class _CorpusPass:
+    """One pass over a corpus: what it has gathered so far, and what runs the next shard.
+
+    Attributes:
+        part: the shards that are done, with those of an interrupted run that this one goes on with.
+        checkpoint: where the part is written to now and then; None where it is not.
+    """
+
+    part: RunPart
+    checkpoint: Checkpoint | None = None
+
+    def __init__(self, loaded: LoadedModel, sentences: Iterable[str], options: RunOptions) -> None:
+        """Begins: checks that the model can be run so, and finds where an interrupted run stopped."""
+        if options.packed:
+            refuse_unpackable(loaded)
+        self._loaded, self._sentences, self._threads = loaded, sentences, options.threads
+        self._process, self._processes = options.process
+        self._keeper = keeper = VectorKeeper(options.keep_vectors, options.checkpoint or options.vectors_prefix)
+
+        def keep(layer: int, sentence_ids: Tensor, pooled: Tensor) -> None:
+            keeper.take(layer, len(probe.layer_names), sentence_ids, pooled)
+
+        gathered = _gathered(options)
+        self._probe = probe = ConeProbe(loaded.model, **gathered, on_pooled=keep if options.keep_vectors else None)
+        budget = TOKEN_BUDGET[loaded.device.type] if options.token_budget is None else options.token_budget
+        self.part = self._begun(options, gathered, budget)
+        self._position = CorpusPosition(self.part.sentences, self.part.corpus_sha256, self.part.ended)
+        self._clock = _Clock(self.part, probe, sentences, self._processes, options.progress)
+        self._runner = ShardRunner(
+            loaded,
+            probe,
+            Counts(**self.part.counts) if self.part.counts else Counts(0 if budget == "auto" else budget),
+            special_tokens="mean_without_special" in gathered["poolings"],
+            batch_size=options.batch_size,
+            packed=options.packed,
+            keeper=keeper,
+            on_batch=self._clock.report,
+        )
+        self._runner.backends.update(self.part.facts.get("backends", {}))
+        self._empty: ConeState | None = None
+
+    def _begun(self, options: RunOptions, gathered: dict[str, Any], budget: int | Literal["auto"]) -> RunPart:
+        """The part before its first sentence, or that of the checkpoint that the run goes on from."""
+        shard_size = SHARD_SIZE if options.shard_size is None else options.shard_size
+        asked = {**gathered, "token_budget": budget, "batch_size": options.batch_size, "packed": options.packed}
+        identity = _identity(self._loaded, self._sentences, {**asked, "shard_size": shard_size}, options)
+        part = RunPart.begin(identity, options.shard or "0/1", shard_size)
+        if not options.checkpoint:
+            return part
+        every, resume = options.checkpoint_every, options.resume
+        self.checkpoint = Checkpoint(options.checkpoint, self._keeper, every=every, resume=resume)
+        return self.checkpoint.latest(part, self._loaded.device) if resume else part
+
+    def pass_over(self) -> None:
+        """Reads the corpus to its end, and runs the shards that fall to this process and are not done."""
+        done = self.part.sentences
+
+        def runs_here(number: int, end: int) -> bool:
+            return owner(number, self._processes) == self._process and end > done
+
+        first = ""
+        shards = encoded_shards(self._sentences, self.part.shard_size, self._runner.encode, runs_here)
+        with self._probe, cpu_threads(self._threads), closing(shards):
+            for number, (texts, shard) in enumerate(shards):
+                first = first or texts[0]
+                self._position.pass_over(texts)
+                if not self._position.resuming:
+                    self._take(number, shard)
+            self._position.end()
+            if not self._runner.n_shards:
+                # No shard fell to this process, or none was left; one sentence shows what the layers are.
+                self._empty = self._with_info(self._runner.empty_state(first))
+
+    def finish(self) -> Run:
+        """Writes the last checkpoint and makes one state of the shards."""
+        described = {
+            "layer_names": list(self._probe.layer_names),
+            "final_norm": self._probe.final_norm,
+            "device": str(self._loaded.device),
+            "model": self._loaded.info,
+            "corpus": self._sentences.summary.to_dict() if isinstance(self._sentences, Corpus) else None,
+        }
+        self.part = replace(self.part, ended=True, facts={**self.part.facts, **described})
+        if self.checkpoint:
+            self.checkpoint.save(self.part)
+        if self._processes == 1:
+            state = self.part.close()
+        elif self._empty and not self.part.tree.nodes:
+            state = self._empty
+        else:
+            state = self.part.tree.folded()
+        return Run.of(self.part, state, self._keeper.vectors)
+
+    def _take(self, number: int, shard: EncodedShard | None) -> None:
+        """Adds one more shard to the part: run here, or, where it is None, passed over for another process."""
+        tree = self.part.tree
+        if shard is not None:
+            tree = tree.add(number, self._with_info(self._runner.run_shard(shard)))
+        self.part = replace(
+            self.part,
+            tree=tree,
+            sentences=self._position.sentences,
+            corpus_sha256=self._position.sha256,
+            counts=self._runner.counts.to_dict(),
+            facts={"backends": dict(self._runner.backends), "seconds": self._clock.seconds(), **self._keeper.facts()},
+        )
+        if self.checkpoint:
+            self.checkpoint.shard_done(self.part, _expected_sentences(self._sentences))
+
+    def _with_info(self, state: ConeState) -> ConeState:
+        state.info |= _model_info(self._loaded)
+        return state
 
 
 class _Clock:
-    """The progress of a run, and its time with that before an interruption."""
+    """Times a run, and reports its progress after every batch.
 
-    def __init__(self, before: PartialRun, probe: ConeProbe, processes: int) -> None:
+    Args:
+        before: the part of the run that was done before an interruption.
+        probe: of the run.
+        sentences: of the corpus.
+        processes: how many share the corpus.
+        progress: takes the reports; None where nothing does.
+    """
+
+    def __init__(
+        self,
+        before: RunPart,
+        probe: ConeProbe,
+        sentences: Iterable[str],
+        processes: int,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
         self._started = time.perf_counter()
-        self._before, self._probe, self._processes = before, probe, processes
+        self._counts_before, self._seconds_before = before.counts, float(before.facts.get("seconds", 0.0))
+        self._probe, self._sentences, self._processes, self._progress = probe, sentences, processes, progress
 
     def seconds(self) -> float:
         """Wall time of the run, with that before an interruption."""
-        return float(self._before.facts.get("seconds", 0.0)) + time.perf_counter() - self._started
+        return self._seconds_before + time.perf_counter() - self._started
 
-    def progress(self, runner: ShardRunner, expected: int | None) -> Progress:
-        """How far this process is; of a corpus for several it expects its share."""
-        done, under_way, before = runner.counts, runner.under_way, self._before.counts
+    def report(self, runner: ShardRunner) -> None:
+        """Reports how far this process is; where several share the corpus, each expects an equal share of it."""
+        if self._progress is None:
+            return
+        done, under_way = runner.counts, runner.under_way
+        expected = _expected_sentences(self._sentences)
         tokens, positions = done.tokens + under_way.tokens, done.positions + under_way.positions
         elapsed = time.perf_counter() - self._started
-        return Progress(
-            sentences=done.sentences + under_way.sentences,
-            tokens=tokens,
-            expected=None if expected is None else round(expected / self._processes),
-            elapsed=elapsed,
-            padding=1 - tokens / positions,
-            statistics=self._probe.seconds / elapsed,
-            resumed_sentences=before.get("sentences", 0),
-            resumed_tokens=before.get("tokens", 0),
+        self._progress(
+            Progress(
+                sentences=done.sentences + under_way.sentences,
+                tokens=tokens,
+                expected=None if expected is None else round(expected / self._processes),
+                elapsed=elapsed,
+                padding=1 - tokens / positions,
+                statistics=self._probe.seconds / elapsed,
+                resumed_sentences=self._counts_before.get("sentences", 0),
+                resumed_tokens=self._counts_before.get("tokens", 0),
+            )
         )
 
 
-def _info(loaded: LoadedModel) -> dict[str, Any]:
+def _gathered(options: RunOptions) -> dict[str, Any]:
+    """The keywords of `ConeProbe`; all of them decide the bits of a run."""
+    return {
+        "second_moment": options.second_moment,
+        "unit_second_moment": options.unit_second_moment,
+        "before_final_norm": options.before_final_norm,
+        "poolings": pooling_names(options.poolings),
+        "strict": options.strict,
+        "backend": options.backend,
+    }
+
+
+def _model_info(loaded: LoadedModel) -> dict[str, Any]:
     """What a state says of its model, wherever its files are: two states of one model agree in it."""
     keys = ("architecture", "model_type", "n_layers", "hidden_size", "dtype", "weights_sha256")
     return {"model": {key: loaded.info[key] for key in keys}, "max_length": loaded.max_length}
 
 
-def _identity(loaded: LoadedModel, sentences: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
+def _identity(
+    loaded: LoadedModel, sentences: Iterable[str], asked: dict[str, Any], options: RunOptions
+) -> dict[str, Any]:
     """All that decides the bits of a run but the sentences themselves, as flat JSON."""
-    model = {**_info(loaded)["model"], "max_length": loaded.max_length}
+    model = {**_model_info(loaded)["model"], "max_length": loaded.max_length}
     model |= {key: loaded.info[key] for key in ("attention", "compiled")}
     settings = {name: getattr(sentences, name, None) for name in _CORPUS_SETTINGS}
     corpus = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    chosen = {**options, "poolings": list(options["poolings"]), "device": loaded.device.type}
+    chosen = {**asked, "poolings": list(asked["poolings"])}
+    if loaded.device.type == "cpu":
+        chosen["threads"] = options.threads or torch.get_num_threads()
+    if options.keep_vectors:
+        chosen["keep_vectors"] = list(options.keep_vectors)
+    chosen["device"] = loaded.device.type
     groups = {"model": model, "corpus": corpus, "options": chosen}
     return {f"{group}.{name}": value for group, found in groups.items() for name, value in found.items()}
 
 
-def _facts(loaded: LoadedModel, sentences: Iterable[str], probe: ConeProbe) -> dict[str, Any]:
-    """What describes a finished run beside its sums."""
-    return {
-        "layer_names": list(probe.layer_names),
-        "final_norm": probe.final_norm,
-        "device": str(loaded.device),
-        "model": loaded.info,
-        "corpus": sentences.summary.to_dict() if isinstance(sentences, Corpus) else None,
-    }
-
-
-def _expected(sentences: Iterable[str]) -> int | None:
-    """How many sentences there are, where that can be judged."""
+def _expected_sentences(sentences: Iterable[str]) -> int | None:
+    """How many sentences there will be, where that can be estimated."""
     if isinstance(sentences, Corpus):
         return sentences.expected_sentences()
     return len(sentences) if isinstance(sentences, Sized) else None

@@ -1,4 +1,4 @@
-"""The sentence vectors of one layer, kept for a second look at them once the axes are known."""
+"""The sentence vectors of one layer in a file, to be read again once the axes of the cone are known."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class SentenceVectors:
     """Pooled vectors in corpus order, in a file: row i is the sentence with id i.
 
-    Those of some shards of a corpus have gaps between them; `spans` tells which sentences are there. A sentence without
-    a vector, and one whose vector is not finite, is a row of NaN. The file takes n·d·4 bytes (float64 models: 8).
+    Where they are of some shards of a corpus alone, `spans` has the sentences that are there, and their rows follow
+    each other without gaps. A sentence without a vector, or with one that is not finite, is a row of NaN. The file
+    takes n·d·4 bytes (of float64 models n·d·8).
 
     Args:
         dim: D, the width.
         dtype: float32 or float64.
-        file: where they are written, over what is there; None is a temporary file, gone with the object.
+        file: where they are written, in place of what is there; None is a temporary file, which goes with the object.
 
     Example:
         >>> vectors = SentenceVectors.from_rows(torch.randn(1000, 384))
@@ -48,18 +49,18 @@ class SentenceVectors:
 
     @classmethod
     def from_rows(cls, rows: Tensor) -> SentenceVectors:
-        """Of a tensor (n, D) float32 or float64."""
+        """The vectors that are the rows of a tensor (n, D), float32 or float64, in a temporary file."""
         vectors = cls(rows.shape[1], rows.dtype)
         vectors.append(rows)
         return vectors
 
     @classmethod
     def open(cls, file: str | os.PathLike[str], header: Any) -> SentenceVectors:
-        """What `file` held when `header()` was this; rows that were appended later are cut off.
+        """The vectors that `file` held when `header()` returned this header; later rows are cut off.
 
         Raises:
-            OSError: it cannot be read or written.
-            StateFileError: it does not hold that, or the header is none.
+            OSError: the file cannot be read or written.
+            StateFileError: it does not hold those vectors, or the header is not one of `header()`.
         """
         vectors = cls.__new__(cls)
         vectors.dim, vectors.dtype, vectors._spans, sha256 = _checked(file, header)
@@ -67,7 +68,7 @@ class SentenceVectors:
         try:
             vectors._file = open(file, "r+b")  # noqa: SIM115 - lives as long as the object
         except FileNotFoundError:
-            raise StateFileError(f"{os.fspath(file)}: there is no such file; it holds sentence vectors") from None
+            raise StateFileError(f"{os.fspath(file)}: there is no such file; it must hold sentence vectors") from None
         left = size = len(vectors) * vectors._row_bytes
         while left and (content := vectors._file.read(min(left, 1 << 20))):
             vectors._sha256.update(content)
@@ -83,10 +84,10 @@ class SentenceVectors:
 
         Args:
             rows: the vectors.
-            first_id: the id of the first sentence; None is the next one.
+            first_id: the id of the first of these sentences; None is the one after the last that is there.
 
         Raises:
-            ValueError: the width or the dtype is another one, or the id is below the next one.
+            ValueError: the width or the dtype is not that of the file, or the sentence does not come after the last.
         """
         if rows.dim() != 2 or rows.shape[1] != self.dim or rows.dtype != self.dtype:
             got = f"shape {tuple(rows.shape)} and {rows.dtype}"
@@ -114,24 +115,24 @@ class SentenceVectors:
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """(id of the first sentence, how many) of what is there, in order; of a whole corpus one span."""
+        """(id of the first sentence, how many) of the sentences that are there, in order; a whole corpus has one."""
         return tuple(self._spans)
 
     def header(self) -> dict[str, Any]:
-        """What is in the file, as JSON: what `open` wants to know."""
+        """What is in the file, as JSON: width, dtype, spans and sha256; `open` checks the file against it."""
         dtype = str(self.dtype).removeprefix("torch.")
         spans = [list(span) for span in self._spans]
         return {"dim": self.dim, "dtype": dtype, "spans": spans, "sha256": self._sha256.hexdigest()}
 
     def sync(self) -> None:
-        """Has the disk hold all of it, as far as the system can tell."""
+        """Writes all of the file through to the disk, as far as the system can."""
         os.fsync(self._file.fileno())
 
     def read(self, first_id: int, n: int) -> Tensor:
         """The vectors (n, D) of n sentences that follow each other.
 
         Raises:
-            ValueError: they are not all there.
+            ValueError: one of them is not there.
         """
         before = 0
         for first, count in self._spans:
@@ -144,7 +145,7 @@ class SentenceVectors:
         raise ValueError(f"first_id: got {first_id} and n={n}; they must lie within one of the spans {self.spans}")
 
     def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Tensor]]:
-        """(id of the first sentence, vectors (≤ rows, D)) of one block after the other.
+        """Gives block after block: the id of its first sentence, and its vectors (at most `rows`, D).
 
         Raises:
             ValueError: `rows` is below 1.
@@ -163,34 +164,37 @@ def united(
     """The vectors of a whole corpus from those that several processes hold, one block in memory at a time.
 
     Args:
-        headers: what each holds: `SentenceVectors.header()`, in the order of the processes.
-        sentences: of the corpus.
-        read: gives (n, D) of a process by its place in `headers`, the id of the first sentence and n.
+        headers: for each process the `SentenceVectors.header()` of what it holds.
+        sentences: how many the corpus has.
+        read: gives vectors (n, D): called with the position of the process in `headers`, the id of the first sentence
+            and n.
 
     Raises:
-        ValueError: they differ in width or dtype, or a sentence is not in exactly one of them.
+        ValueError: processes differ in width or dtype, or a sentence is not held by exactly one of them.
 
     Example:
         >>> united([part.header() for part in parts], 1000, lambda which, first, n: parts[which].read(first, n))
     """
     kinds = {(header["dim"], header["dtype"]) for header in headers}
     if len(kinds) != 1:
-        raise ValueError(f"vectors: got those of widths and dtypes {sorted(kinds)}; they must be of one")
+        raise ValueError(f"vectors: got the widths and dtypes {sorted(kinds)}; all must have the same")
     dim, dtype = kinds.pop()
     whole = SentenceVectors(dim, _DTYPES[dtype])
     spans = sorted((*span, which) for which, header in enumerate(headers) for span in header["spans"])
     for first, n, which in spans:
         if first != len(whole):
-            raise ValueError(f"vectors: got those of sentence {first} after {len(whole)}; each must be there once")
+            raise ValueError(
+                f"vectors: got sentence {first} after the first {len(whole)}; each sentence must be there once"
+            )
         for start, count in _cut([(first, n)], BLOCK_ROWS):
             whole.append(read(which, start, count))
     if len(whole) != sentences:
-        raise ValueError(f"vectors: got those of {len(whole)} sentences; the corpus has {sentences}")
+        raise ValueError(f"vectors: got those of {len(whole)} sentences; it must be all {sentences} of the corpus")
     return whole
 
 
 def _cut(spans: Sequence[tuple[int, int]], rows: int) -> Iterator[tuple[int, int]]:
-    """Spans of at most so many rows."""
+    """The same sentences in spans of at most so many rows."""
     if rows < 1:
         raise ValueError(f"rows: got {rows}; it must be at least 1")
     for first, n in spans:
@@ -199,24 +203,26 @@ def _cut(spans: Sequence[tuple[int, int]], rows: int) -> Iterator[tuple[int, int
 
 
 def _checked(file: str | os.PathLike[str], header: Any) -> tuple[int, torch.dtype, list[tuple[int, int]], str]:
-    """Width, dtype, spans and sha256 of a header that need not be honest."""
+    """Width, dtype, spans and sha256 of a header, which may be damaged and so is checked."""
     wanted = {"dim": int, "dtype": str, "spans": list, "sha256": str}
     if not isinstance(header, dict) or any(type(header.get(name)) is not kind for name, kind in wanted.items()):
-        raise StateFileError(f"{os.fspath(file)}: got the header {header!r:.80}; it must say {sorted(wanted)}")
+        raise StateFileError(f"{os.fspath(file)}: got the header {header!r:.80}; it must have {sorted(wanted)}")
     end, spans = 0, []
     for span in header["spans"]:
-        first, n = span if isinstance(span, list) and [type(part) for part in span] == [int, int] else (-1, 0)
+        first, n = span if isinstance(span, list) and [type(value) for value in span] == [int, int] else (-1, 0)
         if first < end or n < 1:
-            raise StateFileError(f"{os.fspath(file)}: got the spans {header['spans']!r:.80}; they must rise")
+            raise StateFileError(
+                f"{os.fspath(file)}: got the spans {header['spans']!r:.80}; each must begin after the one before"
+            )
         end = first + n
         spans.append((first, n))
     if header["dim"] < 1 or header["dtype"] not in _DTYPES:
         kind = f"dim {header['dim']} and dtype {header['dtype']!r}"
-        raise StateFileError(f"{os.fspath(file)}: got {kind}; they must be 1 or more, and {' or '.join(_DTYPES)}")
+        raise StateFileError(f"{os.fspath(file)}: got {kind}; dim must be 1 or more, and dtype {' or '.join(_DTYPES)}")
     return header["dim"], _DTYPES[header["dtype"]], spans, header["sha256"]
 
 
 def used_rows(rows: Tensor) -> Tensor:
-    """Which rows (n, D) of float64 are in the sums of a state: (n,) bool, False for zero and not finite ones."""
+    """Which of the rows (n, D), float64, are in the sums of a state: (n,) bool, False for zero and not finite rows."""
     squares = rows.square().sum(1)
     return squares.isfinite() & (squares >= torch.finfo(torch.float64).tiny)

@@ -7,7 +7,6 @@ them and in whatever order they come.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,21 +16,21 @@ from cone_kernels.state.moments import refuse_differences
 Node = tuple[int, int]
 """(level, index): the shards from index·2^level up to (index + 1)·2^level."""
 
-# A process takes at least this many blocks of every doubling of the corpus: its load is even to one part in so many.
+# A process takes at least this many blocks of every doubling of the corpus, so loads differ by about 1 in so many.
 _BLOCKS_EACH = 8
 
 
 class ShardTree:
-    """States of shards, merged where both halves of a node are there; an immutable mapping of the open nodes.
+    """The states of shards, merged where both halves of a node are there; `add` and `merge` return new trees.
 
-    Of n shards that come in order about log2(n) nodes are open. Equal sets of shards give bitwise equal trees, whatever
-    the order in which shards were added and trees merged.
+    The tree holds the open nodes, those whose other half is missing: about log2(n) of n shards that come in order.
+    Equal sets of shards give bitwise equal trees, whatever the order in which shards were added and trees merged.
 
     Args:
         nodes: complete nodes by (level, index).
 
     Raises:
-        ValueError: nodes overlap, or their states differ in what must agree.
+        ValueError: nodes overlap, or their states differ in layers, width, fields or `info`, each named.
 
     Example:
         >>> tree = ShardTree().add(1, second).add(0, first).add(2, third)
@@ -86,7 +85,7 @@ class ShardTree:
         return gaps + ([range(at, n_shards)] if at < n_shards else [])
 
     def folded(self) -> ConeState:
-        """One state of the shards that are there: the tree filled up with empty shards.
+        """One state of the shards that are there, as if all others were empty.
 
         Raises:
             ValueError: there is no shard.
@@ -117,6 +116,7 @@ class ShardTree:
         return self.folded()
 
     def _with(self, nodes: Iterable[tuple[Node, ConeState]]) -> ShardTree:
+        """A new tree of these open nodes and more."""
         grown = ShardTree()
         grown._nodes = self._nodes
         for node, state in nodes:
@@ -128,28 +128,13 @@ class ShardTree:
         return f"ShardTree({listed(shards) if shards else 'no shard'})"
 
 
-def parsed_shard(shard: str) -> tuple[int, int]:
-    """(i, n) of "i/n": process i of n, counted from 0.
-
-    Raises:
-        ValueError: it is not of this form, or i is not below n.
-
-    Example:
-        >>> parsed_shard("0/3")
-        (0, 3)
-    """
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError(f"shard: got {shard!r}; it must be i/n with i from 0 to n - 1, such as 0/3")
-    return int(found[1]), int(found[2])
-
-
 def owner(shard: int, processes: int) -> int:
-    """Which of so many processes runs a shard; how many shards there will be need not be known.
+    """The number of the process that runs a shard, from 0; how many shards there will be need not be known.
 
-    Shards go round in blocks that are whole nodes of the tree and double with the shard's number. So the loads differ
-    by about an eighth at most, and a process keeps O(log shards) open nodes; single shards going round would leave it
-    with every one of its shards open, as no two of them are halves of one node.
+    The processes take turns by blocks of shards. A block is a whole node of the tree, and blocks get larger as the
+    number of the shard doubles. So the loads differ by about an eighth at most, and a process keeps O(log shards) open
+    nodes. If they took turns by single shards, no two shards of a process would be halves of one node, and it would
+    keep all of its shards open.
 
     Example:
         >>> [owner(shard, 2) for shard in (0, 1, 2, 3)]
@@ -157,15 +142,15 @@ def owner(shard: int, processes: int) -> int:
     """
     blocks = 1 << (_BLOCKS_EACH * processes - 1).bit_length()  # in every doubling
     level = max(0, shard.bit_length() - blocks.bit_length())
-    # The level is added so that the odd block of every doubling falls to another process.
+    # Where the blocks of a doubling cannot be shared evenly, adding the level gives the odd one to another process.
     return ((shard >> level) + level) % processes
 
 
 def listed(shards: Iterable[range]) -> str:
-    """Ranges of shards in words: "shards 0 to 3, 7", or "shard 7"."""
+    """Ranges of shards, to be read: "shards 0 to 3, 7", or "shard 7"."""
     ranges = list(shards)
-    parts = [f"{part[0]} to {part[-1]}" if len(part) > 1 else f"{part[0]}" for part in ranges]
-    return f"{'shard' if sum(map(len, ranges)) == 1 else 'shards'} {', '.join(parts)}"
+    each = [f"{found[0]} to {found[-1]}" if len(found) > 1 else f"{found[0]}" for found in ranges]
+    return f"{'shard' if sum(map(len, ranges)) == 1 else 'shards'} {', '.join(each)}"
 
 
 def _with_node(nodes: Mapping[Node, ConeState], node: Node, state: ConeState) -> dict[Node, ConeState]:
@@ -193,13 +178,13 @@ def _first_shard(node: Node) -> int:
 
 
 def _overlap(one: Node, other: Node) -> Node:
-    """First and last shard of what two nodes share; none where the first is larger."""
+    """First and last of the shards that two nodes share; they share none where the first is larger than the last."""
     ends = [((index + 1) << level) - 1 for level, index in (one, other)]
     return max(_first_shard(one), _first_shard(other)), min(ends)
 
 
 def _identity(state: ConeState) -> dict[str, Any]:
     """What must agree before two states may merge, by field."""
-    parts = {"sentence": state.sentence, "token": state.token, **state.poolings}
-    fields = {f"{key}.{name}": value for key, part in parts.items() for name, value in part._identity().items()}
+    each = {"sentence": state.sentence, "token": state.token, **state.poolings}
+    fields = {f"{key}.{name}": value for key, moments in each.items() for name, value in moments.identity().items()}
     return {**{f"info.{name}": value for name, value in state.info.items()}, "poolings": list(state.poolings), **fields}

@@ -1,4 +1,4 @@
-"""How many tokens a batch is to have, found by trying."""
+"""How many tokens a batch should have, found by trying."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import time
 import torch
 
 from cone_kernels.models.loading import LoadedModel
-from cone_kernels.runs.encoded_shard import EncodedWindow
+from cone_kernels.runs.encoded_shard import EncodedShard
 
 _SMALLEST, _LARGEST = 1 << 10, 1 << 18
-_WORTH = 1.03  # a budget twice as large is taken for at least this many times the tokens per second
+_WORTH = 1.03  # a budget twice as large is taken where it gives at least this many times the tokens per second
 _ROUNDS = 3
 
 
-def find_token_budget(loaded: LoadedModel, encoded: EncodedWindow) -> int:
-    """The budget from 1024 on, doubled as long as the forward gets faster by 3 % and memory lasts.
+def find_token_budget(loaded: LoadedModel, shard: EncodedShard) -> int:
+    """Tokens of a batch: from 1024 on doubled for as long as the forward gets faster by 3 % and memory lasts.
 
-    It depends on the clock, so two trials may differ.
+    The answer depends on the clock, so two trials may differ.
 
     Args:
         loaded: the model.
-        encoded: sentences, of which one of median length is repeated to fill a batch.
+        shard: sentences, of which one of median length is repeated to fill a batch.
 
     Example:
-        >>> find_token_budget(loaded, EncodedWindow.of(loaded, sentences))
+        >>> find_token_budget(loaded, EncodedShard.of(loaded, sentences))
         4096
     """
-    middle = sorted(range(len(encoded.lengths)), key=lambda index: encoded.lengths[index])[len(encoded.lengths) // 2]
-    budget, rate = _SMALLEST, _rate(loaded, encoded, middle, _SMALLEST)
+    middle = sorted(range(len(shard.lengths)), key=lambda index: shard.lengths[index])[len(shard.lengths) // 2]
+    budget, rate = _SMALLEST, _rate(loaded, shard, middle, _SMALLEST)
     while budget < _LARGEST:
-        larger = _rate(loaded, encoded, middle, 2 * budget)
+        larger = _rate(loaded, shard, middle, 2 * budget)
         if larger < _WORTH * rate:
             break
         budget, rate = 2 * budget, larger
@@ -39,14 +39,14 @@ def find_token_budget(loaded: LoadedModel, encoded: EncodedWindow) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory, of a GPU or of the machine, does not suffice."""
+    """Whether torch says that there is not enough memory, of a GPU or of the machine."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _rate(loaded: LoadedModel, encoded: EncodedWindow, sentence: int, budget: int) -> float:
+def _rate(loaded: LoadedModel, shard: EncodedShard, sentence: int, budget: int) -> float:
     """Tokens per second in batches of a budget; 0 where they do not fit into memory."""
-    rows = max(1, budget // max(1, encoded.lengths[sentence]))
-    inputs = encoded.padded_inputs([sentence] * rows, loaded)
+    rows = max(1, budget // max(1, shard.lengths[sentence]))
+    inputs = shard.padded_inputs([sentence] * rows, loaded)
     try:
         _seconds(loaded, inputs)
         seconds = statistics.median(_seconds(loaded, inputs) for _ in range(_ROUNDS))

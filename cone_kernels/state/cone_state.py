@@ -219,11 +219,11 @@ class ConeState:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
-        return state_file.fingerprint(*self._parts())
+        return state_file.fingerprint(*self.file_content())
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Writes a safetensors file, whole or not at all; returns its fingerprint."""
-        return state_file.write(path, *self._parts())
+        return state_file.write(path, *self.file_content())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: str = "auto") -> ConeState:
@@ -262,13 +262,14 @@ class ConeState:
         poolings = {key.removeprefix(_POOLING): part for key, part in parts.items()}
         return cls(sentence, token, info["state"], left_out, backend, poolings)
 
-    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def file_content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the header of a file of this state."""
         kept = {_POOLING + name: moments for name, moments in self.poolings.items()}
         parts = {"sentence": self.sentence, "token": self.token, **kept}
         tensors = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.sums.items()}
-        info = {"state": self.info, "sentence": self.sentence._identity(), "token": self.token._identity()}
+        info = {"state": self.info, "sentence": self.sentence.identity(), "token": self.token.identity()}
         # Without further poolings the header is what it was before there were any.
-        others = {"poolings": {name: moments._identity() for name, moments in self.poolings.items()}}
+        others = {"poolings": {name: moments.identity() for name, moments in self.poolings.items()}}
         return tensors | {"first_left_out": self.first_left_out}, info | (others if self.poolings else {})
 
 

@@ -152,7 +152,7 @@ class Moments:
         Raises:
             ValueError: the states differ in level, layers, width or fields, each named.
         """
-        refuse_differences("Moments", self._identity(), other._identity())
+        refuse_differences("Moments", self.identity(), other.identity())
         total = {name: value + other.sums[name] for name, value in self.sums.items()}
         return Moments._of(self.level, self.layers, self.dim, total)
 
@@ -183,11 +183,11 @@ class Moments:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
-        return state_file.fingerprint(self.sums, {"moments": self._identity()})
+        return state_file.fingerprint(self.sums, {"moments": self.identity()})
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Writes a safetensors file, whole or not at all; returns its fingerprint."""
-        return state_file.write(path, self.sums, {"moments": self._identity()})
+        return state_file.write(path, self.sums, {"moments": self.identity()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Moments:
@@ -210,7 +210,8 @@ class Moments:
             state_file.check_tensor(path, name, tensors[name], shape, dtype)
         return cls._of(level, layers, dim, {name: tensors[name] for name in fields})
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Level, layers, width and fields, as JSON: what must agree before two states merge."""
         return {"level": self.level, "layers": list(self.layers), "dim": self.dim, "fields": list(self._sums)}
 
     def _sums_at(self, at: slice) -> list[Tensor]:

@@ -16,7 +16,7 @@ from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
 from cone_kernels.models.loading import LoadedModel, load_model
-from cone_kernels.runs.part import PartialRun, merge
+from cone_kernels.runs.part import RunPart, merge
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import Run, run
 from cone_kernels.state import file as state_file
@@ -26,7 +26,7 @@ from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS: dict[str, Any] = {"window": 8, "second_moment": True, "poolings": ["cls"]}
+OPTIONS: dict[str, Any] = {"shard_size": 8, "second_moment": True, "poolings": ["cls"]}
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,14 @@ def test_no_shard_counts_twice(loaded: LoadedModel, tmp_path: Path) -> None:
 def test_parts_of_other_runs_are_refused(loaded: LoadedModel, tmp_path: Path) -> None:
     part = run(loaded, TEXTS, shard="0/2", **OPTIONS).part
 
-    def other(texts: Any = TEXTS, model: LoadedModel = loaded, **options: Any) -> PartialRun:
+    def other(texts: Any = TEXTS, model: LoadedModel = loaded, **options: Any) -> RunPart:
         return run(model, texts, shard="1/2", **{**OPTIONS, **options}).part
 
     save_checkpoint(tmp_path, seed=1)
     for theirs, named in (
         (other(token_budget=77), r"options.token_budget \(4096 and 77\)"),
         (other(threads=2), r"options.threads \(1 and 2\)"),
-        (other(window=9), r"options.shard_size \(8 and 9\)"),
+        (other(shard_size=9), r"options.shard_size \(8 and 9\)"),
         (other(backend="reference"), r"options.backend \('auto' and 'reference'\)"),
         (other(model=load_model(tmp_path)), r"model.weights_sha256 \("),
         (other(TEXTS[:-1]), r"corpus.sentences \(117 and 116\), corpus.sha256"),
@@ -146,7 +146,7 @@ def test_whole_states_and_parts_are_not_mistaken_for_each_other(whole: Run, tmp_
 
 def test_a_part_comes_back_as_it_was(whole: Run, tmp_path: Path) -> None:
     sha256 = whole.part.save(tmp_path / "a")
-    again = PartialRun.load(tmp_path / "a")
+    again = RunPart.load(tmp_path / "a")
     assert list(again.tree.nodes) == [(3, 0), (2, 2), (1, 6), (0, 14)]
     for name in ("identity", "shards", "shard_size", "sentences", "corpus_sha256", "ended", "counts", "facts"):
         assert getattr(again, name) == getattr(whole.part, name), name
@@ -157,34 +157,37 @@ def test_a_part_comes_back_as_it_was(whole: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda info: info["partial"].pop("ended"), "its header must say"),
+        (lambda info: info["partial"].pop("ended"), "its header must have"),
         (lambda info: info["partial"].update(sentences="many"), "sentences is 'many'; it must be of type int"),
         (lambda info: info["partial"].update(ended=1), "ended is 1; it must be of type bool"),
         (lambda info: info["partial"].update(shard_size=0), "shards without a sentence"),
         (lambda info: info["partial"].update(counts={"sentences": -1}), "a negative count"),
         (lambda info: info["partial"].update(sentences=100), "shards beyond the 100 sentences"),
         (lambda info: info["nodes"].update({"../a": {}}), r"a node '../a'; it must be LEVEL.INDEX"),
-        (lambda info: info["nodes"].pop("0.14"), "that belong to nothing"),
-        (lambda info: info["nodes"]["0.14"]["state"].update(model="other"), "its nodes are no tree: .*info.model"),
+        (lambda info: info["nodes"].pop("0.14"), "that belong to none of its nodes"),
+        (
+            lambda info: info["nodes"]["0.14"]["state"].update(model="other"),
+            "its nodes are not a tree: .*info.model",
+        ),
     ],
 )
 def test_a_file_that_is_no_part_is_refused(whole: Run, tmp_path: Path, change: Any, message: str) -> None:
-    tensors, info = whole.part._parts()
+    tensors, info = whole.part.file_content()
     change(info)
     state_file.write(tmp_path / "a", tensors, info)
     with pytest.raises(StateFileError, match=message):
-        PartialRun.load(tmp_path / "a")
+        RunPart.load(tmp_path / "a")
 
 
 def test_nodes_that_overlap_are_refused(whole: Run, tmp_path: Path) -> None:
-    tensors, info = whole.part._parts()
+    tensors, info = whole.part.file_content()
     info["nodes"]["0.3"] = info["nodes"]["0.14"]
     tensors |= {
         name.replace("0.14.", "0.3."): value.clone() for name, value in tensors.items() if name.startswith("0.14.")
     }
     state_file.write(tmp_path / "a", tensors, info)
-    with pytest.raises(StateFileError, match="its nodes are no tree: merge: both have shard 3"):
-        PartialRun.load(tmp_path / "a")
+    with pytest.raises(StateFileError, match="its nodes are not a tree: merge: both have shard 3"):
+        RunPart.load(tmp_path / "a")
 
 
 def test_a_flipped_bit_is_found(whole: Run, tmp_path: Path) -> None:
@@ -193,10 +196,10 @@ def test_a_flipped_bit_is_found(whole: Run, tmp_path: Path) -> None:
     content[-9] ^= 1
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(StateFileError, match="its content has sha256"):
-        PartialRun.load(tmp_path / "a")
+        RunPart.load(tmp_path / "a")
     save_file(load_file(tmp_path / "a"), tmp_path / "b")
     with pytest.raises(StateFileError, match="got schema None"):
-        PartialRun.load(tmp_path / "b")
+        RunPart.load(tmp_path / "b")
 
 
 def cone(*arguments: str | Path) -> Result:
@@ -213,7 +216,7 @@ def test_the_command_makes_the_file_of_a_single_run(tmp_path: Path) -> None:
     for number, part in enumerate(parts):
         done = cone(*options, "--shard", f"{number}/3", "--save-state", part, "--json", "-")
         assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["corpus"]["sentences"] == PartialRun.load(part).counts["sentences"]
+    assert json.loads(done.stdout)["corpus"]["sentences"] == RunPart.load(part).counts["sentences"]
     done = cone("merge", *parts[:2], "-o", tmp_path / "whole")
     assert done.exit_code == 1
     assert "Error: parts: there is none of shards 2, 5 of 8" in done.stderr

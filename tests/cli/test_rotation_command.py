@@ -16,7 +16,7 @@ from cone_kernels.cli import main
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.rotation import RotationResult, rotation
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel
-from cone_kernels.runs.measurement import measure
+from cone_kernels.runs.measure import measure
 from cone_kernels.statistics.directions import random_cosine_mean
 from cone_kernels.terminal.rotation import print_rotation
 from tests.experiments.test_rotation import SENTENCES

@@ -29,7 +29,8 @@ from cone_kernels.experiments.axis import AxisResult, axis, axis_of
 from cone_kernels.experiments.axis_result import degrees, excerpt
 from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.models.loading import load_model
-from cone_kernels.runs.measurement import Measurement, from_state, measure
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.state.file import StateFileError
 from cone_kernels.terminal.axis import print_axis
 from tests.support.places import EXAMPLES

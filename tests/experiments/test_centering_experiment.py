@@ -18,7 +18,8 @@ from cone_kernels.cli import main
 from cone_kernels.cli.center import center as command
 from cone_kernels.experiments.centering import CenteringResult, center, center_of
 from cone_kernels.experiments.level import Level
-from cone_kernels.runs.measurement import Measurement, measure
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement
 from tests.support.moment_cases import GROUP_OF
 from tests.support.places import EXAMPLES
 from tests.support.recording_probe import plain_anisotropy

@@ -79,7 +79,8 @@ def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
         "no_token": 0,
     }
     manifest = data["manifest"]
-    assert set(manifest["versions"]) == {"cone_kernels", "python", "torch", "transformers", "numpy"}
+    packages = {"torch", "transformers", "sentence-transformers", "triton", "numpy", "safetensors"}
+    assert set(manifest["versions"]) == {"cone_kernels", "python", *packages}
     assert (manifest["device"], manifest["dtype"], manifest["backend"]) == ("cpu", "float32", "cpu")
     assert manifest["state_fingerprint"] == result.state.fingerprint()
     assert manifest["isa"] in {"baseline", "avx2", "avx512"}
@@ -251,7 +252,7 @@ def test_a_saved_state_gives_what_the_run_gave(tmp_path: Path) -> None:
 
 def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
     state = layers(folder, TEXTS).state
-    with pytest.raises(ValueError, match="state: got one beside model, corpus"):
+    with pytest.raises(ValueError, match="state: got one together with model, corpus"):
         layers(folder, TEXTS, state=state)
     with pytest.raises(ValueError, match="second_moment: got True beside a state"):
         layers(state=state, second_moment=True)

@@ -20,7 +20,8 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.rotation import RotationResult, rotation, rotation_of
 from cone_kernels.experiments.rotation_result import Chance
 from cone_kernels.models.loading import load_model
-from cone_kernels.runs.measurement import Measurement, from_state, measure
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.statistics.directions import random_cosine_mean, random_cosine_p_value, random_cosine_quantile
 from tests.support.moment_cases import normal

@@ -17,7 +17,7 @@ from cone_kernels import Moments
 from cone_kernels.centering import METHODS, Centering
 from cone_kernels.corpora.captions import captions
 from cone_kernels.integrations.sentence_transformers import CenteringModule
-from cone_kernels.runs.measurement import measure
+from cone_kernels.runs.measure import measure
 from cone_kernels.state.file import StateFileError
 from tests.support.moment_cases import normal
 from tests.support.tiny_checkpoints import save_checkpoint

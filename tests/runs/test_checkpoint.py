@@ -18,7 +18,7 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.files import write_whole
 from cone_kernels.models.loading import LoadedModel, load_model
 from cone_kernels.runs.checkpoint import Checkpoint, Interrupted
-from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import Run, run
 from cone_kernels.state.file import StateFileError
@@ -46,7 +46,7 @@ def sentences(count: int) -> list[str]:
 
 
 TEXTS = sentences(100)
-OPTIONS: dict[str, Any] = {"window": 8, "second_moment": True, "checkpoint_every": 0}
+OPTIONS: dict[str, Any] = {"shard_size": 8, "second_moment": True, "checkpoint_every": 0}
 
 
 class Stop:
@@ -76,9 +76,9 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(loaded: LoadedModel, t
     message = interrupted(loaded, file, after=27, checkpoint_every=every)
     assert message == f"{file} holds the first 24 sentences; --resume goes on from there"
     interrupted(loaded, file, after=32, checkpoint_every=every, resume=True)
-    assert PartialRun.load(file).sentences == 24  # the shard was not done: a batch is reported before its shard ends
+    assert RunPart.load(file).sentences == 24  # the shard was not done: a batch is reported before its shard ends
     interrupted(loaded, file, after=98, checkpoint_every=every, resume=True)
-    assert PartialRun.load(file).sentences == 96
+    assert RunPart.load(file).sentences == 96
     reports = Stop(1000)
     again = run(loaded, TEXTS, checkpoint=file, resume=True, progress=reports, **{**OPTIONS, "checkpoint_every": every})
     assert again.state.fingerprint() == undisturbed.state.fingerprint()
@@ -143,13 +143,13 @@ def test_a_changed_run_is_refused_with_its_differences(loaded: LoadedModel, tmp_
         resumed(texts=Corpus.from_sentences(TEXTS, limit=90))
     with pytest.raises(ValueError, match="the first 48 sentences of the corpus are not those of the checkpoint"):
         resumed(texts=[*TEXTS[:47], "w5", *TEXTS[48:]])
-    with pytest.raises(ValueError, match="the corpus has 40 sentences; the checkpoint is 48 in"):
+    with pytest.raises(ValueError, match="the corpus has 40 sentences; the checkpoint has passed over 48"):
         resumed(texts=TEXTS[:40])
     assert resumed().state.fingerprint() == run(loaded, TEXTS, **OPTIONS).state.fingerprint()
     with pytest.raises(ValueError, match="the first 100 sentences of the corpus are not those"):
         resumed(texts=[*TEXTS, "w5"])
     run(loaded, TEXTS[:96], checkpoint=tmp_path / "d", **OPTIONS)
-    with pytest.raises(ValueError, match="the corpus ended after 96 sentences, and now goes on"):
+    with pytest.raises(ValueError, match="the corpus ended after 96 sentences before, and now has more"):
         run(loaded, TEXTS, checkpoint=tmp_path / "d", resume=True, **OPTIONS)
 
 
@@ -209,7 +209,7 @@ def test_the_damaged_one_does_not_replace_the_one_before(loaded: LoadedModel, tm
     file = Checkpoint(tmp_path / "c", every=0, resume=True)
     assert file.latest(part, torch.device("cpu")).facts == {"number": 0}
     file.save(third)
-    found = [PartialRun.load(tmp_path / name).facts["number"] for name in ("c", "c.previous")]
+    found = [RunPart.load(tmp_path / name).facts["number"] for name in ("c", "c.previous")]
     assert found == [2, 0]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cone_kernels.models.loading import load_model
-from cone_kernels.runs.encoded_shard import EncodedWindow
+from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.encoded_shards import encoded_shards
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import run
@@ -21,8 +21,8 @@ from tests.runs.test_runner import sentences
 from tests.support.tiny_checkpoints import save_checkpoint
 
 
-def encoded(texts: list[str]) -> EncodedWindow:
-    return EncodedWindow({"texts": [[ord(text)] for text in texts]}, [1] * len(texts), None, 0)
+def encoded(first_id: int, texts: list[str]) -> EncodedShard:
+    return EncodedShard(first_id, {"texts": [[ord(text)] for text in texts]}, [1] * len(texts), None, 0)
 
 
 @given(n=st.integers(0, 20), size=st.integers(1, 7), ours=st.sets(st.integers(0, 20)))
@@ -30,18 +30,18 @@ def test_all_sentences_in_order_and_ours_encoded(n: int, size: int, ours: set[in
     texts = [chr(65 + index) for index in range(n)]
     asked: list[list[str]] = []
 
-    def encode(part: list[str]) -> EncodedWindow:
-        asked.append(part)
-        return encoded(part)
+    def encode(first_id: int, sentences: list[str]) -> EncodedShard:
+        asked.append(sentences)
+        return encoded(first_id, sentences)
 
     shards = list(encoded_shards(texts, size, encode, lambda number, end: number in ours and end <= n))
-    assert [text for shard in shards for text in shard.texts] == texts
-    assert [shard.number for shard in shards] == list(range(-(-n // size)))
-    assert [shard.first_id for shard in shards] == list(range(0, n, size))
-    assert all(len(shard.texts) == size for shard in shards[:-1])
-    mine = [shard for shard in shards if shard.number in ours]
-    assert asked == [shard.texts for shard in mine]
-    assert all(shard.encoded.columns == encoded(shard.texts).columns for shard in mine)
+    assert [text for cut, _ in shards for text in cut] == texts
+    assert len(shards) == -(-n // size)
+    assert all(len(cut) == size for cut, _ in shards[:-1])
+    mine = {number: cut for number, (cut, _) in enumerate(shards) if number in ours}
+    assert asked == list(mine.values())
+    expected = [encoded(number * size, mine[number]) if number in ours else None for number in range(len(shards))]
+    assert [shard for _, shard in shards] == expected
 
 
 def test_the_next_shard_is_encoded_while_one_is_run() -> None:
@@ -54,14 +54,14 @@ def test_the_next_shard_is_encoded_while_one_is_run() -> None:
             read.append(text)
             yield text
 
-    def encode(texts: list[str]) -> EncodedWindow:
+    def encode(first_id: int, texts: list[str]) -> EncodedShard:
         threads.add(threading.current_thread())
         if "c" in texts:
             second.set()
-        return encoded(texts)
+        return encoded(first_id, texts)
 
     shards = encoded_shards(source(), 2, encode, lambda number, end: True)
-    assert next(shards).texts == ["a", "b"]
+    assert next(shards)[0] == ["a", "b"]
     assert second.wait(10)
     assert read == list("abcd")
     assert threading.main_thread() not in threads
@@ -70,16 +70,15 @@ def test_the_next_shard_is_encoded_while_one_is_run() -> None:
 
 
 def test_what_the_tokenizer_raises_is_raised_at_its_shard() -> None:
-    def encode(texts: list[str]) -> EncodedWindow:
+    def encode(first_id: int, texts: list[str]) -> EncodedShard:
         if "c" in texts:
             raise ValueError("no such letter")
-        return encoded(texts)
+        return encoded(first_id, texts)
 
     shards = encoded_shards("abcd", 2, encode, lambda number, end: True)
-    assert next(shards).encoded.lengths == [1, 1]
-    shard = next(shards)
+    assert next(shards) == (["a", "b"], encoded(0, ["a", "b"]))
     with pytest.raises(ValueError, match="no such letter"):
-        _ = shard.encoded
+        next(shards)
 
 
 def test_what_was_run_before_an_interruption_is_not_tokenized_again(
@@ -92,15 +91,15 @@ def test_what_was_run_before_an_interruption_is_not_tokenized_again(
         if done.sentences > 9:
             raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"window": 4, "checkpoint": tmp_path / "run.ckpt", "checkpoint_every": 0}
+    options: dict[str, Any] = {"shard_size": 4, "checkpoint": tmp_path / "run.ckpt", "checkpoint_every": 0}
     with pytest.raises(KeyboardInterrupt):
         run(loaded, texts, progress=interrupt, **options)
     tokenized: list[list[str]] = []
     encode = ShardRunner.encode
 
-    def noted(runner: ShardRunner, part: list[str]) -> EncodedWindow:
-        tokenized.append(part)
-        return encode(runner, part)
+    def noted(runner: ShardRunner, first_id: int, sentences: list[str]) -> EncodedShard:
+        tokenized.append(sentences)
+        return encode(runner, first_id, sentences)
 
     monkeypatch.setattr(ShardRunner, "encode", noted)
     assert run(loaded, texts, resume=True, **options).sentences == 20
@@ -123,6 +122,6 @@ def test_a_run_that_fails_leaves_no_thread(tmp_path: Path, where: str) -> None:
 
     # As long as the error is at hand, so are the run's variables.
     with pytest.raises(OSError, match="the disk is gone") as error:
-        run(loaded, texts(), window=4, progress=progress)
+        run(loaded, texts(), shard_size=4, progress=progress)
     assert error.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenizing")]

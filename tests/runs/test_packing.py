@@ -77,7 +77,7 @@ def loaded_with(folder: Path, architecture: str, attention: str = FLASH) -> Load
 def test_sums_are_those_of_one_sentence_at_a_time(tmp_path: Path, architecture: str) -> None:
     loaded = loaded_with(tmp_path, architecture)
     options: dict[str, Any] = {"poolings": "all", "second_moment": True, "unit_second_moment": True}
-    packed = run(loaded, TEXTS, packed=True, token_budget=50, window=40, **options)
+    packed = run(loaded, TEXTS, packed=True, token_budget=50, shard_size=40, **options)
     alone = run(loaded, TEXTS, batch_size=1, **options)
     assert (packed.tokens, packed.no_token) == (alone.tokens, alone.no_token)
     assert packed.batches < alone.batches / 3

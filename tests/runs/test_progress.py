@@ -56,7 +56,7 @@ def test_rates_are_those_of_this_run_alone() -> None:
 def test_what_a_run_reports(loaded: LoadedModel) -> None:
     reports: list[Progress] = []
     started = time.perf_counter()
-    found = run(loaded, SENTENCES, token_budget=60, window=100, progress=reports.append)
+    found = run(loaded, SENTENCES, token_budget=60, shard_size=100, progress=reports.append)
     wall = time.perf_counter() - started
     last = reports[-1]
     assert (last.sentences, last.tokens, last.expected) == (240, found.tokens, 240)
@@ -204,9 +204,9 @@ def test_the_log_is_checked_before_the_run(tmp_path: Path, log: str, code: int, 
     assert words in done.stderr
 
 
-def test_a_log_beside_a_state_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_log_together_with_a_state_is_refused(folder: Path, tmp_path: Path) -> None:
     state = experiments.layers(folder, SENTENCES[:5]).state
-    with pytest.raises(ValueError, match="log_json: got a value beside a state alone"):
+    with pytest.raises(ValueError, match="log_json: got a value together with a state"):
         experiments.layers(state=state, log_json=tmp_path / "log.jsonl")
 
 

@@ -51,7 +51,7 @@ def group_sums(loaded: LoadedModel, texts: list[str], layer: int) -> tuple[torch
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"token_budget": 1}, {"batch_size": 3}, {"window": 10}, {"window": 64, "token_budget": 20}]
+    "options", [{}, {"token_budget": 1}, {"batch_size": 3}, {"shard_size": 10}, {"shard_size": 64, "token_budget": 20}]
 )
 def test_sums_are_those_of_one_sentence_at_a_time(loaded: LoadedModel, options: dict[str, Any]) -> None:
     texts = sentences(150)
@@ -65,7 +65,7 @@ def test_sums_are_those_of_one_sentence_at_a_time(loaded: LoadedModel, options: 
 
 def test_the_same_run_gives_the_same_bits(loaded: LoadedModel) -> None:
     texts = sentences(100)
-    first, second = run(loaded, texts, window=40), run(loaded, texts, window=40)
+    first, second = run(loaded, texts, shard_size=40), run(loaded, texts, shard_size=40)
     assert first.state.fingerprint() == second.state.fingerprint()
 
 
@@ -127,20 +127,20 @@ def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(
         result = run(loaded, texts, token_budget=400)
     assert result.out_of_memory == len(failed) >= 2
     assert result.token_budget <= 16
-    # One window, so the run that succeeded is the one with the final budget from the start, to the last bit.
+    # One shard, so the run that succeeded is the one with the final budget from the start, to the last bit.
     undisturbed = run(loaded, texts, token_budget=result.token_budget)
     assert undisturbed.out_of_memory == 0
     assert result.state.fingerprint() == undisturbed.state.fingerprint()
     assert (result.sentences, result.tokens) == (90, undisturbed.tokens)
 
 
-def test_out_of_memory_in_a_later_window_keeps_the_earlier_ones(loaded: LoadedModel) -> None:
+def test_out_of_memory_in_a_later_shard_keeps_the_earlier_ones(loaded: LoadedModel) -> None:
     texts = [*sentences(40, longest=3), *sentences(40)]
     reports: list[Progress] = []
     with memory_for(loaded, 25, lambda: torch.OutOfMemoryError()):
-        result = run(loaded, texts, token_budget=25, window=40)
+        result = run(loaded, texts, token_budget=25, shard_size=40)
         assert result.out_of_memory == 0
-        result = run(loaded, texts, token_budget=60, batch_size=5, window=40, progress=reports.append)
+        result = run(loaded, texts, token_budget=60, batch_size=5, shard_size=40, progress=reports.append)
     assert result.out_of_memory > 0
     wanted = run(loaded, texts)
     assert torch.equal(result.state.sentence.count, wanted.state.sentence.count)
@@ -242,14 +242,14 @@ def test_progress_tells_what_is_expected(loaded: LoadedModel, tmp_path: Path) ->
     assert len(reports) == result.batches
 
 
-def test_the_backend_that_ran_is_told(loaded: LoadedModel) -> None:
+def test_the_backend_that_ran_is_named(loaded: LoadedModel) -> None:
     assert set(run(loaded, sentences(3)).backends.values()) == {"cpu"}
     result = run(loaded, sentences(3), backend="reference")
     assert result.backends["pool_moments"] == "reference"
     assert set(result.backends.values()) == {"reference"}
 
 
-@pytest.mark.parametrize("name", ["token_budget", "batch_size", "window", "threads"])
+@pytest.mark.parametrize("name", ["token_budget", "batch_size", "shard_size", "threads"])
 def test_options_are_checked(loaded: LoadedModel, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: got 0; it must be at least 1"):
         run(loaded, ["w5"], **{name: 0})

@@ -78,15 +78,15 @@ def test_run_keeps_the_vectors_of_the_layers_asked_for(folder: Path) -> None:
     assert list(measured.sentences)[3] == TEXTS[3]
 
 
-def test_windows_and_batches_do_not_change_the_order(folder: Path) -> None:
+def test_shards_and_batches_do_not_change_the_order(folder: Path) -> None:
     loaded = load_model(folder)
     one = run(loaded, TEXTS, keep_vectors=[-1], token_budget=1)
-    for window, budget in ((3, 8), (16, 64), (100, 4096)):
-        found = run(loaded, TEXTS, keep_vectors=[-1], window=window, token_budget=budget)
+    for shard_size, budget in ((3, 8), (16, 64), (100, 4096)):
+        found = run(loaded, TEXTS, keep_vectors=[-1], shard_size=shard_size, token_budget=budget)
         torch.testing.assert_close(whole(found.vectors[3]), whole(one.vectors[3]), atol=1e-5, rtol=1e-5)
 
 
-def test_a_window_that_is_run_again_counts_once(folder: Path) -> None:
+def test_a_shard_that_is_run_again_counts_once(folder: Path) -> None:
     loaded = load_model(folder)
     expected = whole(run(loaded, TEXTS, keep_vectors=[-1], token_budget=16).vectors[3])
 
@@ -98,7 +98,7 @@ def test_a_window_that_is_run_again_counts_once(folder: Path) -> None:
         return forward(*args, **inputs)
 
     loaded.model.forward = short_of_memory
-    found = run(loaded, TEXTS, keep_vectors=[-1], window=30, token_budget=64)
+    found = run(loaded, TEXTS, keep_vectors=[-1], shard_size=30, token_budget=64)
     assert found.out_of_memory > 0
     torch.testing.assert_close(whole(found.vectors[3]), expected, atol=1e-5, rtol=1e-5)
 
@@ -108,12 +108,12 @@ def test_a_layer_that_is_not_there_is_named(folder: Path) -> None:
         measure(folder, TEXTS, keep_vectors=[9])
 
 
-def test_keeper_forgets_a_window_that_begins_again() -> None:
+def test_keeper_forgets_a_shard_that_begins_again() -> None:
     keeper = VectorKeeper([-1])
-    keeper.begin_window(10, 3)
+    keeper.begin_shard(10, 3)
     keeper.take(1, 2, torch.tensor([11, 12]), torch.ones(2, 4))
-    keeper.begin_window(10, 3)
+    keeper.begin_shard(10, 3)
     keeper.take(1, 2, torch.tensor([12, 10]), torch.full((2, 4), 2.0))
     keeper.take(0, 2, torch.tensor([11]), torch.ones(1, 4))
-    keeper.end_window()
+    keeper.end_shard()
     assert whole(keeper.vectors[1])[:, 0].nan_to_num(-1).tolist() == [2, -1, 2]

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cone_kernels.runs.shard_tree import ShardTree, owner, parsed_shard
+from cone_kernels.runs.options import parsed_shard
+from cone_kernels.runs.shard_tree import ShardTree, owner
 from cone_kernels.state.cone_state import ConeState
 
 N_SHARDS, LAYERS, DIM = 21, 2, 3

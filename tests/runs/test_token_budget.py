@@ -10,7 +10,7 @@ import torch
 from cone_kernels import experiments
 from cone_kernels.models.loading import LoadedModel, load_model
 from cone_kernels.runs import token_budget
-from cone_kernels.runs.encoded_shard import EncodedWindow
+from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.token_budget import find_token_budget
 from tests.runs.test_runner import sentences
@@ -58,7 +58,7 @@ def test_doubled_as_long_as_it_pays(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, clock: Clock, found: int
 ) -> None:
     monkeypatch.setattr(token_budget, "_seconds", clock.seconds)
-    encoded = EncodedWindow.of(loaded, ["w4 w5"] * 3)  # four tokens with the special ones
+    encoded = EncodedShard.of(loaded, ["w4 w5"] * 3)  # four tokens with the special ones
     assert find_token_budget(loaded, encoded) == found
     assert max(clock.tried) <= 2 * found
 
@@ -69,7 +69,7 @@ def test_other_errors_are_not_taken_for_memory(loaded: LoadedModel, monkeypatch:
 
     monkeypatch.setattr(token_budget, "_seconds", fail)
     with pytest.raises(RuntimeError, match="device-side assert"):
-        find_token_budget(loaded, EncodedWindow.of(loaded, ["w4"]))
+        find_token_budget(loaded, EncodedShard.of(loaded, ["w4"]))
 
 
 def test_a_run_takes_what_the_trial_finds(
@@ -77,14 +77,14 @@ def test_a_run_takes_what_the_trial_finds(
 ) -> None:
     texts = sentences(90)
     monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 40)
-    expected = run(loaded, texts, token_budget=40, window=32)
-    found = run(loaded, texts, token_budget="auto", window=32, checkpoint=tmp_path / "run.ckpt")
+    expected = run(loaded, texts, token_budget=40, shard_size=32)
+    found = run(loaded, texts, token_budget="auto", shard_size=32, checkpoint=tmp_path / "run.ckpt")
     assert (found.token_budget, found.sentences, found.batches) == (40, 90, expected.batches)
     assert found.state.fingerprint() == expected.state.fingerprint()
     assert experiments.layers(folder, texts, token_budget="auto", device="cpu").manifest["token_budget"] == 40
     # What is resumed goes on with the budget it had.
     monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 7)
-    again = run(loaded, texts, token_budget="auto", window=32, checkpoint=tmp_path / "run.ckpt", resume=True)
+    again = run(loaded, texts, token_budget="auto", shard_size=32, checkpoint=tmp_path / "run.ckpt", resume=True)
     assert again.token_budget == 40
 
 
@@ -96,5 +96,5 @@ def test_the_trial_counts_no_sentence(loaded: LoadedModel) -> None:
 
 
 def test_several_processes_need_a_number(loaded: LoadedModel) -> None:
-    with pytest.raises(ValueError, match="token_budget: got 'auto' for one of several processes"):
+    with pytest.raises(ValueError, match="token_budget: got 'auto' with shard '0/2'"):
         run(loaded, sentences(3), token_budget="auto", shard="0/2")

@@ -28,7 +28,7 @@ def sentences() -> list[str]:
 
 def bits(loaded: LoadedModel, **options: Any) -> str:
     """What a run gives, sums and sentence vectors, as two fingerprints."""
-    found = run(loaded, sentences(), window=16, second_moment=True, keep_vectors=[-1], **options)
+    found = run(loaded, sentences(), shard_size=16, second_moment=True, keep_vectors=[-1], **options)
     (vectors,) = found.vectors.values()
     return f"{found.state.fingerprint()} {vectors.header()['sha256']}"
 

@@ -1,4 +1,4 @@
-"""One run by the processes that torchrun starts, on one machine or several: each runs a part, and all get the whole."""
+"""A run that the processes of torchrun share, on one machine or several: each runs a part, and all get the whole."""
 
 from __future__ import annotations
 
@@ -17,18 +17,57 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.measure_part import measure_part
+from cone_kernels.runs.measurement import Measurement
+from cone_kernels.runs.options import SharedOptions
+from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.sentence_vectors import SentenceVectors, united
+from cone_kernels.runs.sharing.shared_run import SharedRun
 
-# Ranks wait for the slowest one at the end, which may be long after the first is done.
-_PATIENCE = timedelta(days=7)
+# A rank that is done waits for the slowest one, which may take long.
+_TIMEOUT = timedelta(days=7)
 
 _groups = itertools.count()
 
 
+def measure_by_ranks(
+    model: Any,
+    corpus: Any,
+    gathered: Mapping[str, Any],
+    save_state: str | os.PathLike[str] | None,
+    options: SharedOptions,
+) -> Measurement:
+    """As `measure`: each rank reads the whole corpus and runs its shards; all return the same, rank 0 alone writes.
+
+    Args:
+        model, corpus: as in `measure`, on every rank.
+        gathered: `second_moment`, `unit_second_moment`, `poolings` and `keep_vectors` of `measure`.
+        save_state: where to write the state.
+        options: `SharedOptions` with `distributed`; each rank has a checkpoint of its own, FILE.0-of-4 and so on.
+
+    Raises:
+        ValueError: torchrun has not started this process.
+    """
+    with process_group(), tempfile.TemporaryDirectory() as folder:
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        own: dict[str, Any] = {"save_state": Path(folder, "part"), "progress": options.get("progress")}
+        if rank == 0:
+            own["log_json"] = options.get("log_json")
+        if options.get("device") is None and torch.cuda.is_available():
+            number = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
+            # Before anything else takes memory on the current GPU, which is the first one and another rank's.
+            torch.cuda.set_device(number)
+            own["device"] = f"cuda:{number}"
+        shared = SharedRun(model, corpus, gathered, save_state, options)
+        here = measure_part(**shared.keywords(rank, world_size, **own))
+        part = all_merged(RunPart.load(own["save_state"]))
+        vectors = all_united(here.vectors, part.sentences) if gathered["keep_vectors"] else {}
+    return shared.measurement(part, vectors, {"distributed": world_size}, here.loaded, rank)
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
-    """A gloo group of all ranks for as long as a run takes; one that is there already is used.
+    """A gloo group of all ranks for as long as a run takes; a group that is there already is used and stays.
 
     Raises:
         ValueError: this process was not started by torchrun or the like.
@@ -37,11 +76,13 @@ def process_group() -> Iterator[None]:
         yield
         return
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        raise ValueError("distributed: got True outside of torchrun, which sets RANK and WORLD_SIZE")
+        raise ValueError(
+            "distributed: got True outside of torchrun, which sets RANK and WORLD_SIZE; start the program by it"
+        )
     store, rank, world_size = _rendezvous()
-    # A group needs keys of its own in the store: those of an earlier one are of connections that are closed.
+    # A group needs keys of its own in the store: those of an earlier group lead to connections that are closed.
     own = PrefixStore(f"cone_kernels/{next(_groups)}", store)
-    dist.init_process_group("gloo", store=own, rank=rank, world_size=world_size, timeout=_PATIENCE)
+    dist.init_process_group("gloo", store=own, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     try:
         yield
     finally:
@@ -50,39 +91,41 @@ def process_group() -> Iterator[None]:
 
 @cache
 def _rendezvous() -> tuple[Store, int, int]:
-    """The store of all ranks, which lives as long as the process; rank and world size."""
-    found: tuple[Store, int, int] = next(rendezvous("env://", timeout=_PATIENCE))
+    """The store that all ranks share, which is made once in a process; the rank and the world size."""
+    found: tuple[Store, int, int] = next(rendezvous("env://", timeout=_TIMEOUT))
     return found
 
 
-def all_merged(part: PartialRun) -> PartialRun:
+def all_merged(part: RunPart) -> RunPart:
     """The parts of all ranks as one, the same on every rank. Every rank calls it.
 
-    Rank 0 takes in the parts in the order of the ranks and sends round what they make.
+    Rank 0 receives the parts in the order of the ranks, merges them, and sends the result to all.
 
     Args:
-        part: this rank's.
+        part: of this rank.
 
     Raises:
-        ValueError: as `PartialRun.merge`, on rank 0.
+        ValueError: as `RunPart.merge`, on rank 0.
     """
     rank = dist.get_rank()
     if rank > 0:
         _send(_bytes_of(part), 0)
         return _part_of(_receive(0))
     others = range(1, dist.get_world_size())
-    merged = reduce(PartialRun.merge, [_part_of(_receive(other)) for other in others], part)
+    merged = reduce(RunPart.merge, [_part_of(_receive(other)) for other in others], part)
     for other in others:
         _send(_bytes_of(merged), other)
     return merged
 
 
 def all_united(vectors: Mapping[int, SentenceVectors], sentences: int) -> dict[int, SentenceVectors]:
-    """The sentence vectors of the whole corpus by layer number, on every rank, block by block. Every rank calls it.
+    """The sentence vectors of the whole corpus by layer number, the same on every rank. Every rank calls it.
+
+    Each block of sentences is sent to all by the rank that has it.
 
     Args:
         vectors: those of this rank's shards.
-        sentences: of the corpus.
+        sentences: how many the corpus has.
 
     Raises:
         ValueError: as `united`, on every rank.
@@ -120,14 +163,14 @@ def _receive(rank: int) -> bytes:
     return content.numpy().tobytes()
 
 
-def _bytes_of(part: PartialRun) -> bytes:
-    """Those of its file, which are checked when they are read."""
+def _bytes_of(part: RunPart) -> bytes:
+    """The bytes of a file of the part, whose fingerprint is checked when they are read."""
     with tempfile.TemporaryDirectory() as folder:
         part.save(Path(folder, "part"))
         return Path(folder, "part").read_bytes()
 
 
-def _part_of(content: bytes) -> PartialRun:
+def _part_of(content: bytes) -> RunPart:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "part").write_bytes(content)
-        return PartialRun.load(Path(folder, "part"))
+        return RunPart.load(Path(folder, "part"))

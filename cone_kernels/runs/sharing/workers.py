@@ -1,15 +1,23 @@
-"""Processes of one machine that work side by side, tell how far they are, and end together."""
+"""A run that several processes of this machine share: they work at the same time, report, and end together."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from cone_kernels.runs.measure_part import measure_part, reported
+from cone_kernels.runs.measurement import Measurement
+from cone_kernels.runs.options import SharedOptions
+from cone_kernels.runs.sharing.shared_run import SharedRun, merged_parts, refuse_unopenable
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -24,6 +32,48 @@ class WorkerError(RuntimeError):
     """A worker failed; the message is its own."""
 
 
+def measure_by_workers(
+    model: Any,
+    corpus: Any,
+    gathered: Mapping[str, Any],
+    save_state: str | os.PathLike[str] | None,
+    options: SharedOptions,
+) -> Measurement:
+    """As `measure`: each worker reads the whole corpus and runs its shards, and the parts are merged here.
+
+    Args:
+        model: a folder or a hub id.
+        corpus: a file, or whatever else `Corpus` can read, or a `Corpus` of such.
+        gathered: `second_moment`, `unit_second_moment`, `poolings` and `keep_vectors` of `measure`.
+        save_state: where to write the state.
+        options: `SharedOptions` with `workers`; each worker has a checkpoint of its own, FILE.0-of-4 and so on.
+
+    Raises:
+        TypeError: a worker cannot open the model or the corpus.
+        ValueError: `workers` is below 1.
+        WorkerError: one of them failed.
+    """
+    workers = options["workers"] or 0
+    if workers < 1:
+        raise ValueError(f"workers: got {workers}; it must be at least 1")
+    refuse_unopenable(model, corpus, "workers")
+
+    import torch
+
+    shared = SharedRun(model, corpus, gathered, save_state, options)
+    threads = options.get("threads") or max(1, torch.get_num_threads() // workers)
+    gpus = torch.cuda.device_count() if options.get("device") is None else 0
+    with tempfile.TemporaryDirectory() as folder, reported(model, options) as progress:
+        each = []
+        for worker in range(workers):
+            device = {"device": f"cuda:{worker % gpus}"} if gpus > 1 else {}
+            file = Path(folder, str(worker))
+            each.append(shared.keywords(worker, workers, save_state=file, threads=threads, **device))
+        run_workers(measure_part, each, progress)
+        part, vectors = merged_parts(each)
+    return shared.measurement(part, vectors, {"workers": workers})
+
+
 def run_workers(
     work: Callable[..., Any],
     arguments: Sequence[dict[str, Any]],
@@ -32,29 +82,29 @@ def run_workers(
     """Calls `work` once in a process of its own for each set of keywords, and returns when all are done.
 
     Args:
-        work: a function of a module, called with its keywords and `progress`.
+        work: a function that a new interpreter can import, called with the keywords and `progress`.
         arguments: the keywords of each process.
-        progress: called with the progress of all of them together.
+        progress: called with the progress of all processes as one.
 
     Raises:
-        WorkerError: one failed; the others are ended.
-        KeyboardInterrupt: the others are told, and have ended; the message is that of the first.
+        WorkerError: one failed; the others have been ended.
+        KeyboardInterrupt: the workers have been interrupted too, and have ended; the message is that of the first.
 
     Example:
-        >>> run_workers(measure, [{"model": "m", "corpus": "c.txt", "shard": f"{i}/2", ...} for i in range(2)])
+        >>> run_workers(measure_part, [{"model": "m", "corpus": "c.txt", "shard": f"{i}/2", ...} for i in range(2)])
     """
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, SpawnProcess] = {}
     try:
         for keywords in arguments:
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(sender, work, keywords), daemon=True)
+            process = context.Process(target=_work_in_process, args=(sender, work, keywords), daemon=True)
             process.start()
-            sender.close()  # so that the worker's end is the only one, and its death is seen
+            sender.close()  # so that only the worker can send, and the pipe ends when the worker dies
             processes[receiver] = process
         _follow(processes, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(*_interrupt(processes)) from None
+        raise KeyboardInterrupt(*_interrupted(processes)) from None
     finally:
         for process in processes.values():
             if process.is_alive():
@@ -63,7 +113,7 @@ def run_workers(
 
 
 def _follow(processes: dict[Connection, SpawnProcess], progress: Callable[[Progress], None] | None) -> None:
-    """Passes on what the workers tell until all are done."""
+    """Passes the progress of the workers on until all are done; raises when one has failed or was interrupted."""
     running = dict(processes)
     latest: dict[Connection, Progress] = {}
     while running:
@@ -73,7 +123,7 @@ def _follow(processes: dict[Connection, SpawnProcess], progress: Callable[[Progr
             if kind == "progress":
                 latest[ready] = content
                 if progress is not None:
-                    progress(together(list(latest.values()), len(processes)))
+                    progress(added_up(list(latest.values()), len(processes)))
             elif kind == "done":
                 del running[ready]
             elif kind == "interrupted":
@@ -83,20 +133,21 @@ def _follow(processes: dict[Connection, SpawnProcess], progress: Callable[[Progr
 
 
 def _received(connection: Connection, process: SpawnProcess) -> tuple[str, Any]:
+    """What a worker sent: "progress", "done", "interrupted" or "failed", and what goes with it."""
     try:
         kind, content = connection.recv()
     except EOFError:
         process.join()
-        return "failed", f"a worker ended without a word, with exit code {process.exitcode} (out of memory?)"
+        return "failed", f"a worker ended without a message, with exit code {process.exitcode} (out of memory?)"
     return kind, content
 
 
-def _interrupt(processes: dict[Connection, SpawnProcess]) -> list[str]:
-    """Ends the workers in order; returns what the first of them said."""
+def _interrupted(processes: dict[Connection, SpawnProcess]) -> list[str]:
+    """Interrupts the workers and waits for their checkpoints; returns the message of the first that sent one."""
     for process in processes.values():
         if process.is_alive():
             process.terminate()
-    said = []
+    messages = []
     for connection, process in processes.items():
         process.join(GRACE_S)
         while connection.poll():
@@ -105,13 +156,13 @@ def _interrupt(processes: dict[Connection, SpawnProcess]) -> list[str]:
             except EOFError:
                 break
             if kind == "interrupted" and content:
-                said.append(content)
-    return said[:1]
+                messages.append(content)
+    return messages[:1]
 
 
-def _serve(connection: Connection, work: Callable[..., Any], keywords: dict[str, Any]) -> None:
-    """What a worker process does."""
-    # Ctrl-C reaches every process of a terminal; the parent alone answers it, and tells the workers by SIGTERM.
+def _work_in_process(connection: Connection, work: Callable[..., Any], keywords: dict[str, Any]) -> None:
+    """All that a worker process does; it sends its progress, and at the end how it went."""
+    # Ctrl-C reaches every process of a terminal; the parent alone acts on it, and interrupts the workers by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
@@ -123,7 +174,7 @@ def _serve(connection: Connection, work: Callable[..., Any], keywords: dict[str,
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
     except Exception as error:
-        connection.send(("failed", in_words(error)))
+        connection.send(("failed", message_of(error)))
         sys.exit(1)
 
 
@@ -132,14 +183,19 @@ def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def in_words(error: Exception) -> str:
-    """What a worker's error says to whoever started it."""
+def message_of(error: Exception) -> str:
+    """The message of a worker's error, with its type where it is none that a user can do something about."""
     expected = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error)
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
-def together(each: Sequence[Progress], processes: int) -> Progress:
-    """The progress of all workers, of which some may not have begun."""
+def added_up(each: Sequence[Progress], processes: int) -> Progress:
+    """The progress of several processes as one.
+
+    Args:
+        each: the latest of those that have begun, at least one.
+        processes: how many there are.
+    """
     first = each[0]
     positions = [done.tokens / (1 - done.padding) for done in each]
     tokens = sum(done.tokens for done in each)

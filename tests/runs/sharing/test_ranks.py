@@ -14,8 +14,7 @@ import torch
 import torch.distributed
 
 from cone_kernels import ConeState, experiments
-from cone_kernels.runs.sharing import by_ranks
-from cone_kernels.runs.sharing import ranks as sharded_run
+from cone_kernels.runs.sharing import ranks as ranks_of_torchrun
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 
@@ -44,12 +43,12 @@ def test_a_rank_is_on_its_own_gpu_before_anything_runs(corpus: Path, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(sharded_run, "process_group", nullcontext)
+    monkeypatch.setattr(ranks_of_torchrun, "process_group", nullcontext)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 7)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
-    monkeypatch.setattr(by_ranks, "SharedRun", shared_run)
+    monkeypatch.setattr(ranks_of_torchrun, "SharedRun", shared_run)
     with pytest.raises(InterruptedError):
-        by_ranks.measure_by_ranks("model", corpus, {}, None, {})
+        ranks_of_torchrun.measure_by_ranks("model", corpus, {}, None, {})
 
 
 def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -85,5 +84,5 @@ def test_ranks_need_torchrun(model: Path, corpus: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="distributed: got True outside of torchrun"):
         experiments.layers(model, corpus, distributed=True)
-    with pytest.raises(ValueError, match="distributed: got True beside workers, shard"):
+    with pytest.raises(ValueError, match="distributed: got True together with workers, shard"):
         experiments.layers(model, corpus, distributed=True, workers=2, shard="0/2")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cone_kernels import ConeState, experiments
-from cone_kernels.runs.measurement import measure
+from cone_kernels.runs.measure import measure
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.sharing.workers import WorkerError
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -76,9 +76,9 @@ def test_what_a_task_finds_wrong_is_the_error(model: Path, corpus: Path) -> None
 def test_what_cannot_be_done_is_refused(model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="ray: got 0; it must be at least 1"):
         experiments.layers(model, corpus, ray=0)
-    with pytest.raises(ValueError, match="workers: got 2 beside ray"):
+    with pytest.raises(ValueError, match="workers: got 2 together with ray"):
         experiments.layers(model, corpus, ray=2, workers=2)
-    with pytest.raises(TypeError, match="corpus: got list beside ray"):
+    with pytest.raises(TypeError, match="corpus: got list with ray"):
         experiments.layers(model, ["w5"], ray=2)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"ray is not installed; ray=2 needs it: .*cone_kernels\[ray\]"):

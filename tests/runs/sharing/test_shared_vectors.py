@@ -21,12 +21,13 @@ from cone_kernels import experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
 from cone_kernels.models.loading import LoadedModel, load_model
-from cone_kernels.runs.measurement import Measurement, measure
-from cone_kernels.runs.part import PartialRun
+from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measurement import Measurement
+from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.sentence_vectors import SentenceVectors, united
 from cone_kernels.runs.sharing.ranks import process_group
-from cone_kernels.runs.sharing.shared_run import merged
+from cone_kernels.runs.sharing.shared_run import merged_parts
 from cone_kernels.state.file import StateFileError
 from tests.support.gloo_ranks import run_ranks
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -94,7 +95,7 @@ def test_parts_unite_to_the_vectors_of_a_single_process(
             assert len(ids) == len(vectors)
         held |= ids if part.vectors else set()
     assert held == set(range(len(TEXTS)))
-    whole, vectors = merged(each)
+    whole, vectors = merged_parts(each)
     assert {layer: sha256(kept) for layer, kept in vectors.items()} == hashes(alone)
     assert {layer: kept.spans for layer, kept in vectors.items()} == dict.fromkeys((1, 3), ((0, len(TEXTS)),))
     assert whole.close().fingerprint() == alone.state.fingerprint()
@@ -113,10 +114,10 @@ def test_a_part_without_its_vectors_is_refused(loaded: LoadedModel, corpus: Path
     ):
         file.write_bytes(damaged)
         with pytest.raises(StateFileError, match=f"1.layer-3: {words}"):
-            merged(each)
+            merged_parts(each)
     file.unlink()
     with pytest.raises(StateFileError, match=r"1.layer-3: there is no such file"):
-        merged(each)
+        merged_parts(each)
 
 
 def test_spans_of_rows_with_gaps(tmp_path: Path) -> None:
@@ -137,11 +138,11 @@ def test_spans_of_rows_with_gaps(tmp_path: Path) -> None:
     parts = [rest, part]
     whole = united([one.header() for one in parts], 20, lambda which, first, n: parts[which].read(first, n))
     assert torch.equal(torch.cat([block for _, block in whole.blocks()]), rows)
-    with pytest.raises(ValueError, match="vectors: got those of 20 sentences; the corpus has 21"):
+    with pytest.raises(ValueError, match="vectors: got those of 20 sentences; it must be all 21 of the corpus"):
         united([one.header() for one in parts], 21, lambda which, first, n: parts[which].read(first, n))
-    with pytest.raises(ValueError, match="vectors: got those of sentence 9 after 4; each must be there once"):
+    with pytest.raises(ValueError, match="vectors: got sentence 9 after the first 4; each sentence must be there once"):
         united([rest.header()], 20, lambda which, first, n: rest.read(first, n))
-    with pytest.raises(ValueError, match=r"vectors: got those of widths and dtypes \[\(3, 'float64'\), \(4, "):
+    with pytest.raises(ValueError, match=r"vectors: got the widths and dtypes \[\(3, 'float64'\), \(4, "):
         united([rest.header(), SentenceVectors(4).header()], 20, lambda which, first, n: rest.read(first, n))
 
 
@@ -184,7 +185,7 @@ def test_an_interrupted_run_goes_on_with_its_vectors(
         with pytest.raises(KeyboardInterrupt):
             measured(progress=Stop(after), resume=after > 30)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "c.layer-1", "c.layer-3", "c.previous"]
-    rows = PartialRun.load(tmp_path / "c").sentences
+    rows = RunPart.load(tmp_path / "c").sentences
     with (tmp_path / "c.layer-3").open("r+b") as file:
         if damaged:
             # The last shard: the checkpoint before knows nothing of it.
@@ -316,10 +317,10 @@ def test_a_corpus_of_files_goes_to_other_processes(corpus: Path) -> None:
     ("options", "error", "message"),
     [
         ({"shard": "0/2"}, ValueError, "shard: got '0/2', but the sentence vectors of the whole corpus are needed"),
-        ({"workers": 2, "shard": "0/2"}, ValueError, "workers: got 2 beside shard"),
+        ({"workers": 2, "shard": "0/2"}, ValueError, "workers: got 2 together with shard"),
         ({"workers": 0}, ValueError, "workers: got 0; it must be at least 1"),
-        ({"workers": 2, "corpus": TEXTS}, TypeError, "corpus: got the corpus <sentences> beside workers"),
-        ({"distributed": True, "workers": 2}, ValueError, "distributed: got True beside workers"),
+        ({"workers": 2, "corpus": TEXTS}, TypeError, "corpus: got the corpus <sentences> with workers"),
+        ({"distributed": True, "workers": 2}, ValueError, "distributed: got True together with workers"),
         ({"distributed": True}, ValueError, "distributed: got True outside of torchrun"),
         ({"resume": True}, ValueError, "resume: got True without a checkpoint"),
     ],
@@ -340,9 +341,9 @@ def test_refusals(
             experiments.center(folders[0], corpus, **options)
 
 
-def test_options_of_a_run_beside_states_alone_are_refused(loaded: LoadedModel, corpus: Path) -> None:
+def test_options_of_a_run_with_states_alone_are_refused(loaded: LoadedModel, corpus: Path) -> None:
     state = run(loaded, Corpus(corpus), second_moment=True).state
-    with pytest.raises(ValueError, match="workers, limit: got a value beside a state alone"):
+    with pytest.raises(ValueError, match="workers, limit: got a value together with a state"):
         experiments.rotation(state=[state, state], workers=2, limit=5)
 
 

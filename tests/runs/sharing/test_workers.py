@@ -32,7 +32,7 @@ def test_all_work_and_their_progress_is_added_up(tmp_path: Path) -> None:
     assert reports[-1].elapsed == 2.0
 
 
-def test_a_failure_is_told_and_ends_all() -> None:
+def test_a_failure_is_raised_and_ends_all() -> None:
     started = time.monotonic()
     with pytest.raises(WorkerError, match=r"^line 3: no sentence$"):
         run_workers(worker_tasks.fail, [{"number": 0}, {"number": 1}])
@@ -40,7 +40,7 @@ def test_a_failure_is_told_and_ends_all() -> None:
 
 
 def test_a_worker_that_is_killed_is_missed() -> None:
-    with pytest.raises(WorkerError, match=r"a worker ended without a word, with exit code -9"):
+    with pytest.raises(WorkerError, match=r"a worker ended without a message, with exit code -9"):
         run_workers(worker_tasks.die, [{"number": 0}, {"number": 1}])
 
 
@@ -133,10 +133,10 @@ def test_a_signal_ends_all_with_checkpoints_and_resume_goes_on(model: Path, corp
     ("change", "error", "message"),
     [
         ({"workers": 0}, ValueError, "workers: got 0; it must be at least 1"),
-        ({"shard": "0/2"}, ValueError, "workers: got 2 beside shard"),
-        ({"corpus": ["w5", "w6"]}, TypeError, "corpus: got list beside workers"),
-        ({"corpus": "-"}, TypeError, "corpus: got standard input beside workers"),
-        ({"model": object()}, TypeError, "model: got object beside workers"),
+        ({"shard": "0/2"}, ValueError, "workers: got 2 together with shard"),
+        ({"corpus": ["w5", "w6"]}, TypeError, "corpus: got list with workers"),
+        ({"corpus": "-"}, TypeError, "corpus: got standard input with workers"),
+        ({"model": object()}, TypeError, "model: got object with workers"),
     ],
 )
 def test_what_workers_cannot_do_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:

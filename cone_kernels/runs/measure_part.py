@@ -1,0 +1,126 @@
+"""One pass of a model over a corpus in this process: over all of its shards, or over those that fall to it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.corpora import Corpus
+from cone_kernels.runs.measurement import Measurement, measurement_of
+from cone_kernels.runs.options import (
+    DEFAULTS,
+    LOAD_OPTIONS,
+    RUN_OPTIONS,
+    MeasureOptions,
+    ShardOptions,
+    open_corpus,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.runs.progress import Progress
+
+
+def measure_part(
+    model: str | os.PathLike[str] | LoadedModel,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    *,
+    second_moment: bool = False,
+    unit_second_moment: bool = False,
+    poolings: Sequence[str] = (),
+    keep_vectors: Sequence[int] = (),
+    save_state: str | os.PathLike[str] | None = None,
+    **options: Unpack[ShardOptions],
+) -> Measurement:
+    """Runs a model over a corpus once in this process; a worker, a task of Ray and a rank of torchrun call this.
+
+    Args:
+        model, corpus, second_moment, unit_second_moment, poolings, keep_vectors: as in `measure`.
+        save_state: where to write the state; with `shard` the `RunPart`, and kept vectors next to it.
+        options: as in `measure`, without `workers`, `ray` and `distributed`.
+
+    Raises:
+        ValueError: `shard` without `save_state`; and as `measure`.
+    """
+    shard = options.get("shard")
+    if shard is not None and save_state is None:
+        if keep_vectors:
+            raise ValueError(
+                f"shard: got {shard!r}, but the sentence vectors of the whole corpus are needed; see workers"
+            )
+        raise ValueError(f"shard: got {shard!r} without save_state; name the file to be merged with the other parts")
+    read = open_corpus(corpus, options)
+
+    from cone_kernels.runs.runner import run
+
+    gathered: dict[str, Any] = {
+        "second_moment": second_moment,
+        "unit_second_moment": unit_second_moment,
+        "poolings": list(poolings),
+    }
+    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in RUN_OPTIONS}
+    with reported(model, options) as progress:
+        started, clock = datetime.now(timezone.utc), time.perf_counter()
+        loaded = loaded_model(model, options)
+        load_seconds = time.perf_counter() - clock
+        vectors = {"keep_vectors": list(keep_vectors), "vectors_prefix": None if shard is None else save_state}
+        ran = run(loaded, read, progress=progress, **gathered, **vectors, **chosen)
+    if save_state is not None:
+        (ran.state if shard is None else ran.part).save(save_state)
+    asked = {name: chosen[name] for name in ("backend", "token_budget", "packed", "threads", "shard")}
+    return measurement_of(
+        ran,
+        {**gathered, **asked, "shard_size": ran.part.shard_size},
+        started.isoformat(timespec="seconds"),
+        load_seconds,
+        load=lambda: loaded,
+        sentences=read,
+    )
+
+
+def loaded_model(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
+    """The model itself, or the one that is loaded from a folder or by a hub id as the options say.
+
+    Raises:
+        ModuleNotFoundError, ModelError: it cannot be loaded.
+        ValueError: options of `load_model` are given together with a `LoadedModel`.
+    """
+    from cone_kernels.models.loading import LoadedModel, load_model
+
+    defaults = {name: DEFAULTS[name] for name in LOAD_OPTIONS}
+    chosen: dict[str, Any] = {name: options.get(name, default) for name, default in defaults.items()}
+    if not isinstance(model, LoadedModel):
+        return load_model(model, **chosen)
+    if chosen != defaults:
+        raise ValueError(
+            f"model: got a LoadedModel and options of load_model; give {', '.join(defaults)} to load_model"
+        )
+    return model
+
+
+@contextmanager
+def reported(
+    model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
+) -> Iterator[Callable[[Progress], None] | None]:
+    """Gives what is to be called with the progress of a run, as `progress` and `log_json` say; None where neither does.
+
+    The log is closed at the end.
+
+    Raises:
+        OSError: the log cannot be opened.
+    """
+    then, file = options.get("progress"), options.get("log_json")
+    if file is None:
+        yield then
+        return
+    from cone_kernels.runs.progress import JsonLinesProgress
+
+    name = str(model) if isinstance(model, (str, os.PathLike)) else str(model.info["name"])
+    with JsonLinesProgress(file, then=then, also={"model": name}) as log:
+        yield log
