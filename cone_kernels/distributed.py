@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.cone_state import ConeState, smallest_ids
-from cone_kernels.state.moments import Moments, refuse_differences
+from cone_kernels.state.moments import Moments
 
 
 def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) -> ConeState:
@@ -41,7 +42,7 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
         refuse_differences(f"ConeState of ranks {first_rank} and {rank}", first, identity)
 
     local = _empty(first) if state is None else state
-    sums = {(key, name): value for key, part in _parts(local).items() for name, value in part.sums.items()}
+    sums = {(key, name): value for key, part in local.parts.items() for name, value in part.sums.items()}
     for dtype in (torch.float64, torch.int64):
         names = [name for name, value in sums.items() if value.dtype == dtype]
         flat = torch.cat([sums[name].flatten() for name in names])
@@ -54,8 +55,8 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
     smallest = smallest_ids(left_out[0], torch.cat(left_out, dim=1))
 
     parts = {
-        key: Moments._of(part.level, part.layers, part.dim, {name: sums[key, name] for name in part.fields})
-        for key, part in _parts(local).items()
+        key: Moments.of_sums(part.level, part.layers, part.dim, {name: sums[key, name] for name in part.fields})
+        for key, part in local.parts.items()
     }
     sentence, token = parts.pop("sentence"), parts.pop("token")
     return ConeState(sentence, token, dict(local.info), smallest, local.backend, parts)
@@ -113,12 +114,8 @@ def padding_repeats(first: int, size: int, length: int, *, rank: int, world_size
     return (first + torch.arange(size)) * world_size + rank >= length
 
 
-def _parts(state: ConeState) -> dict[str, Moments]:
-    return {"sentence": state.sentence, "token": state.token, **state.poolings}
-
-
 def _identity(state: ConeState) -> dict[str, Any]:
-    parts = {key: part._identity() for key, part in _parts(state).items()}
+    parts = {key: part.identity() for key, part in state.parts.items()}
     return {"info": state.info, "backend": state.backend, "device": state.first_left_out.device.type, **parts}
 
 

@@ -98,7 +98,7 @@ class MeanPairwiseCosine(Metric):
         return self._plot(val, ax)
 
     def _moments(self) -> Moments:
-        return Moments._of("sentence", (0,), self.dim, {name: getattr(self, name) for name in COSINE_FIELDS})
+        return Moments.of_sums("sentence", (0,), self.dim, {name: getattr(self, name) for name in COSINE_FIELDS})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         # `.to(torch.bfloat16)` of a module around this one would round the sums; they follow to its device only.

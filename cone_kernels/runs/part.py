@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cone_kernels.runs.shard_tree import ShardTree, listed
 from cone_kernels.state import file as state_file
+from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.file import StateFileError
-from cone_kernels.state.moments import refuse_differences
 
 _TYPES: dict[str, Any] = {
     "identity": dict,
@@ -167,7 +167,7 @@ class PartialRun:
         tensors: dict[str, Tensor] = {}
         headers = {}
         for (level, index), state in self.tree.nodes.items():
-            own, headers[f"{level}.{index}"] = state._parts()
+            own, headers[f"{level}.{index}"] = state.file_content()
             tensors |= {f"{level}.{index}.{name}": tensor for name, tensor in own.items()}
         partial = {name: getattr(self, name) for name in _TYPES} | {"shards": list(self.shards)}
         return tensors, {"partial": partial, "nodes": headers}

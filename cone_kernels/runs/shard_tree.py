@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.cone_state import ConeState
-from cone_kernels.state.moments import refuse_differences
 
 Node = tuple[int, int]
 """(level, index): the shards from index·2^level up to (index + 1)·2^level."""
@@ -201,5 +201,5 @@ def _overlap(one: Node, other: Node) -> Node:
 def _identity(state: ConeState) -> dict[str, Any]:
     """What must agree before two states may merge, by field."""
     parts = {"sentence": state.sentence, "token": state.token, **state.poolings}
-    fields = {f"{key}.{name}": value for key, part in parts.items() for name, value in part._identity().items()}
+    fields = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.identity().items()}
     return {**{f"info.{name}": value for name, value in state.info.items()}, "poolings": list(state.poolings), **fields}

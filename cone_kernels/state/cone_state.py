@@ -14,7 +14,9 @@ from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.arguments import hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.state import file as state_file
-from cone_kernels.state.moments import Moments, refuse_differences
+from cone_kernels.state.agreement import refuse_differences
+from cone_kernels.state.description import layers_in_words, model_in_words, second_moments_in_words
+from cone_kernels.state.moments import Moments
 from cone_kernels.state.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import SECOND_MOMENT_FIELDS
@@ -34,7 +36,7 @@ class Added(NamedTuple):
     """(L, B, D) float32 (float64 for float64 input): the mean of each sentence's tokens, NaN where there is none."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ConeState:
     """Both levels of all layers of one model, and what must agree before two states may merge.
 
@@ -88,10 +90,28 @@ class ConeState:
         kept = {name: Moments.empty("sentence", layers, dim, device=device) for name in others}
         return cls(sentence, token, dict(info or {}), left_out, backend, kept)
 
+    def __repr__(self) -> str:
+        place = f"{self.sentence.dim:,} wide, on {self.first_left_out.device}"
+        return "\n".join(
+            (
+                f"ConeState({model_in_words(self.info)})",
+                f"  layers: {layers_in_words(self.layers)}, {place}",
+                f"  {self.sentence.rows_in_words()}",
+                f"  {self.token.rows_in_words()}",
+                f"  second moments: {second_moments_in_words(self.sentence.fields)}",
+                f"  poolings: {', '.join(('mean', *self.poolings))}",
+            )
+        )
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers' numbers."""
         return self.sentence.layers
+
+    @property
+    def parts(self) -> dict[str, Moments]:
+        """All that is summed, by name: sentence, token, and each pooling other than the mean."""
+        return {"sentence": self.sentence, "token": self.token, **self.poolings}
 
     def pooled(self, pooling: str) -> Moments:
         """The sentence level under a pooling; `sentence` for the mean.
@@ -157,11 +177,11 @@ class ConeState:
 
     def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Added:
         at = slice(start, start + len(hidden))
-        token_sums = self.token._sums_at(at)
+        token_sums = self.token.first_order_sums(at)
         pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
         if batch.empty_by_group is not None:
-            self.sentence._sums["n_empty"][at] += batch.empty_by_group
-        left_out = status | self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+            self.sentence.n_empty[at] += batch.empty_by_group
+        left_out = status | self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
         for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
             left_out |= self._add_pooled(name, at, vectors, batch)
         if not read_is_free(left_out) or bool(left_out.any()):
@@ -173,9 +193,9 @@ class ConeState:
         """Adds vectors (L, B, D); returns (L, B) uint8, not 0 for a sentence that was left out."""
         moments, empty = self.poolings[pooling], rows_of(pooling, batch).empty
         if empty is None:
-            return moments._add_rows(at, vectors, batch.groups, self.backend)
-        moments._sums["n_empty"][at] += batch.by_group(empty)
-        return moments._add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
+            return moments.add_rows(at, vectors, batch.groups, self.backend)
+        moments.n_empty[at] += batch.by_group(empty)
+        return moments.add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
 
     def merge(self, other: ConeState) -> ConeState:
         """The state of both sets of sentences; neither input changes.
@@ -219,11 +239,11 @@ class ConeState:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
-        return state_file.fingerprint(*self._parts())
+        return state_file.fingerprint(*self.file_content())
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Writes a safetensors file, whole or not at all; returns its fingerprint."""
-        return state_file.write(path, *self._parts())
+        return state_file.write(path, *self.file_content())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: str = "auto") -> ConeState:
@@ -262,13 +282,14 @@ class ConeState:
         poolings = {key.removeprefix(_POOLING): part for key, part in parts.items()}
         return cls(sentence, token, info["state"], left_out, backend, poolings)
 
-    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def file_content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the JSON header that `save` writes and `restore` takes."""
         kept = {_POOLING + name: moments for name, moments in self.poolings.items()}
         parts = {"sentence": self.sentence, "token": self.token, **kept}
         tensors = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.sums.items()}
-        info = {"state": self.info, "sentence": self.sentence._identity(), "token": self.token._identity()}
+        info = {"state": self.info, "sentence": self.sentence.identity(), "token": self.token.identity()}
         # Without further poolings the header is what it was before there were any.
-        others = {"poolings": {name: moments._identity() for name, moments in self.poolings.items()}}
+        others = {"poolings": {name: moments.identity() for name, moments in self.poolings.items()}}
         return tensors | {"first_left_out": self.first_left_out}, info | (others if self.poolings else {})
 
 

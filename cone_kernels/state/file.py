@@ -67,7 +67,7 @@ def _in_order(content: bytes) -> bytes:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors stay aligned
-    return len(encoded).to_bytes(8, "little") + encoded + content[end:]
+    return b"".join((len(encoded).to_bytes(8, "little"), encoded, memoryview(content)[end:]))
 
 
 def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,6 +20,9 @@ class PendingRows:
         self._size = 0
         self.backend = "auto"
 
+    def __len__(self) -> int:
+        return self._size
+
     @property
     def full(self) -> bool:
         """Whether there is a whole block."""
