@@ -86,9 +86,11 @@ class ShardSampler(Sampler[int]):
         self._rank = dist.get_rank() if rank is None else rank
         self._world_size = dist.get_world_size() if world_size is None else world_size
         if not 0 <= self._rank < self._world_size:
-            raise ValueError(f"rank: got {self._rank} of world_size {self._world_size}, wants 0 <= rank < world_size")
+            raise ValueError(
+                f"rank: got {self._rank} of world_size {self._world_size}; it must be 0 or more and below world_size"
+            )
         if self._length < 0:
-            raise ValueError(f"data: got length {self._length}, wants 0 or more")
+            raise ValueError(f"data: got length {self._length}; it must be 0 or more")
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self._rank, self._length, self._world_size))

@@ -69,5 +69,5 @@ def log_cone(writer: Any, state: ConeState, step: int, **options: Any) -> dict[s
     elif hasattr(writer, "log"):
         writer.log(values, step=step)
     else:
-        raise TypeError(f"writer: got {type(writer).__name__}, wants an object with add_scalar or log")
+        raise TypeError(f"writer: got {type(writer).__name__}; it must be an object with add_scalar or log")
     return values

@@ -65,9 +65,9 @@ class ConeEvaluator(SentenceEvaluator):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if len(sentences) < 2:
-            raise ValueError(f"sentences: got {len(sentences)}, wants two or more: anisotropy is of pairs")
+            raise ValueError(f"sentences: got {len(sentences)}; it must be two or more, as anisotropy is of pairs")
         if layers is not None and primary_layer is not None and primary_layer not in layers:
-            raise ValueError(f"primary_layer: got {primary_layer}, wants one of layers {list(layers)}")
+            raise ValueError(f"primary_layer: got {primary_layer}; it must be one of layers {list(layers)}")
         self.sentences = list(sentences)
         self.primary_layer = primary_layer
         self.batch_size = batch_size

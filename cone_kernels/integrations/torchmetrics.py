@@ -59,7 +59,7 @@ class MeanPairwiseCosine(Metric):
     def __init__(self, dim: int, *, backend: str = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if dim < 1:
-            raise ValueError(f"dim: got {dim}, wants 1 or more")
+            raise ValueError(f"dim: got {dim}; it must be 1 or more")
         self.dim = dim
         self.backend = backend
         for name, zero in zero_sums(COSINE_FIELDS, 1, dim).items():
@@ -78,7 +78,7 @@ class MeanPairwiseCosine(Metric):
         """
         rows = float_tensor("x", x, 2, "(n, d)").detach()
         if rows.dim() != 2 or rows.shape[1] != self.dim:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, wants (n, {self.dim})")
+            raise ValueError(f"x: got shape {tuple(x.shape)}; it must be (n, {self.dim})")
         groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
         if groups is None:
             seen = int((self.count + self.n_zero + self.n_nonfinite).sum())

@@ -68,7 +68,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if getattr(args, "torch_compile", False):
-            raise RuntimeError("torch_compile: got True, wants False: hooks do not fire in a compiled model")
+            raise RuntimeError("torch_compile: got True; it must be False, as hooks do not fire in a compiled model")
         self._watch.attach(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -44,7 +44,7 @@ class ConeWatch:
         **probe_options: Any,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every: got {every}, wants 1 (each step) or more")
+            raise ValueError(f"every: got {every}; it must be 1 (each step) or more")
         self._every = every
         self._scalars = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
         self._repeats = repeats

@@ -18,6 +18,7 @@ from cone_kernels.probe.layer_points import LayerMap, LayerPoint, find_layer_poi
 from cone_kernels.probe.side_stream import SideStream
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
 from cone_kernels.state.cone_state import ConeState
+from cone_kernels.state.description import second_moments_in_words
 
 During = Literal["always", "training", "evaluation"]
 
@@ -98,9 +99,9 @@ class ConeProbe:
         on_pooled: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every: got {every}, wants 1 (each forward) or more")
+            raise ValueError(f"every: got {every}; it must be 1 (each forward) or more")
         if during not in get_args(During):
-            raise ValueError(f"during: got {during!r}, wants one of {', '.join(get_args(During))}")
+            raise ValueError(f"during: got {during!r}; it must be one of {', '.join(get_args(During))}")
         self._model = unwrapped(model)
         refuse_compiled(self._model)
         self._moments = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
@@ -123,6 +124,19 @@ class ConeProbe:
         self._n_training = 0
         self._seconds = 0.0
         self._side = SideStream()
+
+    def __repr__(self) -> str:
+        moments = second_moments_in_words([name for name, keep in self._moments.items() if keep])
+        poolings = ", ".join(dict.fromkeys(("mean", *self._poolings)))
+        return "\n".join(
+            (
+                f"ConeProbe({self._name}, {'detached' if self._watched is None else 'attached'})",
+                f"  counts: {_counted_in_words(self._during, self._every)}{', paused' if self._paused else ''}",
+                f"  forwards seen: {self._n_forwards:,}; sentences counted: {self._n_sentences:,}",
+                f"  second moments: {moments}",
+                f"  poolings: {poolings}",
+            )
+        )
 
     @property
     def seconds(self) -> float:
@@ -174,12 +188,12 @@ class ConeProbe:
         """
         ids = None if sentence_ids is None else torch.as_tensor(sentence_ids)
         if ids is not None and (ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
-            raise ValueError(f"sentence_ids: got {ids.dtype} of shape {tuple(ids.shape)}, wants integers (B,)")
+            raise ValueError(f"sentence_ids: got {ids.dtype} of shape {tuple(ids.shape)}; it must be integers (B,)")
         masks = {"mask": mask, "special": special}
         checked = {name: None if value is None else checked_mask(value, name) for name, value in masks.items()}
         again = None if repeats is None else torch.as_tensor(repeats)
         if again is not None and (again.dim() != 1 or again.dtype != torch.bool):
-            raise ValueError(f"repeats: got {again.dtype} of shape {tuple(again.shape)}, wants bool (B,)")
+            raise ValueError(f"repeats: got {again.dtype} of shape {tuple(again.shape)}; it must be bool (B,)")
         self._next = BatchNotes(ids, checked["mask"], checked["special"], again)
 
     def reset(self) -> None:
@@ -404,6 +418,15 @@ class ConeProbe:
     @property
     def _name(self) -> str:
         return type(self._model).__name__
+
+
+def _counted_in_words(during: During, every: int) -> str:
+    if during == "evaluation" or (during == "training" and every == 1):
+        return f"forwards in {during} mode"
+    if every == 1:
+        return "all forwards"
+    training = f"one in {every:,} forwards in training mode"
+    return training if during == "training" else f"{training}, all in evaluation mode"
 
 
 class _LayerHook:

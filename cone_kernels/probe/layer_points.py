@@ -143,7 +143,7 @@ def _common_width(model: nn.Module, entries: Sequence[Tensor], n_tokens: int) ->
         if tuple(entry.shape[:-1]) not in ((1, n_tokens), (n_tokens,)):
             raise RuntimeError(
                 f"model: layer {layer} of the hidden_states of {type(model).__name__} has shape "
-                f"{tuple(entry.shape)} for a batch of (1, {n_tokens}) tokens; wants one vector for each token"
+                f"{tuple(entry.shape)} for a batch of (1, {n_tokens}) tokens; it must have one vector for each token"
             )
     widths = [int(entry.shape[-1]) for entry in entries]
     if len(set(widths)) > 1:

@@ -68,7 +68,7 @@ def in_backward() -> bool:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DDP or one-device DataParallel; TypeError or RuntimeError where there is none to watch."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, wants a torch.nn.Module")
+        raise TypeError(f"model: got {type(model).__name__}; it must be a torch.nn.Module")
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise RuntimeError(

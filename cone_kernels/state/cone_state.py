@@ -95,7 +95,7 @@ class ConeState:
         return "\n".join(
             (
                 f"ConeState({model_in_words(self.info)})",
-                f"  layers: {layers_in_words(self.layers)}, {place}",
+                f"  layers: {layers_in_words(self.layers)}; {place}",
                 f"  {self.sentence.rows_in_words()}",
                 f"  {self.token.rows_in_words()}",
                 f"  second moments: {second_moments_in_words(self.sentence.fields)}",

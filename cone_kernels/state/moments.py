@@ -130,7 +130,7 @@ class Moments:
         return "\n".join(
             (
                 f"Moments({self.level} level)",
-                f"  layers: {layers_in_words(self.layers)}, {self.dim:,} wide, on {self._sums['count'].device}",
+                f"  layers: {layers_in_words(self.layers)}; {self.dim:,} wide, on {self._sums['count'].device}",
                 f"  {self.rows_in_words()}",
                 f"  second moments: {second_moments_in_words(self.fields)}",
             )

@@ -310,7 +310,7 @@ def test_the_probe_refuses_before_it_adds() -> None:
         with pytest.raises(ValueError, match="special: got none; the pooling mean_without_special needs"):
             model(**tiny_batch())
         probe.next_batch(special=torch.zeros(5, 6, dtype=torch.bool))
-        with pytest.raises(ValueError, match=r"special: got shape \(5, 6\), wants \(5, 7\)"):
+        with pytest.raises(ValueError, match=r"special: got shape \(5, 6\); it must be \(5, 7\)"):
             model(**tiny_batch())
         with pytest.raises(ValueError, match="special: got values other than 0 and 1"):
             probe.next_batch(special=torch.full((5, 7), 2))
