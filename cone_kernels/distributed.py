@@ -1,4 +1,4 @@
-"""States of several ranks as one, and shards that read every sample once."""
+"""The states of several ranks summed to one, and a sampler that reads every sample once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cone_kernels.state.moments import Moments
 def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) -> ConeState:
     """The state of the sentences of all ranks, the same on each of them; the ranks' own states do not change.
 
-    Every field is a sum, so this is a SUM all-reduce; counts are exact. Every rank of the group calls it.
+    Every field is a sum, so this is a SUM all-reduce; counts are exact. Every rank of the group must call it.
 
     Args:
         state: this rank's; None from a rank that has seen no sentence.
@@ -36,7 +36,9 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
     dist.all_gather_object(identities, None if state is None else _identity(state), group=group)
     known = [(rank, identity) for rank, identity in enumerate(identities) if identity is not None]
     if not known:
-        raise ValueError("state: no rank has one; a forward must have been counted on one of them at least")
+        raise ValueError(
+            "state: got None on every rank; it must be a state on one of them at least, so count a forward first"
+        )
     first_rank, first = known[0]
     for rank, identity in known[1:]:
         refuse_differences(f"ConeState of ranks {first_rank} and {rank}", first, identity)
@@ -65,9 +67,9 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
 class ShardSampler(Sampler[int]):
     """Rank r's samples r, r + R, r + 2R, … of R ranks: each sample of the data set once, on one rank.
 
-    ``torch.utils.data.DistributedSampler`` repeats samples so that all ranks get as many; here some ranks get one
+    `torch.utils.data.DistributedSampler` repeats samples so that all ranks get as many; here some ranks get one
     less, so this is for evaluation, where ranks need not take the same number of steps. The samples' indices, given
-    to ``ConeProbe.next_batch(sentence_ids=...)``, make the jackknife groups those of a single process.
+    to `ConeProbe.next_batch(sentence_ids=...)`, make the jackknife groups those of a single process.
 
     Args:
         data: the data set, or its length.
@@ -100,15 +102,15 @@ class ShardSampler(Sampler[int]):
 
 
 def padding_repeats(first: int, size: int, length: int, *, rank: int, world_size: int) -> Tensor:
-    """Which samples of a rank's batch a ``DistributedSampler`` repeats, for ``ConeProbe.next_batch(repeats=...)``.
+    """Which samples of a rank's batch a `DistributedSampler` repeats, for `ConeProbe.next_batch(repeats=...)`.
 
     The sampler deals positions 0, 1, 2, … out to the ranks in turn, and those from `length` on are repeats.
 
     Args:
-        first: how many samples this rank has read before this batch, in this epoch.
+        first: how many samples this rank has read in this epoch before this batch.
         size: B, the samples in this batch.
         length: of the data set.
-        rank, world_size: the sampler's ``rank`` and ``num_replicas``.
+        rank, world_size: the sampler's `rank` and `num_replicas`.
 
     Returns:
         (B,) bool.

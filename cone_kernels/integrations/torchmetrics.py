@@ -21,16 +21,16 @@ from torchmetrics import Metric  # noqa: E402
 
 
 class MeanPairwiseCosine(Metric):
-    """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)), of all rows given to ``update``: O(n·d).
+    """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)), of all rows given to `update`: O(n·d).
 
     The states are sums, float64 (int64 counts) whatever dtype the module that holds the metric is cast to; processes
-    and ``merge_state`` add them. Rows that are zero or not finite are left out and counted in ``n_zero`` and
-    ``n_nonfinite``. A NaN where fewer than two rows were used.
+    and `merge_state` add them. Rows that are zero or not finite are left out and counted in `n_zero` and
+    `n_nonfinite`. A NaN where fewer than two rows were used.
 
     Args:
         dim: the width d of the rows.
-        backend: as in ``row_moments``.
-        kwargs: of ``torchmetrics.Metric``.
+        backend: as in `row_moments`.
+        kwargs: of `torchmetrics.Metric`.
 
     Raises:
         ValueError: `dim` is below 1.
@@ -74,7 +74,7 @@ class MeanPairwiseCosine(Metric):
                 Default: counting on from the rows seen so far.
 
         Raises:
-            TypeError, ValueError: as ``row_moments``; ValueError where d is not this metric's.
+            TypeError, ValueError: as `row_moments`; ValueError where d is not this metric's.
         """
         rows = float_tensor("x", x, 2, "(n, d)").detach()
         if rows.dim() != 2 or rows.shape[1] != self.dim:

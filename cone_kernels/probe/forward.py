@@ -1,4 +1,4 @@
-"""What the probe knows of the forward that is running: its sentences, the tokens that count, the layers added."""
+"""The forward that is running, as the probe sees it: its sentences, the tokens that count, the layers added."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cone_kernels.probe.layer_points import LayerPoint
 from cone_kernels.state.poolings import refuse_missing_special
 from cone_kernels.state.sentence_batch import SentenceBatch
 
-# Layers that wait for each other, so that one call adds them all: of the size of a cache, or what a GPU can spare.
+# How much memory the layers take that wait so that one call adds them all: a cache on a CPU, what a GPU can spare.
 _HELD_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
 _MASK_HINT = "; say which tokens count by next_batch(mask=...)"
@@ -34,14 +34,28 @@ class BatchNotes:
 
 @dataclass
 class ProbedForward:
-    """One forward; made by `of`."""
+    """One forward; made by `of`.
 
-    sentence_ids: Tensor  # (B',) int64, of the sentences that are no repeats
-    mask: Tensor  # (B, T) bool, or (1, N) where the sentences are flattened into one row
-    special: Tensor | None = None  # as mask
-    cu_seqlens: Tensor | None = None  # (B + 1,) int64
+    Attributes:
+        sentence_ids: (B',) int64, of the sentences that are no repeats.
+        mask: (B, T) bool, or (1, N) where the sentences are flattened into one row.
+        special: special tokens, of the shape of `mask`.
+        cu_seqlens: (B + 1,) int64, first rows of the sentences in packed layers.
+        flattened: whether the batch is one row (1, N) of several sentences.
+        kept: (B,) bool, the sentences that are no repeats; None for all.
+        calls: how often each module's input or output was seen so far.
+        seen: layers that were taken in.
+        held: layers that wait to be added, with their hidden states.
+        added: layers that are in the sums.
+        status: of each layer that was added, as `ConeState.update` returns it; kept for `strict` alone.
+    """
+
+    sentence_ids: Tensor
+    mask: Tensor
+    special: Tensor | None = None
+    cu_seqlens: Tensor | None = None
     flattened: bool = False
-    kept: Tensor | None = None  # (B,) bool: the sentences that are no repeats; None: all
+    kept: Tensor | None = None
     calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     seen: set[int] = field(default_factory=set)
     held: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -56,7 +70,7 @@ class ProbedForward:
         """The forward that a call with these arguments (by name) begins.
 
         Sentences flattened into one row (1, N) are told by `cu_seq_lens_q` (B + 1,), as transformers'
-        ``DataCollatorWithFlattening`` and sentence-transformers pass it to flash attention.
+        `DataCollatorWithFlattening` and sentence-transformers pass it to flash attention.
 
         Raises:
             ValueError: there are no tokens, or mask, ids or special do not fit them.
@@ -87,7 +101,7 @@ class ProbedForward:
         return cls(ids.to(torch.int64), mask, notes.special, starts, starts is not None, kept)
 
     def rows_of(self, point: LayerPoint, hidden: Tensor, dim: int) -> Tensor:
-        """What a layer's place holds, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D): no repeats.
+        """A layer's hidden states, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D) without repeats.
 
         Raises:
             ValueError: its shape does not fit the batch.
@@ -106,7 +120,7 @@ class ProbedForward:
         return rows if self.kept is None else rows[self._kept_tokens() if rows.dim() == 2 else self.kept]
 
     def batch_of(self, rows: Tensor) -> SentenceBatch:
-        """The batch as layers of this form, padded or packed, take it; checked for the first of them."""
+        """The batch for layers of this form, padded or packed; it is checked once for each of the two forms."""
         packed = rows.dim() == 2
         if packed not in self._batches:
             mask, starts = (None, self.cu_seqlens) if packed else (self.mask, None)
@@ -130,7 +144,7 @@ class ProbedForward:
         return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
 
     def move_to(self, device: torch.device) -> None:
-        """Have what is known of the tokens where the layers are."""
+        """Moves the masks to the device of the layers."""
         if device == self.mask.device:
             return
         self.mask = to_device(self.mask, device)

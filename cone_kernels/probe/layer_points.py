@@ -1,4 +1,4 @@
-"""Where in a running model each entry of the ``hidden_states`` tuple can be read, found without knowing the model.
+"""Where in a running model each entry of the `hidden_states` tuple can be read, found without knowing the model.
 
 A layer is "what the n-th call of module M returned (or was given)", matched to the tuple of one tiny forward by its
 memory rather than by names, so that any architecture, shared layers included, is read by the same few lines.
@@ -18,10 +18,10 @@ from cone_kernels.probe.calibration import Event, Kind, Path, Recording, record_
 
 @dataclass(frozen=True)
 class LayerPoint:
-    """One layer of ``hidden_states`` as a place in the model.
+    """One layer of `hidden_states` as a place in the model.
 
-    `module` is the qualified name of a submodule (``""`` is the model itself), `call` counts its calls within one
-    forward, `path` leads to the tensor in its output, or in ``(args, kwargs)`` for an input. `time_major`: the
+    `module` is the qualified name of a submodule (`""` is the model itself), `call` counts its calls within one
+    forward, `path` leads to the tensor in its output, or in `(args, kwargs)` for an input. `time_major`: the
     tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends.
     """
 
@@ -69,9 +69,9 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
     """Find where each layer can be read, by one forward of at most eight tokens of the first row.
 
     Args:
-        model: any module whose ``forward`` takes ``output_hidden_states`` and returns ``hidden_states``, or
-            ``encoder_hidden_states`` (an encoder-decoder model called as a whole: its encoder is what is found).
-        arguments: the arguments of the call at hand by name, with ``input_ids`` or ``inputs_embeds``.
+        model: any module whose `forward` takes `output_hidden_states` and returns `hidden_states`, or
+            `encoder_hidden_states` (an encoder-decoder model called as a whole: its encoder is what is found).
+        arguments: the arguments of the call at hand by name, with `input_ids` or `inputs_embeds`.
         before_final_norm: read the last layer where the final norm takes it in.
 
     Raises:

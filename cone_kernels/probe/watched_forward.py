@@ -13,9 +13,9 @@ Runner = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class WatchedForward:
-    """Stands in for ``model.forward`` until `remove`: each call becomes ``run(forward, args, kwargs)``.
+    """Stands in for `model.forward` until `remove`: each call becomes `run(forward, args, kwargs)`.
 
-    A hook would do for ``model(...)``, but some callers (sentence-transformers 6) go straight to ``model.forward``.
+    A hook would do for `model(...)`, but some callers (sentence-transformers 6) go straight to `model.forward`.
     """
 
     def __init__(self, model: nn.Module, run: Runner) -> None:
@@ -31,7 +31,7 @@ class WatchedForward:
 
     def remove(self) -> None:
         """Put the forward before this one back, whichever of several was removed first."""
-        # Whoever took hold of this forward meanwhile (accelerate wraps it) gets the plain one from now on.
+        # Others may hold this forward by now (accelerate wraps it); for them it runs the plain one from here on.
         self._run = _plainly
         outer = self._model.forward
         if outer is self:

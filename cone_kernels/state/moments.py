@@ -141,7 +141,7 @@ class Moments:
         return rows_in_words(self.level, self._sums)
 
     def update(self, x: Tensor, *, sentence_ids: Tensor | None = None, backend: str = "auto") -> Tensor:
-        """Adds rows in place, one read of `x`.
+        """Adds rows in place; `x` is read once.
 
         Args:
             x: (L, n, d), or (n, d) for a state of one layer.
@@ -194,7 +194,7 @@ class Moments:
             ValueError: the state has no such layer.
         """
         if layer not in self.layers:
-            raise ValueError(f"layer: got {layer}; the state has layers {self.layers}")
+            raise ValueError(f"layer: got {layer}; it must be one of the state's layers {self.layers}")
         at = self.layers.index(layer)
         sums = {name: value[at : at + 1].clone() for name, value in self._sums.items()}
         selected = Moments.of_sums(self.level, (layer,), self.dim, sums)
@@ -222,7 +222,11 @@ class Moments:
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], identity: Any) -> Moments:
-        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
+        """A state from the tensors and the header of a file, whose names, shapes, dtypes and ranges are checked.
+
+        Raises:
+            StateFileError: they are not those of a state.
+        """
         level, layers, dim, fields = state_file.checked_identity(path, identity, _FIELDS, SECOND_MOMENT_FIELDS)
         if sorted(tensors) != sorted(fields):
             raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)}; its header says {sorted(fields)}")

@@ -1,4 +1,4 @@
-"""Directions compared: |cos| of axes, principal angles of subspaces, and what two random directions would give."""
+"""Comparing directions: |cos| of axes, principal angles of subspaces, and the |cos| of random directions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def axis_cosine(a: Tensor, b: Tensor) -> float:
     for name, direction in (("a", a), ("b", b)):
         norm = torch.linalg.vector_norm(direction, dtype=torch.float64)
         if not (bool(norm.isfinite()) and float(norm) > 0):
-            raise ValueError(f"{name}: got a vector of length {float(norm)}; a direction needs a length above 0")
+            raise ValueError(f"{name}: got a vector of length {float(norm)}; it must be of a finite length above 0")
         units.append(direction.double() / norm)
     return abs(float(units[0] @ units[1]))
 
@@ -147,8 +147,9 @@ def random_cosine_quantile(q: float, dim: int) -> float:
 def _same_width(names: str, first: int, second: int) -> None:
     if first != second:
         raise ValueError(
-            f"{names}: got widths {first} and {second}; directions of different spaces have no angle. Compare the two "
-            "models by their projections of the same sentences instead: `functional_cosine` of `rotation` does"
+            f"{names}: got widths {first} and {second}; it must be one width, as directions of different spaces have no "
+            "angle. Compare the two models by their projections of the same sentences instead: `functional_cosine` of "
+            "`rotation` does"
         )
 
 
@@ -156,7 +157,7 @@ def _orthonormal(names: str, rows: Tensor) -> Tensor:
     """An orthonormal basis of the rows' span, as columns (d, k), float64."""
     k, d = rows.shape
     if not 1 <= k <= d:
-        raise ValueError(f"{names}: got {k} rows of width {d}; a basis has from 1 to {d} rows")
+        raise ValueError(f"{names}: got {k} rows of width {d}; it must be from 1 to {d} rows")
     q: Tensor
     q, r = torch.linalg.qr(rows.double().mT)
     pivots = r.diagonal().abs()

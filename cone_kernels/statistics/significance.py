@@ -36,7 +36,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         p_values: of one family of tests; a NaN is no test, and stays NaN.
 
     Raises:
-        ValueError: one is below 0 or above 1.
+        ValueError: a p value is below 0 or above 1.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
