@@ -106,7 +106,7 @@ class Centering:
             )
         if method != "mean" and "second_moment" not in moments.fields:
             raise ValueError(
-                f"state: got one without second moments; method {method!r} needs them: gather with second_moment=True"
+                f"state: got one without second moments; it must have them (second_moment=True) for method {method!r}"
             )
         directions = matrix = None
         if method == "all-but-the-top":

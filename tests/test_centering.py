@@ -183,7 +183,7 @@ def test_gradients(method: Any) -> None:
         (lambda c, m: Centering.fit(m, layer=-2), "layer: got -2"),
         (
             lambda c, m: Centering.fit(moments_of(cone(), second_moment=False), method="whitening"),
-            "state: got one without second moments; method 'whitening' needs them",
+            "state: got one without second moments; it must have them \\(second_moment=True\\) for method 'whitening'",
         ),
         (lambda c, m: Centering.fit(Moments.empty("sentence", [0], 3)), "state: got 0 vectors at layer -1"),
         (

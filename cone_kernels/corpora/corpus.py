@@ -181,7 +181,7 @@ class Corpus:
 
     def _check(self, source: Source) -> None:
         if self.fields and source.format == "txt":
-            raise CorpusError(f"fields: got {', '.join(self.fields)}; {source.name} is a text file and has no fields")
+            raise CorpusError(f"fields: got some; it must be None, as {source.name} is a text file and has no fields")
         if source.once:
             return
         if source.format == "dataset":

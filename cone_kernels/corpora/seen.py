@@ -1,4 +1,4 @@
-"""Which sentences came before: told exactly, in memory that does not grow with the corpus."""
+"""Which sentences came before: an exact answer, in memory that does not grow with the corpus."""
 
 from __future__ import annotations
 

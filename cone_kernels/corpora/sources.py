@@ -155,7 +155,7 @@ def _is_listed(path: str) -> bool:
 def _dataset(path: str) -> Source:
     parts = path.removeprefix(DATASET).split(":")
     if len(parts) not in (2, 3) or not all(parts):
-        raise ValueError(f"corpus: got {path!r}; a data set is {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT")
+        raise ValueError(f"corpus: got {path!r}; it must be {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT")
     require("datasets", "datasets", path)
     return Source(path, "dataset", None, partial(_load, *parts[:-1], split=parts[-1]), None)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cone_kernels.names import pooling_names
 from cone_kernels.probe.calibration import Kind, as_tuple, bind_arguments, calibrating
 from cone_kernels.probe.forward import BatchNotes, ProbedForward, checked_mask
+from cone_kernels.probe.layer_hook import LayerHook
 from cone_kernels.probe.layer_points import LayerMap, LayerPoint, find_layer_points
 from cone_kernels.probe.side_stream import SideStream
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
@@ -48,7 +49,7 @@ class ConeProbe:
     Where to read them is found on the first forward, by one forward of at most eight of its tokens with
     `output_hidden_states=True`; hooks of your own see that one too. Of an encoder-decoder model called as a whole
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
-    batch flattened into one row (1, N) is told by its `cu_seq_lens_q`.
+    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`.
 
     In a training job the layers are those of the forward as it ran, under its dropout and autocast. Forwards within
     the backward pass, as gradient checkpointing and cached contrastive losses run them again, are not counted. A
@@ -112,7 +113,7 @@ class ConeProbe:
         self._on_pooled = on_pooled
         self._state: ConeState | None = None
         self._map: LayerMap | None = None
-        self._hooks: list[_LayerHook] | None = None  # None: not looked for since attach()
+        self._hooks: list[LayerHook] | None = None  # None: not looked for since attach()
         self._watched: WatchedForward | None = None
         self._next = BatchNotes()
         self._forward: ProbedForward | None = None
@@ -293,7 +294,7 @@ class ConeProbe:
         for name, kind in ((name, kind) for name in found.calls if name != "" for kind in kinds):
             points = [point for point in found.points if (point.module, point.kind) == (name, kind)]
             if points:
-                hooks.append(_LayerHook(modules[name], name, kind, points, self._see))
+                hooks.append(LayerHook(modules[name], name, kind, points, self._see))
         self._map, self._hooks = found, hooks
         return found
 
@@ -430,23 +431,3 @@ def _counted_in_words(during: During, every: int) -> str:
         return "all forwards"
     training = f"one in {every:,} forwards in training mode"
     return training if during == "training" else f"{training}, all in evaluation mode"
-
-
-class _LayerHook:
-    """The hook of one module that hands what it takes in, or returns, to the probe."""
-
-    def __init__(
-        self, module: nn.Module, name: str, kind: Kind, points: list[LayerPoint], see: Callable[..., None]
-    ) -> None:
-        self._module, self._name, self._kind, self._points, self._see = module, name, kind, points, see
-
-    def register(self) -> torch.utils.hooks.RemovableHandle:
-        if self._kind == "input":
-            return self._module.register_forward_pre_hook(self._before, with_kwargs=True)
-        return self._module.register_forward_hook(self._after)
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._see(self._name, "input", self._points, (args, kwargs))
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._see(self._name, "output", self._points, as_tuple(output))

@@ -24,7 +24,7 @@ _MASK_HINT = "; say which tokens count by next_batch(mask=...)"
 
 @dataclass(frozen=True)
 class BatchNotes:
-    """What `ConeProbe.next_batch` was told of the next forward."""
+    """What `ConeProbe.next_batch` says of the next forward."""
 
     sentence_ids: Tensor | None = None  # (B,) integers
     mask: Tensor | None = None  # (B, T) bool
@@ -69,7 +69,7 @@ class ProbedForward:
     ) -> ProbedForward:
         """The forward that a call with these arguments (by name) begins.
 
-        Sentences flattened into one row (1, N) are told by `cu_seq_lens_q` (B + 1,), as transformers'
+        Sentences flattened into one row (1, N) are recognised by `cu_seq_lens_q` (B + 1,), as transformers'
         `DataCollatorWithFlattening` and sentence-transformers pass it to flash attention.
 
         Raises:

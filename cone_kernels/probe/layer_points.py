@@ -210,7 +210,7 @@ def _norm_input(recording: Recording, norm: Event, entry: Tensor) -> Event:
     if len(inputs) != 1:
         raise RuntimeError(
             f"before_final_norm: the final norm {norm.module!r} takes in {len(inputs)} tensors of a layer's shape; "
-            "which one is the hidden state cannot be told"
+            "it must take in one, the hidden states"
         )
     return inputs[0]
 

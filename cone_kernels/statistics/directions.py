@@ -147,7 +147,7 @@ def random_cosine_quantile(q: float, dim: int) -> float:
 def _same_width(names: str, first: int, second: int) -> None:
     if first != second:
         raise ValueError(
-            f"{names}: got widths {first} and {second}; it must be one width, as directions of different spaces have no "
+            f"{names}: got widths {first} and {second}; it must be one width: directions of different spaces have no "
             "angle. Compare the two models by their projections of the same sentences instead: `functional_cosine` of "
             "`rotation` does"
         )
