@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> the module that has it; a module stands for itself. Type checkers read the imports above.
+# The public modules, and for each further public name the module that has it. Type checkers read the imports above.
 _MODULES = (
     "axes",
     "backends",

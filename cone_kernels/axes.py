@@ -38,9 +38,10 @@ def axes(moments: Moments, k: int = 1) -> Axes:
     n = moments.count.sum(-1).double()
     mean = mean_vector(moments)
     direction = mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+    second_moment = symmetric(moments.second_moment)
     centered, uncentered = (
         _along_mean(top_eigenvectors(covariance=matrix, k=k), mean)
-        for matrix in (covariance(moments), symmetric(moments.second_moment) / n[:, None, None])
+        for matrix in (covariance(moments, second_moment), second_moment / n[:, None, None])
     )
 
     def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -55,7 +55,10 @@ class Centering:
     matrix: Tensor | None = field(repr=False)
     shrinkage: float | None
     model: dict[str, Any] | str | None = field(repr=False)
-    _casts: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    # A memo of copies, which changes nothing that the map gives.
+    _casts: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = field(
+        init=False, default_factory=dict, repr=False
+    )
 
     @classmethod
     def fit(
@@ -67,7 +70,7 @@ class Centering:
         components: int | None = None,
         shrinkage: float | None = None,
     ) -> Centering:
-        """The map that a layer's sums lead to.
+        """Fits the map on the sums of one layer.
 
         - "mean": x − m, m the mean of the rows.
         - "all-but-the-top" (Mu & Viswanath 2018): x − m without its part along the top k eigenvectors of the
@@ -83,7 +86,7 @@ class Centering:
             components: k, 1 to d; all-but-the-top only. Default: d // 100, at least 1, as the paper advises.
             shrinkage: α, 0 to 1; whitening only. Default: the oracle approximating shrinkage for n rows, (Chen et al.
                 2010, equation 23, for large d as in scikit-learn), α = (tr C² + tr² C) / ((n+1)(tr C² − tr² C/d)) and
-                1 at most. It is best for normal data, falls as 1/n and never needs a second look at the rows.
+                1 at most. It is best for normal data, falls as 1/n, and needs the sums alone.
 
         Raises:
             ValueError: an argument is out of range or not of this method, the state has no second moment or too few
@@ -98,9 +101,13 @@ class Centering:
         moments = level.select(level.layers[layer] if -len(level.layers) <= layer < 0 else layer)
         count, needed = int(moments.count.sum()), 1 if method == "mean" else 2
         if count < needed:
-            raise ValueError(f"state: got {count} vectors at layer {layer}; method {method!r} needs at least {needed}")
+            raise ValueError(
+                f"state: got {count} vectors at layer {layer}; it must be at least {needed} for method {method!r}"
+            )
         if method != "mean" and "second_moment" not in moments.fields:
-            raise ValueError(f"state: it was gathered without its second moment, which method {method!r} needs")
+            raise ValueError(
+                f"state: got one without second moments; it must have them (second_moment=True) for method {method!r}"
+            )
         directions = matrix = None
         if method == "all-but-the-top":
             directions = _top_directions(moments, components)
@@ -138,7 +145,7 @@ class Centering:
         """
         rows = float_tensor("x", x, 1, "(..., d)")
         if rows.shape[-1] != self.dim:
-            raise ValueError(f"x: got width {rows.shape[-1]}; the centering was fitted on width {self.dim}")
+            raise ValueError(f"x: got width {rows.shape[-1]}; it must be {self.dim}, as the centering was fitted on")
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         parts = self._parts_on(rows.device, dtype)
         mapped = rows.to(dtype) - parts["mean"]
@@ -223,11 +230,15 @@ def check_method(method: str, components: int | None, shrinkage: float | None) -
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; it must be one of {', '.join(METHODS)}")
     if components is not None and method != "all-but-the-top":
-        raise ValueError(f"components: got {components}; method {method!r} has none, 'all-but-the-top' has")
+        raise ValueError(
+            f"components: got {components}; it must be None for method {method!r}, as only 'all-but-the-top' has them"
+        )
     if components is not None and components < 1:
         raise ValueError(f"components: got {components}; it must be at least 1")
     if shrinkage is not None and method != "whitening":
-        raise ValueError(f"shrinkage: got {shrinkage}; method {method!r} has none, 'whitening' has")
+        raise ValueError(
+            f"shrinkage: got {shrinkage}; it must be None for method {method!r}, as only 'whitening' has one"
+        )
     if shrinkage is not None and not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage: got {shrinkage}; it must be from 0 to 1")
 
@@ -270,9 +281,11 @@ def _whitening_matrix(covariance: Tensor, shrinkage: float) -> Tensor:
 
 
 def _checked_header(path: str | os.PathLike[str], header: Any) -> Mapping[str, Any]:
-    """The header of a file that need not be honest."""
+    """The header of a file, after its types and ranges have been checked."""
     if not isinstance(header, dict) or set(header) != set(_HEADER):
-        raise state_file.StateFileError(f"{path}: its header must say {sorted(_HEADER)}, got {header!r:.200}")
+        raise state_file.StateFileError(
+            f"{path}: header: got {header!r:.200}; it must be an object with {sorted(_HEADER)}"
+        )
     method, dim, components, shrinkage = (header[name] for name in ("method", "dim", "components", "shrinkage"))
     whole = all(type(header[name]) is int for name in ("layer", "dim", "count"))
     is_number = type(shrinkage) in (int, float) and math.isfinite(shrinkage)
@@ -289,7 +302,7 @@ def _checked_header(path: str | os.PathLike[str], header: Any) -> Mapping[str, A
         found = ["components"]
     if found:
         got = {name: header[name] for names in found for name in names.split(", ")}
-        raise state_file.StateFileError(f"{path}: its header says {got!r:.200}, which no centering has")
+        raise state_file.StateFileError(f"{path}: header: got {got!r:.200}; no centering has such values")
     return header
 
 

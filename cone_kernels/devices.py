@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, as `tensor.to`, but that what comes from the CPU is in the queue when this returns.
+    """The tensor on a device, as `tensor.to` gives it, without a wait for the copy to a GPU.
 
-    The driver has read ordinary memory by then. Pinned memory it reads later, when its owner may have filled it
-    again, so that is copied first.
+    The driver has read ordinary memory when this returns. Pinned memory it may read later, when its owner may have
+    written to it again, so a copy of that is sent.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -24,9 +24,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @functools.cache
 def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """`kernel` with the device of its first argument, a tensor or several, as the current one, and put back after it.
+    """`kernel`, with the device of its first argument (a tensor, or several) as the current one while it runs.
 
-    torch puts it back without making a context on a device that nothing runs on, which the CUDA runtime would.
+    torch restores the device before it without making a context on a device that nothing runs on, unlike the CUDA
+    runtime.
     """
 
     @functools.wraps(kernel)
@@ -40,7 +41,7 @@ def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """So many threads, and those of before again afterwards; None leaves them.
+    """Runs a block with this many of torch's CPU threads, and restores the number before it; None changes nothing.
 
     Example:
         >>> with cpu_threads(1):

@@ -1,4 +1,4 @@
-"""States of several ranks as one, and shards that read every sample once."""
+"""The states of several ranks summed to one, and a sampler that reads every sample once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.cone_state import ConeState, smallest_ids
-from cone_kernels.state.moments import Moments, refuse_differences
+from cone_kernels.state.moments import Moments
 
 
 def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) -> ConeState:
     """The state of the sentences of all ranks, the same on each of them; the ranks' own states do not change.
 
-    Every field is a sum, so this is a SUM all-reduce; counts are exact. Every rank of the group calls it.
+    Every field is a sum, so this is a SUM all-reduce; counts are exact. Every rank of the group must call it.
 
     Args:
         state: this rank's; None from a rank that has seen no sentence.
@@ -35,13 +36,15 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
     dist.all_gather_object(identities, None if state is None else _identity(state), group=group)
     known = [(rank, identity) for rank, identity in enumerate(identities) if identity is not None]
     if not known:
-        raise ValueError("state: no rank has one; a forward must have been counted on one of them at least")
+        raise ValueError(
+            "state: got None on every rank; it must be a state on one of them at least, so count a forward first"
+        )
     first_rank, first = known[0]
     for rank, identity in known[1:]:
         refuse_differences(f"ConeState of ranks {first_rank} and {rank}", first, identity)
 
     local = _empty(first) if state is None else state
-    sums = {(key, name): value for key, part in _parts(local).items() for name, value in part.sums.items()}
+    sums = {(key, name): value for key, part in local.all_moments.items() for name, value in part.sums.items()}
     for dtype in (torch.float64, torch.int64):
         names = [name for name, value in sums.items() if value.dtype == dtype]
         flat = torch.cat([sums[name].flatten() for name in names])
@@ -54,8 +57,8 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
     smallest = smallest_ids(left_out[0], torch.cat(left_out, dim=1))
 
     parts = {
-        key: Moments._of(part.level, part.layers, part.dim, {name: sums[key, name] for name in part.fields})
-        for key, part in _parts(local).items()
+        key: Moments.of_sums(part.level, part.layers, part.dim, {name: sums[key, name] for name in part.fields})
+        for key, part in local.all_moments.items()
     }
     sentence, token = parts.pop("sentence"), parts.pop("token")
     return ConeState(sentence, token, dict(local.info), smallest, local.backend, parts)
@@ -64,9 +67,9 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
 class ShardSampler(Sampler[int]):
     """Rank r's samples r, r + R, r + 2R, … of R ranks: each sample of the data set once, on one rank.
 
-    ``torch.utils.data.DistributedSampler`` repeats samples so that all ranks get as many; here some ranks get one
+    `torch.utils.data.DistributedSampler` repeats samples so that all ranks get as many; here some ranks get one
     less, so this is for evaluation, where ranks need not take the same number of steps. The samples' indices, given
-    to ``ConeProbe.next_batch(sentence_ids=...)``, make the jackknife groups those of a single process.
+    to `ConeProbe.next_batch(sentence_ids=...)`, make the jackknife groups those of a single process.
 
     Args:
         data: the data set, or its length.
@@ -85,9 +88,11 @@ class ShardSampler(Sampler[int]):
         self._rank = dist.get_rank() if rank is None else rank
         self._world_size = dist.get_world_size() if world_size is None else world_size
         if not 0 <= self._rank < self._world_size:
-            raise ValueError(f"rank: got {self._rank} of world_size {self._world_size}, wants 0 <= rank < world_size")
+            raise ValueError(
+                f"rank: got {self._rank} of world_size {self._world_size}; it must be 0 or more and below world_size"
+            )
         if self._length < 0:
-            raise ValueError(f"data: got length {self._length}, wants 0 or more")
+            raise ValueError(f"data: got length {self._length}; it must be 0 or more")
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self._rank, self._length, self._world_size))
@@ -97,15 +102,15 @@ class ShardSampler(Sampler[int]):
 
 
 def padding_repeats(first: int, size: int, length: int, *, rank: int, world_size: int) -> Tensor:
-    """Which samples of a rank's batch a ``DistributedSampler`` repeats, for ``ConeProbe.next_batch(repeats=...)``.
+    """Which samples of a rank's batch a `DistributedSampler` repeats, for `ConeProbe.next_batch(repeats=...)`.
 
     The sampler deals positions 0, 1, 2, … out to the ranks in turn, and those from `length` on are repeats.
 
     Args:
-        first: how many samples this rank has read before this batch, in this epoch.
+        first: how many samples this rank has read in this epoch before this batch.
         size: B, the samples in this batch.
         length: of the data set.
-        rank, world_size: the sampler's ``rank`` and ``num_replicas``.
+        rank, world_size: the sampler's `rank` and `num_replicas`.
 
     Returns:
         (B,) bool.
@@ -113,12 +118,8 @@ def padding_repeats(first: int, size: int, length: int, *, rank: int, world_size
     return (first + torch.arange(size)) * world_size + rank >= length
 
 
-def _parts(state: ConeState) -> dict[str, Moments]:
-    return {"sentence": state.sentence, "token": state.token, **state.poolings}
-
-
 def _identity(state: ConeState) -> dict[str, Any]:
-    parts = {key: part.identity() for key, part in _parts(state).items()}
+    parts = {key: part.identity() for key, part in state.all_moments.items()}
     return {"info": state.info, "backend": state.backend, "device": state.first_left_out.device.type, **parts}
 
 

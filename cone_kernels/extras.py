@@ -6,7 +6,7 @@ import importlib.util
 
 
 def require(package: str, extra: str, what: str) -> None:
-    """Says what to install where a package is missing, before any work is done.
+    """Raises, with the command that installs it, where a package is missing; called before any work is done.
 
     Args:
         package: its import name.

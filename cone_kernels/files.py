@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is in them."""
+"""Files that are written whole or not at all, and the checksum of files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def write_whole(
     Args:
         path: the file.
         content: what it is to hold.
-        previous: the name, in the same folder, that the old file gets; killed at the one moment between the two
-            renames, it is the only one of the two.
+        previous: a name in the same folder under which the old file is kept. A process that is killed between the two
+            renames leaves that file alone, and none at `path`.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; nothing is left behind.

@@ -72,7 +72,7 @@ def isotropy_loss(
 def _chosen(hidden: Tensor | Sequence[Tensor], layers: int | Sequence[int] | None) -> list[tuple[str, Tensor]]:
     if isinstance(hidden, Tensor):
         if layers is not None:
-            raise ValueError(f"layers: got {layers!r}; it picks from a sequence of layers, but hidden is one tensor")
+            raise ValueError(f"layers: got {layers!r}; it must be None where hidden is one tensor")
         return [("hidden", hidden)]
     if not isinstance(hidden, (list, tuple)):
         raise TypeError(
@@ -84,7 +84,9 @@ def _chosen(hidden: Tensor | Sequence[Tensor], layers: int | Sequence[int] | Non
         raise ValueError("layers: got none; it must pick at least one")
     for index in indices:
         if not isinstance(index, int) or not -len(hidden) <= index < len(hidden):
-            raise ValueError(f"layers: got {index!r}; hidden has {len(hidden)} layers, 0 to {len(hidden) - 1}")
+            raise ValueError(
+                f"layers: got {index!r}; it must be from {-len(hidden)} to {len(hidden) - 1}, as hidden has layers"
+            )
     wanted = [index % len(hidden) for index in indices]
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"layers: got {indices}; it must pick each layer once")
@@ -99,12 +101,14 @@ def _sentence_vectors(name: str, hidden: Any, mask: Tensor | None) -> Tensor:
         raise ValueError(f"{name}: got shape {tuple(hidden.shape)}; it must be (B, T, D) or (n, D)")
     if hidden.dim() == 2:
         if mask is not None:
-            raise ValueError(f"mask: got one, but {name} of shape {tuple(hidden.shape)} has no tokens to choose from")
+            raise ValueError(
+                f"mask: got one; it must be None for {name} of shape {tuple(hidden.shape)}, which has no tokens"
+            )
         return hidden
     if mask is None:
         raise ValueError(
-            f"mask: got None; {name} of shape {tuple(hidden.shape)} needs the attention mask (B, T), or ones where "
-            "every token counts"
+            f"mask: got None; it must be the attention mask (B, T) of {name} of shape {tuple(hidden.shape)}, or ones "
+            "where every token counts"
         )
     pooled: Tensor = masked_mean_pool(hidden, mask)
     return pooled
@@ -112,11 +116,13 @@ def _sentence_vectors(name: str, hidden: Any, mask: Tensor | None) -> Tensor:
 
 def _process_group(group: Any) -> dist.ProcessGroup:
     if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group gives to other ranks
-        raise ValueError("group: got a process group that this rank is not in")
+        raise ValueError("group: got a process group that this rank is not in; it must be its own")
     if group is not True and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
         raise TypeError(f"group: got {type(group).__name__} {group!r}; it must be None, True or a process group")
     if not dist.is_available() or not dist.is_initialized():
-        raise ValueError(f"group: got {group!r}, but torch.distributed is not initialized; call init_process_group")
+        raise ValueError(
+            f"group: got {group!r}; it must be None while torch.distributed is not initialized (init_process_group)"
+        )
     chosen: Any = dist.group.WORLD if group is True else group
     return chosen  # type: ignore[no-any-return]
 
@@ -125,7 +131,9 @@ def _process_group(group: Any) -> dist.ProcessGroup:
 def _cosines_of_all_ranks(vectors: Sequence[Tensor], group: dist.ProcessGroup) -> Tensor:
     for rows in vectors[1:]:
         if rows.shape[-1] != vectors[0].shape[-1]:
-            raise ValueError(f"hidden: got layers of width {vectors[0].shape[-1]} and {rows.shape[-1]}; want one width")
+            raise ValueError(
+                f"hidden: got layers of width {vectors[0].shape[-1]} and {rows.shape[-1]}; it must be one width"
+            )
     backend = backends.resolve("auto", vectors[0].device, "row_moments").value
     cosines: Tensor = _CosinesOfAllRanks.apply(group, backend, *vectors)  # type: ignore[no-untyped-call]
     return cosines

@@ -166,11 +166,17 @@ def symmetric(upper: Tensor) -> Tensor:
     return whole
 
 
-def covariance(moments: Moments) -> Tensor:
-    """C = (Σxxᵀ − ttᵀ/n)/(n−1), (L, d, d); NaN for n < 2. Needs `second_moment`."""
+def covariance(moments: Moments, second_moment: Tensor | None = None) -> Tensor:
+    """C = (Σxxᵀ − ttᵀ/n)/(n−1), (L, d, d); NaN for n < 2. Needs `second_moment`.
+
+    Args:
+        moments: the sums of L layers.
+        second_moment: their Σxxᵀ as a whole, (L, d, d), for a caller that has it at hand.
+    """
     n = moments.count.sum(-1).double()[:, None, None]
     t = moments.sum
-    centered: Tensor = symmetric(moments.second_moment) - t[:, :, None] * t[:, None, :] / n
+    whole = symmetric(moments.second_moment) if second_moment is None else second_moment
+    centered: Tensor = whole - t[:, :, None] * t[:, None, :] / n
     return centered / _or_nan(n - 1, n >= 2)
 
 
@@ -226,10 +232,8 @@ def undefined_reason(moments: Moments, layer: int) -> str | None:
 
 
 def _totals(moments: Moments, combine: Callable[[Tensor, int], Tensor]) -> Totals:
-    sums = moments._sums
-
     def of(name: str) -> Tensor | None:
-        return combine(sums[name].double(), 1) if name in sums else None
+        return combine(getattr(moments, name).double(), 1) if name in moments.fields else None
 
     return Totals(
         combine(moments.count.double(), 1),
@@ -243,7 +247,9 @@ def _totals(moments: Moments, combine: Callable[[Tensor, int], Tensor]) -> Total
 
 def _token_totals(sums: Totals) -> Totals:
     if sums.sentence_sq is None:
-        raise ValueError("moments: got the sentence level; within and between cosines are of the token level")
+        raise ValueError(
+            "moments: got the sentence level; it must be the token level, as cosines within sentences are of tokens"
+        )
     return sums
 
 

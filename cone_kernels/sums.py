@@ -12,7 +12,7 @@ from torch import Tensor
 
 # A sentence belongs to one group (see `jackknife_groups`), so every statistic has a jackknife error.
 GROUPS = 64
-# Stretches of 1, 2, 4 and 8 sentences begin the corpus, so that a small one too fills many groups; the rest are of 16.
+# The first stretches have 1, 2, 4 and 8 sentences, so that a small corpus fills many groups too; the rest have 16.
 _STRETCHES = 16  # of each length
 _LENGTHS = (1, 2, 4, 8, 16)
 
@@ -79,9 +79,9 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
     """The groups, in [0, 64), of sentences with these indices in the corpus.
 
     The corpus is cut into stretches, the first 16 of one sentence, 16 each of 2, 4 and 8, and from sentence 240 on all
-    of 16; stretch s is in group s mod 64. A sentence by sentence deal would put what belongs together, a premise and
-    its hypotheses or the sentences of a document, into different groups, as if it were independent, and the standard
-    error would come out too small (on SNLI by a quarter). Of sentences in random order both give the same error.
+    of 16; stretch s is in group s mod 64. If single sentences were dealt out, those that belong together (a premise
+    and its hypotheses, the sentences of a document) would be in different groups, as if they were independent, and the
+    standard error would come out too small (on SNLI by a quarter). For sentences in random order both ways agree.
 
     Args:
         sentence_ids: int64 of any shape, 0 or more.

@@ -167,7 +167,10 @@ def test_gradients(method: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda c, m: c(torch.zeros(3, DIM + 1)), f"x: got width {DIM + 1}; the centering was fitted on width {DIM}"),
+        (
+            lambda c, m: c(torch.zeros(3, DIM + 1)),
+            f"x: got width {DIM + 1}; it must be {DIM}, as the centering was fitted on",
+        ),
         (lambda c, m: c(torch.tensor(1.0)), r"x: got shape \(\)"),
         (lambda c, m: Centering.fit(m, method="median"), "method: got 'median'; it must be one of mean, all-but"),
         (lambda c, m: Centering.fit(m, components=2), "components: got 2; method 'mean' has none"),
@@ -176,16 +179,16 @@ def test_gradients(method: Any) -> None:
         (lambda c, m: Centering.fit(m, method="all-but-the-top", components=13), "components: got 13; .* to the width"),
         (lambda c, m: Centering.fit(m, method="whitening", shrinkage=1.1), "shrinkage: got 1.1"),
         (lambda c, m: Centering.fit(m, method="whitening", shrinkage=math.nan), "shrinkage: got nan"),
-        (lambda c, m: Centering.fit(m, layer=3), r"layer: got 3; the state has layers \(4,\)"),
+        (lambda c, m: Centering.fit(m, layer=3), r"layer: got 3; it must be one of the state's layers \(4,\)"),
         (lambda c, m: Centering.fit(m, layer=-2), "layer: got -2"),
         (
             lambda c, m: Centering.fit(moments_of(cone(), second_moment=False), method="whitening"),
-            "state: it was gathered without its second moment, which method 'whitening' needs",
+            "state: got one without second moments; it must have them \\(second_moment=True\\) for method 'whitening'",
         ),
         (lambda c, m: Centering.fit(Moments.empty("sentence", [0], 3)), "state: got 0 vectors at layer -1"),
         (
             lambda c, m: Centering.fit(moments_of(cone(1)), method="all-but-the-top"),
-            "state: got 1 vectors at layer -1; method 'all-but-the-top' needs at least 2",
+            "state: got 1 vectors at layer -1; it must be at least 2 for method 'all-but-the-top'",
         ),
         (
             lambda c, m: Centering.fit(moments_of(torch.ones(5, DIM)), method="whitening"),

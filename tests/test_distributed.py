@@ -90,7 +90,7 @@ def reduced(kinds: tuple[str, ...]) -> str:
     [
         (("none", "a", "b"), "ConeState of ranks 1 and 2 differ in info"),
         (("narrow", "narrow", "a"), "ConeState of ranks 0 and 2 differ in info"),
-        (("none", "none"), "state: no rank has one"),
+        (("none", "none"), "state: got None on every rank"),
     ],
 )
 def test_states_that_differ_are_refused_on_every_rank(kinds: tuple[str, ...], message: str) -> None:

@@ -132,4 +132,4 @@ def test_odd_cases() -> None:
     assert second["frozen"][1] is None
     for rank, found in enumerate((first, second)):
         assert found["own group"] == pytest.approx(float(mean_pairwise_cosine(both[rank]) ** 2), rel=1e-12)
-        assert found["other group"] == "group: got a process group that this rank is not in"
+        assert found["other group"] == "group: got a process group that this rank is not in; it must be its own"

@@ -1,4 +1,4 @@
-"""A small grammar of captions, people doing things, so that the demo's cone axis has something to find."""
+"""A small grammar that makes captions of people doing things: a corpus for the demo, in which an axis has a meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of tables by columns, through pyarrow: `.parquet`, `.arrow` (the file and the stream) and data sets.
+"""Readers of columns of tables, through pyarrow: `.parquet`, `.arrow` (the file and the stream) and data sets.
 
 A row group or record batch is in memory at a time, and of it only the columns that are read.
 """
@@ -18,7 +18,7 @@ from cone_kernels.extras import require
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Rows that are Python objects at a time.
+# So many rows are Python objects at a time.
 _ROWS = 4096
 _ARROW_FILE = b"ARROW1"
 
@@ -27,7 +27,7 @@ def parquet_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
     """(row, text) of the columns of a Parquet file, row group by row group.
 
     Raises:
-        CorpusError: the columns are not there or no text, or the file is damaged.
+        CorpusError: a field is not among the columns or is no text, or the file is damaged.
     """
     with _parquet(source) as table:
         fields = reading.use(_text_fields(reading.asked, table.schema_arrow, source))
@@ -46,7 +46,7 @@ def arrow_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
     """(row, text) of the columns of an Arrow IPC file or stream, record batch by record batch.
 
     Raises:
-        CorpusError: the columns are not there or no text, or the file is damaged.
+        CorpusError: a field is not among the columns or is no text, or the file is damaged.
     """
     with seekable(source) as file:
         batches, fields = _arrow_batches(file, reading.asked, source)
@@ -65,7 +65,7 @@ def dataset_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
     """(row, text) of the columns of a Hugging Face data set, streamed.
 
     Raises:
-        CorpusError: the columns are not there or no text, or the data set cannot be read.
+        CorpusError: a field is not among the columns or is no text, or the data set cannot be read.
     """
     rows = _Rows((), reading)
     with _named(rows.place):
@@ -76,10 +76,10 @@ def dataset_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
 
 
 def check_table(source: Source, asked: tuple[str, ...] | None) -> None:
-    """Finds before a run what footer and schema show; of a compressed file, which must be unpacked for it, nothing.
+    """Checks the footer and the schema before a run; not of a compressed file, which would have to be unpacked.
 
     Raises:
-        CorpusError: the file is damaged, or the columns are not there or no text.
+        CorpusError: the file is damaged, or a field is not among the columns or is no text.
         ModuleNotFoundError: pyarrow is not installed.
     """
     require("pyarrow", "parquet", source.name)
@@ -94,10 +94,10 @@ def check_table(source: Source, asked: tuple[str, ...] | None) -> None:
 
 
 def check_dataset(source: Source, asked: tuple[str, ...] | None) -> None:
-    """Finds before a run that a data set cannot be loaded, and where it tells its columns, that they are not there.
+    """Checks before a run that a data set can be loaded, and that it has the fields where it says what columns it has.
 
     Raises:
-        CorpusError: so it is.
+        CorpusError: it cannot, or a field is not among its columns.
     """
     with _named(lambda: f"corpus: {source.name} cannot be loaded"):
         features = source.open().features
@@ -114,7 +114,7 @@ class _Rows:
         self.done = 0
 
     def place(self) -> str:
-        """Says that reading fails at the next row."""
+        """What a message says where reading fails: the place of the next row."""
         return f"{self.reading.where(self.done + 1)}: cannot be read"
 
     def texts(self, batch: pa.RecordBatch) -> Iterator[tuple[int, str]]:
@@ -133,7 +133,7 @@ class _Rows:
 
 
 def _bytes_of(column: pa.Array) -> pa.Array:
-    """A column of text as bytes, since text that is not UTF-8 cannot be taken out; still a dictionary where it is one.
+    """A column of text as bytes, since pyarrow gives no text that is not UTF-8; a dictionary column stays one.
 
     Raises:
         pyarrow.ArrowInvalid: offsets or indices point outside of the data.
@@ -164,7 +164,7 @@ def _text_fields(asked: tuple[str, ...] | None, schema: pa.Schema, source: Sourc
         kind = schema.field(name).type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
         types = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
-        # A column of nulls alone is one of text that is missing in every row.
+        # A column of nulls alone is taken for text that is missing in every row.
         if plain not in (*types, pa.null()):
             raise CorpusError(f"corpus: {source.name}: column {name!r} is of {kind}; it must be of strings")
     return fields
@@ -201,13 +201,13 @@ def _arrow_batches(
 
 @contextmanager
 def _named(what: Callable[[], str]) -> Iterator[None]:
-    """Says what failed and where, of an error of pyarrow, datasets or the file system."""
+    """Turns an error of pyarrow, datasets or the file system into a CorpusError that says what failed, and where."""
     import pyarrow as pa
 
     try:
         yield
     except CorpusError:
         raise
-    # ValueError: text that datasets cannot decode, a web server that gives no part of a file.
+    # ValueError: datasets cannot decode a text, or a web server does not give parts of a file.
     except (*READ_ERRORS, ValueError, RuntimeError, pa.ArrowException) as error:
         raise CorpusError(f"{what()}: {error}") from error

@@ -32,7 +32,7 @@ _NAMES_SHOWN = 3
 
 @dataclass
 class _Tally:
-    """The counts of a pass that is under way."""
+    """The counts of the pass that is running."""
 
     reading: Reading = field(default_factory=Reading)
     sentences: int = 0
@@ -63,16 +63,17 @@ class Corpus:
             its first record or its columns: premise and hypothesis, sentence1 and sentence2, sentence, or text.
         limit: give out the first `limit` distinct sentences only.
         sample: give out this many of the distinct sentences, drawn uniformly without replacement, in the order of the
-            corpus; all of them where there are fewer. They are in memory, and given out when all is read.
-        seed: of the sample, 0 where it is not given; one seed draws one sample, however the sentences are ordered and
+            corpus; all of them where there are fewer. The sample is in memory, and given out when the whole corpus
+            has been read.
+        seed: of the sample, default 0; one seed draws one sample, however the sentences are ordered and
             spread over files.
         dedup: leave out the sentences that came before. False gives out every one, for corpora known to be distinct.
-        dedup_memory: bytes for the digests (16 bytes each) by which they are told; where that is not enough they go
-            to a temporary file.
-        errors: bytes that are not UTF-8, and lone surrogates from JSON escapes: "replace" by U+FFFD, "drop"
-            the line or sentence, or "raise".
-        malformed: lines that are not a JSON object or a record under the header, and records without one of the
-            fields: "drop" or "raise".
+        dedup_memory: bytes for the digests (16 bytes each) by which repeated sentences are found; where that is not
+            enough they go to a temporary file.
+        errors: what becomes of bytes that are not UTF-8, and of lone surrogates from JSON escapes: "replace" by
+            U+FFFD, "drop" the line or sentence, or "raise".
+        malformed: what becomes of lines that are no JSON object or no record under the header, and of records without
+            one of the fields: "drop" or "raise".
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: `path` cannot be read; found at once.
@@ -109,7 +110,7 @@ class Corpus:
             raise TypeError(f"fields: got the string {fields!r}; it must be a sequence of field names")
         self.fields = tuple(fields) if fields else None
         if self.fields and len(set(self.fields)) < len(self.fields):
-            raise ValueError(f"fields: got {', '.join(self.fields)}; each may be named once")
+            raise ValueError(f"fields: got {', '.join(self.fields)}; each must be named once")
         self.name = _name_of(paths)
         self._sentences: Iterable[str] | None = None
         self._sources = find_sources(paths, format)
@@ -156,11 +157,11 @@ class Corpus:
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}; it must be at least 1, or None for all sentences")
         if sample is not None and limit is not None:
-            raise ValueError("sample: got one beside limit; the first sentences or a sample of all, not both")
+            raise ValueError(f"sample: got {sample} with limit={limit}; it must be None, or limit must be")
         if sample is not None and not dedup:
-            raise ValueError("sample: got one beside dedup=False; it is drawn from distinct sentences")
+            raise ValueError(f"sample: got {sample} with dedup=False; it must be drawn from distinct sentences")
         if seed is not None and sample is None:
-            raise ValueError(f"seed: got {seed} without sample; it is the seed of one")
+            raise ValueError(f"seed: got {seed} without sample; it must be None, as only a sample has a seed")
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed: got {seed}; it must be from 0 to {MAX_SEED}")
         if dedup_memory < MIN_DEDUP_MEMORY:
@@ -180,7 +181,7 @@ class Corpus:
 
     def _check(self, source: Source) -> None:
         if self.fields and source.format == "txt":
-            raise CorpusError(f"fields: {source.name} is a text file and has no fields")
+            raise CorpusError(f"fields: got some; it must be None, as {source.name} is a text file and has no fields")
         if source.once:
             return
         if source.format == "dataset":
@@ -203,7 +204,7 @@ class Corpus:
         return bool(self._sources) and not self.read_once
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process gets the corpus as it is before its first pass."""
+        """Pickled, a corpus is as before its first pass: another process reads it anew."""
         return {**self.__dict__, "_tally": None, "_was_read": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -247,7 +248,9 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]:
         if self.read_once and self._was_read:
-            raise CorpusError("corpus: standard input can be read once, and was; write it to a file to read it again")
+            raise CorpusError(
+                "corpus: standard input has been read, which can be done once; write it to a file to read it again"
+            )
         self._was_read = True
         self._tally = tally = _Tally(Reading(self.fields, self.errors, self.malformed))
         sentences = self._distinct(tally) if self.dedup else self._candidates(tally)
@@ -257,7 +260,7 @@ class Corpus:
         for sentence, encoded in sentences:
             tally.sentences += 1
             tally.sha256.update(len(encoded).to_bytes(8, "little") + encoded)
-            # Set before the last sentence is given out: a reader with the same limit asks for no further one.
+            # Set before the last sentence is given out: a reader with the same limit may stop there.
             tally.complete = tally.sentences == self.limit
             yield sentence
             if tally.complete:

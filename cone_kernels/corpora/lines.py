@@ -13,12 +13,12 @@ from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fiel
 from cone_kernels.corpora.sources import Source
 from cone_kernels.corpora.streams import READ_ERRORS, opened
 
-# Of a cell; a quote that is left open would otherwise take all that follows into memory.
+# The most characters of a cell: a quote that is never closed would otherwise take the rest of the file into memory.
 MAX_CELL = 1 << 26
 
 
 def text_lines(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(line, text) of every line that is UTF-8, or is made so."""
+    """(line, text) of every line that is UTF-8, and of others what the policy `errors` makes of them."""
     for number, raw in _raw_lines(source, reading):
         text = reading.decoded(raw.removesuffix(b"\n").removesuffix(b"\r"), number)
         if text is not None:
@@ -83,10 +83,10 @@ def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
 
 
 def check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
-    """Finds before a run that the header does not have the fields.
+    """Checks before a run that the header has the fields.
 
     Raises:
-        CorpusError: it does not.
+        CorpusError: it lacks one of them.
     """
     reading = Reading(place=(f"{source.name}:", ""))
     for number, header in _csv_rows(source, reading):
@@ -99,7 +99,7 @@ def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]
     rows = csv.reader(lines, strict=True)
     while True:
         first = rows.line_num + 1
-        # The limit is the process's, so it is this reader's only while it reads.
+        # The limit is one for the whole process, so it is set only while this reader reads.
         limit = csv.field_size_limit(MAX_CELL)
         try:
             row = next(rows)

@@ -1,4 +1,4 @@
-"""A pass over a corpus as its readers see it: what is asked for, what is lost, and how far it is."""
+"""A pass over a corpus as its readers see it: what to read, what was left out, and how far the pass is."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class CorpusError(ValueError):
 
 @dataclass
 class Reading:
-    """What the readers of a pass are told, and what they tell.
+    """The settings of a pass over a corpus, and what its readers count.
 
     Attributes:
-        asked: the fields to read; None finds them.
+        asked: the fields to read; None for the first of `KNOWN_FIELDS` that a file has.
         errors, malformed: the policies, as in `Corpus`.
-        place: what stands before and after the number of a line or row where one is named.
+        place: what messages put before and after the number of a line or row.
         fields: the fields that were read, of all files.
         dropped, replaced: counts by reason.
         examples: place and reason of the first ten.
-        position: how many bytes of the file that is being read are done.
+        position: gives how many bytes of the current file have been read.
     """
 
     asked: tuple[str, ...] | None = None
@@ -54,12 +54,12 @@ class Reading:
         return f"{self.place[0]}{number}{self.place[1]}"
 
     def use(self, fields: tuple[str, ...]) -> tuple[str, ...]:
-        """Notes the fields that a file is read by."""
+        """Remembers the fields that are read of a file, and returns them."""
         self.fields = tuple(dict.fromkeys(self.fields + fields))
         return fields
 
     def drop_empty(self) -> None:
-        """Counts an empty line, record or sentence; it is no example."""
+        """Counts an empty line, record or sentence; it is not listed among the examples."""
         self.dropped["empty"] += 1
 
     def refuse(self, reason: str, number: int, what: str) -> None:
@@ -81,7 +81,7 @@ class Reading:
         self.refuse("missing_field", number, f"field {name!r} is missing")
 
     def decoded(self, raw: bytes, number: int) -> str | None:
-        """The text of UTF-8, or what the policy makes of what is none; None where it is dropped.
+        """The text of UTF-8; of other bytes what the policy `errors` makes of them, None where it drops them.
 
         Raises:
             CorpusError: it is not UTF-8 and the policy is "raise".
@@ -93,10 +93,10 @@ class Reading:
         return raw.decode("utf-8", "replace") if self._replaces("invalid_utf8", number, what) else None
 
     def encoded(self, text: str, number: int) -> tuple[str, bytes] | None:
-        """The text and its UTF-8, lone surrogates treated by policy; None where it is dropped.
+        """The text and its UTF-8; lone surrogates are treated by the policy `errors`, None where it drops the text.
 
         Raises:
-            CorpusError: it has one and the policy is "raise".
+            CorpusError: it has a lone surrogate and the policy is "raise".
         """
         try:
             return text, text.encode("utf-8")
@@ -148,7 +148,7 @@ def table_fields(asked: Sequence[str] | None, columns: Sequence[str], where: str
     """The fields of a table, by its columns: all of those asked for must be there, each once.
 
     Raises:
-        CorpusError: they are not.
+        CorpusError: a field is not among the columns, or several columns have its name.
     """
     what = f"{where}: the columns are {_listed(columns)}"
     if asked and not set(asked) <= set(columns):
@@ -156,7 +156,7 @@ def table_fields(asked: Sequence[str] | None, columns: Sequence[str], where: str
     fields = tuple(asked or _known_fields(columns, what))
     for name in fields:
         if columns.count(name) > 1:
-            raise CorpusError(f"{what}; {columns.count(name)} of them are called {name!r}, and one must be")
+            raise CorpusError(f"{what}; {columns.count(name)} of them are called {name!r}, and it must be one")
     return fields
 
 

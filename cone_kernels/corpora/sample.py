@@ -13,8 +13,8 @@ def draw(sentences: Iterable[tuple[str, bytes]], size: int, seed: int) -> tuple[
     """Draws `size` of the sentences without replacement, each set of that size as likely as any other.
 
     Every sentence gets a number of 128 bits, BLAKE2b of it keyed by the seed, and the `size` lowest are the sample
-    (bottom-k sampling; Cohen & Kaplan 2007). So a sentence's chances hang on the seed and itself alone, not on the
-    order or the files of the corpus, and at most `size` sentences are in memory.
+    (bottom-k sampling; Cohen & Kaplan 2007). So whether a sentence is drawn depends on the seed and the
+    sentences alone, not on their order or on the files, and at most `size` sentences are in memory.
 
     Args:
         sentences: distinct ones, each as text and as UTF-8.

@@ -1,4 +1,4 @@
-"""Which sentences came before: exact, in memory that does not grow with the corpus."""
+"""Which sentences came before: an exact answer, in memory that does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from contextlib import closing
 
 DIGEST_BYTES = 16
-# 1.5 million sentences in memory; of the ones beyond, 26 bytes each go to disk.
+# Enough for 1.5 million sentences; of more, 26 bytes each go to disk.
 DEDUP_MEMORY = 32 << 20
 MIN_DEDUP_MEMORY = 1 << 10
 
@@ -21,7 +21,7 @@ _halves = struct.Struct(">qq").unpack
 
 
 class SeenDigests:
-    """A set of digests of 16 bytes: a table of open addressing, and where that is full a file in place of it.
+    """A set of digests of 16 bytes: a table in memory with open addressing, and once that is full a file instead.
 
     The whole digest is compared, in memory and on disk. The table is as large from the start as it may become: it is
     zero pages, which cost nothing before they are written to. A digest's leading bits are its slot, so that the table
@@ -57,7 +57,7 @@ class SeenDigests:
         """Adds a digest (16 bytes, not all zero) and tells whether it is new.
 
         Raises:
-            OSError: the file cannot be written, for one where the disk is full.
+            OSError: the file cannot be written, such as when the disk is full.
         """
         if self._file is not None:
             return self._add_to_file(self._file, digest)

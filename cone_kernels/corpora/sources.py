@@ -1,4 +1,4 @@
-"""What a corpus is read from: files by path, glob or folder, remote ones, standard input, data sets of the hub."""
+"""What a corpus is read from: files by path, glob or folder, remote files, standard input, data sets of the hub."""
 
 from __future__ import annotations
 
@@ -56,19 +56,21 @@ def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextForma
         FileNotFoundError, IsADirectoryError, CorpusError, ModuleNotFoundError, ValueError: as in `Corpus`.
     """
     if not paths:
-        raise ValueError("corpus: got no file; give at least one")
+        raise ValueError("corpus: got no file; it must be at least one")
     if text_format is not None and text_format not in get_args(TextFormat):
         raise ValueError(f"format: got {text_format!r}; it must be {', '.join(get_args(TextFormat))}")
     from_stdin = STDIN in paths
     if from_stdin and text_format is None:
         raise ValueError(f"format: got none; of {STDIN} (standard input) it must be {', '.join(get_args(TextFormat))}")
     if not from_stdin and text_format is not None:
-        raise ValueError(f"format: got {text_format!r} for files, whose suffix tells it; it is for {STDIN}, stdin")
+        raise ValueError(
+            f"format: got {text_format!r} for files; it must be None, as it is for {STDIN} (standard input)"
+        )
     sources = tuple(source for path in paths for source in _expanded(os.fspath(path), text_format))
     seen: set[str] = set()
     for source in sources:
         if source.name in seen:
-            raise ValueError(f"corpus: {source.name} is named twice; each file may be named once")
+            raise ValueError(f"corpus: {source.name} is named twice; each file must be named once")
         seen.add(source.name)
     return sources
 
@@ -99,7 +101,7 @@ def _local(path: Path) -> Iterator[Source]:
         if not matches:
             raise FileNotFoundError(f"corpus: no file matches {path}")
         for match in map(Path, matches):
-            # With ** a folder is matched beside what is in it.
+            # A pattern with ** matches a folder as well as the files in it.
             if not match.is_dir():
                 yield _local_file(match)
             elif "**" not in str(path):
@@ -117,7 +119,7 @@ def _folder(folder: Path) -> Iterator[Source]:
 
 def _local_file(path: Path) -> Source:
     if not path.is_file():
-        raise CorpusError(f"corpus: {path} is no regular file; what a pipe brings is read from {STDIN}, stdin")
+        raise CorpusError(f"corpus: {path} is no regular file; it must be one (a pipe is read as {STDIN})")
     return Source(str(path), *_layout_of(path.name, str(path)), partial(open, path, "rb"), path.stat().st_size)
 
 
@@ -153,7 +155,7 @@ def _is_listed(path: str) -> bool:
 def _dataset(path: str) -> Source:
     parts = path.removeprefix(DATASET).split(":")
     if len(parts) not in (2, 3) or not all(parts):
-        raise ValueError(f"corpus: got {path!r}; a data set is {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT")
+        raise ValueError(f"corpus: got {path!r}; it must be {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT")
     require("datasets", "datasets", path)
     return Source(path, "dataset", None, partial(_load, *parts[:-1], split=parts[-1]), None)
 

@@ -1,4 +1,4 @@
-"""The bytes of a source, decompressed as they are read; what is damaged is named."""
+"""The bytes of a source, decompressed as they are read; errors name the source that is damaged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cone_kernels.extras import require
 # What a damaged or truncated file makes the readers of the standard library and pyarrow raise.
 READ_ERRORS = (OSError, EOFError, zlib.error)
 
-# How a file starts; of zstd a frame, or one of those to be skipped that parallel compressors put first.
+# How a compressed file starts; zstd with a frame of data, or one to be skipped, which parallel compressors put first.
 _MAGIC: dict[Compression, tuple[bytes, ...]] = {
     "gz": (b"\x1f\x8b",),
     "zst": (b"\x28\xb5\x2f\xfd", *(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60))),
@@ -36,7 +36,7 @@ def opened(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
         OSError: the source cannot be opened.
     """
     raw = source.open()
-    # Standard input is the process's to close.
+    # Standard input belongs to the process and is not closed here.
     with nullcontext(raw) if source.once else raw:
         if source.compression is None:
             yield raw, raw.tell
@@ -65,10 +65,10 @@ def seekable(source: Source) -> Iterator[BinaryIO]:
 
 
 def check_stream(source: Source) -> None:
-    """Finds before a run what the first bytes show: the wrong compression, no UTF-8.
+    """Checks before a run, by the first bytes, that a source is compressed as its suffix says, and not UTF-16.
 
     Raises:
-        CorpusError: they show it.
+        CorpusError: it is otherwise, or cannot be read.
     """
     if source.compression is not None:
         with source.open() as raw:

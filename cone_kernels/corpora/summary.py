@@ -17,13 +17,13 @@ class CorpusSummary:
         sentences: distinct sentences given out.
         duplicates: sentences seen before, and so not given out again.
         dropped: sentences, lines or records left out, by reason (`DROP_REASONS`).
-        replaced: sentences given out, or seen before, with U+FFFD in place of what is no text, by reason.
+        replaced: sentences, repeated ones too, in which U+FFFD stands for what is no text, by reason.
         examples: file, line and reason of the first ten dropped or replaced ones, empty lines not among them.
         fingerprint: sha256 over the sentences given out, each with its length, in order; the format of the files, their
             compression and how the sentences are spread over them do not enter.
         limit: how many sentences were asked for at most.
-        sample: of a drawn sample the size asked for, the seed, and how many distinct sentences it is drawn from;
-            None where nothing is drawn.
+        sample: of a sample the size asked for, the seed, and how many distinct sentences it was drawn from; None
+            where no sample was asked for.
         complete: whether the pass reached its end (the limit, or the end of the last file).
     """
 

@@ -123,7 +123,7 @@ def _identity(found: Measurement, name: str) -> dict[str, Any]:
 
 
 def _refuse_other_architectures(a: Measurement, b: Measurement) -> None:
-    from cone_kernels.state.moments import differences
+    from cone_kernels.state.agreement import differences
 
     keys = ("architecture", "model_type", "final_norm")
     told = [

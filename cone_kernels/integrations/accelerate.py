@@ -1,4 +1,4 @@
-"""What Accelerate's data loaders repeat to give each process as many samples."""
+"""Which samples Accelerate's data loaders repeat so that each process gets as many."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cone_kernels.extras import require
 
 
 def repeated_samples(size: int) -> Tensor | None:
-    """Which samples of this process's current batch are there a second time, for ``next_batch(repeats=...)``.
+    """Which samples of this process's current batch are there a second time, for `next_batch(repeats=...)`.
 
     A loader prepared by Accelerate (so the Trainer's too) fills its last round of batches with samples from the
-    beginning, unless ``even_batches=False``; Accelerate counts the others in ``GradientState.remainder``. Which they
-    are can be told where the model takes in a batch as the loader gives it, not in parts or joined to another.
+    beginning, unless `even_batches=False`; Accelerate counts the others in `GradientState.remainder`. They can
+    be told where the model takes in a batch as the loader gives it, not in parts or joined to another.
 
     Args:
         size: B, the samples that the model takes in.

@@ -22,25 +22,25 @@ else:
 
 
 class ConeCallback(Callback):  # type: ignore[misc]
-    """Logs ``cone/L12/anisotropy`` and its standard error while fitting, and ``val_cone/L12/anisotropy`` after each
+    """Logs `cone/L12/anisotropy` and its standard error while fitting, and `val_cone/L12/anisotropy` after each
     validation, of the sentences since the log before, over all processes.
 
-    Samples that a ``DistributedSampler`` repeats are left out where the model takes in a batch as the loader gives it.
-    Training values are logged every ``trainer.log_every_n_steps``, where steps since the last one were watched.
-    ``ModelCheckpoint(monitor="val_cone/L12/anisotropy", mode="min")`` keeps the widest cone.
+    Samples that a `DistributedSampler` repeats are left out where the model takes in a batch as the loader gives it.
+    Training values are logged every `trainer.log_every_n_steps`, where steps since the last one were watched.
+    `ModelCheckpoint(monitor="val_cone/L12/anisotropy", mode="min")` keeps the widest cone.
 
     Args:
-        module: where in the LightningModule the Hugging Face model is, as ``get_submodule`` takes it; ``""``: the
+        module: where in the LightningModule the Hugging Face model is, as `get_submodule` takes it; `""`: the
             LightningModule itself.
         every: of the training steps watch those whose number is a multiple of `every`.
         layers: the layers to log; default all.
-        token: also ``cone/L12/token_anisotropy``.
-        pooling_gap: also ``cone/L12/pooling_gap``.
-        probe_options: of ``ConeProbe``.
+        token: also `cone/L12/token_anisotropy`.
+        pooling_gap: also `cone/L12/pooling_gap`.
+        probe_options: of `ConeProbe`.
 
     Raises:
         ValueError: `every` is below 1.
-        AttributeError, RuntimeError: from ``trainer.fit``: there is no such module, or it cannot be probed.
+        AttributeError, RuntimeError: from `trainer.fit`: there is no such module, or it cannot be probed.
 
     Example:
         >>> trainer = lightning.Trainer(callbacks=[ConeCallback("encoder", layers=[6, 12])])

@@ -1,4 +1,4 @@
-"""A state as named numbers, for whatever logs a training job."""
+"""A state as named numbers, for the loggers of training jobs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cone_kernels.state.cone_state import ConeState
 def cone_scalars(
     state: ConeState, *, layers: Sequence[int] | None = None, token: bool = False, pooling_gap: bool = False
 ) -> dict[str, float]:
-    """``cone/L12/anisotropy`` and ``cone/L12/anisotropy_stderr`` of each layer; NaN where the data defines none.
+    """`cone/L12/anisotropy` and `cone/L12/anisotropy_stderr` of each layer; NaN where the data defines none.
 
     Args:
         state: any.
         layers: the layers' numbers; default all.
-        token: also ``cone/L12/token_anisotropy``, of tokens instead of sentences.
-        pooling_gap: also ``cone/L12/pooling_gap``, the sentence level less the token level.
+        token: also `cone/L12/token_anisotropy`, of tokens instead of sentences.
+        pooling_gap: also `cone/L12/pooling_gap`, the sentence level less the token level.
 
     Raises:
         ValueError: the state has no such layer.
@@ -29,7 +29,7 @@ def cone_scalars(
     """
     unknown = [] if layers is None else sorted(set(layers) - set(state.layers))
     if unknown:
-        raise ValueError(f"layers: got {unknown}; the state has {state.layers}")
+        raise ValueError(f"layers: got {unknown}; it must be among the state's layers {state.layers}")
     columns = {
         "anisotropy": metrics.anisotropy(state.sentence),
         "anisotropy_stderr": metrics.anisotropy_stderr(state.sentence),
@@ -53,8 +53,8 @@ def log_cone(writer: Any, state: ConeState, step: int, **options: Any) -> dict[s
     """Writes `cone_scalars` of a state; returns them.
 
     Args:
-        writer: anything with ``add_scalar(name, value, step)``, as TensorBoard's SummaryWriter, or with
-            ``log(values, step=step)``, as a W&B run.
+        writer: anything with `add_scalar(name, value, step)`, as TensorBoard's SummaryWriter, or with
+            `log(values, step=step)`, as a W&B run.
         state: any.
         step: of the training job.
         options: of `cone_scalars`.
@@ -69,5 +69,5 @@ def log_cone(writer: Any, state: ConeState, step: int, **options: Any) -> dict[s
     elif hasattr(writer, "log"):
         writer.log(values, step=step)
     else:
-        raise TypeError(f"writer: got {type(writer).__name__}, wants an object with add_scalar or log")
+        raise TypeError(f"writer: got {type(writer).__name__}; it must be an object with add_scalar or log")
     return values

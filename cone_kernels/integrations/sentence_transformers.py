@@ -61,7 +61,9 @@ class CenteringModule(Module):  # type: ignore[misc]
             ValueError: `safe_serialization` is False.
         """
         if not safe_serialization:
-            raise ValueError("safe_serialization: got False; a centering is saved as safetensors only")
+            raise ValueError(
+                "safe_serialization: got False; it must be True, as a centering is saved as safetensors only"
+            )
         self.centering.save(os.path.join(output_path, _FILE))
 
     @classmethod

@@ -25,19 +25,19 @@ class ConeEvaluator(SentenceEvaluator):  # type: ignore[misc]
     """Anisotropy of every layer over some sentences: the mean cosine of distinct pairs, with its standard error.
 
     The layers are those of the transformer, before the modules that come after it; the sentences are encoded as
-    ``model.encode`` does, with its default prompt, padded or flattened for flash attention. The vectors are the means
+    `model.encode` does, with its default prompt, padded or flattened for flash attention. The vectors are the means
     of all tokens that the transformer takes in.
 
     Args:
         sentences: what to encode.
         primary_layer: the layer whose anisotropy is the primary metric (lower is better); default the last.
         layers: the layers to report; default all.
-        token: also ``cone/L6/token_anisotropy``.
-        pooling_gap: also ``cone/L6/pooling_gap``.
-        batch_size, show_progress_bar: of ``encode``.
+        token: also `cone/L6/token_anisotropy`.
+        pooling_gap: also `cone/L6/pooling_gap`.
+        batch_size, show_progress_bar: of `encode`.
         name: put before the metrics' names and into the file's.
-        write_csv: append a row to ``cone_evaluation_{name}_results.csv`` in the output folder.
-        probe_options: of ``ConeProbe``. For standard errors sentences are neighbours in the order in which the library
+        write_csv: append a row to `cone_evaluation_{name}_results.csv` in the output folder.
+        probe_options: of `ConeProbe`. For standard errors sentences are neighbours in the order in which the library
             encodes them, by length.
 
     Raises:
@@ -65,9 +65,9 @@ class ConeEvaluator(SentenceEvaluator):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if len(sentences) < 2:
-            raise ValueError(f"sentences: got {len(sentences)}, wants two or more: anisotropy is of pairs")
+            raise ValueError(f"sentences: got {len(sentences)}; it must be two or more, as anisotropy is of pairs")
         if layers is not None and primary_layer is not None and primary_layer not in layers:
-            raise ValueError(f"primary_layer: got {primary_layer}, wants one of layers {list(layers)}")
+            raise ValueError(f"primary_layer: got {primary_layer}; it must be one of layers {list(layers)}")
         self.sentences = list(sentences)
         self.primary_layer = primary_layer
         self.batch_size = batch_size

@@ -21,16 +21,16 @@ from torchmetrics import Metric  # noqa: E402
 
 
 class MeanPairwiseCosine(Metric):
-    """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)), of all rows given to ``update``: O(n·d).
+    """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)), of all rows given to `update`: O(n·d).
 
     The states are sums, float64 (int64 counts) whatever dtype the module that holds the metric is cast to; processes
-    and ``merge_state`` add them. Rows that are zero or not finite are left out and counted in ``n_zero`` and
-    ``n_nonfinite``. A NaN where fewer than two rows were used.
+    and `merge_state` add them. Rows that are zero or not finite are left out and counted in `n_zero` and
+    `n_nonfinite`. A NaN where fewer than two rows were used.
 
     Args:
         dim: the width d of the rows.
-        backend: as in ``row_moments``.
-        kwargs: of ``torchmetrics.Metric``.
+        backend: as in `row_moments`.
+        kwargs: of `torchmetrics.Metric`.
 
     Raises:
         ValueError: `dim` is below 1.
@@ -59,7 +59,7 @@ class MeanPairwiseCosine(Metric):
     def __init__(self, dim: int, *, backend: str = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if dim < 1:
-            raise ValueError(f"dim: got {dim}, wants 1 or more")
+            raise ValueError(f"dim: got {dim}; it must be 1 or more")
         self.dim = dim
         self.backend = backend
         for name, zero in zero_sums(COSINE_FIELDS, 1, dim).items():
@@ -74,11 +74,11 @@ class MeanPairwiseCosine(Metric):
                 Default: counting on from the rows seen so far.
 
         Raises:
-            TypeError, ValueError: as ``row_moments``; ValueError where d is not this metric's.
+            TypeError, ValueError: as `row_moments`; ValueError where d is not this metric's.
         """
         rows = float_tensor("x", x, 2, "(n, d)").detach()
         if rows.dim() != 2 or rows.shape[1] != self.dim:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, wants (n, {self.dim})")
+            raise ValueError(f"x: got shape {tuple(x.shape)}; it must be (n, {self.dim})")
         groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
         if groups is None:
             seen = int((self.count + self.n_zero + self.n_nonfinite).sum())
@@ -98,7 +98,7 @@ class MeanPairwiseCosine(Metric):
         return self._plot(val, ax)
 
     def _moments(self) -> Moments:
-        return Moments._of("sentence", (0,), self.dim, {name: getattr(self, name) for name in COSINE_FIELDS})
+        return Moments.of_sums("sentence", (0,), self.dim, {name: getattr(self, name) for name in COSINE_FIELDS})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         # `.to(torch.bfloat16)` of a module around this one would round the sums; they follow to its device only.

@@ -17,25 +17,25 @@ _RUNTIME = "_runtime"
 
 
 class ConeCallback(TrainerCallback):  # type: ignore[misc]
-    """Logs ``cone/L12/anisotropy`` and its standard error with the loss, and ``eval_cone/L12/anisotropy`` with the
+    """Logs `cone/L12/anisotropy` and its standard error with the loss, and `eval_cone/L12/anisotropy` with the
     metrics of an evaluation, of the sentences since the log before, over all processes.
 
-    ``metric_for_best_model="cone/L12/anisotropy"`` with ``greater_is_better=False`` keeps the checkpoint of the widest
+    `metric_for_best_model="cone/L12/anisotropy"` with `greater_is_better=False` keeps the checkpoint of the widest
     cone. All forwards of a watched step are counted, of every micro-batch and column, and all between two steps are an
     evaluation's. A log between two watched steps has no such value. Samples that the loader repeats on several
-    processes to fill its last round are left out, as ``repeated_samples`` finds them. Also for
+    processes to fill its last round are left out, as `repeated_samples` finds them. Also for
     SentenceTransformerTrainer.
 
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
         layers: the layers to log; default all.
-        token: also ``cone/L12/token_anisotropy``.
-        pooling_gap: also ``cone/L12/pooling_gap``.
-        probe_options: of ``ConeProbe``.
+        token: also `cone/L12/token_anisotropy`.
+        pooling_gap: also `cone/L12/pooling_gap`.
+        probe_options: of `ConeProbe`.
 
     Raises:
         ValueError: `every` is below 1.
-        RuntimeError: from ``trainer.train()``: the model is compiled, or cannot be probed.
+        RuntimeError: from `trainer.train()`: the model is compiled, or cannot be probed.
 
     Example:
         >>> trainer = Trainer(model, args, train_dataset=data)
@@ -58,7 +58,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
     def add_to(self, trainer: Trainer) -> ConeCallback:
         """Add this callback before those that report logs (TensorBoard, W&B, the progress bar).
 
-        Given in ``Trainer(callbacks=[...])`` it comes after them: the values are in ``log_history`` and in the metrics
+        Given in `Trainer(callbacks=[...])` it comes after them: the values are in `log_history` and in the metrics
         of an evaluation then, but not in what those callbacks report.
         """
         trainer.add_callback(self)
@@ -68,7 +68,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if getattr(args, "torch_compile", False):
-            raise RuntimeError("torch_compile: got True, wants False: hooks do not fire in a compiled model")
+            raise RuntimeError("torch_compile: got True; it must be False, as hooks do not fire in a compiled model")
         self._watch.attach(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Watches the model of a training job, training and evaluation apart; what the callbacks share."""
+"""Watches the model of a training job, in training and in evaluation apart: what the callbacks have in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Phase = Literal["training", "evaluation"]
 
 
 class ConeWatch:
-    """Two probes on one model, read and begun anew at each log.
+    """Two probes on one model, one for training and one for evaluation, read and reset at each log.
 
     Which of them counts a forward is said by `begin_step` and `begin_evaluation`: the model's mode does not tell, for
     a model as it was loaded, or frozen, may be in evaluation mode while it is trained.
@@ -26,7 +26,7 @@ class ConeWatch:
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
         layers, token, pooling_gap: as in `cone_scalars`.
-        repeats: for the B samples of a forward which ones the loader repeats, (B,) bool, or None.
+        repeats: for the B samples of a forward which the loader repeats, (B,) bool, or None where it repeats none.
         probe_options: of `ConeProbe`.
 
     Raises:
@@ -44,7 +44,7 @@ class ConeWatch:
         **probe_options: Any,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every: got {every}, wants 1 (each step) or more")
+            raise ValueError(f"every: got {every}; it must be 1 (each step) or more")
         self._every = every
         self._scalars = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
         self._repeats = repeats
@@ -114,7 +114,7 @@ class ConeWatch:
         if self._repeats is not None and not calibrating.get() and not in_backward():
             repeats = self._repeats(_n_sentences(bind_arguments(self._model, args, kwargs) or {}))
             for probe in self._probes.values() if repeats is not None else ():
-                probe.next_batch(repeats=repeats)  # one that does not count this forward forgets them
+                probe.next_batch(repeats=repeats)  # a probe that does not count this forward forgets them
         return forward(*args, **kwargs)
 
 

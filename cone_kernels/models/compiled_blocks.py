@@ -1,4 +1,4 @@
-"""torch.compile on the blocks of a model alone: fast where it counts, and hooks between the blocks still fire."""
+"""torch.compile on the blocks of a model alone: they take most of the time, and hooks between them still fire."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compile_blocks(model: nn.Module) -> int:
 
 @contextmanager
 def as_written(model: nn.Module) -> Iterator[None]:
-    """The model with the blocks that are compiled as they were: hooks within them fire, and are in no compiled code."""
+    """Runs code with the compiled blocks of the model put back as they were, so that hooks inside them fire."""
     compiled = {module: module.forward for module in model.modules() if hasattr(module.forward, _ORIGINAL)}
     for module, forward in compiled.items():
         module.forward = getattr(forward, _ORIGINAL)

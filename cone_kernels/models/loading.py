@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer from a folder or the Hugging Face hub, quietly and fully named."""
+"""Loads a model and its tokenizer from a folder or the Hugging Face hub, and says exactly which model it is."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
-# Under these names sentence-transformers keeps the longest input a model was tuned for.
+# In files of these names sentence-transformers keeps the longest input that a model was tuned for.
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Tokenizers without a length of their own say 1e30.
+# Tokenizers without a length of their own give 1e30.
 _NO_LENGTH = 10**9
 
 
@@ -37,9 +37,9 @@ class LoadedModel:
     """A model ready to run, and what it is.
 
     Attributes:
-        model: in eval mode, on its device; the encoder only, where the model has a decoder beside it.
+        model: in eval mode, on its device; of an encoder-decoder model the encoder alone.
         tokenizer: the model's own.
-        max_length: the most tokens of a sentence, special tokens among them; None where nothing bounds it.
+        max_length: the most tokens that a sentence may have, with special tokens; None where there is no limit.
         input_names: which of the tokenizer's outputs the model's forward takes.
         info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
             dtype, attention, weights_sha256, max_length, compiled.
@@ -98,7 +98,7 @@ def load_model(
 ) -> LoadedModel:
     """Loads a model from a local folder or by its hub id.
 
-    Encoder-decoder models give their encoder. Folders of sentence-transformers are understood: their
+    Encoder-decoder models give their encoder. Folders of sentence-transformers are read too: their
     transformer is taken, with the longest input it was tuned for.
 
     Args:
@@ -176,7 +176,9 @@ def _device(device: str | torch.device | None) -> torch.device:
         raise ModelError(f"device: got {device!r}; it must be cpu, cuda or cuda:N (the sums are float64)")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        raise ModelError(f"device: got {str(device)!r}; torch {torch.__version__} sees {count} GPUs")
+        raise ModelError(
+            f"device: got {str(device)!r}; it must be one of the {count} GPUs that torch {torch.__version__} sees"
+        )
     return chosen
 
 
@@ -199,7 +201,7 @@ def _check_name(name: str) -> None:
 
 
 def _sentence_transformer(source: _Source) -> _Source:
-    """The source with what modules.json and its like say; unchanged for a plain model."""
+    """The source with what the files of sentence-transformers say of it; unchanged for a plain model."""
     modules_file = source.file("modules.json")
     if modules_file is None:
         return source

@@ -1,4 +1,4 @@
-"""What a model is called where there is no room for its whole folder or hub id."""
+"""A short name for a model, for where its whole folder or hub id does not fit."""
 
 from __future__ import annotations
 

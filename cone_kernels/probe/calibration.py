@@ -1,4 +1,4 @@
-"""One tiny forward of a model, watched: what went into and came out of every submodule, in order."""
+"""One tiny forward of a model, recorded: what went into and came out of every submodule, in order."""
 
 from __future__ import annotations
 
@@ -22,13 +22,26 @@ MAX_TOKENS = 8
 Path = tuple[int | str, ...]
 Kind = Literal["input", "output"]
 
-# Probes ignore the calibration forward of any probe on the same model.
+# True while a calibration forward runs: every probe on the model leaves it out.
 calibrating: ContextVar[bool] = ContextVar("calibrating", default=False)
 
 
 @dataclass
 class Event:
-    """A tensor that went into or came out of one call of one module; kept, so that its memory stays its own."""
+    """A tensor that went into or came out of one call of one module; kept, so that its memory is not used again.
+
+    Attributes:
+        module: qualified name of the submodule; `""` is the model itself.
+        kind: whether it went in or came out.
+        call: which call of the module, from 0.
+        path: the keys that lead to the tensor in `(args, kwargs)`, or in the output.
+        started: when the call began, on the clock of the recording.
+        seen: when the tensor was seen.
+        tensor: the tensor itself.
+        value: a copy of it from then.
+        version: how often torch had written to its memory by then.
+        passed_through: what a module that returned its own input (dropout in eval mode) was given.
+    """
 
     module: str
     kind: Kind
@@ -39,7 +52,6 @@ class Event:
     tensor: Tensor
     value: Tensor
     version: int
-    # What a module that returned its own input (dropout in eval mode) was given.
     passed_through: Tensor | None = None
 
     def is_memory_of(self, other: Tensor) -> bool:
@@ -57,7 +69,10 @@ class Event:
 
 @dataclass
 class Recording:
-    """The events of one forward in order, and how often each module was called."""
+    """The events of one forward in order, how often each module was called, and the calls that are running.
+
+    `running` has (call, when it began) for each, the innermost last; `clock` counts what has happened so far.
+    """
 
     events: list[Event] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
@@ -79,7 +94,7 @@ class Recording:
 
 
 def bind_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The arguments of a call by name, those of ``**kwargs`` too; None where the call does not fit ``forward``."""
+    """The arguments of a call by name, those of `**kwargs` too; None where the call does not fit `forward`."""
     forward = model.forward
     while not inspect.ismethod(forward) and hasattr(forward, "__wrapped__"):
         forward = forward.__wrapped__
@@ -110,13 +125,13 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 def record_forward(
     model: nn.Module, arguments: Mapping[str, Any], modules: Mapping[str, nn.Module]
 ) -> tuple[Recording, Any, int]:
-    """Run the first row's first tokens (2 to 8) with ``output_hidden_states=True`` and record `modules`.
+    """Run the first row's first tokens (2 to 8) with `output_hidden_states=True` and record `modules`.
 
     Training flags, random state, gradient mode and autocast are as before when this returns. Returns the recording,
     the model's output and the number of tokens.
 
     Raises:
-        RuntimeError: the model takes no ``output_hidden_states``, its call no tokens, or the forward failed.
+        RuntimeError: the model takes no `output_hidden_states`, its call no tokens, or the forward failed.
     """
     kwargs, n_tokens = _short_call(model, arguments)
     with _quiet_forward(model), _recorded({name: modules[name] for name in modules if name}) as recording:

@@ -1,4 +1,4 @@
-"""Hidden states of a running model -> state, by hooks on the modules that make them; none outlives its forward."""
+"""Adds the hidden states of a running model to a state, by hooks that are there only while a forward runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from cone_kernels.names import pooling_names
 from cone_kernels.probe.calibration import Kind, as_tuple, bind_arguments, calibrating
 from cone_kernels.probe.forward import BatchNotes, ProbedForward, checked_mask
+from cone_kernels.probe.layer_hook import LayerHook
 from cone_kernels.probe.layer_points import LayerMap, LayerPoint, find_layer_points
 from cone_kernels.probe.side_stream import SideStream
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
 from cone_kernels.state.cone_state import ConeState
+from cone_kernels.state.description import second_moments_in_words
 
 During = Literal["always", "training", "evaluation"]
 
@@ -32,55 +34,53 @@ _HALF_ADDED = (
 )
 _NOT_ADDED = "It is in none of the sums"
 
-# Bits of the status that ConeState.update gives for each layer and sentence.
+# The bits of the status that ConeState.update returns for each layer and sentence.
 _FAULTS = {1: "a zero token", 2: "a token that is not finite", 4: "no token under the mask"}
 
 
 class ConeProbe:
     """Gathers the sums of every layer, at both levels, while a Hugging Face model runs.
 
-    ``with ConeProbe(model) as probe: model(**batch)`` adds each hidden state to ``probe.state`` and keeps none beyond
-    the forward; ``output_hidden_states`` stays off and the model's outputs and gradients are what they are without the
+    `with ConeProbe(model) as probe: model(**batch)` adds each hidden state to `probe.state` and keeps none beyond
+    the forward; `output_hidden_states` stays off and the model's outputs and gradients are what they are without the
     probe. In inference layers wait for each other, in little memory, so that one call adds many. Layers are numbered
-    as Hugging Face's ``hidden_states`` tuple: 0 the embedding output, k the output of block k, the last one as the
+    as Hugging Face's `hidden_states` tuple: 0 the embedding output, k the output of block k, the last one as the
     model returns it (after the final norm in most decoders: `final_norm`).
     Where to read them is found on the first forward, by one forward of at most eight of its tokens with
-    ``output_hidden_states=True``; hooks of your own see that one too. Of an encoder-decoder model called as a whole
+    `output_hidden_states=True`; hooks of your own see that one too. Of an encoder-decoder model called as a whole
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
-    batch flattened into one row (1, N) is told by its ``cu_seq_lens_q``.
+    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`.
 
     In a training job the layers are those of the forward as it ran, under its dropout and autocast. Forwards within
     the backward pass, as gradient checkpointing and cached contrastive losses run them again, are not counted. A
     forward that is left out costs nothing: the hooks are on the model only while a forward is counted.
 
     Args:
-        model: what ``AutoModel`` returns, with or without a head; DDP and one-device DataParallel are unwrapped.
+        model: what `AutoModel` returns, with or without a head; DDP and one-device DataParallel are unwrapped.
         second_moment, unit_second_moment: also keep Σ x xᵀ, Σ u uᵀ, (L, d, d) float64.
         before_final_norm: take the last layer where the final norm takes it in.
-        poolings: further poolings of the sentence level, as in ``ConeState.empty``.
+        poolings: further poolings of the sentence level, as in `ConeState.empty`.
         strict: raise at the end of a forward in which a token is zero or not finite, or a sentence has no token.
-        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
+        backend: `auto`, `reference`, `cpu`, `triton` or `cuda`.
         every: of the forwards in training mode count the first and every `every`-th from there; in evaluation all.
             Where a step has several forwards, choose steps by pause() and resume().
-        during: ``training`` or ``evaluation``: count only forwards in that mode of the model; ``always``.
+        during: `training` or `evaluation`: count only forwards in that mode of the model; `always`.
         on_pooled: called with each layer's number, the batch's sentence ids (B,) and its sentence vectors (B, D), a row
             of NaN for a sentence without a token; the vectors are the caller's to keep. On a GPU it is called with the
             stream current that made them.
 
     Raises:
-        TypeError: `model` is no ``torch.nn.Module``.
+        TypeError: `model` is no `torch.nn.Module`.
         ValueError: `every` is below 1, or `during` or a pooling is unknown.
         RuntimeError: the model cannot be probed (compiled, scripted, replicated over devices, no hidden states); from
             the model's own call: a layer was not seen. What is wrong with one batch is a ValueError from that call.
 
-    Example::
-
-        with ConeProbe(model) as probe, torch.inference_mode():
-            for batch in batches:
-                model(**batch)
-        cosine = metrics.anisotropy(probe.state.sentence)  # (L,)
-
-        probe = ConeProbe(model, every=10, during="training")  # for a training loop: attach() and detach()
+    Example:
+        >>> with ConeProbe(model) as probe, torch.inference_mode():
+        ...     for batch in batches:
+        ...         model(**batch)
+        >>> metrics.anisotropy(probe.state.sentence)  # (L,)
+        >>> probe = ConeProbe(model, every=10, during="training").attach()  # for a training loop; detach() after it
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class ConeProbe:
         on_pooled: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every: got {every}, wants 1 (each forward) or more")
+            raise ValueError(f"every: got {every}; it must be 1 (each forward) or more")
         if during not in get_args(During):
-            raise ValueError(f"during: got {during!r}, wants one of {', '.join(get_args(During))}")
+            raise ValueError(f"during: got {during!r}; it must be one of {', '.join(get_args(During))}")
         self._model = unwrapped(model)
         refuse_compiled(self._model)
         self._moments = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
@@ -113,7 +113,7 @@ class ConeProbe:
         self._on_pooled = on_pooled
         self._state: ConeState | None = None
         self._map: LayerMap | None = None
-        self._hooks: list[_LayerHook] | None = None  # None: not looked for since attach()
+        self._hooks: list[LayerHook] | None = None  # None: not looked for since attach()
         self._watched: WatchedForward | None = None
         self._next = BatchNotes()
         self._forward: ProbedForward | None = None
@@ -123,6 +123,19 @@ class ConeProbe:
         self._n_training = 0
         self._seconds = 0.0
         self._side = SideStream()
+
+    def __repr__(self) -> str:
+        moments = second_moments_in_words([name for name, keep in self._moments.items() if keep])
+        poolings = ", ".join(dict.fromkeys(("mean", *self._poolings)))
+        return "\n".join(
+            (
+                f"ConeProbe({self._name}, {'detached' if self._watched is None else 'attached'})",
+                f"  counts: {_counted_in_words(self._during, self._every)}{', paused' if self._paused else ''}",
+                f"  forwards seen: {self._n_forwards:,}; sentences counted: {self._n_sentences:,}",
+                f"  second moments: {moments}",
+                f"  poolings: {poolings}",
+            )
+        )
 
     @property
     def seconds(self) -> float:
@@ -147,7 +160,7 @@ class ConeProbe:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """What each layer is, by module name: ``embeddings``, ``encoder.layer.0``, ``norm (final norm applied)``."""
+        """What each layer is, by module name: `embeddings`, `encoder.layer.0`, `norm (final norm applied)`."""
         return tuple(point.name for point in self._known_map("layer_names").points)
 
     @property
@@ -162,7 +175,7 @@ class ConeProbe:
         special: Tensor | None = None,
         repeats: Tensor | Sequence[bool] | None = None,
     ) -> None:
-        """Tell the next forward's sentence ids, and the tokens that count where those differ from its attention_mask.
+        """Says of the next forward what its arguments do not: sentence ids, the tokens that count, repeated sentences.
 
         Args:
             sentence_ids: (B,) integers >= 0, the index of each sentence in the corpus. Default: the number of
@@ -174,12 +187,12 @@ class ConeProbe:
         """
         ids = None if sentence_ids is None else torch.as_tensor(sentence_ids)
         if ids is not None and (ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
-            raise ValueError(f"sentence_ids: got {ids.dtype} of shape {tuple(ids.shape)}, wants integers (B,)")
+            raise ValueError(f"sentence_ids: got {ids.dtype} of shape {tuple(ids.shape)}; it must be integers (B,)")
         masks = {"mask": mask, "special": special}
         checked = {name: None if value is None else checked_mask(value, name) for name, value in masks.items()}
         again = None if repeats is None else torch.as_tensor(repeats)
         if again is not None and (again.dim() != 1 or again.dtype != torch.bool):
-            raise ValueError(f"repeats: got {again.dtype} of shape {tuple(again.shape)}, wants bool (B,)")
+            raise ValueError(f"repeats: got {again.dtype} of shape {tuple(again.shape)}; it must be bool (B,)")
         self._next = BatchNotes(ids, checked["mask"], checked["special"], again)
 
     def reset(self) -> None:
@@ -195,7 +208,7 @@ class ConeProbe:
         self._paused = False
 
     def attach(self) -> ConeProbe:
-        """Begin to follow the model's forwards, as entering the ``with`` block does.
+        """Begin to follow the model's forwards, as entering the `with` block does.
 
         Raises:
             RuntimeError: the probe is attached already, or the model has been compiled.
@@ -254,13 +267,13 @@ class ConeProbe:
             self._see("", "output", [point for point in found.points if point.module == ""], as_tuple(output))
             self._end_forward(found)
         finally:
-            # From here on the caller may write to what the model returned; layers of a forward that failed go with it.
+            # The caller may write to what the model returned from here on; the layers of a failed forward are dropped.
             begun.held.clear()
             self._side.join()
         return output
 
     def _counts(self) -> bool:
-        """Whether the forward that begins is one to count."""
+        """Whether the forward that begins is to be counted."""
         training = self._model.training
         if self._paused or self._during == ("evaluation" if training else "training"):
             return False
@@ -281,7 +294,7 @@ class ConeProbe:
         for name, kind in ((name, kind) for name in found.calls if name != "" for kind in kinds):
             points = [point for point in found.points if (point.module, point.kind) == (name, kind)]
             if points:
-                hooks.append(_LayerHook(modules[name], name, kind, points, self._see))
+                hooks.append(LayerHook(modules[name], name, kind, points, self._see))
         self._map, self._hooks = found, hooks
         return found
 
@@ -295,20 +308,20 @@ class ConeProbe:
                 self._add(point, point.tensor_in(value))
 
     def _add(self, point: LayerPoint, hidden: Tensor) -> None:
-        """Add what a layer's place holds, if its shape fits the batch."""
+        """Takes in the tensor found at a layer's place; ValueError where its shape does not fit the batch."""
         forward, found = self._forward, self._map
         assert forward is not None
         assert found is not None
         if not forward.seen:
             forward.move_to(hidden.device)
-        # The sums are in one place: those of a model that is spread over devices, where its first layer is.
+        # The sums of a model that is spread over devices are on the device of its first layer.
         hidden = hidden.to(forward.mask.device)
-        # A backward needs the layers, checkpointing means not to keep them, and dropout may write to its input.
+        # In training no layer waits: dropout may write to it, and checkpointing means to free its memory.
         wait = point.kept and not self._model.training and not torch.is_grad_enabled()
         self._update(point.layer, forward.rows_of(point, hidden.detach(), found.dim), forward, found, wait)
 
     def _update(self, layer: int, hidden: Tensor, forward: ProbedForward, found: LayerMap, wait: bool) -> None:
-        """Take in one layer, (B, T, D) or packed (N, D): at once, or with those that follow where it may wait."""
+        """Takes in one layer, (B, T, D) or packed (N, D): adds it at once, or with later ones where it may `wait`."""
         if not forward.holds_like(hidden):
             self._add_held(forward, found, aside=True)
         forward.seen.add(layer)
@@ -317,7 +330,12 @@ class ConeProbe:
             self._add_held(forward, found, aside=wait)
 
     def _add_held(self, forward: ProbedForward, found: LayerMap, aside: bool) -> None:
-        """Add the layers that wait to the sums; `aside`: behind the forward, on a GPU, for nothing writes to them."""
+        """Adds the layers that wait to the sums.
+
+        Args:
+            forward, found: the forward that is running, and where its layers are.
+            aside: on a GPU do so on a side stream while the forward goes on; only where nothing writes to the layers.
+        """
         if not forward.held:
             return
         started = time.perf_counter()
@@ -406,21 +424,10 @@ class ConeProbe:
         return type(self._model).__name__
 
 
-class _LayerHook:
-    """The hook of one module that hands what it takes in, or returns, to the probe."""
-
-    def __init__(
-        self, module: nn.Module, name: str, kind: Kind, points: list[LayerPoint], see: Callable[..., None]
-    ) -> None:
-        self._module, self._name, self._kind, self._points, self._see = module, name, kind, points, see
-
-    def register(self) -> torch.utils.hooks.RemovableHandle:
-        if self._kind == "input":
-            return self._module.register_forward_pre_hook(self._before, with_kwargs=True)
-        return self._module.register_forward_hook(self._after)
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._see(self._name, "input", self._points, (args, kwargs))
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._see(self._name, "output", self._points, as_tuple(output))
+def _counted_in_words(during: During, every: int) -> str:
+    if during == "evaluation" or (during == "training" and every == 1):
+        return f"forwards in {during} mode"
+    if every == 1:
+        return "all forwards"
+    training = f"one in {every:,} forwards in training mode"
+    return training if during == "training" else f"{training}, all in evaluation mode"

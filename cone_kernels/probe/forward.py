@@ -1,4 +1,4 @@
-"""What the probe knows of the forward that is running: its sentences, the tokens that count, the layers added."""
+"""The forward that is running, as the probe sees it: its sentences, the tokens that count, the layers added."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cone_kernels.probe.layer_points import LayerPoint
 from cone_kernels.state.poolings import refuse_missing_special
 from cone_kernels.state.sentence_batch import SentenceBatch
 
-# Layers that wait for each other, so that one call adds them all: of the size of a cache, or what a GPU can spare.
+# How much memory the layers take that wait so that one call adds them all: a cache on a CPU, what a GPU can spare.
 _HELD_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
 _MASK_HINT = "; say which tokens count by next_batch(mask=...)"
@@ -24,7 +24,7 @@ _MASK_HINT = "; say which tokens count by next_batch(mask=...)"
 
 @dataclass(frozen=True)
 class BatchNotes:
-    """What `ConeProbe.next_batch` was told of the next forward."""
+    """What `ConeProbe.next_batch` says of the next forward."""
 
     sentence_ids: Tensor | None = None  # (B,) integers
     mask: Tensor | None = None  # (B, T) bool
@@ -34,14 +34,28 @@ class BatchNotes:
 
 @dataclass
 class ProbedForward:
-    """One forward; made by `of`."""
+    """One forward; made by `of`.
 
-    sentence_ids: Tensor  # (B',) int64, of the sentences that are no repeats
-    mask: Tensor  # (B, T) bool, or (1, N) where the sentences are flattened into one row
-    special: Tensor | None = None  # as mask
-    cu_seqlens: Tensor | None = None  # (B + 1,) int64
+    Attributes:
+        sentence_ids: (B',) int64, of the sentences that are no repeats.
+        mask: (B, T) bool, or (1, N) where the sentences are flattened into one row.
+        special: special tokens, of the shape of `mask`.
+        cu_seqlens: (B + 1,) int64, first rows of the sentences in packed layers.
+        flattened: whether the batch is one row (1, N) of several sentences.
+        kept: (B,) bool, the sentences that are no repeats; None for all.
+        calls: how often each module's input or output was seen so far.
+        seen: layers that were taken in.
+        held: layers that wait to be added, with their hidden states.
+        added: layers that are in the sums.
+        status: of each layer that was added, as `ConeState.update` returns it; kept for `strict` alone.
+    """
+
+    sentence_ids: Tensor
+    mask: Tensor
+    special: Tensor | None = None
+    cu_seqlens: Tensor | None = None
     flattened: bool = False
-    kept: Tensor | None = None  # (B,) bool: the sentences that are no repeats; None: all
+    kept: Tensor | None = None
     calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     seen: set[int] = field(default_factory=set)
     held: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -55,8 +69,8 @@ class ProbedForward:
     ) -> ProbedForward:
         """The forward that a call with these arguments (by name) begins.
 
-        Sentences flattened into one row (1, N) are told by `cu_seq_lens_q` (B + 1,), as transformers'
-        ``DataCollatorWithFlattening`` and sentence-transformers pass it to flash attention.
+        Sentences flattened into one row (1, N) are recognised by `cu_seq_lens_q` (B + 1,), as transformers'
+        `DataCollatorWithFlattening` and sentence-transformers pass it to flash attention.
 
         Raises:
             ValueError: there are no tokens, or mask, ids or special do not fit them.
@@ -74,18 +88,20 @@ class ProbedForward:
         kept = None if notes.repeats is None or not bool(notes.repeats.any()) else ~notes.repeats.to(tokens.device)
         for name, value in (("sentence_ids", notes.sentence_ids), ("repeats", notes.repeats)):
             if value is not None and len(value) != n_sentences:
-                raise ValueError(f"{name}: got {len(value)}, wants {n_sentences}, one for each sentence of the batch")
+                raise ValueError(
+                    f"{name}: got {len(value)}; it must be {n_sentences}, one for each sentence of the batch"
+                )
         if notes.sentence_ids is None:
             ids = first_id + torch.arange(n_sentences if kept is None else int(kept.sum()))
         else:
             ids = notes.sentence_ids if kept is None else notes.sentence_ids[kept.to(notes.sentence_ids.device)]
         refuse_missing_special(poolings, notes.special)
         if notes.special is not None and notes.special.shape != size:
-            raise ValueError(f"special: got shape {tuple(notes.special.shape)}, wants {size} as the tokens")
+            raise ValueError(f"special: got shape {tuple(notes.special.shape)}; it must be {size} as the tokens")
         return cls(ids.to(torch.int64), mask, notes.special, starts, starts is not None, kept)
 
     def rows_of(self, point: LayerPoint, hidden: Tensor, dim: int) -> Tensor:
-        """What a layer's place holds, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D): no repeats.
+        """A layer's hidden states, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D) without repeats.
 
         Raises:
             ValueError: its shape does not fit the batch.
@@ -98,14 +114,13 @@ class ProbedForward:
             wanted = (
                 f"({self._n_packed()}, D) for the tokens under the mask" if packed else f"{(*self.mask.shape, dim)}"
             )
-            raise ValueError(
-                f"layer {point.layer} ({point.name}): got hidden states of shape {tuple(hidden.shape)}, wants {wanted}"
-            )
+            got = f"got hidden states of shape {tuple(hidden.shape)}; it must be {wanted}"
+            raise ValueError(f"layer {point.layer} ({point.name}): {got}")
         rows = hidden[0] if self.flattened and not packed else hidden
         return rows if self.kept is None else rows[self._kept_tokens() if rows.dim() == 2 else self.kept]
 
     def batch_of(self, rows: Tensor) -> SentenceBatch:
-        """The batch as layers of this form, padded or packed, take it; checked for the first of them."""
+        """The batch for layers of this form, padded or packed; it is checked once for each of the two forms."""
         packed = rows.dim() == 2
         if packed not in self._batches:
             mask, starts = (None, self.cu_seqlens) if packed else (self.mask, None)
@@ -129,7 +144,7 @@ class ProbedForward:
         return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
 
     def move_to(self, device: torch.device) -> None:
-        """Have what is known of the tokens where the layers are."""
+        """Moves the masks to the device of the layers."""
         if device == self.mask.device:
             return
         self.mask = to_device(self.mask, device)
@@ -159,16 +174,16 @@ def checked_mask(mask: object, name: str) -> Tensor:
     """(B, T) bool from a mask of bool or 0/1 integers."""
     hint = "" if name == "special" else _MASK_HINT
     if not isinstance(mask, Tensor):
-        raise TypeError(f"{name}: got {type(mask).__name__}, wants a tensor (B, T){hint}")
+        raise TypeError(f"{name}: got {type(mask).__name__}; it must be a tensor (B, T){hint}")
     if mask.dim() != 2 or mask.is_floating_point():
         raise ValueError(
-            f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}, wants bool or 0/1 integers (B, T){hint}"
+            f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}; it must be bool or 0/1 integers (B, T){hint}"
         )
     if mask.dtype == torch.bool:
         return mask
     # Sequence numbers of packed batches, or Longformer's 2 for global attention, do not say which tokens count.
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"{name}: got values other than 0 and 1{hint}")
+        raise ValueError(f"{name}: got values other than 0 and 1; it must say for each token whether it counts{hint}")
     return mask.to(torch.bool)
 
 
@@ -186,7 +201,7 @@ def _tokens(arguments: Mapping[str, Any]) -> Tensor:
     if not isinstance(tokens, Tensor) or tokens.dim() < 2 or 0 in tokens.shape[:2]:
         got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "none"
         raise ValueError(
-            f"input_ids or inputs_embeds: got {got}, wants at least one token, (B, T) or (B, T, D) (of a "
+            f"input_ids or inputs_embeds: got {got}; it must be at least one token, (B, T) or (B, T, D) (of a "
             "SentenceTransformer probe the model inside, model[0].auto_model)"
         )
     return tokens
@@ -198,15 +213,19 @@ def _token_mask(arguments: Mapping[str, Any], notes: BatchNotes, size: tuple[int
     mask = torch.ones(size, dtype=torch.bool, device=device) if given is None else checked_mask(given, name)
     if mask.shape != size:
         longer = " (continuing from a key-value cache cannot be probed)" if mask.shape[1] > size[1] else ""
-        raise ValueError(f"{name}: got shape {tuple(mask.shape)}, wants {size} as the tokens{longer}")
+        raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be {size} as the tokens{longer}")
     return mask
 
 
 def _checked_starts(starts: object, size: tuple[int, ...], notes: BatchNotes) -> Tensor:
     """(B + 1,) int64: where each sentence begins in the one row of a flattened batch, and N."""
     if notes.mask is not None:
-        raise ValueError("mask: got one for a batch with cu_seq_lens_q, wants none: every token of it counts")
+        raise ValueError(
+            "mask: got one for a batch with cu_seq_lens_q; it must be None, as every token of such a batch counts"
+        )
     if size[0] != 1 or not isinstance(starts, Tensor) or starts.dim() != 1 or starts.is_floating_point():
         got = f"{starts.dtype} of shape {tuple(starts.shape)}" if isinstance(starts, Tensor) else type(starts).__name__
-        raise ValueError(f"cu_seq_lens_q: got {got} with tokens {size}, wants integers (B + 1,) with tokens (1, N)")
+        raise ValueError(
+            f"cu_seq_lens_q: got {got} with tokens {size}; it must be integers (B + 1,) with tokens (1, N)"
+        )
     return starts.to(torch.int64)

@@ -1,4 +1,4 @@
-"""Where in a running model each entry of the ``hidden_states`` tuple can be read, found without knowing the model.
+"""Where in a running model each entry of the `hidden_states` tuple can be read, found without knowing the model.
 
 A layer is "what the n-th call of module M returned (or was given)", matched to the tuple of one tiny forward by its
 memory rather than by names, so that any architecture, shared layers included, is read by the same few lines.
@@ -18,10 +18,10 @@ from cone_kernels.probe.calibration import Event, Kind, Path, Recording, record_
 
 @dataclass(frozen=True)
 class LayerPoint:
-    """One layer of ``hidden_states`` as a place in the model.
+    """One layer of `hidden_states` as a place in the model.
 
-    `module` is the qualified name of a submodule (``""`` is the model itself), `call` counts its calls within one
-    forward, `path` leads to the tensor in its output, or in ``(args, kwargs)`` for an input. `time_major`: the
+    `module` is the qualified name of a submodule (`""` is the model itself), `call` counts its calls within one
+    forward, `path` leads to the tensor in its output, or in `(args, kwargs)` for an input. `time_major`: the
     tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends.
     """
 
@@ -69,9 +69,9 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
     """Find where each layer can be read, by one forward of at most eight tokens of the first row.
 
     Args:
-        model: any module whose ``forward`` takes ``output_hidden_states`` and returns ``hidden_states``, or
-            ``encoder_hidden_states`` (an encoder-decoder model called as a whole: its encoder is what is found).
-        arguments: the arguments of the call at hand by name, with ``input_ids`` or ``inputs_embeds``.
+        model: any module whose `forward` takes `output_hidden_states` and returns `hidden_states`, or
+            `encoder_hidden_states` (an encoder-decoder model called as a whole: its encoder is what is found).
+        arguments: the arguments of the call at hand by name, with `input_ids` or `inputs_embeds`.
         before_final_norm: read the last layer where the final norm takes it in.
 
     Raises:
@@ -143,7 +143,7 @@ def _common_width(model: nn.Module, entries: Sequence[Tensor], n_tokens: int) ->
         if tuple(entry.shape[:-1]) not in ((1, n_tokens), (n_tokens,)):
             raise RuntimeError(
                 f"model: layer {layer} of the hidden_states of {type(model).__name__} has shape "
-                f"{tuple(entry.shape)} for a batch of (1, {n_tokens}) tokens; wants one vector for each token"
+                f"{tuple(entry.shape)} for a batch of (1, {n_tokens}) tokens; it must have one vector for each token"
             )
     widths = [int(entry.shape[-1]) for entry in entries]
     if len(set(widths)) > 1:
@@ -210,7 +210,7 @@ def _norm_input(recording: Recording, norm: Event, entry: Tensor) -> Event:
     if len(inputs) != 1:
         raise RuntimeError(
             f"before_final_norm: the final norm {norm.module!r} takes in {len(inputs)} tensors of a layer's shape; "
-            "which one is the hidden state cannot be told"
+            "it must take in one, the hidden states"
         )
     return inputs[0]
 

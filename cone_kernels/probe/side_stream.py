@@ -1,4 +1,4 @@
-"""Work on a GPU beside the stream that a model's forward runs on."""
+"""Work on a GPU that goes on while a model's forward runs on another stream."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SideStream:
 
     @contextmanager
     def beside(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Work that begins once `tensors`, all of one device, are there, and that what follows does not wait for.
+        """Runs a block on the side stream once `tensors`, all of one device, are there; the current stream goes on.
 
-        Until `join` nothing may write to the tensors; their memory is not given away before they have been read.
+        Until `join` nothing may write to the tensors. Their memory is not used again before they have been read.
         """
         device = tensors[0].device
         if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
@@ -36,7 +36,7 @@ class SideStream:
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream = self._streams[device]
-        # Also what makes memory safe that was freed on this side and is read on the other.
+        # This also keeps memory that was freed on the current stream from being used on the side stream too early.
         stream.wait_stream(torch.cuda.current_stream(device))
         self._begun.add(device)
         try:

@@ -13,9 +13,9 @@ Runner = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class WatchedForward:
-    """Stands in for ``model.forward`` until `remove`: each call becomes ``run(forward, args, kwargs)``.
+    """Stands in for `model.forward` until `remove`: each call becomes `run(forward, args, kwargs)`.
 
-    A hook would do for ``model(...)``, but some callers (sentence-transformers 6) go straight to ``model.forward``.
+    A hook would do for `model(...)`, but some callers (sentence-transformers 6) go straight to `model.forward`.
     """
 
     def __init__(self, model: nn.Module, run: Runner) -> None:
@@ -31,7 +31,7 @@ class WatchedForward:
 
     def remove(self) -> None:
         """Put the forward before this one back, whichever of several was removed first."""
-        # Whoever took hold of this forward meanwhile (accelerate wraps it) gets the plain one from now on.
+        # Others may hold this forward by now (accelerate wraps it); for them it runs the plain one from here on.
         self._run = _plainly
         outer = self._model.forward
         if outer is self:
@@ -68,7 +68,7 @@ def in_backward() -> bool:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DDP or one-device DataParallel; TypeError or RuntimeError where there is none to watch."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, wants a torch.nn.Module")
+        raise TypeError(f"model: got {type(model).__name__}; it must be a torch.nn.Module")
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise RuntimeError(

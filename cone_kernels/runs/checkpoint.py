@@ -12,8 +12,8 @@ import torch
 
 from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.vector_keeper import VectorKeeper
+from cone_kernels.state.agreement import differences
 from cone_kernels.state.file import StateFileError
-from cone_kernels.state.moments import differences
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cone_kernels.runs.shard_tree import ShardTree, listed
 from cone_kernels.state import file as state_file
+from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.file import StateFileError
-from cone_kernels.state.moments import refuse_differences
 
 # The attributes that the header of a file has besides the tree, and the types that JSON holds them as.
 _HEADER_TYPES: dict[str, Any] = {

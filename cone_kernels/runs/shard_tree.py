@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.cone_state import ConeState
-from cone_kernels.state.moments import refuse_differences
 
 Node = tuple[int, int]
 """(level, index): the shards from index·2^level up to (index + 1)·2^level."""
@@ -185,6 +185,6 @@ def _overlap(one: Node, other: Node) -> Node:
 
 def _identity(state: ConeState) -> dict[str, Any]:
     """What must agree before two states may merge, by field."""
-    each = {"sentence": state.sentence, "token": state.token, **state.poolings}
-    fields = {f"{key}.{name}": value for key, moments in each.items() for name, value in moments.identity().items()}
+    each = state.all_moments.items()
+    fields = {f"{key}.{name}": value for key, moments in each for name, value in moments.identity().items()}
     return {**{f"info.{name}": value for name, value in state.info.items()}, "poolings": list(state.poolings), **fields}

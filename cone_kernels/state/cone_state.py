@@ -1,4 +1,4 @@
-"""The mergeable state of a model: its sums at the sentence and the token level, and under other poolings."""
+"""The mergeable state of a model: its sums at the sentence level, at the token level and under other poolings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.arguments import hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.state import file as state_file
-from cone_kernels.state.moments import Moments, refuse_differences
+from cone_kernels.state.agreement import refuse_differences
+from cone_kernels.state.description import layers_in_words, model_in_words, second_moments_in_words
+from cone_kernels.state.moments import Moments
 from cone_kernels.state.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import SECOND_MOMENT_FIELDS
@@ -34,9 +36,9 @@ class Added(NamedTuple):
     """(L, B, D) float32 (float64 for float64 input): the mean of each sentence's tokens, NaN where there is none."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ConeState:
-    """Both levels of all layers of one model, and what must agree before two states may merge.
+    """The sums of all layers of one model, at the sentence and the token level; states of equal `info` merge.
 
     Example:
         >>> state = ConeState.empty(layers=range(7), dim=384)
@@ -49,7 +51,7 @@ class ConeState:
     info: dict[str, Any]
     first_left_out: Tensor
     """(L, 8) int64: the smallest ids of sentences left out (under any pooling) or with a token left out; 2**63 - 1
-    where there are less."""
+    where there are fewer than eight."""
     backend: str = "auto"
     poolings: dict[str, Moments] = field(default_factory=dict)
     """The sentence level under other poolings than the mean, by name."""
@@ -67,7 +69,7 @@ class ConeState:
         device: torch.device | str | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> ConeState:
-        """The state of no sentence.
+        """A state to which no sentence has been added.
 
         Args:
             layers, dim, device: as in `Moments.empty`.
@@ -75,7 +77,7 @@ class ConeState:
             poolings: further ways to make a sentence's vector, names of `cone_kernels.names.POOLINGS` or
                 "all"; the mean is kept in any case.
             backend: as in `pool_moments`.
-            info: JSON, compared when states merge.
+            info: JSON data that must be equal when states merge.
 
         Raises:
             ValueError: as `Moments.empty`; a pooling is unknown or named twice.
@@ -88,10 +90,28 @@ class ConeState:
         kept = {name: Moments.empty("sentence", layers, dim, device=device) for name in others}
         return cls(sentence, token, dict(info or {}), left_out, backend, kept)
 
+    def __repr__(self) -> str:
+        place = f"{self.sentence.dim:,} wide, on {self.first_left_out.device}"
+        return "\n".join(
+            (
+                f"ConeState({model_in_words(self.info)})",
+                f"  layers: {layers_in_words(self.layers)}; {place}",
+                f"  {self.sentence.rows_in_words()}",
+                f"  {self.token.rows_in_words()}",
+                f"  second moments: {second_moments_in_words(self.sentence.fields)}",
+                f"  poolings: {', '.join(('mean', *self.poolings))}",
+            )
+        )
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers' numbers."""
         return self.sentence.layers
+
+    @property
+    def all_moments(self) -> dict[str, Moments]:
+        """All that is summed, by name: sentence, token, and each pooling other than the mean."""
+        return {"sentence": self.sentence, "token": self.token, **self.poolings}
 
     def pooled(self, pooling: str) -> Moments:
         """The sentence level under a pooling; `sentence` for the mean.
@@ -101,7 +121,7 @@ class ConeState:
         """
         kept = {"mean": self.sentence, **self.poolings}
         if pooling not in kept:
-            raise ValueError(f"pooling: got {pooling!r}; the state keeps {', '.join(kept)}")
+            raise ValueError(f"pooling: got {pooling!r}; it must be one that the state keeps: {', '.join(kept)}")
         return kept[pooling]
 
     def update(
@@ -137,16 +157,18 @@ class ConeState:
         if len(hidden) != len(numbers):
             raise ValueError(f"hidden_states: got {len(hidden)} layers; it must be {len(numbers)}, one per layer")
         if hidden[0].shape[-1] != self.sentence.dim:
-            raise ValueError(f"hidden_states: got width {hidden[0].shape[-1]}; the state has {self.sentence.dim}")
+            raise ValueError(
+                f"hidden_states: got width {hidden[0].shape[-1]}; it must be {self.sentence.dim} as the state's"
+            )
         unknown = sorted(set(numbers) - set(self.layers))
         if unknown:
-            raise ValueError(f"layers: got {unknown}; the state has {self.layers}")
+            raise ValueError(f"layers: got {unknown}; it must be among the state's layers {self.layers}")
         first_id = self.sentence.rows_seen(self.layers.index(numbers[0])) if sentence_ids is None else 0
         batch = SentenceBatch.of(hidden[0], mask, cu_seqlens, sentence_ids, first_id, special)
         return self.add(batch, hidden, numbers).status
 
     def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Added:
-        """As `update`, for a batch checked before: what a probe calls for each layer."""
+        """As `update`, of arguments that are known to fit: a probe checks a batch once for all its layers."""
         refuse_missing_special(self.poolings, batch.special)
         positions = [self.layers.index(number) for number in layers]
         # Sums are layer-major, so a run of neighbouring layers is one call.
@@ -157,11 +179,11 @@ class ConeState:
 
     def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Added:
         at = slice(start, start + len(hidden))
-        token_sums = self.token._sums_at(at)
+        token_sums = self.token.first_order_sums(at)
         pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
         if batch.empty_by_group is not None:
-            self.sentence._sums["n_empty"][at] += batch.empty_by_group
-        left_out = status | self.sentence._add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+            self.sentence.n_empty[at] += batch.empty_by_group
+        left_out = status | self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
         for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
             left_out |= self._add_pooled(name, at, vectors, batch)
         if not read_is_free(left_out) or bool(left_out.any()):
@@ -173,9 +195,9 @@ class ConeState:
         """Adds vectors (L, B, D); returns (L, B) uint8, not 0 for a sentence that was left out."""
         moments, empty = self.poolings[pooling], rows_of(pooling, batch).empty
         if empty is None:
-            return moments._add_rows(at, vectors, batch.groups, self.backend)
-        moments._sums["n_empty"][at] += batch.by_group(empty)
-        return moments._add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
+            return moments.add_rows(at, vectors, batch.groups, self.backend)
+        moments.n_empty[at] += batch.by_group(empty)
+        return moments.add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
 
     def merge(self, other: ConeState) -> ConeState:
         """The state of both sets of sentences; neither input changes.
@@ -239,7 +261,11 @@ class ConeState:
     def restore(
         cls, path: str | os.PathLike[str], tensors: dict[str, Tensor], info: Mapping[str, Any], *, backend: str = "auto"
     ) -> ConeState:
-        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
+        """A state from the tensors and the header of a file, whose names, shapes, dtypes and ranges are checked.
+
+        Raises:
+            StateFileError: they are not those of a state.
+        """
         if not isinstance(info["state"], dict):
             raise state_file.StateFileError(f"{path}: state is {info['state']!r}; it must be an object")
         identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info)
@@ -252,7 +278,7 @@ class ConeState:
         sentence, token = parts.pop("sentence"), parts.pop("token")
         if sentence.level != "sentence" or token.level != "token":
             levels = f"sentence: {sentence.level}, token: {token.level}"
-            raise state_file.StateFileError(f"{path}: its parts are of other levels ({levels})")
+            raise state_file.StateFileError(f"{path}: its parts are of the wrong levels ({levels})")
         for key, part in {"token": token, **parts}.items():
             if (part.layers, part.dim) != (sentence.layers, sentence.dim):
                 raise state_file.StateFileError(f"{path}: {key} and sentence differ in layers or width")
@@ -263,12 +289,12 @@ class ConeState:
         return cls(sentence, token, info["state"], left_out, backend, poolings)
 
     def file_content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and the header of a file of this state."""
+        """The tensors and the JSON header that `save` writes and `restore` takes."""
         kept = {_POOLING + name: moments for name, moments in self.poolings.items()}
         parts = {"sentence": self.sentence, "token": self.token, **kept}
         tensors = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.sums.items()}
         info = {"state": self.info, "sentence": self.sentence.identity(), "token": self.token.identity()}
-        # Without further poolings the header is what it was before there were any.
+        # Files from before there were poolings have no such key, and states without further poolings equal them.
         others = {"poolings": {name: moments.identity() for name, moments in self.poolings.items()}}
         return tensors | {"first_left_out": self.first_left_out}, info | (others if self.poolings else {})
 
@@ -288,7 +314,7 @@ def _pooling_identities(path: str | os.PathLike[str], info: Mapping[str, Any]) -
 
 
 def smallest_ids(kept: Tensor, ids: Tensor) -> Tensor:
-    """The smallest distinct ids of both, (L, 8) and (L, n), in the form of the first."""
+    """The eight smallest distinct ids of both, (L, 8) and (L, n), padded as `first_left_out` is: (L, 8)."""
     ordered = torch.cat([kept, ids], dim=1).sort().values
     again = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
     return ordered.masked_fill(again, _NO_ID).sort().values[:, : kept.shape[1]]

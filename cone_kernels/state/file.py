@@ -1,6 +1,6 @@
 """State files: safetensors with a JSON header and a sha256 over everything; written whole or not at all.
 
-No pickle. A file from elsewhere is checked before it is believed: fingerprint, names, shapes, dtypes and ranges.
+No pickle. What is read is checked first: fingerprint, names, shapes, dtypes and ranges.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cone_kernels.files import write_whole
 
 SCHEMA = "cone_kernels/state/1"
 
-# What a file is by a key of its header, for whoever gives one kind where another is wanted.
+# What a key of the header says of a file: named in the message where another kind of file is needed.
 _KINDS = {
     "state": "the state of a whole run (such states are added up by ConeState.merge)",
     "partial": "a part of a run (`cone merge` makes a state of all its parts)",
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class StateFileError(ValueError):
-    """A state file is damaged, or is not one; the message says in what."""
+    """A file is no state file, or a damaged one; the message says in which respect."""
 
 
 def fingerprint(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
@@ -67,7 +67,7 @@ def _in_order(content: bytes) -> bytes:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors stay aligned
-    return len(encoded).to_bytes(8, "little") + encoded + content[end:]
+    return b"".join((len(encoded).to_bytes(8, "little"), encoded, memoryview(content)[end:]))
 
 
 def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -109,10 +109,10 @@ def checked_identity(
     level_fields: Mapping[str, Sequence[str]],
     optional_fields: Sequence[str],
 ) -> tuple[str, tuple[int, ...], int, list[str]]:
-    """Level, layers, width and fields of a state, from the header of a file that need not be honest."""
+    """Level, layers, width and fields of a state, from a file's header, which is checked first."""
     expected = {"level": str, "layers": list, "dim": int, "fields": list}
     if not isinstance(identity, dict) or set(identity) != set(expected):
-        raise StateFileError(f"{path}: its header must say {sorted(expected)}, got {identity!r}")
+        raise StateFileError(f"{path}: header: got {identity!r}; it must be an object with {sorted(expected)}")
     for key, kind in expected.items():
         if type(identity[key]) is not kind:
             raise StateFileError(f"{path}: {key} is {identity[key]!r}; it must be of type {kind.__name__}")

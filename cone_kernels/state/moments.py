@@ -17,6 +17,8 @@ from cone_kernels.ops.arguments import float_tensor, groups_of
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state import file as state_file
+from cone_kernels.state.agreement import refuse_differences
+from cone_kernels.state.description import layers_in_words, rows_in_words, second_moments_in_words
 from cone_kernels.state.pending_rows import PendingRows
 from cone_kernels.sums import (
     ROW_FIELDS,
@@ -32,7 +34,7 @@ from cone_kernels.sums import (
 _FIELDS = {"sentence": SENTENCE_FIELDS, "token": TOKEN_FIELDS}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Moments:
     """The sums of one level, all layers stacked; L layers, 64 jackknife groups, width d.
 
@@ -48,9 +50,9 @@ class Moments:
     level: str
     layers: tuple[int, ...]
     dim: int
-    _sums: dict[str, Tensor] = field(repr=False)
-    _pending: tuple[PendingRows, ...] = field(default=(), repr=False)
-    _views: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict, repr=False)
+    _sums: dict[str, Tensor]
+    _pending: tuple[PendingRows, ...] = ()
+    _views: dict[tuple[int, int], list[Tensor]] = field(init=False, default_factory=dict)
 
     @classmethod
     def empty(
@@ -85,10 +87,16 @@ class Moments:
             raise ValueError(f"dim: got {dim}; it must be 1 or more")
         wanted = dict(zip(SECOND_MOMENT_FIELDS, (second_moment, unit_second_moment), strict=True))
         fields = [*_FIELDS[level], *(name for name, keep in wanted.items() if keep)]
-        return cls._of(level, numbers, dim, zero_sums(fields, len(numbers), dim, device=device))
+        return cls.of_sums(level, numbers, dim, zero_sums(fields, len(numbers), dim, device=device))
 
     @classmethod
-    def _of(cls, level: str, layers: tuple[int, ...], dim: int, sums: dict[str, Tensor]) -> Moments:
+    def of_sums(cls, level: str, layers: tuple[int, ...], dim: int, sums: dict[str, Tensor]) -> Moments:
+        """The state that holds these tensors, which it keeps and adds to; they are not checked.
+
+        Args:
+            level, layers, dim: as in `empty`.
+            sums: every field of the level by name, with the shapes and dtypes of `cone_kernels.sums`.
+        """
         kept = any(name in sums for name in SECOND_MOMENT_FIELDS)
         pending = tuple(PendingRows(dim) for _ in layers) if kept else ()
         return cls(level, layers, dim, sums, pending)
@@ -100,24 +108,40 @@ class Moments:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """Every sum by name. Second moments are copies that include the rows still waiting for their product."""
-        complete = dict(self._sums)
-        for name in SECOND_MOMENT_FIELDS:
-            if name in complete:
-                complete[name] = complete[name].clone()
-        for position, pending in enumerate(self._pending):
-            rows, use = pending.waiting()
-            if len(rows) > 0:
-                self._add_products(complete, position, rows, use)
-        return complete
+        """Every sum by name, for reading: the state's own tensors, to which later updates add.
+
+        While rows wait for their product, second moments are copies with that product in them.
+        """
+        return self._complete(self.fields)
 
     def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self._sums:
+        # Copying and unpickling ask for special methods before there are any sums.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._sums:
             raise AttributeError(f"Moments of level {self.level!r} has no field {name!r}")
-        return self.sums[name] if name in SECOND_MOMENT_FIELDS else self._sums[name]
+        return self._complete((name,))[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles leave the views out: they would not share the memory of the new sums."""
+        return Moments, (self.level, self.layers, self.dim, self._sums, self._pending)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            (
+                f"Moments({self.level} level)",
+                f"  layers: {layers_in_words(self.layers)}; {self.dim:,} wide, on {self._sums['count'].device}",
+                f"  {self.rows_in_words()}",
+                f"  second moments: {second_moments_in_words(self.fields)}",
+            )
+        )
+
+    def rows_in_words(self) -> str:
+        """How many rows were counted and left out, as `repr` says it: 'tokens: 15,123 counted; none left out'."""
+        return rows_in_words(self.level, self._sums)
 
     def update(self, x: Tensor, *, sentence_ids: Tensor | None = None, backend: str = "auto") -> Tensor:
-        """Adds rows in place, one read of `x`.
+        """Adds rows in place; `x` is read once.
 
         Args:
             x: (L, n, d), or (n, d) for a state of one layer.
@@ -139,7 +163,7 @@ class Moments:
         groups = groups_of("sentence_ids", sentence_ids, rows.shape[1], rows.device)
         if groups is None:
             groups = jackknife_groups(torch.arange(rows.shape[1], device=rows.device) + self.rows_seen(0))
-        return self._add_rows(slice(None), rows, groups, backend)
+        return self.add_rows(slice(None), rows, groups, backend)
 
     def rows_seen(self, position: int) -> int:
         """Rows used or left out so far in the layer at this position of `layers`."""
@@ -153,18 +177,15 @@ class Moments:
             ValueError: the states differ in level, layers, width or fields, each named.
         """
         refuse_differences("Moments", self.identity(), other.identity())
-        total = {name: value + other.sums[name] for name, value in self.sums.items()}
-        return Moments._of(self.level, self.layers, self.dim, total)
+        mine, theirs = self.sums, other.sums
+        return Moments.of_sums(self.level, self.layers, self.dim, {name: mine[name] + theirs[name] for name in mine})
 
     def settled(self, device: torch.device | str | None = None) -> Moments:
         """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
-        copies = {name: value.clone() if value is self._sums[name] else value for name, value in self.sums.items()}
-        return Moments._of(
-            self.level,
-            self.layers,
-            self.dim,
-            {name: value.to(device or value.device) for name, value in copies.items()},
-        )
+        copies = {
+            name: value.to(device or value.device, copy=value is self._sums[name]) for name, value in self.sums.items()
+        }
+        return Moments.of_sums(self.level, self.layers, self.dim, copies)
 
     def select(self, layer: int) -> Moments:
         """A copy of one layer's sums, as a state of that layer alone.
@@ -173,10 +194,10 @@ class Moments:
             ValueError: the state has no such layer.
         """
         if layer not in self.layers:
-            raise ValueError(f"layer: got {layer}; the state has layers {self.layers}")
+            raise ValueError(f"layer: got {layer}; it must be one of the state's layers {self.layers}")
         at = self.layers.index(layer)
         sums = {name: value[at : at + 1].clone() for name, value in self._sums.items()}
-        selected = Moments._of(self.level, (layer,), self.dim, sums)
+        selected = Moments.of_sums(self.level, (layer,), self.dim, sums)
         for mine, other in zip(selected._pending, self._pending[at : at + 1], strict=True):
             mine.extend(*other.waiting(), other.backend)
         return selected
@@ -201,28 +222,44 @@ class Moments:
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], identity: Any) -> Moments:
-        """A state from the parts of a file, after names, shapes, dtypes and ranges have been checked."""
+        """A state from the tensors and the header of a file, whose names, shapes, dtypes and ranges are checked.
+
+        Raises:
+            StateFileError: they are not those of a state.
+        """
         level, layers, dim, fields = state_file.checked_identity(path, identity, _FIELDS, SECOND_MOMENT_FIELDS)
         if sorted(tensors) != sorted(fields):
             raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)}; its header says {sorted(fields)}")
         for name in fields:
             shape, dtype = field_shape(name, len(layers), dim), field_dtype(name)
             state_file.check_tensor(path, name, tensors[name], shape, dtype)
-        return cls._of(level, layers, dim, {name: tensors[name] for name in fields})
+        return cls.of_sums(level, layers, dim, {name: tensors[name] for name in fields})
 
     def identity(self) -> dict[str, Any]:
-        """Level, layers, width and fields, as JSON: what must agree before two states merge."""
+        """What must agree before two states may merge, as JSON: level, layers, dim and fields."""
         return {"level": self.level, "layers": list(self.layers), "dim": self.dim, "fields": list(self._sums)}
 
-    def _sums_at(self, at: slice) -> list[Tensor]:
-        # Views of some layers, kept: a probe asks for the same ones batch after batch, and sums are added to in place.
+    def first_order_sums(self, at: slice) -> list[Tensor]:
+        """Views of the sums of the layers at these positions, all but second moments, in the order that ops take them.
+
+        What is added to them is added to the state.
+        """
+        # Kept: a probe asks for the same layers batch after batch.
         key = (at.start or 0, len(self.layers) if at.stop is None else at.stop)
         if key not in self._views:
             self._views[key] = [self._sums[name][at] for name in _FIELDS[self.level]]
         return self._views[key]
 
-    def _add_rows(self, at: slice, x: Tensor, groups: Tensor, backend: str) -> Tensor:
-        status = row_moments_(x, groups, self._sums_at(at)[: len(ROW_FIELDS)], backend)
+    def add_rows(self, at: slice, x: Tensor, groups: Tensor, backend: str) -> Tensor:
+        """Adds checked rows to the layers at these positions; returns their status, as `update` does.
+
+        Args:
+            at: positions in `layers`.
+            x: (number of positions, n, d).
+            groups: (n,) int64: the rows' jackknife groups; -1 for a row that is to be left out and counted nowhere.
+            backend: as in `row_moments`.
+        """
+        status = row_moments_(x, groups, self.first_order_sums(at)[: len(ROW_FIELDS)], backend)
         if not self._pending:
             return status
         use = (status == 0) & (groups >= 0)  # (L, n)
@@ -232,6 +269,17 @@ class Moments:
             if pending.full:
                 self._add_products(self._sums, position, *pending.take_blocks())
         return status
+
+    def _complete(self, fields: Sequence[str]) -> dict[str, Tensor]:
+        """These sums by name, with the products of the rows that wait in them."""
+        complete = {name: self._sums[name] for name in fields}
+        moments = [name for name in SECOND_MOMENT_FIELDS if name in complete]
+        if moments and any(len(pending) > 0 for pending in self._pending):
+            complete |= {name: complete[name].clone() for name in moments}
+            for position, pending in enumerate(self._pending):
+                if len(pending) > 0:
+                    self._add_products(complete, position, *pending.waiting())
+        return complete
 
     def _add_products(self, sums: dict[str, Tensor], position: int, rows: Tensor, use: Tensor) -> None:
         options: dict[str, Any] = {"use": use[None], "backend": self._pending[position].backend}
@@ -244,16 +292,3 @@ class Moments:
             weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (n,)
             moment = sums["unit_second_moment"][position, None]
             second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None], **options)
-
-
-def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every key in which the two differ."""
-    differing = differences(mine, theirs)
-    if differing:
-        raise ValueError(f"merge: the two {what} differ in {', '.join(differing)}")
-
-
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Every key in which the two differ, with both values, in words."""
-    keys = [key for key in sorted(set(mine) | set(theirs)) if mine.get(key) != theirs.get(key)]
-    return [f"{key} ({mine.get(key)!r} and {theirs.get(key)!r})" for key in keys]

@@ -9,9 +9,9 @@ BLOCK_ROWS = 512
 
 
 class PendingRows:
-    """A buffer of rows in order of arrival; given out in blocks of 512, so that the cut does not depend on batches.
+    """A buffer of rows in order of arrival, given out in blocks of 512 however they were batched.
 
-    Rows left out wait with the others, marked: to take them out the host would have to wait for the device.
+    Rows that are left out wait with the others, marked: to remove them the host would have to wait for the device.
     """
 
     def __init__(self, dim: int) -> None:
@@ -19,6 +19,9 @@ class PendingRows:
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._size = 0
         self.backend = "auto"
+
+    def __len__(self) -> int:
+        return self._size
 
     @property
     def full(self) -> bool:
@@ -35,7 +38,7 @@ class PendingRows:
 
     def waiting(self) -> tuple[Tensor, Tensor]:
         """All rows (n, d) and which of them count (n,) bool; they stay."""
-        if not self._parts:  # and on no device yet
+        if not self._parts:  # there is no device yet to be on
             return torch.empty(0, self._dim), torch.empty(0, dtype=torch.bool)
         if len(self._parts) > 1:
             rows, use = zip(*self._parts, strict=True)

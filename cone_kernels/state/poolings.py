@@ -65,11 +65,11 @@ def pool(
 
 
 def refuse_missing_special(poolings: Container[str], special: Tensor | None) -> None:
-    """Raises ValueError where a pooling has to know the special tokens and is not told."""
+    """Raises ValueError where the poolings include mean_without_special and no special tokens are given."""
     if special is None and "mean_without_special" in poolings:
         raise ValueError(
-            "special: got none; the pooling mean_without_special needs a mask of the special tokens, as tokenizers "
-            "give it with return_special_tokens_mask=True"
+            "special: got None; it must be a mask of the special tokens for the pooling mean_without_special, as "
+            "tokenizers give it with return_special_tokens_mask=True"
         )
 
 

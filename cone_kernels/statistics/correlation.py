@@ -10,7 +10,7 @@ class Correlation:
     """Correlation of k variables with one other, over rows that stream by.
 
     Each block is centred on its own means and joined to the rest by the pairwise formula of Chan, Golub & LeVeque
-    (1983), so that a large mean does not eat a small spread. Rows whose `other` is not defined, NaN, are left out.
+    (1983), so that a small spread keeps its digits next to a large mean. Rows whose `other` is NaN are left out.
 
     Args:
         variables: k.

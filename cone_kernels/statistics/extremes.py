@@ -1,4 +1,4 @@
-"""The rows that lie furthest along an axis, found while rows stream by; memory of the rows kept alone."""
+"""The rows that lie furthest along an axis, found while rows stream by; only the rows kept take memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Numbers of one block of rows, so that its float64 copies stay in tens of megabytes whatever the width.
+# How many numbers a block of rows has: few enough that its float64 copies take tens of megabytes at any width.
 _BLOCK_NUMBERS = 2**22
 
 
@@ -88,7 +88,7 @@ class Extremes:
             wanted = f"(n, k) = ({len(indices)}, {len(self._high)})"
             raise ValueError(f"projections: got shape {tuple(projections.shape)}; it must be {wanted}")
         if not bool(projections.isfinite().all()):
-            raise ValueError("projections: got values that are not finite; leave such rows out")
+            raise ValueError("projections: got values that are not finite; they must be finite, so leave such rows out")
         ids, values = indices.cpu().numpy(), projections.double().cpu().numpy()
         for high, low, column in zip(self._high, self._low, values.T, strict=True):
             high.add(-column, ids)

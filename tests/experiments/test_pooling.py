@@ -167,7 +167,7 @@ def test_a_saved_state_gives_the_same_numbers(result: PoolingResult, state_file:
     assert again.n_bad == 0
     assert list(pooling(state=state_file).layers[0].poolings) == ["mean"]
     alone = ConeState.empty([0], 4, poolings=["cls"])
-    with pytest.raises(ValueError, match="pooling: got 'max'; the state keeps mean, cls"):
+    with pytest.raises(ValueError, match="pooling: got 'max'; it must be one that the state keeps: mean, cls"):
         pooling(state=alone, pooling=["max"])
     with pytest.raises(ValueError, match="pooling: got 'median'"):
         pooling(state=state_file, pooling="median")

@@ -117,7 +117,7 @@ def test_half_precision_models_keep_a_precise_centering(whitening: Centering) ->
 
 
 def test_other_widths_and_types_are_refused(whitening: Centering) -> None:
-    with pytest.raises(ValueError, match="x: got width 32; the centering was fitted on width 384"):
+    with pytest.raises(ValueError, match="x: got width 32; it must be 384, as the centering was fitted on"):
         CenteringModule(whitening)({"sentence_embedding": torch.zeros(2, 32)})
     with pytest.raises(TypeError, match="centering: got Tensor; it must be a Centering"):
         CenteringModule(torch.zeros(3))  # type: ignore[arg-type]

@@ -144,7 +144,7 @@ def test_flattened_inputs_give_what_padded_ones_give(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sentences": ["one"]}, "sentences: got 1, wants two"),
+        ({"sentences": ["one"]}, "sentences: got 1; it must be two"),
         ({"sentences": words(3), "layers": [1], "primary_layer": 2}, "primary_layer: got 2"),
     ],
 )

@@ -179,7 +179,7 @@ def test_training_is_what_it_is_without_the_callback(tmp_path: Path) -> None:
 def test_compiled_models_are_refused(tmp_path: Path) -> None:
     settings = arguments(tmp_path, torch_compile=True)
     trainer = Trainer(classifier(), settings, train_dataset=samples(8), callbacks=[ConeCallback()])
-    with pytest.raises(RuntimeError, match="torch_compile: got True, wants False"):
+    with pytest.raises(RuntimeError, match="torch_compile: got True; it must be False"):
         trainer.train()
 
 

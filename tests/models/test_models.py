@@ -209,7 +209,7 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     [
         ({"device": "nowhere"}, "device: got 'nowhere'; it must be cpu, cuda or cuda:N"),
         ({"device": "meta"}, "device: got 'meta'; it must be cpu, cuda or cuda:N"),
-        ({"device": "cuda:99"}, r"device: got 'cuda:99'; torch .* sees \d+ GPUs"),
+        ({"device": "cuda:99"}, r"device: got 'cuda:99'; it must be one of the \d+ GPUs that torch .* sees"),
         ({"dtype": "int8"}, "dtype: got 'int8'; it must be one of float32"),
         ({"dtype": torch.int64}, "dtype: got 'int64'"),
     ],

@@ -98,7 +98,7 @@ def test_packed_rows_that_do_not_fit_the_mask_are_refused() -> None:
     n = int(batch["attention_mask"].sum())
     with ConeProbe(model) as probe, torch.no_grad():
         probe.next_batch(mask=torch.ones(5, 7, dtype=torch.int64))
-        with pytest.raises(ValueError, match=rf"got hidden states of shape \({n}, 8\), wants \(35, D\)"):
+        with pytest.raises(ValueError, match=rf"got hidden states of shape \({n}, 8\); it must be \(35, D\)"):
             model(**batch)
 
 

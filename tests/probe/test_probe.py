@@ -237,7 +237,7 @@ def test_forwards_that_fail_at_once_count_for_nothing() -> None:
         model(**tiny_batch())
         with pytest.raises(TypeError, match="unexpected"):
             model(no_such_argument=1)
-        with pytest.raises(ValueError, match=r"attention_mask: got shape \(5, 6\), wants \(5, 7\)"):
+        with pytest.raises(ValueError, match=r"attention_mask: got shape \(5, 6\); it must be \(5, 7\)"):
             model(tiny_batch()["input_ids"], tiny_batch()["attention_mask"][:, :6])
         model(**tiny_batch(seed=2))
     assert same(probe.state, probed(model, tiny_batch(), tiny_batch(seed=2)))

@@ -195,7 +195,7 @@ def test_a_compiled_twin_called_in_place_of_the_model_is_found_out() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_what_is_no_hugging_face_model_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"model: got str, wants a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"model: got str; it must be a torch\.nn\.Module"):
         ConeProbe("bert")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="scripted"):
         ConeProbe(torch.jit.script(nn.Linear(2, 2)))

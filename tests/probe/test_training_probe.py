@@ -240,7 +240,7 @@ def test_repeats_are_left_out(form: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"every": 0}, "every: got 0"), ({"during": "train"}, "during: got 'train', wants one of always, training")],
+    [({"every": 0}, "every: got 0"), ({"during": "train"}, "during: got 'train'; it must be one of always, training")],
 )
 def test_options_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cone_kernels import ConeState, Moments, metrics
+from cone_kernels.axes import axes
 from cone_kernels.names import POOLINGS
+from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state.file import StateFileError
 from tests.support.moment_cases import assert_sums_close, normal
 
@@ -108,6 +110,33 @@ def test_merging_and_reading_change_no_input(n: int, m: int, seed: int) -> None:
     merged.update(normal(2, 3, DIM))
     _ = a.second_moment, a.sums["count"].shape
     assert (a.fingerprint(), b.fingerprint()) == before
+
+
+@pytest.mark.parametrize(
+    ("use", "products"),
+    [
+        (lambda a, b: a.merge(b), 2 * 2 * 2),
+        (lambda a, b: a.settled(), 2 * 2),
+        (lambda a, b: a.fingerprint(), 2 * 2),
+        (lambda a, b: a.second_moment, 2),
+        (lambda a, b: axes(a), 2),
+        (lambda a, b: metrics.rank_me(a), 2),
+        (lambda a, b: metrics.anisotropy_stderr(a), 0),
+    ],
+)
+def test_waiting_rows_are_multiplied_once_for_each_layer_and_field(
+    use: Callable[[Moments, Moments], object], products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = filled(9, 0), filled(5, 1)
+    calls = []
+
+    def counted(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        second_moment_(*args, **options)
+
+    monkeypatch.setattr("cone_kernels.state.moments.second_moment_", counted)
+    use(a, b)
+    assert len(calls) == products
 
 
 def test_reading_in_between_does_not_change_the_bits_of_what_follows() -> None:
@@ -324,7 +353,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
         (lambda t, i: i["token"].update(dim="6"), "dim is '6'"),
         (lambda t, i: i["token"].update(layers=[0, 0]), "layers are"),
         (lambda t, i: i["token"].update(fields=["count"]), "fields are"),
-        (lambda t, i: i["token"].pop("dim"), "header must say"),
+        (lambda t, i: i["token"].pop("dim"), "header: got"),
         (lambda t, i: i.pop("token"), "got a header of"),
         (lambda t, i: i.update(more={}), "got a header of"),
         (lambda t, i: i.update(state=[]), r"state is \[\]; it must be an object"),

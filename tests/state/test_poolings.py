@@ -172,7 +172,10 @@ def test_names() -> None:
         (lambda: pooling_names(["mean", "median"]), "pooling: got 'median'; each must be one of mean, "),
         (lambda: pooling_names(["mean", "all"]), "pooling: got 'all'; .* alone"),
         (lambda: pooling_names(["cls", "cls"]), "pooling: got cls, cls; each must be named once"),
-        (lambda: pool(torch.ones(2, 3, 4), "mean_without_special", torch.ones(2, 3)), "special: got none; the pooling"),
+        (
+            lambda: pool(torch.ones(2, 3, 4), "mean_without_special", torch.ones(2, 3)),
+            "special: got None; it must be a mask",
+        ),
         (lambda: pool(torch.ones(2, 3), "cls", torch.ones(2, 3)), r"hidden: got shape \(2, 3\)"),
         (lambda: pool(torch.ones(5, 2, 3, 4), "cls", torch.ones(2, 3)), r"hidden: got shape \(5, 2, 3, 4\)"),
         (lambda: pool(torch.ones(2, 3, 4), "cls"), "mask, cu_seqlens: got neither"),
@@ -191,7 +194,7 @@ def test_names() -> None:
         (lambda: ConeState.empty([0], 4, poolings=["median"]), "pooling: got 'median'"),
         (
             lambda: ConeState.empty([0], 4, poolings=["cls"]).pooled("max"),
-            "pooling: got 'max'; the state keeps mean, cls",
+            "pooling: got 'max'; it must be one that the state keeps: mean, cls",
         ),
     ],
 )
@@ -259,7 +262,7 @@ def test_faults_are_left_out_and_counted() -> None:
 def test_without_the_special_tokens_nothing_is_added() -> None:
     state = ConeState.empty([0], 4, poolings=["max", "mean_without_special"])
     before = state.fingerprint()
-    with pytest.raises(ValueError, match="special: got none; the pooling mean_without_special needs"):
+    with pytest.raises(ValueError, match="special: got None; it must be a mask of the special tokens"):
         state.update([normal(2, 3, 4)], torch.ones(2, 3))
     assert state.fingerprint() == before
 
@@ -307,10 +310,10 @@ def test_the_probe_gathers_every_pooling(padding: str, architecture: str) -> Non
 def test_the_probe_refuses_before_it_adds() -> None:
     model = tiny_model("bert")
     with ConeProbe(model, poolings=["mean_without_special"]) as probe, torch.no_grad():
-        with pytest.raises(ValueError, match="special: got none; the pooling mean_without_special needs"):
+        with pytest.raises(ValueError, match="special: got None; it must be a mask of the special tokens"):
             model(**tiny_batch())
         probe.next_batch(special=torch.zeros(5, 6, dtype=torch.bool))
-        with pytest.raises(ValueError, match=r"special: got shape \(5, 6\), wants \(5, 7\)"):
+        with pytest.raises(ValueError, match=r"special: got shape \(5, 6\); it must be \(5, 7\)"):
             model(**tiny_batch())
         with pytest.raises(ValueError, match="special: got values other than 0 and 1"):
             probe.next_batch(special=torch.full((5, 7), 2))

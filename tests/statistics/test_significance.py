@@ -29,6 +29,8 @@ def test_p_value_far_out_is_that_of_many_digits() -> None:
     assert student_p_value(math.inf, 63) == 0
     with pytest.raises(ValueError, match="degrees: got 0"):
         student_p_value(1.0, 0)
+    with pytest.raises(ValueError, match="t: got nan"):
+        student_p_value(math.nan, 3)
 
 
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=12), st.floats(0.001, 0.5))
