@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cone_kernels.cli.group import TOO_MUCH_DROPPED, interruptible
+from cone_kernels.cli.options import (
+    debuggable,
+    json_option,
+    model_options,
+    require_model_or_state,
+    save_state_option,
+    shard_option,
+    shared_options,
+    state_option,
+)
 from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.names import EXPERIMENTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +76,37 @@ def run_experiment(
         click.echo(f"Error: {result.n_bad:,} were left out; --max-bad allows {max_bad:,}", err=True)
         click.get_current_context().exit(TOO_MUCH_DROPPED)
     return result
+
+
+def plain_command(name: str) -> click.Command:
+    """The command of an experiment that has no options of its own and no module here.
+
+    It takes a model and a corpus, or a state; the tables of the report are what it prints.
+
+    Args:
+        name: of `cone_kernels.names.EXPERIMENTS`.
+    """
+    about = EXPERIMENTS[name]
+
+    @click.command(about.command, help=about.question)
+    @model_options(required=False)
+    @state_option
+    @save_state_option
+    @shared_options()
+    @shard_option
+    @json_option
+    @debuggable
+    def command(json_out: str | None, max_bad: int | None, **options: Any) -> None:
+        require_model_or_state(options["model"], options["corpus"], options["state"])
+
+        from cone_kernels import experiments
+        from cone_kernels.terminal.tables import print_tables
+
+        files = ("save_state", "checkpoint")
+        experiment = getattr(experiments, about.command)
+        run_experiment(experiment, print_tables, options, json_out=json_out, max_bad=max_bad, outputs=files)
+
+    return command
 
 
 def _one_corpus(options: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from cone_kernels.names import TEXT_FORMATS, listed_suffixes
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -56,8 +58,8 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             multiple=True,
             callback=_one_or_several,
             metavar="FILE",
-            help="Sentences: .txt (one a line), .jsonl, .csv, .parquet or .arrow, also with .gz or .zst; a glob, a "
-            "folder, a URL, datasets:NAME:SPLIT of the hub, or - for stdin; may be repeated, in the order of reading.",
+            help=f"Sentences: {listed_suffixes()}, also with .gz or .zst; a glob, a folder, a URL, datasets:NAME:SPLIT "
+            "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."),
         click.option("--field", multiple=True, help="A field of the records to read; may be repeated."),
@@ -68,7 +70,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
         ),
-        click.option("--format", type=click.Choice(["txt", "jsonl", "csv"]), help="Of --corpus -, standard input."),
+        click.option("--format", type=click.Choice(TEXT_FORMATS), help="Of --corpus -, standard input."),
         click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
         click.option(
             "--dtype",

@@ -34,7 +34,7 @@ from cone_kernels.cli.pooling import pooling_option
 @json_option
 @debuggable
 def run(json_out: str | None, max_bad: int | None, **options: Any) -> None:
-    """All four experiments in one pass of each model: a folder with the results and a report."""
+    """All experiments in one pass of each model: a folder with the results and a report."""
     from cone_kernels.experiments.run import run as run_all
     from cone_kernels.terminal.run import print_run
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cone_kernels.corpora.reading import CorpusError, Reading, table_fields
-from cone_kernels.corpora.sources import Source
+from cone_kernels.corpora.sources import Reader, Source
 from cone_kernels.corpora.streams import READ_ERRORS, seekable
 from cone_kernels.extras import require
 
@@ -97,7 +97,7 @@ def check_dataset(source: Source, asked: tuple[str, ...] | None) -> None:
     """Finds before a run that a data set cannot be loaded, and where it tells its columns, that they are not there.
 
     Raises:
-        CorpusError: so it is.
+        CorpusError: the data set cannot be loaded, or lacks the columns.
     """
     with _named(lambda: f"corpus: {source.name} cannot be loaded"):
         features = source.open().features
@@ -211,3 +211,10 @@ def _named(what: Callable[[], str]) -> Iterator[None]:
     # ValueError: text that datasets cannot decode, a web server that gives no part of a file.
     except (*READ_ERRORS, ValueError, RuntimeError, pa.ArrowException) as error:
         raise CorpusError(f"{what()}: {error}") from error
+
+
+READERS = {
+    "parquet": Reader(parquet_columns, check_table),
+    "arrow": Reader(arrow_columns, check_table),
+    "dataset": Reader(dataset_columns, check_dataset),
+}

@@ -65,10 +65,10 @@ def seekable(source: Source) -> Iterator[BinaryIO]:
 
 
 def check_stream(source: Source) -> None:
-    """Finds before a run what the first bytes show: the wrong compression, no UTF-8.
+    """Finds before a run what the first bytes show: another compression than the suffix says, or UTF-16.
 
     Raises:
-        CorpusError: they show it.
+        CorpusError: the compression is another than the suffix says, or the text is UTF-16.
     """
     if source.compression is not None:
         with source.open() as raw:

@@ -9,7 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
+from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
+from cone_kernels.names import VARIABLES
 from cone_kernels.runs.measurement import Measurement, measure, threads_of
 from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.statistics.extremes import Extreme, Extremes
-
-__all__ = ["AxisResult", "Component", "SentenceProjection", "axis", "axis_of"]
 
 # A variance below this share of the squared mean is what rounding leaves of equal vectors, and one below this share of
 # the largest is what it leaves where there is none: the products of float32 vectors are summed in float32 blocks.
@@ -285,10 +284,10 @@ def _reasons(
     components: Sequence[Component], flat: Sequence[bool], mean_cosine: float, converged: bool
 ) -> tuple[str, ...]:
     reasons = []
-    for name, what in VARIABLES.items():
+    for name, about in VARIABLES.items():
         # The first axis is never flat.
         if math.isnan(components[0].correlations[name]):
-            reasons.append(f"the correlation with {name} is not defined: the {what} does not vary")
+            reasons.append(f"the correlation with {name} is not defined: the {about.phrase} does not vary")
     for number in [at for at, is_flat in enumerate(flat, start=1) if is_flat]:
         reasons.append(f"nothing varies along axis {number} that the sums resolve: its direction is arbitrary")
     if math.isnan(components[-1].eigengap):

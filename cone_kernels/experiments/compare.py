@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from cone_kernels.state.cone_state import ConeState, Moments
 
-__all__ = ["Change", "CompareResult", "ComparedLayer", "DirectionChange", "compare"]
-
 
 def compare(
     a: Measurement | ConeState | str | os.PathLike[str],

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
 
-__all__ = ["Chance", "ComparedModel", "RotationResult", "rotation", "rotation_of"]
-
 # Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
 _TOLERANCE = 1e-12
 

@@ -5,40 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from cone_kernels.names import METHODS
 from cone_kernels.report.inline import Inline, Parts, count, fixed, name, text
 from cone_kernels.report.node import Node
 
-GEOMETRY = {
-    "participation_ratio": "participation ratio",
-    "effective_rank": "effective rank",
-    "rank_me": "RankMe",
-    "explained_variance_ratio": "variance along the axis",
-    "iso_score": "IsoScore",
-}
-POOLINGS = {
-    "mean": "mean of all tokens",
-    "mean_without_special": "mean, no special tokens",
-    "cls": "first token (CLS)",
-    "last": "last token",
-    "max": "maximum",
-    "weighted_mean": "weighted mean",
-}
-VARIABLES = {
-    "length": "sentence length",
-    "token_frequency": "frequency of its tokens",
-    "norm": "norm of its vector",
-}
 _ORDINALS = (
     *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
     *("eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth"),
     "nineteenth",
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-METHODS = {
-    "mean": "mean removal",
-    "all-but-the-top": "all but the top",
-    "whitening": "whitening",
-}
 
 
 @dataclass(frozen=True)
@@ -79,11 +55,6 @@ MATRICES = (
         "|correlation| of the projections on the axes",
     ),
 )
-
-
-def called(names: dict[str, str], key: str) -> str:
-    """The name of a key, or the key in plain words where it is one that we do not know."""
-    return names.get(key, key.replace("_", " "))
 
 
 def measured_poolings(result: Node) -> list[str]:
@@ -129,5 +100,5 @@ def centering_model(result: Node) -> Parts:
 def centering_method(result: Node) -> Parts:
     """How they are centred."""
     method, top = result["method"], result.get("components")
-    words: Inline = METHODS[method.text] if method.text in METHODS else text(method)
+    words: Inline = METHODS[method.text].label if method.text in METHODS else text(method)
     return [words, " ", count(top)] if top.known and method.text == "all-but-the-top" else [words]

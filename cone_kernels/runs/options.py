@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed, TextFormat
+from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
+from cone_kernels.names import TextFormat
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class MeasureOptions(TypedDict, total=False):
     dedup: bool
     """Leave out the sentences that came before (default)."""
     format: TextFormat | None
-    """Of standard input: "txt", "jsonl" or "csv"."""
+    """Of standard input: one of `cone_kernels.names.TEXT_FORMATS`."""
     errors: Encoding
     """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
     malformed: Malformed

@@ -14,6 +14,7 @@ import torch
 from cone_kernels.corpora import Corpus
 from cone_kernels.devices import cpu_threads
 from cone_kernels.models.loading import LoadedModel
+from cone_kernels.names import pooling_names
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.checkpoint import Checkpoint
 from cone_kernels.runs.corpus_position import CorpusPosition
@@ -26,7 +27,7 @@ from cone_kernels.runs.shard_runner import Counts, ShardRunner
 from cone_kernels.runs.shard_tree import owner, parsed_shard
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.cone_state import ConeState
-from cone_kernels.state.poolings import pooling_names
+from cone_kernels.state.poolings import needs_special
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -196,7 +197,7 @@ def run(
             progress(clock.progress(runner, _expected(sentences)))
 
     counts = Counts(**part.counts) if part.counts else Counts(0 if budget == "auto" else budget)
-    runner = ShardRunner(loaded, probe, counts, "mean_without_special" in names, batch_size, packed, keeper, on_batch)
+    runner = ShardRunner(loaded, probe, counts, needs_special(names), batch_size, packed, keeper, on_batch)
     runner.backends.update(part.facts.get("backends", {}))
     first, empty = "", None
     try:

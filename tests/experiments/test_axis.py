@@ -25,8 +25,8 @@ from rich.console import Console
 from cone_kernels import ConeState
 from cone_kernels.cli.axis import axis as command
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.axis import AxisResult, axis, axis_of
-from cone_kernels.experiments.axis_result import degrees, excerpt
+from cone_kernels.experiments.axis import axis, axis_of
+from cone_kernels.experiments.axis_result import AxisResult, degrees, excerpt
 from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.models.loading import load_model
 from cone_kernels.runs.measurement import Measurement, from_state, measure

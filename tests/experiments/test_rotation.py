@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.rotation import RotationResult, rotation, rotation_of
-from cone_kernels.experiments.rotation_result import Chance
+from cone_kernels.experiments.rotation import rotation, rotation_of
+from cone_kernels.experiments.rotation_result import Chance, RotationResult
 from cone_kernels.models.loading import load_model
 from cone_kernels.runs.measurement import Measurement, from_state, measure
 from cone_kernels.runs.sentence_vectors import SentenceVectors
