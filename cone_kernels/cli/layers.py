@@ -17,12 +17,13 @@ from cone_kernels.cli.options import (
     shared_options,
     state_option,
 )
+from cone_kernels.names import GEOMETRY
 
 
 @click.command()
 @model_options(required=False)
 @state_option
-@click.option("--second-moment", is_flag=True, help="Also participation ratio, IsoScore, λ1 share, effective ranks.")
+@click.option("--second-moment", is_flag=True, help=f"Also {', '.join(metric.label for metric in GEOMETRY.values())}.")
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
 @click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside it.")
 @save_state_option

@@ -39,7 +39,7 @@ def layers(
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
         state: a state saved before, in place of model and corpus: what it holds, as `cone show` does.
-        second_moment: also participation ratio, IsoScore, λ₁ share, effective rank and RankMe of every layer.
+        second_moment: also the `Geometry` of every layer: participation ratio, IsoScore, ...
         rogue: how many dimensions are listed for each layer.
         published: lay the published curve of mxbai-embed-large-v1 beside this one.
         save_state: where to write the state.
