@@ -285,7 +285,9 @@ def _totals(moments: Moments, combine: Callable[[Tensor, int], Tensor]) -> Total
 
 def _token_totals(sums: Totals) -> Totals:
     if sums.sentence_sq is None:
-        raise ValueError("moments: got the sentence level; within and between cosines are of the token level")
+        raise ValueError(
+            "moments: got the sentence level; it must be the token level, which has within and between cosines"
+        )
     return sums
 
 

@@ -110,7 +110,7 @@ def plain_command(name: str) -> click.Command:
 
 
 def _one_corpus(options: Any) -> dict[str, Any]:
-    """Several paths as one corpus, opened by the options of one, which are then at their defaults."""
+    """Several paths as one corpus. It is opened with the corpus options, which are then set back to their defaults."""
     from cone_kernels.runs.options import CORPUS_OPTIONS, DEFAULTS, open_files
 
     return {"corpus": open_files(options["corpus"], options), **{name: DEFAULTS[name] for name in CORPUS_OPTIONS}}

@@ -25,7 +25,7 @@ from cone_kernels.names import GEOMETRY
 @state_option
 @click.option("--second-moment", is_flag=True, help=f"Also {', '.join(metric.label for metric in GEOMETRY.values())}.")
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
-@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside it.")
+@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 too.")
 @save_state_option
 @shared_options()
 @shard_option

@@ -177,7 +177,7 @@ state_option = click.option(
 
 
 def require_model_or_state(model: str | None, corpus: str | None, state: str | None) -> None:
-    """Refuses a state beside a run, and half a run.
+    """Refuses a state together with a run, and a run of which half is missing.
 
     Raises:
         click.UsageError: not exactly one of state, and model and corpus, is given.

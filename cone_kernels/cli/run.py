@@ -22,7 +22,7 @@ from cone_kernels.cli.pooling import pooling_option
 @click.option("--tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens at each end.")
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
 @pooling_option
-@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside the layers.")
+@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 too.")
 @click.option(
     "--table",
     type=click.Choice(["parquet", "csv"]),

@@ -148,11 +148,11 @@ class Corpus:
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}; it must be at least 1, or None for all sentences")
         if sample is not None and limit is not None:
-            raise ValueError("sample: got one beside limit; the first sentences or a sample of all, not both")
+            raise ValueError(f"sample: got {sample} together with limit={limit}; it must be one of the two")
         if sample is not None and not dedup:
-            raise ValueError("sample: got one beside dedup=False; it is drawn from distinct sentences")
+            raise ValueError(f"sample: got {sample} together with dedup=False; it must be None, or dedup True")
         if seed is not None and sample is None:
-            raise ValueError(f"seed: got {seed} without sample; it is the seed of one")
+            raise ValueError(f"seed: got {seed} without sample; it must be given together with one")
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed: got {seed}; it must be from 0 to {MAX_SEED}")
         if dedup_memory < MIN_DEDUP_MEMORY:

@@ -59,7 +59,7 @@ class Reading:
         return fields
 
     def drop_empty(self) -> None:
-        """Counts an empty line, record or sentence; it is no example."""
+        """Counts an empty line, record or sentence, without an example."""
         self.dropped["empty"] += 1
 
     def refuse(self, reason: str, number: int, what: str) -> None:
@@ -148,7 +148,7 @@ def table_fields(asked: Sequence[str] | None, columns: Sequence[str], where: str
     """The fields of a table, by its columns: all of those asked for must be there, each once.
 
     Raises:
-        CorpusError: they are not.
+        CorpusError: a field asked for is not among the columns, or no known one is.
     """
     what = f"{where}: the columns are {_listed(columns)}"
     if asked and not set(asked) <= set(columns):

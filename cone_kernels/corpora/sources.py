@@ -69,14 +69,14 @@ def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextForma
         FileNotFoundError, IsADirectoryError, CorpusError, ModuleNotFoundError, ValueError: as in `Corpus`.
     """
     if not paths:
-        raise ValueError("corpus: got no file; give at least one")
+        raise ValueError("corpus: got no file; it must be at least one")
     if text_format is not None and text_format not in TEXT_FORMATS:
         raise ValueError(f"format: got {text_format!r}; it must be {', '.join(TEXT_FORMATS)}")
     from_stdin = STDIN in paths
     if from_stdin and text_format is None:
         raise ValueError(f"format: got none; of {STDIN} (standard input) it must be {', '.join(TEXT_FORMATS)}")
     if not from_stdin and text_format is not None:
-        raise ValueError(f"format: got {text_format!r} for files, whose suffix tells it; it is for {STDIN}, stdin")
+        raise ValueError(f"format: got {text_format!r} for files, whose suffix tells it; it must be None")
     sources = tuple(source for path in paths for source in _expanded(os.fspath(path), text_format))
     seen: set[str] = set()
     for source in sources:
@@ -112,7 +112,7 @@ def _local(path: Path) -> Iterator[Source]:
         if not matches:
             raise FileNotFoundError(f"corpus: no file matches {path}")
         for match in map(Path, matches):
-            # With ** a folder is matched beside what is in it.
+            # With ** a folder is matched as well as the files in it.
             if not match.is_dir():
                 yield _local_file(match)
             elif "**" not in str(path):
@@ -130,7 +130,9 @@ def _folder(folder: Path) -> Iterator[Source]:
 
 def _local_file(path: Path) -> Source:
     if not path.is_file():
-        raise CorpusError(f"corpus: {path} is no regular file; what a pipe brings is read from {STDIN}, stdin")
+        raise CorpusError(
+            f"corpus: {path} is not a regular file; it must be one (a pipe is read as {STDIN}, standard input)"
+        )
     return Source(str(path), *_layout_of(path.name, str(path)), partial(open, path, "rb"), path.stat().st_size)
 
 

@@ -17,7 +17,7 @@ class CorpusSummary:
         sentences: distinct sentences given out.
         duplicates: sentences seen before, and so not given out again.
         dropped: sentences, lines or records left out, by reason (`DROP_REASONS`).
-        replaced: sentences given out, or seen before, with U+FFFD in place of what is no text, by reason.
+        replaced: sentences given out, or seen before, with U+FFFD in place of what is not text, by reason.
         examples: file, line and reason of the first ten dropped or replaced ones, empty lines not among them.
         fingerprint: sha256 over the sentences given out, each with its length, in order; the format of the files, their
             compression and how the sentences are spread over them do not enter.

@@ -73,11 +73,15 @@ def axis(
     """
     _check_counts(k, top, tokens)
     if isinstance(corpus, Iterator):
-        raise TypeError(f"corpus: got a {type(corpus).__name__}, which can be read once; axis reads it twice")
+        raise TypeError(
+            f"corpus: got a {type(corpus).__name__}, which can be read once; it must be one that axis can read twice"
+        )
     from cone_kernels.state.cone_state import ConeState
 
     if isinstance(model, ConeState):
-        raise TypeError("model: got a ConeState, which has neither sentence vectors nor texts; axis needs a model")
+        raise TypeError(
+            "model: got a ConeState; it must be a model, for a state has neither sentence vectors nor texts"
+        )
     read = open_corpus(corpus, options, again=True)
     rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurement = measure(model, read, second_moment=True, keep_vectors=(layer,), **rest)
@@ -110,7 +114,7 @@ def axis_of(
     directions, mean = found.centered.vectors[0].cpu(), metrics.mean_vector(moments)[0].cpu()  # (k, d), (d,)
     values = found.centered.values[0]
     if float(values[0]) <= _ROUNDING * float(mean.square().sum()):
-        raise ValueError(f"corpus: all sentence vectors of layer {number} are the same; they have no axis")
+        raise ValueError(f"corpus: got equal sentence vectors at layer {number}; they must vary to have an axis")
     extremes = _extremes(kept, directions, mean, top)
     ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
     texts, corpus_tokens = _read_again(measurement, ends, _window(kept))
@@ -166,17 +170,21 @@ def _check_counts(k: int, top: int, tokens: int) -> None:
 def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
     """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
     if measurement.load is None or measurement.sentences is None:
-        raise ValueError("measurement: it is of a saved state, without sentence vectors and texts; axis needs a model")
+        raise ValueError(
+            "measurement: got one of a saved state; it must be of a model and a corpus, whose vectors axis reads"
+        )
     vectors = measurement.kept_vectors(layer)
     moments = measurement.state.sentence.select(layer)
     if "second_moment" not in moments.fields:
-        raise ValueError("measurement: it kept no second moments; an axis needs second_moment=True")
+        raise ValueError("measurement: got one without second moments; it must be made with second_moment=True")
     n = int(moments.count.sum())
     most = min(n - 1, moments.dim)
     if most < 1:
-        raise ValueError(f"corpus: got {n} sentence vectors at layer {layer}; an axis needs at least two")
+        raise ValueError(
+            f"corpus: got {n} sentence vectors at layer {layer}; it must give at least two to have an axis"
+        )
     if k > most:
-        raise ValueError(f"k: got {k}; {n} sentence vectors of width {moments.dim} have at most {most} axes")
+        raise ValueError(f"k: got {k}; it must be at most {most} for {n} sentence vectors of width {moments.dim}")
     assert measurement.loaded is not None
     return measurement.loaded, vectors, moments
 
@@ -224,7 +232,7 @@ def _read_again(
         first += len(block)
     if measurement.sentences.summary.fingerprint != measurement.corpus["fingerprint"]:
         got = f"{first} sentences, not the {measurement.corpus['sentences']} of the first time or not the same"
-        raise ValueError(f"corpus: read again it gave {got}; axis reads it twice, so it must not change")
+        raise ValueError(f"corpus: got {got} when it was read again; it must not change, for axis reads it twice")
     return texts, tokens
 
 

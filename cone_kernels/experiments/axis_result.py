@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "cone_kernels/axis/1"
 
-# A correlation below this is not spoken of; an eigengap below this share of the eigenvalue is.
+# The summary mentions correlations from this one up, and eigengaps below this share of the eigenvalue.
 _NOTABLE, _CLOSE = 0.3, 0.1
 
 

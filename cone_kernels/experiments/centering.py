@@ -70,12 +70,14 @@ def center(
     saved = None if state is None else from_state(state)
     if model is None and corpus is None:
         if saved is None:
-            raise ValueError("model, corpus, state: got none; give a model and a corpus, or a state, or all three")
+            raise ValueError(
+                "model, corpus, state: got none; it must be a model and a corpus, or a state, or all three"
+            )
         refuse_run_options(options)
         return center_of(saved, output=output, **fit)
     if model is None or corpus is None:
         missing = "model" if model is None else "corpus"
-        raise ValueError(f"{missing}: got none; a run needs a model and a corpus")
+        raise ValueError(f"{missing}: got none; it must be given, for a run needs a model and a corpus")
     needs_moment = saved is None and method != "mean"
     measurement = measure(model, corpus, second_moment=needs_moment, keep_vectors=(layer,), **options)
     with threads_of(measurement):
@@ -92,7 +94,7 @@ def center_of(
     fitted_on: Measurement | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> CenteringResult:
-    """The result of a measurement, which kept the vectors of `layer` where it is no saved state; see `center`.
+    """The result of a measurement, which kept the vectors of `layer` unless it is a saved state; see `center`.
 
     Args:
         measurement: what `before` and `after` are measured on.
@@ -108,7 +110,9 @@ def center_of(
     )
     width = measurement.state.sentence.dim
     if centering.dim != width:
-        raise ValueError(f"state: got width {centering.dim}; the model's sentence vectors have width {width}")
+        raise ValueError(
+            f"state: got width {centering.dim}; it must be {width}, the width of the model's sentence vectors"
+        )
     after = None
     if measurement.load is not None or measurement.vectors:
         vectors = measurement.kept_vectors(number)

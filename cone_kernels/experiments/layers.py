@@ -41,7 +41,7 @@ def layers(
         state: a state saved before, in place of model and corpus: what it holds, as `cone show` does.
         second_moment: also the `Geometry` of every layer: participation ratio, IsoScore, ...
         rogue: how many dimensions are listed for each layer.
-        published: lay the published curve of mxbai-embed-large-v1 beside this one.
+        published: also give the published curve of mxbai-embed-large-v1, to compare this one with.
         save_state: where to write the state.
         options: `ShardOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
@@ -60,7 +60,9 @@ def layers(
     if rogue < 0:
         raise ValueError(f"rogue: got {rogue}; it must be 0 or more")
     if state is not None and second_moment:
-        raise ValueError("second_moment: got True beside a state, which has kept what it has kept")
+        raise ValueError(
+            "second_moment: got True together with a state; it must be False, for nothing can be added to a state"
+        )
     measurement = measured(model, corpus, state, second_moment=second_moment, save_state=save_state, **options)
     with threads_of(measurement):
         return layers_of(measurement, rogue=rogue, published=published)

@@ -81,7 +81,7 @@ class LayersResult(ExperimentResult):
         layers: one entry a layer, 0 the embeddings.
         manifest: versions, device, backend, times and options of the run.
         state: the sums that all of it was computed from.
-        published: the curve that was asked for beside it, or None.
+        published: the published curve to compare this one with, or None.
     """
 
     model: dict[str, Any]
@@ -121,7 +121,7 @@ class LayersResult(ExperimentResult):
     def summary(self) -> tuple[str, ...]:
         """The shape of the curve in plain sentences, each said only where the data says it.
 
-        Differences below three standard errors are not spoken of.
+        Differences below three standard errors are not mentioned.
         """
         return tuple(_summary(self))
 

@@ -96,7 +96,7 @@ class PoolingResult(ExperimentResult):
     def summary(self) -> tuple[str, ...]:
         """How much of the cone is made by pooling, in plain sentences.
 
-        A difference is spoken of where it is larger than three standard errors.
+        A difference is mentioned where it is larger than three standard errors.
         """
         return tuple(_summary(self.layers))
 

@@ -161,7 +161,7 @@ def run(
     if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence):
         raise TypeError(f"model: got {model!r:.80}; it must be a sequence of models")
     if not model:
-        raise ValueError("model: got none; it must be at least one")
+        raise ValueError("model: got none; it must name at least one")
     require_table_format(table)
     require("matplotlib", "report", "report.html")
     folder = Path(out)

@@ -101,7 +101,7 @@ def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
     from cone_kernels.report.node import Node
     from cone_kernels.report.page import page_html
 
-    # A lone surrogate is no text that a file could hold; as a character reference browsers show U+FFFD.
+    # UTF-8 has no bytes for a lone surrogate; as a character reference browsers show U+FFFD.
     page = page_html(Node(results), _draw_both).encode("utf-8", "xmlcharrefreplace")
     write_whole(Path(path).resolve(), page)
 

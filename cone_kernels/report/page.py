@@ -50,10 +50,10 @@ def page_html(results: Node, draw: Drawer) -> str:
         ValueError: the results are of another schema, or lack what they must have.
     """
     if results["schema"].value != SCHEMA:
-        raise ValueError(f"results: the schema is {results['schema'].value!r}; this version reads {SCHEMA!r}")
+        raise ValueError(f"results: got the schema {results['schema'].value!r}; it must be {SCHEMA!r}")
     models = list(results["models"])
     if not models:
-        raise ValueError("results: /models is empty; a run has at least one model")
+        raise ValueError("results: /models is empty; it must have at least one model")
     sections = "".join(_sections(results, models, draw))
     title = _title(models)
     return (
@@ -83,7 +83,9 @@ def _first(model: Node) -> Node:
     for experiment in experiments_in_run("each model"):
         if model.get(experiment).known:
             return model[experiment]
-    raise ValueError(f"results: {model.pointer} has no experiment")
+    raise ValueError(
+        f"results: {model.pointer} has no experiment; it must have one of {', '.join(experiments_in_run('each model'))}"
+    )
 
 
 def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
@@ -248,7 +250,7 @@ def _manifest(results: Node, models: Sequence[Node]) -> str:
 
 
 def _pairs(table: str, title: Parts, node: Node) -> Table:
-    """Names and values of an object and of those within it; lists of objects are left to tables of their own."""
+    """Names and values of an object and of the objects in it; lists of objects have tables of their own."""
     rows: list[list[Parts]] = [[[Key(value, depth)], _values(value)] for value, depth in _leaves(node, 1)]
     columns = [Column("name", ("name",), "text"), Column("value", ("value",), "long")]
     return Table(table, title, columns, rows, folded=True)

@@ -19,7 +19,7 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 
 @dataclass(frozen=True)
 class Matrix:
-    """One of the matrices of experiment 4: its key in the results, its question, how to read it, its table's title."""
+    """One of the matrices of `rotation`: its key in the results, its question, how to read it, its table's title."""
 
     key: str
     title: str
@@ -63,7 +63,7 @@ def measured_poolings(result: Node) -> list[str]:
 
 
 def ordinal(number: int) -> str:
-    """first, second, ..., ninety-ninth: in words, so that every digit in a table is of the results."""
+    """first, second, ..., ninety-ninth: in words, because every digit in a table must come from the results."""
     if number < 20:
         return _ORDINALS[number - 1]
     tens, ones = divmod(number, 10)

@@ -1,4 +1,4 @@
-"""The table of all layers, with a bar a level."""
+"""The table of all layers, with a bar for each level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BAR_WIDTH = 10
 
 
 def print_layers(console: Console, result: LayersResult) -> None:
-    """The table of all layers, with a bar a level that starts at 0 and ends at 1; then what the curve says."""
+    """The table of all layers, with a bar from 0 to 1 for each level; then what the curve says."""
     width = min(24, _BAR_WIDTH + max(0, console.width - 80) // 2)
     table = _table("layer")
     for heading in ("sentence", "token"):

@@ -129,8 +129,8 @@ def test_a_sample_is_one_pass_and_the_same_from_any_file(tmp_path: Path) -> None
     ("options", "match"),
     [
         ({"sample": 0}, "sample: got 0; it must be at least 1"),
-        ({"sample": 3, "limit": 3}, "sample: got one beside limit"),
-        ({"sample": 3, "dedup": False}, "sample: got one beside dedup=False"),
+        ({"sample": 3, "limit": 3}, "sample: got 3 together with limit=3"),
+        ({"sample": 3, "dedup": False}, "sample: got 3 together with dedup=False"),
         ({"seed": 3}, "seed: got 3 without sample"),
         ({"sample": 3, "seed": -1}, "seed: got -1; it must be from 0 to"),
         ({"sample": 3, "seed": 2**64}, "it must be from 0 to 18446744073709551615"),

@@ -168,7 +168,7 @@ def test_options_that_do_not_fit_are_refused(folder: Path, minilm: Measurement, 
         center(corpus=SENTENCES, state=path)
     with pytest.raises(ValueError, match="components: got 2"):
         center("no such model", SENTENCES, components=2)
-    with pytest.raises(ValueError, match="state: got width 384; the model's sentence vectors have width 32"):
+    with pytest.raises(ValueError, match="state: got width 384; it must be 32"):
         center(folder, SENTENCES, state=path)
     with pytest.raises(ValueError, match=r"layer: got 3; the measurement kept the sentence vectors of \[2\]"):
         center_of(minilm, layer=3)

@@ -253,7 +253,7 @@ def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
     state = layers(folder, TEXTS).state
     with pytest.raises(ValueError, match="state: got one beside model, corpus"):
         layers(folder, TEXTS, state=state)
-    with pytest.raises(ValueError, match="second_moment: got True beside a state"):
+    with pytest.raises(ValueError, match="second_moment: got True together with a state; it must be False"):
         layers(state=state, second_moment=True)
     with pytest.raises(ValueError, match="corpus: got none; give a model and a corpus, or a state"):
         layers(folder)

@@ -1,4 +1,4 @@
-"""Figures of experiment 3: the sentences at the ends of each axis, and what each axis goes with."""
+"""Figures of `axis`: the sentences at the ends of each axis, and what each axis goes with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of experiment 1: the curve over the layers, the rogue dimensions, the geometry."""
+"""Figures of `layers`: the curve over the layers, the rogue dimensions, the geometry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of experiment 2: tokens against sentences and what averaging alone predicts; the poolings side by side."""
+"""Figures of `pooling`: tokens against sentences and what averaging alone predicts; the poolings side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of experiment 3."""
+"""Tables of `axis`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of experiment 1."""
+"""Tables of `layers`."""
 
 from __future__ import annotations
 

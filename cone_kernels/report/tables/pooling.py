@@ -1,4 +1,4 @@
-"""Tables of experiment 2."""
+"""Tables of `pooling`."""
 
 from __future__ import annotations
 
