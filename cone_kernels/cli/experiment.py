@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cone_kernels.cli.group import TOO_MUCH_DROPPED, interruptible
-from cone_kernels.cli.options import (
-    debuggable,
-    json_option,
-    model_options,
-    require_model_or_state,
-    save_state_option,
-    shard_option,
-    shared_options,
-    state_option,
-)
+from cone_kernels.cli.options import model_or_state_options, require_model_or_state
 from cone_kernels.cli.outputs import check_outputs, write_json
 from cone_kernels.names import EXPERIMENTS
 
@@ -89,13 +80,7 @@ def plain_command(name: str) -> click.Command:
     about = EXPERIMENTS[name]
 
     @click.command(about.command, help=about.question)
-    @model_options(required=False)
-    @state_option
-    @save_state_option
-    @shared_options()
-    @shard_option
-    @json_option
-    @debuggable
+    @model_or_state_options()
     def command(json_out: str | None, max_bad: int | None, **options: Any) -> None:
         require_model_or_state(options["model"], options["corpus"], options["state"])
 

@@ -197,6 +197,16 @@ save_state_option = click.option(
 json_option = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout, alone.")
 
 
+def model_or_state_options(*own: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """All options of a command that measures a model or reads a state.
+
+    Args:
+        own: the options that only this command has.
+    """
+    source = (model_options(required=False), state_option)
+    return _all_of((*source, *own, save_state_option, shared_options(), shard_option, json_option, debuggable))
+
+
 def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     ctx.ensure_object(dict)
     ctx.obj["debug"] = ctx.obj.get("debug", False) or value

@@ -1,4 +1,4 @@
-"""What things are called, in figures and in tables alike."""
+"""Words that figures and tables share, besides the names of `cone_kernels.names`."""
 
 from __future__ import annotations
 
