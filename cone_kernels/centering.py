@@ -6,19 +6,17 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cone_kernels import metrics
+from cone_kernels.names import METHODS, CenteringMethod
 from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state import file as state_file
 from cone_kernels.state.cone_state import ConeState, Moments
-
-CenteringMethod = Literal["mean", "all-but-the-top", "whitening"]
-METHODS: tuple[CenteringMethod, ...] = get_args(CenteringMethod)
 
 # Whitening divides by the root of an eigenvalue. With this ratio of the smallest to the largest the rounding of float32
 # rows (6e-8) grows by a factor of 1e4 at most.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state.cone_state import ConeState, Moments
 
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
@@ -219,6 +220,47 @@ def rank_me(moments: Moments) -> Tensor:
     p = sigma / _or_nan(total, total > 0) + _RANKME_EPSILON
     rank: Tensor = (-(p * p.log()).sum(-1)).exp()
     return rank
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the vectors of a layer spread around their mean, from the second moment.
+
+    The fields are the names of `cone_kernels.names.GEOMETRY`.
+
+    Attributes:
+        participation_ratio: (tr C)²/‖C‖_F², between 1 and d.
+        iso_score: IsoScore (Rudman et al. 2022), between 0 and 1.
+        explained_variance_ratio: λ₁/tr C.
+        effective_rank: exp of the entropy of λ/Σλ (Roy & Vetterli 2007).
+        rank_me: RankMe (Garrido et al. 2023), from the uncentred singular values.
+    """
+
+    participation_ratio: float
+    iso_score: float
+    explained_variance_ratio: float
+    effective_rank: float
+    rank_me: float
+
+
+def geometry(moments: Moments) -> Geometry | None:
+    """The geometry of the one layer of `moments`; None for fewer than two rows. Needs `second_moment`.
+
+    Example:
+        >>> geometry(state.sentence.select(6)).participation_ratio
+        30.1...
+    """
+    if int(moments.count.sum()) < 2:
+        return None
+    matrix = covariance(moments)  # (1, d, d)
+    top = top_eigenvectors(covariance=matrix, k=1)
+    return Geometry(
+        participation_ratio=float(participation_ratio(matrix)),
+        iso_score=float(iso_score(matrix)),
+        explained_variance_ratio=float(explained_variance_ratio(matrix, top.values)),
+        effective_rank=float(effective_rank(matrix)),
+        rank_me=float(rank_me(moments)),
+    )
 
 
 def undefined_reason(moments: Moments, layer: int) -> str | None:

@@ -1,10 +1,189 @@
-"""The names of the poolings, apart from what computes them: the command line lists them without loading torch."""
+"""Every name that a user gives or reads, with its words: one dict for each kind, read by all that computes, shows or
+writes it. Neither torch nor transformers is loaded, so the command line can list them at once.
+
+A new name starts here; docs/adding_a_pooling.md and its neighbours say what else it takes, and tests/test_names.py
+fails where one of the two sides is forgotten.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, get_args
 
-POOLINGS = ("mean", "mean_without_special", "cls", "last", "max", "weighted_mean")
+InRun: TypeAlias = Literal["each model", "all models", "each method"]
+CenteringMethod: TypeAlias = Literal["mean", "all-but-the-top", "whitening"]
+TextFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
+Format: TypeAlias = Literal[TextFormat, "parquet", "arrow"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment is called and what it asks.
+
+    Its name is that of its module in `cone_kernels.experiments` and of its results in JSON.
+
+    Attributes:
+        heading: above its section of the report.
+        question: what it answers.
+        command: what it is called on the command line, and its function in Python.
+        in_run: how `cone run` makes it: of each model, of all models together, or of each model by each method of
+            centring; None where it is no part of a run.
+    """
+
+    heading: str
+    question: str
+    command: str
+    in_run: InRun | None = None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the vector of a sentence is made of its tokens; the function is in `cone_kernels.state.poolings`.
+
+    Attributes:
+        label: in the headings of tables and figures.
+        phrase: in a sentence, after "the cone of".
+    """
+
+    label: str
+    phrase: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to open the cone; `cone_kernels.centering` fits it.
+
+    Attributes:
+        label: in tables and figures.
+        help: what it does, as the command line says it.
+    """
+
+    label: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What the projections on an axis are correlated with.
+
+    Attributes:
+        label: in tables and figures.
+        phrase: in a sentence.
+    """
+
+    label: str
+    phrase: str
+
+
+@dataclass(frozen=True)
+class GeometryMetric:
+    """A number that says how the vectors of a layer spread; a field of `cone_kernels.metrics.Geometry`.
+
+    Attributes:
+        label: in the report.
+        heading: in the narrow table of the terminal.
+        shown: as a count of directions, a score from 0 to 1, or a share in percent.
+    """
+
+    label: str
+    heading: str
+    shown: Literal["directions", "score", "share"]
+
+
+EXPERIMENTS = {
+    "layers": Experiment("Layers", "How tight is the cone at every layer?", "layers", "each model"),
+    "pooling": Experiment("Pooling", "How much of the cone comes from averaging tokens?", "pooling", "each model"),
+    "axis": Experiment("Axis", "What lies along the main axis of the cone?", "axis", "each model"),
+    "rotation": Experiment("Rotation", "Do models share their axis?", "rotation", "all models"),
+    "centering": Experiment("The fix", "What does centring do to the cone?", "center", "each method"),
+    "compare": Experiment("Comparison", "Did the cone change?", "compare"),
+}
+
+POOLINGS = {
+    "mean": Pooling("mean of all tokens", "the mean"),
+    "mean_without_special": Pooling("mean, no special tokens", "the mean without special tokens"),
+    "cls": Pooling("first token (CLS)", "the first token"),
+    "last": Pooling("last token", "the last token"),
+    "max": Pooling("maximum", "the maximum"),
+    "weighted_mean": Pooling("weighted mean", "the position-weighted mean"),
+}
+
+METHODS: dict[CenteringMethod, Method] = {
+    "mean": Method("mean removal", "subtract the mean"),
+    "all-but-the-top": Method("all but the top", "also project out the top directions"),
+    "whitening": Method("whitening", "whiten"),
+}
+
+VARIABLES = {
+    "length": Variable("sentence length", "sentence length in tokens"),
+    "token_frequency": Variable("frequency of its tokens", "mean log frequency of the sentence's tokens in the corpus"),
+    "norm": Variable("norm of its vector", "norm of the sentence vector"),
+}
+
+GEOMETRY = {
+    "participation_ratio": GeometryMetric("participation ratio", "PR", "directions"),
+    "iso_score": GeometryMetric("IsoScore", "IsoScore", "score"),
+    "explained_variance_ratio": GeometryMetric("variance along the axis", "λ1 share", "share"),
+    "effective_rank": GeometryMetric("effective rank", "eff. rank", "directions"),
+    "rank_me": GeometryMetric("RankMe", "RankMe", "directions"),
+}
+
+# Formats of a corpus by suffix, and what a file of one holds; `cone_kernels.corpora` reads them.
+FORMATS: dict[Format, str] = {
+    "txt": "one sentence a line",
+    "jsonl": "one JSON object a line",
+    "csv": "comma-separated records under a header",
+    "parquet": "columns of strings",
+    "arrow": "columns of strings, as a file or a stream",
+}
+TEXT_FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
+
+
+class _Labelled(Protocol):
+    @property
+    def label(self) -> str: ...
+
+
+def label_of(kind: Mapping[str, _Labelled], name: str) -> str:
+    """The label of a name of one of the dicts above; a name that only another version knows is shown in plain words.
+
+    Example:
+        >>> label_of(POOLINGS, "cls"), label_of(POOLINGS, "first_four")
+        ('first token (CLS)', 'first four')
+    """
+    return kind[name].label if name in kind else spaced(name)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric of `GEOMETRY` is a share of one, shown in percent."""
+    return metric in GEOMETRY and GEOMETRY[metric].shown == "share"
+
+
+def spaced(name: str) -> str:
+    """The name with blanks, as the terminal heads a column with it."""
+    return name.replace("_", " ")
+
+
+def experiments_in_run(how: InRun | None = None) -> list[str]:
+    """The experiments that `cone run` makes, in the order of the report; those made this way alone where one is named.
+
+    Example:
+        >>> experiments_in_run("each model")
+        ['layers', 'pooling', 'axis']
+    """
+    return [name for name, about in EXPERIMENTS.items() if about.in_run and how in (None, about.in_run)]
+
+
+def listed_suffixes() -> str:
+    """The suffixes of the formats in words.
+
+    Example:
+        >>> listed_suffixes()
+        '.txt, .jsonl, .csv, .parquet or .arrow'
+    """
+    *first, last = (f".{name}" for name in FORMATS)
+    return f"{', '.join(first)} or {last}"
 
 
 def pooling_names(poolings: str | Sequence[str]) -> tuple[str, ...]:
@@ -19,7 +198,7 @@ def pooling_names(poolings: str | Sequence[str]) -> tuple[str, ...]:
     """
     given = [poolings] if isinstance(poolings, str) else list(poolings)
     if given == ["all"]:
-        return POOLINGS
+        return tuple(POOLINGS)
     unknown = [name for name in given if name not in POOLINGS]
     if unknown:
         listed = ", ".join(map(repr, unknown))

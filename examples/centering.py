@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from cone_kernels.centering import METHODS
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import center_of
 from cone_kernels.models.loading import load_model
+from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
 
 

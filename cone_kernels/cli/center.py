@@ -8,6 +8,7 @@ import click
 
 from cone_kernels.cli.experiment import run_experiment
 from cone_kernels.cli.options import debuggable, json_option, model_options, shared_options
+from cone_kernels.names import METHODS
 
 
 @click.command()
@@ -16,10 +17,10 @@ from cone_kernels.cli.options import debuggable, json_option, model_options, sha
 @click.option("--layer", type=int, default=-1, show_default="-1, the last", help="The layer that is centred.")
 @click.option(
     "--method",
-    type=click.Choice(["mean", "all-but-the-top", "whitening"]),
+    type=click.Choice(list(METHODS)),
     default="mean",
     show_default=True,
-    help="Subtract the mean; also project out the top directions; or whiten.",
+    help="; ".join(f"{name}: {method.help}" for name, method in METHODS.items()) + ".",
 )
 @click.option(
     "--components",

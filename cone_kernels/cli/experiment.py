@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cone_kernels.cli.group import TOO_MUCH_DROPPED, interruptible
+from cone_kernels.cli.options import model_or_state_options, require_model_or_state
 from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.names import EXPERIMENTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,8 +69,33 @@ def run_experiment(
     return result
 
 
+def plain_command(name: str) -> click.Command:
+    """The command of an experiment that has no options of its own and no module here.
+
+    It takes a model and a corpus, or a state; the tables of the report are what it prints.
+
+    Args:
+        name: of `cone_kernels.names.EXPERIMENTS`.
+    """
+    about = EXPERIMENTS[name]
+
+    @click.command(about.command, help=about.question)
+    @model_or_state_options()
+    def command(json_out: str | None, max_bad: int | None, **options: Any) -> None:
+        require_model_or_state(options["model"], options["corpus"], options["state"])
+
+        from cone_kernels import experiments
+        from cone_kernels.terminal.tables import print_tables
+
+        files = ("save_state", "checkpoint")
+        experiment = getattr(experiments, about.command)
+        run_experiment(experiment, print_tables, options, json_out=json_out, max_bad=max_bad, outputs=files)
+
+    return command
+
+
 def _one_corpus(options: Any) -> dict[str, Any]:
-    """Several paths as one corpus, opened by the options of one, which are then at their defaults."""
+    """Several paths as one corpus. It is opened with the corpus options, which are then set back to their defaults."""
     from cone_kernels.runs.options import CORPUS_OPTIONS, DEFAULTS, open_files
 
     return {"corpus": open_files(options["corpus"], options), **{name: DEFAULTS[name] for name in CORPUS_OPTIONS}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -10,31 +9,23 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cone_kernels.names import EXPERIMENTS
 
 if TYPE_CHECKING:
     from cone_kernels.runs.progress import Progress
 
 FAILED, TOO_MUCH_DROPPED, INTERRUPTED = 1, 3, 75
 
-# Each is a module of this package with a command of its name.
-COMMANDS = (
-    "run",
-    "layers",
-    "pooling",
-    "axis",
-    "rotation",
-    "center",
-    "merge",
-    "show",
-    "compare",
-    "report",
-    "demo",
-    "doctor",
-)
+# Each is a module of this package with a command of its name, or an experiment that needs none: see `plain_command`.
+_EXPERIMENTS = {about.command: name for name, about in EXPERIMENTS.items()}
+COMMANDS = ("run", *_EXPERIMENTS, "merge", "show", "report", "demo", "doctor")
 
 # Python drops what is raised inside a destructor, so a signal that arrives there is only remembered.
 _interrupted = threading.Event()
@@ -51,7 +42,11 @@ class ConeGroup(click.Group):
         """The command of this name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"cone_kernels.cli.{cmd_name}"), cmd_name)
+        if cmd_name in _EXPERIMENTS and find_spec(f"cone_kernels.cli.{cmd_name}") is None:
+            from cone_kernels.cli.experiment import plain_command
+
+            return plain_command(_EXPERIMENTS[cmd_name])
+        command: click.Command = getattr(import_module(f"cone_kernels.cli.{cmd_name}"), cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -7,29 +7,20 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import (
-    debuggable,
-    json_option,
-    model_options,
-    require_model_or_state,
-    save_state_option,
-    shard_option,
-    shared_options,
-    state_option,
-)
+from cone_kernels.cli.options import model_or_state_options, require_model_or_state
+from cone_kernels.names import GEOMETRY
 
 
 @click.command()
-@model_options(required=False)
-@state_option
-@click.option("--second-moment", is_flag=True, help="Also participation ratio, IsoScore, λ1 share, effective ranks.")
-@click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
-@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside it.")
-@save_state_option
-@shared_options()
-@shard_option
-@json_option
-@debuggable
+@model_or_state_options(
+    click.option(
+        "--second-moment", is_flag=True, help=f"Also {', '.join(metric.label for metric in GEOMETRY.values())}."
+    ),
+    click.option(
+        "--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer."
+    ),
+    click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 too."),
+)
 def layers(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     """The anisotropy of every layer, for sentences and for tokens."""
     require_model_or_state(options["model"], options["corpus"], options["state"])

@@ -21,5 +21,5 @@ def merge(parts: tuple[str, ...], output: str, incomplete: bool) -> None:
 
     whole = unite(parts, output, incomplete=incomplete)
     missing = whole.missing()
-    state = f"a part: there is none of {missing}" if missing else "the state of the whole corpus"
+    state = f"a part: it lacks {missing}" if missing else "the state of the whole corpus"
     click.echo(f"{output}: {whole.counts['sentences']:,} of {whole.sentences:,} sentences, {state}", err=True)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from cone_kernels.names import TEXT_FORMATS, listed_suffixes
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -56,8 +58,8 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             multiple=True,
             callback=_one_or_several,
             metavar="FILE",
-            help="Sentences: .txt (one a line), .jsonl, .csv, .parquet or .arrow, also with .gz or .zst; a glob, a "
-            "folder, a URL, datasets:NAME:SPLIT of the hub, or - for stdin; may be repeated, in the order of reading.",
+            help=f"Sentences: {listed_suffixes()}, also with .gz or .zst; a glob, a folder, a URL, datasets:NAME:SPLIT "
+            "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."),
         click.option("--field", multiple=True, help="A field of the records to read; may be repeated."),
@@ -68,7 +70,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
         ),
-        click.option("--format", type=click.Choice(["txt", "jsonl", "csv"]), help="Of --corpus -, standard input."),
+        click.option("--format", type=click.Choice(TEXT_FORMATS), help="Of --corpus -, standard input."),
         click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
         click.option(
             "--dtype",
@@ -175,7 +177,7 @@ state_option = click.option(
 
 
 def require_model_or_state(model: str | None, corpus: str | None, state: str | None) -> None:
-    """Refuses a state beside a run, and half a run.
+    """Refuses a state together with a run, and a run of which half is missing.
 
     Raises:
         click.UsageError: not exactly one of state, and model and corpus, is given.
@@ -193,6 +195,16 @@ save_state_option = click.option(
 )
 
 json_option = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout, alone.")
+
+
+def model_or_state_options(*own: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """All options of a command that measures a model or reads a state.
+
+    Args:
+        own: the options that only this command has.
+    """
+    source = (model_options(required=False), state_option)
+    return _all_of((*source, *own, save_state_option, shared_options(), shard_option, json_option, debuggable))
 
 
 def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -27,12 +27,14 @@ def check_outputs(*files: str | None, whole: Sequence[str | None] = (), inputs: 
     """
     for file in whole:
         if file and Path(file).exists() and not Path(file).is_file():
-            raise click.ClickException(f"{file} is no regular file; it is written aside and renamed")
+            raise click.ClickException(
+                f"{file} is not a regular file; it must be one, for it is written aside and renamed"
+            )
     paths = [Path(file) for file in (*files, *whole) if file and file != "-"]
     taken = [Path(file).resolve() for file in inputs]
     for path in paths:
         if path.resolve() in taken:
-            raise click.UsageError(f"{path} is named twice; an output file must be one of its own")
+            raise click.UsageError(f"{path} is named twice; every output must be a file of its own")
         taken.append(path.resolve())
     for path in paths:
         if path.is_dir():

@@ -7,16 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import (
-    debuggable,
-    json_option,
-    model_options,
-    require_model_or_state,
-    save_state_option,
-    shard_option,
-    shared_options,
-    state_option,
-)
+from cone_kernels.cli.options import model_or_state_options, require_model_or_state
 from cone_kernels.names import POOLINGS, pooling_names
 
 
@@ -39,14 +30,7 @@ pooling_option = click.option(
 
 
 @click.command()
-@model_options(required=False)
-@state_option
-@pooling_option
-@save_state_option
-@shared_options()
-@shard_option
-@json_option
-@debuggable
+@model_or_state_options(pooling_option)
 def pooling(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     """What pooling does to the cone: tokens against sentences at every layer."""
     require_model_or_state(options["model"], options["corpus"], options["state"])

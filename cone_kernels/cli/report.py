@@ -35,7 +35,7 @@ def report(folder: str, output: str | None) -> None:
 
 
 def _read(source: Path) -> dict[str, Any]:
-    """The results; what is no strict JSON object is refused here, what is no run of ours by the report."""
+    """The results; anything but a strict JSON object is refused here, an object that is not a run by the report."""
     try:
         found = json.loads(source.read_bytes(), parse_constant=_refuse)
     except FileNotFoundError:
@@ -48,4 +48,4 @@ def _read(source: Path) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a number in JSON")

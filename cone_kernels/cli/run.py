@@ -22,7 +22,7 @@ from cone_kernels.cli.pooling import pooling_option
 @click.option("--tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens at each end.")
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
 @pooling_option
-@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 beside the layers.")
+@click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 too.")
 @click.option(
     "--table",
     type=click.Choice(["parquet", "csv"]),
@@ -34,7 +34,7 @@ from cone_kernels.cli.pooling import pooling_option
 @json_option
 @debuggable
 def run(json_out: str | None, max_bad: int | None, **options: Any) -> None:
-    """All four experiments in one pass of each model: a folder with the results and a report."""
+    """All experiments in one pass of each model: a folder with the results and a report."""
     from cone_kernels.experiments.run import run as run_all
     from cone_kernels.terminal.run import print_run
 

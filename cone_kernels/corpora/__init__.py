@@ -1,6 +1,6 @@
 """Reads a corpus: distinct sentences in order of first appearance, with everything left out counted.
 
-Files are `.txt`, `.jsonl`, `.csv`, `.parquet` or `.arrow`, each also as `.gz` or `.zst`; see `Corpus`.
+`Corpus` says which files; `cone_kernels.names.FORMATS` lists their formats.
 """
 
 from cone_kernels.corpora.corpus import Corpus
@@ -13,12 +13,10 @@ from cone_kernels.corpora.reading import (
     Encoding,
     Malformed,
 )
-from cone_kernels.corpora.sources import FORMATS, TextFormat
 from cone_kernels.corpora.summary import CorpusSummary
 
 __all__ = [
     "DROP_REASONS",
-    "FORMATS",
     "KNOWN_FIELDS",
     "MAX_EXAMPLES",
     "REPLACE_REASONS",
@@ -27,5 +25,4 @@ __all__ = [
     "CorpusSummary",
     "Encoding",
     "Malformed",
-    "TextFormat",
 ]

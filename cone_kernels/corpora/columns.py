@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cone_kernels.corpora.reading import CorpusError, Reading, table_fields
-from cone_kernels.corpora.sources import Source
+from cone_kernels.corpora.sources import Reader, Source
 from cone_kernels.corpora.streams import READ_ERRORS, seekable
 from cone_kernels.extras import require
 
@@ -175,7 +175,7 @@ def _parquet(source: Source) -> Iterator[Any]:
     from pyarrow import parquet
 
     with seekable(source) as file:
-        with _named(lambda: f"corpus: {source.name} is no Parquet file, or a damaged one"):
+        with _named(lambda: f"corpus: {source.name} is not a Parquet file, or a damaged one"):
             table = parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         yield table
 
@@ -186,7 +186,7 @@ def _arrow_batches(
     """The record batches of a file or stream, with the fields' columns alone, and the fields."""
     import pyarrow as pa
 
-    with _named(lambda: f"corpus: {source.name} is no Arrow file or stream, or a damaged one"):
+    with _named(lambda: f"corpus: {source.name} is not an Arrow file or stream, or a damaged one"):
         is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
         file.seek(0)
         schema = (pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)).schema
@@ -211,3 +211,10 @@ def _named(what: Callable[[], str]) -> Iterator[None]:
     # ValueError: datasets cannot decode a text, or a web server does not give parts of a file.
     except (*READ_ERRORS, ValueError, RuntimeError, pa.ArrowException) as error:
         raise CorpusError(f"{what()}: {error}") from error
+
+
+READERS = {
+    "parquet": Reader(parquet_columns, check_table),
+    "arrow": Reader(arrow_columns, check_table),
+    "dataset": Reader(dataset_columns, check_dataset),
+}

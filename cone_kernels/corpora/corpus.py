@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cone_kernels.corpora.columns import arrow_columns, check_dataset, check_table, dataset_columns, parquet_columns
-from cone_kernels.corpora.lines import check_csv, csv_records, jsonl_records, text_lines
+from cone_kernels.corpora import columns, lines
 from cone_kernels.corpora.reading import CorpusError, Encoding, Malformed, Reading
 from cone_kernels.corpora.sample import MAX_SEED, draw
 from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
-from cone_kernels.corpora.sources import Format, Source, TextFormat, find_sources
-from cone_kernels.corpora.streams import check_stream
+from cone_kernels.corpora.sources import Reader, Source, find_sources
 from cone_kernels.corpora.summary import CorpusSummary
+from cone_kernels.names import TextFormat
 
-_READERS: dict[Format, Callable[[Source, Reading], Iterator[tuple[int, str]]]] = {
-    "txt": text_lines,
-    "jsonl": jsonl_records,
-    "csv": csv_records,
-    "parquet": parquet_columns,
-    "arrow": arrow_columns,
-    "dataset": dataset_columns,
-}
+_READERS: dict[str, Reader] = {**lines.READERS, **columns.READERS}
 _NAMES_SHOWN = 3
 
 
@@ -46,11 +38,11 @@ class _Tally:
 class Corpus:
     """The distinct sentences of files, in order of first appearance; every iteration reads them anew.
 
-    Formats, by suffix: `.txt` has one sentence a line; `.jsonl` one JSON object a line; `.csv` records under a header;
-    `.parquet` and `.arrow` (an IPC file or stream) columns of strings; each also compressed, with `.gz` or `.zst` after
-    it. Files are read as streams: a line, a row group or a record batch is in memory at a time (a compressed `.parquet`
-    or `.arrow` is unpacked to a temporary file). A number in a message is a line of a text format (of a record its
-    first one) or a row of a table, from 1.
+    Formats, by suffix (`cone_kernels.names.FORMATS` lists them): `.txt` has one sentence a line; `.jsonl` one JSON
+    object a line; `.csv` records under a header; `.parquet` and `.arrow` (an IPC file or stream) columns of strings;
+    each also compressed, with `.gz` or `.zst` after it. Files are read as streams: a line, a row group or a record
+    batch is in memory at a time (a compressed `.parquet` or `.arrow` is unpacked to a temporary file). A number in a
+    message is a line of a text format (of a record its first one) or a row of a table, from 1.
 
     Args:
         path: one of these, or a sequence of them: a file; a glob (`data/*.jsonl.gz`, `data/**/*.txt`); a folder, which
@@ -58,7 +50,7 @@ class Corpus:
             (`s3://`, `https://`, ...; a file, a glob or a folder); `datasets:NAME:SPLIT` or
             `datasets:NAME:CONFIG:SPLIT`, a data set of the Hugging Face hub, streamed; `-`, standard input. Globs and
             folders are read in the order of the paths. Text is UTF-8 (a byte order mark at a file's start is no text).
-        format: "txt", "jsonl" or "csv": the format of standard input, and for that alone.
+        format: of standard input, one of `cone_kernels.names.TEXT_FORMATS`; for other sources the suffix tells it.
         fields: the fields of a record, or columns of a table, to read, in this order; None finds them in each file by
             its first record or its columns: premise and hypothesis, sentence1 and sentence2, sentence, or text.
         limit: give out the first `limit` distinct sentences only.
@@ -180,18 +172,11 @@ class Corpus:
         self._tally = _Tally()
 
     def _check(self, source: Source) -> None:
-        if self.fields and source.format == "txt":
+        reader = _READERS[source.format]
+        if self.fields and not reader.has_fields:
             raise CorpusError(f"fields: got some; it must be None, as {source.name} is a text file and has no fields")
-        if source.once:
-            return
-        if source.format == "dataset":
-            check_dataset(source, self.fields)
-        elif source.format in ("parquet", "arrow"):
-            check_table(source, self.fields)
-        else:
-            check_stream(source)
-            if source.format == "csv":
-                check_csv(source, self.fields)
+        if not source.once:
+            reader.check(source, self.fields)
 
     @property
     def read_once(self) -> bool:
@@ -298,7 +283,7 @@ class Corpus:
             return
         for source in self._sources:
             reading.place = (f"{source.name}:", "")
-            yield from _READERS[source.format](source, reading)
+            yield from _READERS[source.format].records(source, reading)
             tally.size_before += source.size or 0
             reading.position = int
 

@@ -1,4 +1,4 @@
-"""Readers of text by lines: `.txt`, `.jsonl` and `.csv`.
+"""Readers of text by lines: see `READERS`.
 
 Only a line feed, or a carriage return and a line feed, ends a line: U+2028 and its like are text.
 """
@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 
 from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, table_fields
-from cone_kernels.corpora.sources import Source
-from cone_kernels.corpora.streams import READ_ERRORS, opened
+from cone_kernels.corpora.sources import Reader, Source
+from cone_kernels.corpora.streams import READ_ERRORS, check_stream, opened
 
 # The most characters of a cell: a quote that is never closed would otherwise take the rest of the file into memory.
 MAX_CELL = 1 << 26
@@ -82,12 +82,17 @@ def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
-    """Checks before a run that the header has the fields.
+def _check_text(source: Source, asked: tuple[str, ...] | None) -> None:
+    check_stream(source)
+
+
+def _check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
+    """Checks before a run that the first bytes can be read and that the header has the fields.
 
     Raises:
-        CorpusError: it lacks one of them.
+        CorpusError: they cannot, or it lacks a field.
     """
+    check_stream(source)
     reading = Reading(place=(f"{source.name}:", ""))
     for number, header in _csv_rows(source, reading):
         table_fields(asked, header, reading.where(number))
@@ -129,3 +134,10 @@ def _raw_lines(source: Source, reading: Reading) -> Iterator[tuple[int, bytes]]:
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
         except READ_ERRORS as error:
             raise CorpusError(f"{reading.where(number + 1)}: cannot be read: {error}") from error
+
+
+READERS = {
+    "txt": Reader(text_lines, _check_text, has_fields=False),
+    "jsonl": Reader(jsonl_records, _check_text),
+    "csv": Reader(csv_records, _check_csv),
+}

@@ -11,17 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cone_kernels.corpora.reading import CorpusError
+from cone_kernels.corpora.reading import CorpusError, Reading
 from cone_kernels.extras import require
+from cone_kernels.names import FORMATS, TEXT_FORMATS, Format, TextFormat, listed_suffixes
 
-Format = Literal["txt", "jsonl", "csv", "parquet", "arrow", "dataset"]
-TextFormat = Literal["txt", "jsonl", "csv"]
 Compression = Literal["gz", "zst"]
 
-FORMATS: tuple[str, ...] = (*get_args(TextFormat), "parquet", "arrow")
 STDIN = "-"
 DATASET = "datasets:"
-_SUFFIXES = f"{', '.join('.' + name for name in FORMATS[:-1])} or .{FORMATS[-1]}, alone or with .gz or .zst after it"
+_SUFFIXES = f"{listed_suffixes()}, alone or with .gz or .zst after it"
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,26 @@ class Source:
     """
 
     name: str
-    format: Format
+    format: Format | Literal["dataset"]
     compression: Compression | None
     open: Callable[[], Any]
     size: int | None
     once: bool = False
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the files of one format are read.
+
+    Attributes:
+        records: gives (line or row, text) of every candidate sentence of a source.
+        check: finds before a run what a file's first bytes, header, schema or footer show; raises `CorpusError`.
+        has_fields: whether a record has fields that are read by name.
+    """
+
+    records: Callable[[Source, Reading], Iterator[tuple[int, str]]]
+    check: Callable[[Source, tuple[str, ...] | None], None]
+    has_fields: bool = True
 
 
 def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextFormat | None) -> tuple[Source, ...]:
@@ -57,15 +70,13 @@ def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextForma
     """
     if not paths:
         raise ValueError("corpus: got no file; it must be at least one")
-    if text_format is not None and text_format not in get_args(TextFormat):
-        raise ValueError(f"format: got {text_format!r}; it must be {', '.join(get_args(TextFormat))}")
+    if text_format is not None and text_format not in TEXT_FORMATS:
+        raise ValueError(f"format: got {text_format!r}; it must be {', '.join(TEXT_FORMATS)}")
     from_stdin = STDIN in paths
     if from_stdin and text_format is None:
-        raise ValueError(f"format: got none; of {STDIN} (standard input) it must be {', '.join(get_args(TextFormat))}")
+        raise ValueError(f"format: got none; of {STDIN} (standard input) it must be {', '.join(TEXT_FORMATS)}")
     if not from_stdin and text_format is not None:
-        raise ValueError(
-            f"format: got {text_format!r} for files; it must be None, as it is for {STDIN} (standard input)"
-        )
+        raise ValueError(f"format: got {text_format!r} for files, whose suffix tells it; it must be None")
     sources = tuple(source for path in paths for source in _expanded(os.fspath(path), text_format))
     seen: set[str] = set()
     for source in sources:

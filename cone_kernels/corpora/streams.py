@@ -74,7 +74,7 @@ def check_stream(source: Source) -> None:
         with source.open() as raw:
             start = raw.read(4)
         if not start.startswith(_MAGIC[source.compression]):
-            what = "is empty" if not start else f"is no {_NAMES[source.compression]} file"
+            what = "is empty" if not start else f"is not a {_NAMES[source.compression]} file"
             raise CorpusError(f"corpus: {source.name} {what}; its suffix is .{source.compression}")
     with opened(source) as (stream, _):
         try:

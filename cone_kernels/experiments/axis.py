@@ -9,7 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.axis_result import VARIABLES, AxisResult, Component, SentenceProjection
+from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
+from cone_kernels.names import VARIABLES
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.statistics.extremes import Extreme, Extremes
-
-__all__ = ["AxisResult", "Component", "SentenceProjection", "axis", "axis_of"]
 
 # A variance below this share of the squared mean is what rounding leaves of equal vectors, and one below this share of
 # the largest is what it leaves where there is none: the products of float32 vectors are summed in float32 blocks.
@@ -75,11 +74,15 @@ def axis(
     """
     _check_counts(k, top, tokens)
     if isinstance(corpus, Iterator):
-        raise TypeError(f"corpus: got a {type(corpus).__name__}, which can be read once; axis reads it twice")
+        raise TypeError(
+            f"corpus: got a {type(corpus).__name__}, which can be read once; it must be one that axis can read twice"
+        )
     from cone_kernels.state.cone_state import ConeState
 
     if isinstance(model, ConeState):
-        raise TypeError("model: got a ConeState, which has neither sentence vectors nor texts; axis needs a model")
+        raise TypeError(
+            "model: got a ConeState; it must be a model, for a state has neither sentence vectors nor texts"
+        )
     read = open_corpus(corpus, options, again=True)
     rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurement = measure(model, read, second_moment=True, keep_vectors=(layer,), **rest)
@@ -112,7 +115,7 @@ def axis_of(
     directions, mean = found.centered.vectors[0].cpu(), metrics.mean_vector(moments)[0].cpu()  # (k, d), (d,)
     values = found.centered.values[0]
     if float(values[0]) <= _ROUNDING * float(mean.square().sum()):
-        raise ValueError(f"corpus: all sentence vectors of layer {number} are the same; they have no axis")
+        raise ValueError(f"corpus: got equal sentence vectors at layer {number}; they must vary to have an axis")
     extremes = _extremes(kept, directions, mean, top)
     ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
     texts, corpus_tokens = _read_again(measurement, ends, _window(kept))
@@ -168,17 +171,21 @@ def _check_counts(k: int, top: int, tokens: int) -> None:
 def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
     """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
     if measurement.load is None or measurement.sentences is None:
-        raise ValueError("measurement: it is of a saved state, without sentence vectors and texts; axis needs a model")
+        raise ValueError(
+            "measurement: got one of a saved state; it must be of a model and a corpus, whose vectors axis reads"
+        )
     vectors = measurement.kept_vectors(layer)
     moments = measurement.state.sentence.select(layer)
     if "second_moment" not in moments.fields:
-        raise ValueError("measurement: it kept no second moments; an axis needs second_moment=True")
+        raise ValueError("measurement: got one without second moments; it must be made with second_moment=True")
     n = int(moments.count.sum())
     most = min(n - 1, moments.dim)
     if most < 1:
-        raise ValueError(f"corpus: got {n} sentence vectors at layer {layer}; an axis needs at least two")
+        raise ValueError(
+            f"corpus: got {n} sentence vectors at layer {layer}; it must give at least two to have an axis"
+        )
     if k > most:
-        raise ValueError(f"k: got {k}; {n} sentence vectors of width {moments.dim} have at most {most} axes")
+        raise ValueError(f"k: got {k}; it must be at most {most} for {n} sentence vectors of width {moments.dim}")
     assert measurement.loaded is not None
     return measurement.loaded, vectors, moments
 
@@ -226,7 +233,7 @@ def _read_again(
         first += len(block)
     if measurement.sentences.summary.fingerprint != measurement.corpus["fingerprint"]:
         got = f"{first} sentences, not the {measurement.corpus['sentences']} of the first time or not the same"
-        raise ValueError(f"corpus: read again it gave {got}; axis reads it twice, so it must not change")
+        raise ValueError(f"corpus: got {got} when it was read again; it must not change, for axis reads it twice")
     return texts, tokens
 
 
@@ -286,10 +293,10 @@ def _reasons(
     components: Sequence[Component], flat: Sequence[bool], mean_cosine: float, converged: bool
 ) -> tuple[str, ...]:
     reasons = []
-    for name, what in VARIABLES.items():
+    for name, about in VARIABLES.items():
         # The first axis is never flat.
         if math.isnan(components[0].correlations[name]):
-            reasons.append(f"the correlation with {name} is not defined: the {what} does not vary")
+            reasons.append(f"the correlation with {name} is not defined: the {about.phrase} does not vary")
     for number in [at for at, is_flat in enumerate(flat, start=1) if is_flat]:
         reasons.append(f"nothing varies along axis {number} that the sums resolve: its direction is arbitrary")
     if math.isnan(components[-1].eigengap):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
+from cone_kernels.names import VARIABLES, spaced
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.axis_vectors import AxisVectors
@@ -15,16 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "cone_kernels/axis/1"
 
-# What an axis is correlated with.
-VARIABLES = {
-    "length": "sentence length in tokens",
-    "token_frequency": "mean log frequency of the sentence's tokens in the corpus",
-    "norm": "norm of the sentence vector",
-}
-
-NAMES = {"length": "length", "token_frequency": "token frequency", "norm": "norm"}
-
-# A correlation below this is not spoken of; an eigengap below this share of the eigenvalue is.
+# The summary mentions correlations from this one up, and eigengaps below this share of the eigenvalue.
 _NOTABLE, _CLOSE = 0.3, 0.1
 
 
@@ -52,7 +44,8 @@ class Component:
         eigengap: λ less the next eigenvalue; NaN where there is no next one.
         top, bottom: the sentences with the highest and the lowest projections, the furthest first.
         tokens_top, tokens_bottom: the same of the vocabulary; empty where it cannot be projected.
-        correlations: Pearson's r of the projections with each of `VARIABLES`; NaN where one of the two is constant.
+        correlations: Pearson's r of the projections with each of `cone_kernels.names.VARIABLES`; NaN where one of the
+            two is constant.
     """
 
     eigenvalue: float
@@ -183,9 +176,9 @@ def _summary(result: AxisResult) -> Iterator[str]:
     known = {name: r for name, r in first.correlations.items() if math.isfinite(r)}
     strongest = max(known, key=lambda name: abs(known[name]), default=None)
     if strongest is not None and abs(known[strongest]) >= _NOTABLE:
-        yield f"It goes with the {VARIABLES[strongest]} most: r = {known[strongest]:+.2f}."
+        yield f"It goes with the {VARIABLES[strongest].phrase} most: r = {known[strongest]:+.2f}."
     elif known:
-        yield f"It goes with none of {', '.join(NAMES[name] for name in known)}: every |r| is below {_NOTABLE}."
+        yield f"It goes with none of {', '.join(spaced(name) for name in known)}: every |r| is below {_NOTABLE}."
     yield from _angle(result.mean_cosine)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.result import Estimate, ExperimentResult
+from cone_kernels.names import CenteringMethod
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
 from cone_kernels.runs.options import SharedOptions, refuse_run_options
@@ -17,83 +17,10 @@ from cone_kernels.runs.options import SharedOptions, refuse_run_options
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.centering import Centering, CenteringMethod
+    from cone_kernels.centering import Centering
     from cone_kernels.models.loading import LoadedModel
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
-
-SCHEMA = "cone_kernels/centering/1"
-
-_NO_VECTORS = "after: a saved state has no sentence vectors to apply the centering to; give a model and a corpus too"
-
-
-@dataclass(frozen=True)
-class CenteringResult(ExperimentResult):
-    """What `center` found.
-
-    Attributes:
-        model: what `before` and `after` were measured on.
-        corpus: the sentences; of a state without a corpus, how many it holds.
-        layer, layer_name: the layer's number, and the module.
-        before, after: the sentence level without and with the centering; `after` is None where there are no vectors.
-        fitted_on: the state that the centering was fitted on, and how many vectors that held; "state" is None where it
-            was fitted on the very sentences that `before` and `after` were measured on.
-        file: where the centering was written, or None.
-        manifest: versions, device, backend, times and options of the run.
-        centering: what was fitted.
-    """
-
-    model: dict[str, Any]
-    corpus: dict[str, Any]
-    layer: int
-    layer_name: str
-    before: Level
-    after: Level | None
-    fitted_on: dict[str, Any]
-    file: str | None
-    manifest: dict[str, Any]
-    centering: Centering = field(repr=False)
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why numbers are not defined."""
-        found = [f"before: {self.before.reason}"] if self.before.reason else []
-        if self.after is None:
-            found.append(_NO_VECTORS)
-        elif self.after.reason:
-            found.append(f"after: {self.after.reason}")
-        return tuple(found)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as strict JSON data."""
-        reason = "; ".join(self.reasons)
-        return {
-            "schema": SCHEMA,
-            "experiment": "centering",
-            "model": self.model,
-            "corpus": self.corpus,
-            "layer": self.layer,
-            "layer_name": self.layer_name,
-            "method": self.centering.method,
-            "components": self.centering.components,
-            "shrinkage": self.centering.shrinkage,
-            "file": self.file,
-            "fitted_on": self.fitted_on,
-            "before": _estimate(self.before).to_dict(),
-            "after": None if self.after is None else _estimate(self.after).to_dict(),
-            **({"reason": reason} if reason else {}),
-            "summary": list(self.summary()),
-            "manifest": self.manifest,
-        }
-
-    def summary(self) -> tuple[str, ...]:
-        """What the centering does to the cone in plain sentences, each said only where the data says it."""
-        return tuple(_summary(self))
-
-    def __repr__(self) -> str:
-        after = "not measured" if self.after is None else f"{self.after.anisotropy:.4f} ({self.after.stderr:.4f})"
-        before = f"{self.before.anisotropy:.4f} ({self.before.stderr:.4f})"
-        return f"CenteringResult({self.centering!r}, mean cosine before {before}, after {after})"
 
 
 def center(
@@ -144,12 +71,14 @@ def center(
     saved = None if state is None else from_state(state)
     if model is None and corpus is None:
         if saved is None:
-            raise ValueError("model, corpus, state: got none; give a model and a corpus, or a state, or all three")
+            raise ValueError(
+                "model, corpus, state: got none; it must be a model and a corpus, or a state, or all three"
+            )
         refuse_run_options(options)
         return center_of(saved, output=output, **fit)
     if model is None or corpus is None:
         missing = "model" if model is None else "corpus"
-        raise ValueError(f"{missing}: got none; a run needs a model and a corpus")
+        raise ValueError(f"{missing}: got none; it must be given, for a run needs a model and a corpus")
     needs_moment = saved is None and method != "mean"
     measurement = measure(model, corpus, second_moment=needs_moment, keep_vectors=(layer,), **options)
     with threads_of(measurement):
@@ -166,7 +95,7 @@ def center_of(
     fitted_on: Measurement | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> CenteringResult:
-    """The result of a measurement, which kept the vectors of `layer` where it is no saved state; see `center`.
+    """The result of a measurement, which kept the vectors of `layer` unless it is a saved state; see `center`.
 
     Args:
         measurement: what `before` and `after` are measured on.
@@ -182,7 +111,9 @@ def center_of(
     )
     width = measurement.state.sentence.dim
     if centering.dim != width:
-        raise ValueError(f"state: got width {centering.dim}; the model's sentence vectors have width {width}")
+        raise ValueError(
+            f"state: got width {centering.dim}; it must be {width}, the width of the model's sentence vectors"
+        )
     after = None
     if measurement.load is not None or measurement.vectors:
         vectors = measurement.kept_vectors(number)
@@ -223,43 +154,3 @@ def level_after(vectors: SentenceVectors, centering: Centering | None = None) ->
         ids = used.nonzero()[:, 0] + first
         moments.update(rows[used] if centering is None else centering(rows[used]), sentence_ids=ids)
     return levels_of(moments)[0]
-
-
-def _estimate(level: Level) -> Estimate:
-    return Estimate(level.anisotropy, level.stderr)
-
-
-def _summary(result: CenteringResult) -> list[str]:
-    before, after = result.before, result.after
-    if before.reason or (after and after.reason):
-        return []
-    how = _in_words(result.centering)
-    cone = f"the mean cosine of two sentences at layer {result.layer}"
-    fitted = f"{result.fitted_on['sentences']:,} sentences"
-    if after is None:
-        return [f"The centering was fitted on {fitted}; {cone} is {before.anisotropy:.3f} without it."]
-    where = f"measured on the {fitted} that it was fitted on"
-    if result.fitted_on["state"] is not None:
-        where = f"measured on {after.count:,} sentences, fitted on the {fitted} of {result.fitted_on['state']}"
-    lines = [f"{how} takes {cone} from {before.anisotropy:.3f} to {after.anisotropy:.3f}, {where}."]
-    if abs(before.anisotropy) <= 3 * before.stderr:
-        lines.append("There was no cone to open: the mean cosine was within three standard errors of 0 before.")
-    elif abs(after.anisotropy) <= max(3 * after.stderr, 2 / (after.count - 1)):
-        # Vectors around their own mean have −1/(n−1), with hardly any error.
-        lines.append("The cone is open: no mean cosine is left.")
-    elif 0 < after.anisotropy < before.anisotropy:
-        lines.append(f"{after.anisotropy / before.anisotropy:.1%} of it is left.")
-    elif after.anisotropy >= before.anisotropy:
-        lines.append("It does not open the cone.")
-    else:
-        lines.append("Two sentences point apart on average now.")
-    return lines
-
-
-def _in_words(centering: Centering) -> str:
-    if centering.components is not None:
-        directions = f"top {centering.components} directions" if centering.components > 1 else "top direction"
-        return f"Subtracting the mean and projecting out the {directions}"
-    if centering.shrinkage is not None:
-        return f"Whitening with shrinkage {centering.shrinkage:.3g}"
-    return "Subtracting the mean"

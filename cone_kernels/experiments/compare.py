@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from cone_kernels.state.cone_state import ConeState, Moments
 
-__all__ = ["Change", "CompareResult", "ComparedLayer", "DirectionChange", "compare"]
-
 
 def compare(
     a: Measurement | ConeState | str | os.PathLike[str],
@@ -52,8 +50,8 @@ def compare(
     groups it would be 13 to 16. Where sentences are alike over longer stretches, shuffle or sample the corpus before
     states of other sentences are compared.
 
-    Where second moments are kept, the cone's axes are compared too, and in any case the means: |cos| beside the mean
-    sin² that the choice of sentences alone would give, and beside |cos| of random directions.
+    Where second moments are kept, the cone's axes are compared too, and in any case the means: |cos| next to the mean
+    sin² that the choice of sentences alone would give, and to |cos| of random directions.
 
     Args:
         a: the state before: a file, a `ConeState`, or a `Measurement`.
@@ -131,12 +129,12 @@ def _refuse_other_architectures(a: Measurement, b: Measurement) -> None:
         | {key: found.model.get(key) for key in keys}
         for found in (a, b)
     ]
-    # What one of the two does not say is no difference.
+    # A key that one of the two states lacks does not count as a difference.
     said = [key for key in told[0] if None not in (told[0][key], told[1][key])]
     differing = differences(*({key: one[key] for key in said} for one in told))
     if differing:
         raise ValueError(
-            f"a, b: the two states differ in {', '.join(differing)}; only states of one architecture are compared "
+            f"a, b: got states that differ in {', '.join(differing)}; they must be of one architecture to be compared "
             "layer by layer (`rotation` compares any models)"
         )
 
@@ -147,8 +145,8 @@ def _pairing(a: ConeState, b: ConeState, asked: bool | None) -> tuple[bool, str]
     if asked and other_sentences:
         counts = " and ".join(str(int(_seen(state.sentence).sum())) for state in (a, b))
         raise ValueError(
-            f"paired: the states have other numbers of sentences in their jackknife groups ({counts} in all), "
-            "so they are not of the same sentences"
+            f"paired: got True for states with other numbers of sentences in their jackknife groups ({counts} in all); "
+            "it must be False or None, for they are not of the same sentences"
         )
     if asked is not None:
         return asked, "as asked for"
@@ -199,7 +197,7 @@ def _jackknifes(state: ConeState) -> dict[str, _Jackknife]:
 
 
 def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float) -> dict[str, list[Change]]:
-    """The change of every statistic, one a layer."""
+    """The changes of every statistic by name, one for each layer."""
     others = _jackknifes(b)
     return {name: _change(first, others[name], paired, alpha) for name, first in _jackknifes(a).items()}
 

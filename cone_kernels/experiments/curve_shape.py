@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A swing smaller than this, or than three standard errors, is no swing; a crash is a last step of at least 0.1 down.
+# Swings smaller than this, or than three standard errors, do not count; a crash is a last step of at least 0.1 down.
 _SWING, _CRASH, _STANDARD_ERRORS = 0.02, 0.1, 3.0
 
 
@@ -72,7 +72,8 @@ def curve_shape(
     """
     errors = [0.0] * len(values) if stderrs is None else stderrs
     if not len(layers) == len(values) == len(errors):
-        raise ValueError(f"values: got {len(values)} for {len(layers)} layers and {len(errors)} standard errors")
+        counts = f"{len(layers)} layers and {len(errors)} standard errors"
+        raise ValueError(f"values: got {len(values)} for {counts}; it must be one for each")
     known = [point for point in zip(layers, values, errors, strict=True) if all(map(math.isfinite, point))]
     if len(known) < 2:
         return None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from cone_kernels.extras import require
+from cone_kernels.names import GEOMETRY, experiments_in_run
 
 TableFormat = Literal["parquet", "csv"]
 
@@ -34,7 +35,8 @@ def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     rows = []
     for model in results["models"]:
-        for layer, pooled in zip(model["layers"]["layers"], model["pooling"]["layers"], strict=True):
+        levels_and_pooled = zip(model["layers"]["layers"], model["pooling"]["layers"], strict=True)
+        for at, (layer, pooled) in enumerate(levels_and_pooled):
             row = {"model": model["layers"]["model"]["name"], "layer": layer["layer"], "name": layer["name"]}
             for level in ("sentence", "token"):
                 row |= {f"{level}_{field}": layer[level][field] for field in _LEVEL_FIELDS}
@@ -43,8 +45,8 @@ def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 row |= {name: pooled[name]["value"], f"{name}_stderr": pooled[name]["stderr"]}
             for name, level in pooled["poolings"].items():
                 row |= {f"{name}_anisotropy": level["anisotropy"], f"{name}_stderr": level["stderr"]}
-            row |= layer["geometry"] or dict.fromkeys(_GEOMETRY_FIELDS)
-            rows.append(row)
+            row |= layer["geometry"] or dict.fromkeys(GEOMETRY)
+            rows.append(row | _numbers_of_others(model, at))
     return rows
 
 
@@ -65,5 +67,15 @@ def encoded_table(rows: Sequence[Mapping[str, Any]], table: TableFormat) -> byte
     return buffer.getvalue()
 
 
+def _numbers_of_others(model: Mapping[str, Any], at: int) -> dict[str, Any]:
+    """What the experiments without columns of their own above say of a layer: `EXPERIMENT_KEY` for each number."""
+    row = {}
+    for experiment in experiments_in_run("each model"):
+        entries = model.get(experiment, {}).get("layers") if experiment not in ("layers", "pooling") else None
+        for key, value in entries[at].items() if entries else ():
+            if key != "layer" and (value is None or isinstance(value, (int, float))):
+                row[f"{experiment}_{key}"] = value
+    return row
+
+
 _LEVEL_FIELDS = ("anisotropy", "stderr", "mean_norm", "count", "n_zero", "n_nonfinite")
-_GEOMETRY_FIELDS = ("participation_ratio", "iso_score", "explained_variance_ratio", "effective_rank", "rank_me")

@@ -1,4 +1,4 @@
-"""Curves that others published, to be laid over one's own."""
+"""Curves that others published, to compare one's own with."""
 
 from __future__ import annotations
 

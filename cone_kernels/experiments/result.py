@@ -24,7 +24,7 @@ class ExperimentResult(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The result as strict JSON data: what is not defined is null, and a reason beside it says why."""
+        """The result as strict JSON data: what is not defined is null, and a reason next to it says why."""
 
     @abstractmethod
     def summary(self) -> tuple[str, ...]:

@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
 
-__all__ = ["Chance", "ComparedModel", "RotationResult", "rotation", "rotation_of"]
-
 # Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
 _TOLERANCE = 1e-12
 
-# The top k axes span no subspace of their own where the last eigenvalue is rounding beside the first.
+# The top k axes span no subspace of their own where the last eigenvalue is to the first what rounding is.
 _LEAST_EIGENVALUE = 1e-8
 
 
@@ -73,7 +71,7 @@ def rotation(
         if isinstance(several, (str, os.PathLike)) or not isinstance(several, Sequence):
             raise TypeError(f"{name}: got one {type(several).__name__}; it must be a sequence of them")
     if (corpus is None) != (not model):
-        raise ValueError("model, corpus: got one without the other; a run needs both")
+        raise ValueError("model, corpus: got one without the other; it must be both or neither")
     layers = _layers(layer, len(model) + len(state), k)
     measurements: list[Measurement] = []
     if corpus is None:
@@ -84,7 +82,9 @@ def rotation(
             found = measure(one, read, second_moment=True, keep_vectors=(number,), **rest)
             measurements.append(replace(found, load=None))
     if len({found.corpus["fingerprint"] for found in measurements}) > 1:
-        raise ValueError("corpus: it gave other sentences when it was read again, so the models cannot be compared")
+        raise ValueError(
+            "corpus: got other sentences when it was read again; it must not change, for every model reads it"
+        )
     measurements += [from_state(one) for one in state]
     with threads_of(*measurements):
         return rotation_of(measurements, layer=layers, k=k)
@@ -129,12 +129,14 @@ def rotation_of(measurements: Sequence[Measurement], *, layer: int | Sequence[in
 
 def _layers(layer: int | Sequence[int], count: int, k: int) -> list[int]:
     if count < 2:
-        raise ValueError(f"model, state: got {count} in all; a comparison needs at least two")
+        raise ValueError(f"model, state: got {count} in all; it must be at least two")
     if k < 1:
         raise ValueError(f"k: got {k}; it must be at least 1")
     numbers = [layer] if isinstance(layer, int) else list(layer)
     if len(numbers) not in (1, count):
-        raise ValueError(f"layer: got {len(numbers)} numbers for {count} models and states; give one, or one for each")
+        raise ValueError(
+            f"layer: got {len(numbers)} numbers for {count} models and states; it must be one, or one for each"
+        )
     return numbers * (count // len(numbers))
 
 
@@ -173,14 +175,18 @@ class _Cone:
 
         moments = measurement.state.sentence.select(layer)
         if "second_moment" not in moments.fields:
-            raise ValueError(f"state: {label} was gathered without second moments, which its axis is computed from")
+            raise ValueError(
+                f"state: got {label} without second moments; it must hold them, for its axis is computed from them"
+            )
         count = int(moments.count.sum())
         if count < 2:
-            raise ValueError(f"corpus: {label} has {count} sentence vectors at layer {layer}; an axis needs two")
+            raise ValueError(
+                f"corpus: got {count} sentence vectors of {label} at layer {layer}; it must be at least two"
+            )
         covariance = metrics.covariance(moments)[0].cpu()
         found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
         if not float(found.values[0]) > 0:
-            raise ValueError(f"corpus: all sentence vectors of {label} at layer {layer} are the same: there is no axis")
+            raise ValueError(f"corpus: got equal sentence vectors of {label} at layer {layer}; they must vary")
         compared = ComparedModel(
             name=label,
             source=str(measurement.model["name"]),

@@ -16,7 +16,7 @@ SCHEMA = "cone_kernels/rotation/1"
 Matrix = tuple[tuple[float, ...], ...]
 """m × m; NaN where a value is not defined."""
 
-# From here on two axes are spoken of as one, and two sets of projections as the same.
+# |cos| from which on two axes are called one, and |r| from which on two sets of projections are called the same.
 _SHARED = 0.9
 # What another model's mean does, by the share of the cone that it leaves of what the model's own mean takes away.
 _VERDICTS = (
@@ -25,7 +25,7 @@ _VERDICTS = (
     (0.9, 1.1, "does not carry over", "do not carry over"),
     (1.1, math.inf, "closes the cone further", "close the cone further"),
 )
-# A cone that a model's own mean opens by less than this is none to speak of.
+# A cone that a model's own mean opens by less than this is too small to be mentioned.
 _LEAST_CONE = 0.02
 
 

@@ -1,4 +1,4 @@
-"""All four experiments on one or more models, one pass of each, and a folder with everything that came of it."""
+"""All experiments on one or more models, one pass of each, and a folder with everything that came of it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.axis import AxisResult, axis_of
-from cone_kernels.experiments.centering import CenteringResult, center_of
-from cone_kernels.experiments.layers import LayersResult, layers_of
+from cone_kernels.experiments.axis_result import AxisResult
+from cone_kernels.experiments.centering import center_of
+from cone_kernels.experiments.centering_result import CenteringResult
+from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, require_table_format
-from cone_kernels.experiments.pooling import PoolingResult, pooling_of
-from cone_kernels.experiments.rotation import RotationResult, rotation_of
+from cone_kernels.experiments.pooling_result import PoolingResult
+from cone_kernels.experiments.result import ExperimentResult
+from cone_kernels.experiments.rotation import rotation_of
+from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
 from cone_kernels.files import sha256_of, write_whole
-from cone_kernels.names import pooling_names
+from cone_kernels.names import METHODS, experiments_in_run, pooling_names
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
@@ -40,20 +44,33 @@ class ModelResults:
     """The experiments on one model.
 
     Attributes:
-        layers, pooling, axis: as the functions of these names return them.
-        centerings: the three ways to open the cone at the axis's layer, before and after.
+        results: what each experiment on one model found, by its name in `cone_kernels.names.EXPERIMENTS`.
+        centerings: the ways to open the cone at the axis's layer, before and after.
         state: the sums that all of it was computed from.
     """
 
-    layers: LayersResult
-    pooling: PoolingResult
-    axis: AxisResult
+    results: Mapping[str, Any]
     centerings: tuple[CenteringResult, ...]
     state: ConeState = field(repr=False, compare=False)
 
+    @property
+    def layers(self) -> LayersResult:
+        """As `layers` returns it."""
+        return cast("LayersResult", self.results["layers"])
+
+    @property
+    def pooling(self) -> PoolingResult:
+        """As `pooling` returns it."""
+        return cast("PoolingResult", self.results["pooling"])
+
+    @property
+    def axis(self) -> AxisResult:
+        """As `axis` returns it."""
+        return cast("AxisResult", self.results["axis"])
+
     def to_dict(self) -> dict[str, Any]:
         """The experiments by name as JSON data."""
-        return {name: getattr(self, name).to_dict() for name in ("layers", "pooling", "axis")}
+        return {name: result.to_dict() for name, result in self.results.items()}
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class RunResult:
 
     def summary(self) -> tuple[str, ...]:
         """The answers of all experiments in plain sentences."""
-        found = [result for model in self.models for result in (model.layers, model.pooling, model.axis)]
+        found = [result for model in self.models for result in model.results.values()]
         every = [*found, self.rotation] if self.rotation else found
         return tuple(line for result in every for line in result.summary())
 
@@ -115,7 +132,7 @@ def run(
     table: TableFormat = "parquet",
     **options: Unpack[SharedOptions],
 ) -> RunResult:
-    """Runs all four experiments and the centerings in one pass of each model, and writes a folder.
+    """Runs all experiments and the centerings in one pass of each model, and writes a folder.
 
     The folder gets `results.json`, `report.html`, `manifest.json`, `layers.parquet` or `layers.csv`, and for each model
     `states/NAME.safetensors` and `axes/NAME.safetensors`. Each file is written whole or not at all, and nothing before
@@ -145,26 +162,30 @@ def run(
     if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence):
         raise TypeError(f"model: got {model!r:.80}; it must be a sequence of models")
     if not model:
-        raise ValueError("model: got none; it must be at least one")
+        raise ValueError("model: got none; it must name at least one")
     require_table_format(table)
     require("matplotlib", "report", "report.html")
-    from cone_kernels.centering import METHODS
-
     folder = Path(out)
     writes = rank_of(options) == 0
     for part in (folder, folder / "states", folder / "axes") if writes else ():
         part.mkdir(parents=True, exist_ok=True)
     read = open_corpus(corpus, options, again=True)
     names = pooling_names(pooling)
+    settings: dict[str, dict[str, Any]] = {
+        "layers": {"rogue": rogue, "published": published},
+        "pooling": {"pooling": names},
+        "axis": {"layer": layer, "k": k, "top": top, "tokens": tokens},
+    }
     results, measurements = [], []
     for one, rest in zip(model, options_by_model(options, len(model)), strict=True):
         measured = measure(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
         with threads_of(measured):
             results.append(
                 ModelResults(
-                    layers=layers_of(measured, rogue=rogue, published=published),
-                    pooling=pooling_of(measured, pooling=names),
-                    axis=axis_of(measured, layer=layer, k=k, top=top, tokens=tokens),
+                    results={
+                        name: _experiment(name)(measured, **settings.get(name, {}))
+                        for name in experiments_in_run("each model")
+                    },
                     centerings=tuple(center_of(measured, layer=layer, method=method) for method in METHODS),
                     state=measured.state,
                 )
@@ -184,14 +205,23 @@ def run(
     return result
 
 
+def _experiment(name: str) -> Callable[..., ExperimentResult]:
+    """What makes an experiment's result of a measurement: `NAME_of` of the module NAME."""
+    found: Callable[..., ExperimentResult] = getattr(import_module(f"cone_kernels.experiments.{name}"), f"{name}_of")
+    return found
+
+
 def _file_name(label: str) -> str:
     return re.sub(r"[^\w.-]+", "-", label).strip("-.") or "model"
 
 
 def _with_files(results: Sequence[ModelResults], names: Sequence[str]) -> tuple[ModelResults, ...]:
     """The axes with the names of the files that their vectors are about to be written to."""
-    pairs = zip(results, names, strict=True)
-    return tuple(replace(one, axis=replace(one.axis, vectors_file=f"axes/{name}.safetensors")) for one, name in pairs)
+    named = []
+    for one, name in zip(results, names, strict=True):
+        axis = replace(one.axis, vectors_file=f"axes/{name}.safetensors")
+        named.append(replace(one, results={**one.results, "axis": axis}))
+    return tuple(named)
 
 
 def _manifest(measurements: Sequence[Measurement], asked: dict[str, Any]) -> dict[str, Any]:

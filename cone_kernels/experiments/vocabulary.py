@@ -120,7 +120,7 @@ def _input_embeddings(model: nn.Module) -> Tensor:
 
 
 def _map_to_width(model: nn.Module, from_width: int, to_width: int) -> tuple[str, nn.Linear | None]:
-    """The model's own map from its embeddings to its layers, by its module name; None where the widths are one."""
+    """The model's own map from its embeddings to its layers, by its module name; None where both are as wide."""
     found = [
         (name, module)
         for name, module in model.named_modules()

@@ -33,7 +33,7 @@ def figure(result: dict[str, Any]) -> Figure:
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: the result is of no experiment, or lacks what it must have.
+        ValueError: the result is of no experiment, lacks what it must have, or has no figure.
 
     Example:
         >>> figure(layers(model, corpus).to_dict()).savefig("layers.png", dpi=200)
@@ -47,7 +47,10 @@ def figure(result: dict[str, Any]) -> Figure:
     from cone_kernels.report.figures import PANELS
     from cone_kernels.report.figures.panel import stacked
 
-    return stacked(PANELS[experiment](node))
+    panels = PANELS[experiment](node)
+    if not panels:
+        raise ValueError(f"result: got an experiment {experiment!r} with nothing to draw; it must have a figure")
+    return stacked(panels)
 
 
 def fragment(result: dict[str, Any]) -> str:
@@ -98,7 +101,7 @@ def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
     from cone_kernels.report.node import Node
     from cone_kernels.report.page import page_html
 
-    # A lone surrogate is no text that a file could hold; as a character reference browsers show U+FFFD.
+    # UTF-8 has no bytes for a lone surrogate; as a character reference browsers show U+FFFD.
     page = page_html(Node(results), _draw_both).encode("utf-8", "xmlcharrefreplace")
     write_whole(Path(path).resolve(), page)
 

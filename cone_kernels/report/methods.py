@@ -20,7 +20,7 @@ independent.</dd>
 different sentences. Averaging T tokens a sentence alone would give the sentences an anisotropy of B / ((1 + (T −
 1)·W) / T), T the mean length.</dd>
 <dt>Cone axis</dt><dd>The top eigenvector of the covariance of the sentence vectors (centred). It points along the
-mean; axes are compared by |cos|. The uncentred axis and the mean direction are other directions, and given beside
+mean; axes are compared by |cos|. The uncentred axis and the mean direction are other directions, and given with
 it.</dd>
 <dt>Geometry</dt><dd>Participation ratio (tr C)² / ‖C‖²; IsoScore (PR − 1) / (d − 1); effective rank, the
 exponential of the entropy of the eigenvalues' shares; RankMe, the same of the singular values without

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-_WANTED = {"dict": "an object", "list": "a list", "str": "a string"}
+_KINDS = {"dict": "an object", "list": "a list", "str": "a string"}
 
 
 class Node:
@@ -31,14 +31,14 @@ class Node:
         if isinstance(key, int):
             items = self._typed(list)
             if not -len(items) <= key < len(items):
-                raise ValueError(f"results: {self._where} has {len(items)} entries; entry {key} is wanted")
+                raise ValueError(f"results: {self._where} has {len(items)} entries; it must have entry {key}")
             return Node(items[key], f"{self.pointer}/{key % len(items)}")
         if key not in self._typed(dict):
             raise ValueError(f"results: {self._where} has no {key!r}")
         return self.get(key)
 
     def get(self, key: str) -> Node:
-        """The value below, or a node of None where there is none of that name, or nothing here at all."""
+        """The value below; a node of None where nothing has that name, or where this node itself has no value."""
         escaped = key.replace("~", "~0").replace("/", "~1")
         below = self._typed(dict).get(key) if self.known else None
         return Node(below, f"{self.pointer}/{escaped}")
@@ -66,7 +66,7 @@ class Node:
 
     @property
     def numeric(self) -> bool:
-        """Whether it is a number; true and false are none."""
+        """Whether it is a number; true and false do not count as numbers."""
         return isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
 
     @property
@@ -91,8 +91,7 @@ class Node:
 
     def _typed(self, kind: type) -> Any:
         if not isinstance(self.value, kind):
-            wanted = _WANTED[kind.__name__]
-            raise ValueError(f"results: {self._where} is {_short(self.value)}; it must be {wanted}")
+            raise ValueError(f"results: {self._where} is {_short(self.value)}; it must be {_KINDS[kind.__name__]}")
         return self.value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from cone_kernels.names import EXPERIMENTS, experiments_in_run
 from cone_kernels.report.inline import (
     Inline,
     Key,
@@ -22,14 +23,13 @@ from cone_kernels.report.inline import (
 )
 from cone_kernels.report.methods import METHODS_HTML
 from cone_kernels.report.node import Node
-from cone_kernels.report.section import EXPERIMENTS, Drawer, figures_and_tables, findings, in_short
+from cone_kernels.report.section import Drawer, figures_and_tables, findings, in_short
 from cone_kernels.report.style import style_sheet
 from cone_kernels.report.table import Column, Table, table_html
 from cone_kernels.report.tables import TABLES
 from cone_kernels.report.tables.centering import centering_tables
 
 SCHEMA = "cone_kernels/run/1"
-_SECTIONS = ("layers", "pooling", "axis", "rotation", "centering")
 
 # Whatever a corpus or a model's name may hold, no script runs and nothing is fetched.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -50,10 +50,10 @@ def page_html(results: Node, draw: Drawer) -> str:
         ValueError: the results are of another schema, or lack what they must have.
     """
     if results["schema"].value != SCHEMA:
-        raise ValueError(f"results: the schema is {results['schema'].value!r}; this version reads {SCHEMA!r}")
+        raise ValueError(f"results: got the schema {results['schema'].value!r}; it must be {SCHEMA!r}")
     models = list(results["models"])
     if not models:
-        raise ValueError("results: /models is empty; a run has at least one model")
+        raise ValueError("results: /models is empty; it must have at least one model")
     sections = "".join(_sections(results, models, draw))
     title = _title(models)
     return (
@@ -80,10 +80,12 @@ def _names(models: Sequence[Node]) -> Parts:
 
 def _first(model: Node) -> Node:
     """The first experiment of a model that was run: all of them carry its model and its corpus."""
-    for experiment in ("layers", "pooling", "axis"):
+    for experiment in experiments_in_run("each model"):
         if model.get(experiment).known:
             return model[experiment]
-    raise ValueError(f"results: {model.pointer} has no experiment")
+    raise ValueError(
+        f"results: {model.pointer} has no experiment; it must have one of {', '.join(experiments_in_run('each model'))}"
+    )
 
 
 def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
@@ -95,7 +97,7 @@ def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
     device = manifest.get("device") if manifest.get("device").known else _first(models[0]).get("manifest").get("device")
     facts += [("Device", [text(device)])] if device.known else []
     listed = "".join(f"<dt>{escape(term)}</dt><dd>{markup(words)}</dd>" for term, words in facts)
-    links = [("in-short", "In short"), *((key, EXPERIMENTS[key].heading) for key in _SECTIONS)]
+    links = [("in-short", "In short"), *((key, EXPERIMENTS[key].heading) for key in experiments_in_run())]
     links = [link for link in links if link[0] != "centering" or results.get("centering").entries]
     links += [("measured", "What was measured"), ("methods", "Definitions"), ("manifest", "Manifest")]
     nav = "".join(f'<li><a href="#{key}">{escape(words)}</a></li>' for key, words in links)
@@ -143,14 +145,15 @@ def _left_out_words(corpus: Node) -> Parts:
 
 def _in_short(results: Node, models: Sequence[Node]) -> str:
     items = []
-    for key in ("layers", "pooling", "axis", "rotation"):
-        found = [results.get("rotation")] if key == "rotation" else [model.get(key) for model in models]
+    together = experiments_in_run("all models")
+    for key in (*experiments_in_run("each model"), *together):
+        found = [results.get(key)] if key in together else [model.get(key) for model in models]
         found = [result for result in found if result.known]
         words = "".join(
             f"<div>{_whose(result, models)}{in_short(result, brief=len(found) > 1)}</div>" for result in found
         )
         if not words:
-            words = f"<p>{_NO_SECOND_MODEL if key == 'rotation' else 'This run did not ask.'}</p>"
+            words = f"<p>{_NO_SECOND_MODEL if key in together else 'This run did not ask.'}</p>"
         items.append(f'<li><h3><a href="#{key}">{escape(EXPERIMENTS[key].question)}</a></h3><div>{words}</div></li>')
     return f'<section id="in-short"><h2>In short</h2><ol class="answers">{"".join(items)}</ol></section>'
 
@@ -165,7 +168,7 @@ def _sections(results: Node, models: Sequence[Node], draw: Drawer) -> Iterator[s
     from cone_kernels.report.figures.centering import centering_panels
     from cone_kernels.report.figures.models import models_panels
 
-    for key in ("layers", "pooling", "axis"):
+    for key in experiments_in_run("each model"):
         measured = [model["layers"] for model in models if model.get("layers").known]
         bodies = [draw(panel, "all") for panel in models_panels(measured)] if key == "layers" else []
         for at, model in enumerate(models):
@@ -247,7 +250,7 @@ def _manifest(results: Node, models: Sequence[Node]) -> str:
 
 
 def _pairs(table: str, title: Parts, node: Node) -> Table:
-    """Names and values of an object and of those within it; lists of objects are left to tables of their own."""
+    """Names and values of an object and of the objects in it; lists of objects have tables of their own."""
     rows: list[list[Parts]] = [[[Key(value, depth)], _values(value)] for value, depth in _leaves(node, 1)]
     columns = [Column("name", ("name",), "text"), Column("value", ("value",), "long")]
     return Table(table, title, columns, rows, folded=True)

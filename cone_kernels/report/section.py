@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cone_kernels.names import EXPERIMENTS
 from cone_kernels.report.inline import escape, markup, name, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Table, table_html
@@ -14,23 +14,6 @@ from cone_kernels.report.tables import TABLES
 if TYPE_CHECKING:
     from cone_kernels.report.figures.panel import Panel
 
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a section is called and what it asks."""
-
-    heading: str
-    question: str
-
-
-EXPERIMENTS = {
-    "layers": Experiment("Layers", "How tight is the cone at every layer?"),
-    "pooling": Experiment("Pooling", "How much of the cone comes from averaging tokens?"),
-    "axis": Experiment("Axis", "What lies along the main axis of the cone?"),
-    "rotation": Experiment("Rotation", "Do models share their axis?"),
-    "centering": Experiment("The fix", "What does centring do to the cone?"),
-    "compare": Experiment("Comparison", "Did the cone change?"),
-}
 
 UNSETTLED = "The data does not settle this."
 NO_FIGURES = "Figures need matplotlib: pip install 'cone_kernels[report]'"

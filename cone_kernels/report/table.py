@@ -95,5 +95,7 @@ def _values(column: Column, cell: Parts) -> list[str]:
     if len(column.names) == 1:
         return ["".join(full(part.node) if isinstance(part, Number) else plain([part]) for part in cell)]
     if any(values):
-        raise ValueError(f"cell: got {len(values)} values for the names {', '.join(column.names)}")
+        raise ValueError(
+            f"cell: got {len(values)} values for the names {', '.join(column.names)}; it must be one for each"
+        )
     return [""] * len(column.names)

@@ -1,49 +1,25 @@
-"""What things are called, in figures and in tables alike."""
+"""Words that figures and tables share, besides the names of `cone_kernels.names`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from cone_kernels.names import METHODS
 from cone_kernels.report.inline import Inline, Parts, count, fixed, name, text
 from cone_kernels.report.node import Node
 
-GEOMETRY = {
-    "participation_ratio": "participation ratio",
-    "effective_rank": "effective rank",
-    "rank_me": "RankMe",
-    "explained_variance_ratio": "variance along the axis",
-    "iso_score": "IsoScore",
-}
-POOLINGS = {
-    "mean": "mean of all tokens",
-    "mean_without_special": "mean, no special tokens",
-    "cls": "first token (CLS)",
-    "last": "last token",
-    "max": "maximum",
-    "weighted_mean": "weighted mean",
-}
-VARIABLES = {
-    "length": "sentence length",
-    "token_frequency": "frequency of its tokens",
-    "norm": "norm of its vector",
-}
 _ORDINALS = (
     *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
     *("eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth"),
     "nineteenth",
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-METHODS = {
-    "mean": "mean removal",
-    "all-but-the-top": "all but the top",
-    "whitening": "whitening",
-}
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One of the matrices of experiment 4: its key in the results, its question, how to read it, its table's title."""
+    """One of the matrices of `rotation`: its key in the results, its question, how to read it, its table's title."""
 
     key: str
     title: str
@@ -81,18 +57,13 @@ MATRICES = (
 )
 
 
-def called(names: dict[str, str], key: str) -> str:
-    """The name of a key, or the key in plain words where it is one that we do not know."""
-    return names.get(key, key.replace("_", " "))
-
-
 def measured_poolings(result: Node) -> list[str]:
     """The poolings that were asked for, in the order of the results."""
     return [key for key, _ in result["layers"][0].get("poolings").items()]
 
 
 def ordinal(number: int) -> str:
-    """first, second, ..., ninety-ninth: in words, so that every digit in a table is of the results."""
+    """first, second, ..., ninety-ninth: in words, because every digit in a table must come from the results."""
     if number < 20:
         return _ORDINALS[number - 1]
     tens, ones = divmod(number, 10)
@@ -129,5 +100,5 @@ def centering_model(result: Node) -> Parts:
 def centering_method(result: Node) -> Parts:
     """How they are centred."""
     method, top = result["method"], result.get("components")
-    words: Inline = METHODS[method.text] if method.text in METHODS else text(method)
+    words: Inline = METHODS[method.text].label if method.text in METHODS else text(method)
     return [words, " ", count(top)] if top.known and method.text == "all-but-the-top" else [words]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed, TextFormat
-from cone_kernels.names import pooling_names
+from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
+from cone_kernels.names import TextFormat, pooling_names
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class CorpusOptions(TypedDict, total=False):
     dedup: bool
     """Leave out the sentences that came before (default)."""
     format: TextFormat | None
-    """Of standard input: "txt", "jsonl" or "csv"."""
+    """Of standard input: one of `cone_kernels.names.TEXT_FORMATS`."""
     errors: Encoding
     """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
     malformed: Malformed

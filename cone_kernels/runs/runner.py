@@ -29,6 +29,7 @@ from cone_kernels.runs.shard_runner import Counts, ShardRunner
 from cone_kernels.runs.shard_tree import owner
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.cone_state import ConeState
+from cone_kernels.state.poolings import needs_special
 
 # On a CPU throughput is level from 1,000 to 16,000 tokens (MiniLM, two cores); a GPU wants more at once.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -162,7 +163,7 @@ class _CorpusPass:
             loaded,
             probe,
             Counts(**self.part.counts) if self.part.counts else Counts(0 if budget == "auto" else budget),
-            special_tokens="mean_without_special" in gathered["poolings"],
+            special_tokens=needs_special(gathered["poolings"]),
             batch_size=options.batch_size,
             packed=options.packed,
             keeper=keeper,

@@ -303,9 +303,10 @@ def _pooling_identities(path: str | os.PathLike[str], info: Mapping[str, Any]) -
     if "poolings" not in info:
         return {}
     found = info["poolings"]
-    if not isinstance(found, dict) or not found or not set(found) <= set(POOLINGS[1:]):
+    known = [name for name in POOLINGS if name != "mean"]
+    if not isinstance(found, dict) or not found or not set(found) <= set(known):
         got = sorted(found) if isinstance(found, dict) else found
-        raise state_file.StateFileError(f"{path}: poolings are {got}; they must be of {list(POOLINGS[1:])}")
+        raise state_file.StateFileError(f"{path}: poolings are {got}; they must be of {known}")
     for name, identity in found.items():
         level = identity.get("level") if isinstance(identity, dict) else None
         if level != "sentence":

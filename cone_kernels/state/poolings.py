@@ -12,17 +12,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.names import pooling_names
 from cone_kernels.ops.arguments import float_tensor
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
 from cone_kernels.state.sentence_batch import SentenceBatch, TokenRows
-
-__all__ = ["POOLINGS", "pool", "pool_layers", "pooling_names", "refuse_missing_special", "rows_of"]
 
 
 def pool(
@@ -64,18 +63,24 @@ def pool(
     return pool_layers([name], [hidden], batch)[name][0]
 
 
-def refuse_missing_special(poolings: Container[str], special: Tensor | None) -> None:
-    """Raises ValueError where the poolings include mean_without_special and no special tokens are given."""
-    if special is None and "mean_without_special" in poolings:
+def needs_special(poolings: Iterable[str]) -> bool:
+    """Whether one of the poolings has to know which tokens the tokenizer added."""
+    return any(name in _POOLERS and _POOLERS[name].without_special for name in poolings)
+
+
+def refuse_missing_special(poolings: Iterable[str], special: Tensor | None) -> None:
+    """Raises ValueError where a pooling has to know the special tokens and is not told."""
+    needing = [name for name in poolings if needs_special([name])]
+    if special is None and needing:
         raise ValueError(
-            "special: got None; it must be a mask of the special tokens for the pooling mean_without_special, as "
-            "tokenizers give it with return_special_tokens_mask=True"
+            f"special: got None; it must be a mask of the special tokens for the pooling {needing[0]}, as tokenizers "
+            "give it with return_special_tokens_mask=True"
         )
 
 
 def rows_of(pooling: str, batch: SentenceBatch) -> TokenRows:
     """The tokens that the vectors of a pooling are made of."""
-    return batch.plain_tokens if pooling == "mean_without_special" else batch.tokens
+    return batch.plain_tokens if needs_special([pooling]) else batch.tokens
 
 
 def pool_layers(poolings: Sequence[str], layers: Sequence[Tensor], batch: SentenceBatch) -> dict[str, Tensor]:
@@ -89,28 +94,28 @@ def pool_layers(poolings: Sequence[str], layers: Sequence[Tensor], batch: Senten
 def _pool_layer(poolings: Sequence[str], hidden: Tensor, batch: SentenceBatch) -> dict[str, Tensor]:
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     flat = hidden.reshape(-1, hidden.shape[-1])  # (B * T or N, D)
-    # 16-bit tokens are widened once for both means; to pick one or the largest is exact in any type.
-    summable = flat.to(dtype) if {"mean_without_special", "weighted_mean"} & set(poolings) else flat
+    # 16-bit tokens are widened once for all that is summed; to pick one or the largest is exact in any type.
+    summable = flat.to(dtype) if any(_POOLERS[name].sums for name in poolings) else flat
     pooled = {}
     for name in poolings:
-        tokens = rows_of(name, batch)
-        if name == "max":
-            vectors = _largest(flat, tokens)
-        elif name in {"cls", "last"}:
-            vectors = _picked(flat, tokens, first=name == "cls")
-        else:
-            weights = tokens.ranks if name == "weighted_mean" else torch.ones_like(tokens.rows)
-            vectors = _mean(summable, tokens, weights.to(dtype))
-        vectors = vectors.to(dtype)
+        pooler, tokens = _POOLERS[name], rows_of(name, batch)
+        vectors = pooler.vectors(summable if pooler.sums else flat, tokens).to(dtype)
         pooled[name] = vectors if tokens.empty is None else vectors.masked_fill(tokens.empty[:, None], torch.nan)
     return pooled
 
 
-def _picked(flat: Tensor, tokens: TokenRows, first: bool) -> Tensor:
+def _first(flat: Tensor, tokens: TokenRows) -> Tensor:
+    return _picked(flat, tokens, tokens.starts[:-1])
+
+
+def _last(flat: Tensor, tokens: TokenRows) -> Tensor:
+    return _picked(flat, tokens, tokens.starts[1:] - 1)
+
+
+def _picked(flat: Tensor, tokens: TokenRows, at: Tensor) -> Tensor:
     if len(tokens.rows) == 0:
         return flat.new_zeros(len(tokens.sizes), flat.shape[1])
     # Of an empty sentence any row is picked: it has no vector, which the caller writes over it.
-    at = tokens.starts[:-1] if first else tokens.starts[1:] - 1
     return flat[tokens.rows[at.clamp(0, len(tokens.rows) - 1)]]
 
 
@@ -123,10 +128,42 @@ def _largest(flat: Tensor, tokens: TokenRows) -> Tensor:
     return flat.new_full((n, d), -torch.inf).scatter_reduce_(0, sentence, flat[tokens.rows], "amax")
 
 
-def _mean(flat: Tensor, tokens: TokenRows, weights: Tensor) -> Tensor:
+def _mean(flat: Tensor, tokens: TokenRows) -> Tensor:
+    return _weighted(flat, tokens, torch.ones_like(tokens.rows))
+
+
+def _weighted_mean(flat: Tensor, tokens: TokenRows) -> Tensor:
+    return _weighted(flat, tokens, tokens.ranks)
+
+
+def _weighted(flat: Tensor, tokens: TokenRows, weights: Tensor) -> Tensor:
+    weights = weights.to(flat.dtype)
     # embedding_bag sums the rows where they are: what the mask leaves out is not read, and nothing is copied.
     sums = torch.nn.functional.embedding_bag(
         tokens.rows, flat, tokens.starts, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
     totals = weights.new_zeros(len(tokens.sizes)).index_add_(0, tokens.sentence, weights)
     return sums / totals[:, None]
+
+
+@dataclass(frozen=True)
+class _Pooler:
+    """How the vectors of a pooling are made of the rows (B * T or N, D) of one layer: `vectors` gives (B, D).
+
+    `sums`: it adds rows up, so 16-bit ones are widened first. `without_special`: it is given the tokens that the
+    tokenizer did not add, in place of all.
+    """
+
+    vectors: Callable[[Tensor, TokenRows], Tensor]
+    sums: bool = False
+    without_special: bool = False
+
+
+# A pooler for each name of `cone_kernels.names.POOLINGS` but "mean", which the op `masked_mean_pool` makes.
+_POOLERS = {
+    "mean_without_special": _Pooler(_mean, sums=True, without_special=True),
+    "cls": _Pooler(_first),
+    "last": _Pooler(_last),
+    "max": _Pooler(_largest),
+    "weighted_mean": _Pooler(_weighted_mean, sums=True),
+}

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cone_kernels.experiments.axis_result import NAMES, degrees, excerpt
+from cone_kernels.experiments.axis_result import degrees, excerpt
+from cone_kernels.names import spaced
 from cone_kernels.terminal.console import bar
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _joined(tokens: Sequence[TokenProjection]) -> str:
 def _correlations(component: Component) -> Text:
     line = Text("goes with    ", style="dim")
     for name, r in component.correlations.items():
-        line.append(f"{NAMES[name]} ", style="not dim")
+        line.append(f"{spaced(name)} ", style="not dim")
         line.append(f"{r:+.2f}   " if math.isfinite(r) else "-   ", style="not dim bold")
     return line
 

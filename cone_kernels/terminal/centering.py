@@ -11,7 +11,7 @@ from rich.text import Text
 from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.centering import CenteringResult
+    from cone_kernels.experiments.centering_result import CenteringResult
 
 _BAR_WIDTH = 30
 

@@ -1,23 +1,25 @@
-"""The table of all layers, with a bar a level."""
+"""The table of all layers, with a bar for each level."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.names import GEOMETRY
 from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.layers import LayersResult
+    from cone_kernels.experiments.layers_result import LayersResult
 
 _BAR_WIDTH = 10
 
 
 def print_layers(console: Console, result: LayersResult) -> None:
-    """The table of all layers, with a bar a level that starts at 0 and ends at 1; then what the curve says."""
+    """The table of all layers, with a bar from 0 to 1 for each level; then what the curve says."""
     width = min(24, _BAR_WIDTH + max(0, console.width - 80) // 2)
     table = _table("layer")
     for heading in ("sentence", "token"):
@@ -49,21 +51,21 @@ def print_layers(console: Console, result: LayersResult) -> None:
 
 
 def _print_geometry(console: Console, result: LayersResult) -> None:
-    table = _table("layer", "PR", "IsoScore", "λ1 share", "eff. rank", "RankMe")
+    table = _table("layer", *(metric.heading for metric in GEOMETRY.values()))
     table.add_column("rogue dimensions")
     for row in result.layers:
         rogue = ", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions)
-        if row.geometry is None:
-            table.add_row(str(row.layer), *"-----", rogue)
-            continue
-        found = row.geometry
-        ranks = [f"{value:.1f}" for value in (found.effective_rank, found.rank_me)]
-        share = f"{found.explained_variance_ratio:.1%}"
-        cells = [f"{found.participation_ratio:.1f}", number(found.iso_score), share, *ranks]
+        cells = [_shown(name, getattr(row.geometry, name, math.nan)) for name in GEOMETRY]
         table.add_row(str(row.layer), *cells, rogue)
     console.print(table)
     what = "of the sentence vectors around their mean; PR: participation ratio; in brackets: share of the mean cosine"
     console.print(what, style="dim")
+
+
+def _shown(metric: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return {"directions": f"{value:.1f}", "score": number(value), "share": f"{value:.1%}"}[GEOMETRY[metric].shown]
 
 
 def _print_published(console: Console, published: dict[str, Any]) -> None:

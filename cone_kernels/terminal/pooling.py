@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.names import spaced
 from cone_kernels.terminal.console import number
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.pooling import PoolingLayer, PoolingResult
+    from cone_kernels.experiments.pooling_result import PoolingLayer, PoolingResult
 
 _BAR_WIDTH = 10
 _TOKEN, _SENTENCE = "magenta", "cyan"
@@ -85,7 +86,7 @@ def _print_poolings(console: Console, result: PoolingResult) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
     for name in result.layers[0].poolings:
-        table.add_column(name.replace("_", " "), justify="right", max_width=9)
+        table.add_column(spaced(name), justify="right", max_width=9)
     for row in result.layers:
         values = [level.anisotropy for level in row.poolings.values()]
         narrowest = max((value for value in values if math.isfinite(value)), default=math.nan)
@@ -96,4 +97,4 @@ def _print_poolings(console: Console, result: PoolingResult) -> None:
     console.print(Text(f"mean cosine of two sentences under each pooling{error}", "dim"))
     for name, level in result.layers[-1].poolings.items():
         if level.reason:
-            console.print(f"- {name.replace('_', ' ')}: {level.reason}", style="yellow")
+            console.print(f"- {spaced(name)}: {level.reason}", style="yellow")

@@ -16,7 +16,7 @@ def print_run(console: Console, result: RunResult) -> None:
         console.print(
             f"{model.layers.model['name']} ({model.layers.model['architecture']})", style="bold", markup=False
         )
-        for found in (model.layers, model.pooling, model.axis):
+        for found in model.results.values():
             for line in found.summary():
                 console.print(f"- {line}", markup=False)
         for centering in model.centerings:

@@ -10,7 +10,7 @@ from rich.text import Text
 from cone_kernels.terminal.layers import print_layers
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.layers import LayersResult
+    from cone_kernels.experiments.layers_result import LayersResult
 
 
 def print_state(console: Console, result: LayersResult) -> None:

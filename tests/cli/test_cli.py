@@ -190,7 +190,7 @@ def test_output_is_checked_before_the_run(model: Path, corpus: Path, monkeypatch
     assert f"{missing} cannot be written: there is no folder" in one_line(cone(*base, "--json", missing))
     assert f"{missing} cannot be written: there is no folder" in one_line(cone(*base, "--save-state", missing))
     assert "is a folder; the output must be a file" in one_line(cone(*base, "--json", corpus.parent))
-    assert "/dev/null is no regular file" in one_line(cone(*base, "--save-state", "/dev/null"))
+    assert "/dev/null is not a regular file" in one_line(cone(*base, "--save-state", "/dev/null"))
     assert "AssertionError: the run began" in one_line(cone(*base))
 
 

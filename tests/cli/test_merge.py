@@ -222,7 +222,7 @@ def test_the_command_makes_the_file_of_a_single_run(tmp_path: Path) -> None:
     assert "Error: parts: there is none of shards 2, 5 of 8" in done.stderr
     done = cone("merge", *parts[:2], "--incomplete", "-o", tmp_path / "some")
     assert done.exit_code == 0
-    assert "a part: there is none of shards 2, 5 of 8" in done.stderr
+    assert "a part: it lacks shards 2, 5 of 8" in done.stderr
     done = cone("merge", parts[2], tmp_path / "some", "-o", tmp_path / "whole")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "the state of the whole corpus" in done.stderr

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from cone_kernels.cli import main
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.rotation import RotationResult, rotation
-from cone_kernels.experiments.rotation_result import Chance, ComparedModel
+from cone_kernels.experiments.rotation import rotation
+from cone_kernels.experiments.rotation_result import Chance, ComparedModel, RotationResult
 from cone_kernels.runs.measure import measure
 from cone_kernels.statistics.directions import random_cosine_mean
 from cone_kernels.terminal.rotation import print_rotation

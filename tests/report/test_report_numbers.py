@@ -95,7 +95,7 @@ def test_a_place_that_is_not_there_is_named() -> None:
     node = Node({"a": [1], "b": "x"})
     with pytest.raises(ValueError, match="the whole has no 'c'"):
         node["c"]
-    with pytest.raises(ValueError, match="/a has 1 entries; entry 1 is wanted"):
+    with pytest.raises(ValueError, match="/a has 1 entries; it must have entry 1"):
         node["a"][1]
     with pytest.raises(ValueError, match="/b is 'x'; it must be an object"):
         node["b"]["c"]

@@ -28,7 +28,7 @@ DIM = 6
 quick = settings(max_examples=25, deadline=None)
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)
-pooling_sets = st.lists(st.sampled_from(POOLINGS), unique=True)
+pooling_sets = st.lists(st.sampled_from(list(POOLINGS)), unique=True)
 
 
 def filled(n: int, seed: int, first_id: int = 0) -> Moments:
@@ -281,7 +281,7 @@ def test_poolings_round_trip_through_a_file(
     sha256 = state.save(path)
     loaded = ConeState.load(path)
     assert sha256 == state.fingerprint() == loaded.fingerprint()
-    assert list(loaded.poolings) == list(state.poolings) == [name for name in POOLINGS[1:] if name in poolings]
+    assert list(loaded.poolings) == list(state.poolings) == [name for name in list(POOLINGS)[1:] if name in poolings]
     assert_states_close(loaded, state, 0)
     assert loaded.merge(state).fingerprint() == state.merge(state).fingerprint()
 

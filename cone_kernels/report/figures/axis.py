@@ -1,14 +1,15 @@
-"""Figures of experiment 3: the sentences at the ends of each axis, and what each axis goes with."""
+"""Figures of `axis`: the sentences at the ends of each axis, and what each axis goes with."""
 
 from __future__ import annotations
 
+from cone_kernels.names import VARIABLES, label_of
 from cone_kernels.report.figures.canvas import Canvas
 from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.figures.stems import Stem, draw_stems, stems_height
 from cone_kernels.report.inline import Inline, Parts, Text, fixed, joined, one_line, percent, significant
 from cone_kernels.report.node import Node
 from cone_kernels.report.palette import BLUE, ORANGE
-from cone_kernels.report.words import VARIABLES, called, ordinal
+from cone_kernels.report.words import ordinal
 
 _DRAWN = 3  # axes; all of them are in the tables
 
@@ -74,7 +75,7 @@ def _correlations_panel(components: list[Node]) -> Panel:
     others = " The other axes are in the tables." if len(drawn) < len(components) else ""
     stems = [
         Stem(
-            [*([f"{ordinal(at + 1)} axis: "] if len(components) > 1 else []), called(VARIABLES, key)],
+            [*([f"{ordinal(at + 1)} axis: "] if len(components) > 1 else []), label_of(VARIABLES, key)],
             fixed(value, 2, sign=True),
             BLUE,
             at,

@@ -15,7 +15,7 @@ from cone_kernels.report.palette import GREEN, INK, ORANGE
 from cone_kernels.report.words import centering_method, centering_model
 
 _HEAD, _ROW, _BAR, _GAP, _SCALE = 26, 26, 16, 12, 26
-_NUMBER = 64  # room for the number beside the longest bar
+_NUMBER = 64  # room for the number next to the longest bar
 
 
 def panels(result: Node) -> list[Panel]:
@@ -42,7 +42,7 @@ def centering_panels(results: Sequence[Node]) -> list[Panel]:
 
 
 def _subject(result: Node) -> tuple[object, ...]:
-    """What is centred: centrings of the same vectors share a bar of how they are."""
+    """What is centred: centrings of the same vectors share one bar, of the vectors as they are."""
     before = result["before"]
     return result["model"]["name"].value, result["layer"].value, before["value"].value, before.get("stderr").value
 

@@ -26,7 +26,7 @@ class Curve:
     Attributes:
         name: what stands at its end.
         colour: one of the palette.
-        values: one a layer, with gaps where there is none.
+        values: one for each layer, with gaps where a layer has none.
         errors: standard errors, for a band of two on both sides.
         at: where the values lie on the axis of layers; None for one at each layer.
         dashed: a curve that was not measured here.
@@ -101,7 +101,7 @@ def draw_multiples(canvas: Canvas, curves: Sequence[Curve], scale_x: Callable[[A
 
 
 def mark(canvas: Canvas, ax: Axes, at: tuple[float, float], parts: Parts, colour: str, *, above: bool = True) -> None:
-    """A ring around a point of a curve and words beside it that stay within the axes."""
+    """A ring around a point of a curve and words next to it that stay within the axes."""
     ax.plot(*at, "o", markersize=points(9), markeredgewidth=points(1.5), markeredgecolor=colour, markerfacecolor=PAPER,
             clip_on=False, zorder=4)  # fmt: skip
     low, high = ax.get_xlim()

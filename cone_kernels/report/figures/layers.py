@@ -1,10 +1,11 @@
-"""Figures of experiment 1: the curve over the layers, the rogue dimensions, the geometry."""
+"""Figures of `layers`: the curve over the layers, the rogue dimensions, the geometry."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from cone_kernels.names import GEOMETRY, is_share, label_of
 from cone_kernels.report.figures.canvas import SMALL, Canvas, layer_scale, points, scale
 from cone_kernels.report.figures.curves import Curve, curve_axes, draw_curve, mark, value_at
 from cone_kernels.report.figures.grid import grid, grid_height
@@ -12,7 +13,6 @@ from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Inline, Parts, count, fixed, joined, name, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.palette import BLUE, GHOST, GREEN, INK, MUTED, ORANGE, PAPER, PUBLISHED, SENTENCE, TOKEN
-from cone_kernels.report.words import GEOMETRY
 
 _MARKED_DIPS, _DIP_LABEL = 2, 160  # pixels of the axes that a label of a dip takes
 _COLOURED = (BLUE, ORANGE, GREEN)
@@ -194,9 +194,9 @@ def _geometry_panel(result: Node, measures: Sequence[str]) -> Panel:
     described: list[Parts] = []
     for key in measures:
         first, last = _geometry(rows[0], key), _geometry(rows[-1], key)
-        shown = percent if key == "explained_variance_ratio" else significant
+        shown = percent if is_share(key) else significant
         described.append(
-            [f"{GEOMETRY[key]} ", shown(first, 3), " at the first layer and ", shown(last, 3), " at the last"]
+            [f"{label_of(GEOMETRY, key)} ", shown(first, 3), " at the first layer and ", shown(last, 3), " at the last"]
         )
     return Panel(
         "geometry",
@@ -217,8 +217,8 @@ def _draw_geometry(canvas: Canvas, rows: Node, measures: Sequence[str]) -> None:
         width = cell.width - 52
         ax = cell.axes(38, 30, width, cell.height - 62)
         values = [_geometry(row, key) for row in rows]
-        share = key == "explained_variance_ratio"
+        share = is_share(key)
         scale(ax, 0.0, max((float(node.number) for node in values if node.known), default=1.0), steps=3, percent=share)
         layer_scale(ax, numbers, width)
         draw_curve(ax, Curve("", SENTENCE, values), numbers, size=3.5)
-        cell.write(0, 14, [GEOMETRY[key]], fontsize=points(SMALL), color=INK)
+        cell.write(0, 14, [label_of(GEOMETRY, key)], fontsize=points(SMALL), color=INK)

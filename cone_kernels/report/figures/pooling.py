@@ -1,4 +1,4 @@
-"""Figures of experiment 2: tokens against sentences and what averaging alone predicts; the poolings side by side."""
+"""Figures of `pooling`: tokens against sentences and what averaging alone predicts; the poolings side by side."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from cone_kernels.names import POOLINGS, label_of
 from cone_kernels.report.figures.canvas import Canvas, layer_scale, points
 from cone_kernels.report.figures.curves import Curve, curve_axes, draw_multiples
 from cone_kernels.report.figures.grid import grid_height
@@ -15,7 +16,7 @@ from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Inline, Parts, count, fixed, joined
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.palette import INK, PREDICTED, RULE, SENTENCE, TOKEN
-from cone_kernels.report.words import POOLINGS, called, measured_poolings
+from cone_kernels.report.words import measured_poolings
 
 
 def panels(result: Node) -> list[Panel]:
@@ -98,7 +99,7 @@ def _draw_gap(canvas: Canvas, ax: Axes, row: Node) -> None:
 def _poolings_panel(result: Node, poolings: Sequence[str]) -> Panel:
     rows = result["layers"]
     last: list[Parts] = [
-        [f"{called(POOLINGS, key)} ", fixed(rows[-1]["poolings"][key].get("anisotropy"), 2)] for key in poolings
+        [f"{label_of(POOLINGS, key)} ", fixed(rows[-1]["poolings"][key].get("anisotropy"), 2)] for key in poolings
     ]
     return Panel(
         "poolings",
@@ -116,5 +117,5 @@ def _draw_poolings(canvas: Canvas, rows: Node, poolings: Sequence[str]) -> None:
     for key in poolings:
         levels = [row["poolings"][key] for row in rows]
         values, errors = ([level.get(name) for level in levels] for name in ("anisotropy", "stderr"))
-        curves.append(Curve(called(POOLINGS, key), SENTENCE, values, errors, at=numbers))
+        curves.append(Curve(label_of(POOLINGS, key), SENTENCE, values, errors, at=numbers))
     draw_multiples(canvas, curves, lambda ax, width: layer_scale(ax, numbers, width))

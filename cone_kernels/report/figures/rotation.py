@@ -1,4 +1,4 @@
-"""Figures of experiment 4: one matrix each for the comparisons of two models."""
+"""Figures of `rotation`: one matrix each for the comparisons of two models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STRONGEST = 0.45  # opacity of a cell of ±1: its number stays readable on it, l
 
 
 def panels(result: Node) -> list[Panel]:
-    """A figure for each matrix with a number beside its diagonal."""
+    """A figure for each matrix that has a number off its diagonal."""
     return [_panel(result, matrix) for matrix in MATRICES if _compares(result.get(matrix.key))]
 
 

@@ -9,7 +9,7 @@ from cone_kernels.report.figures.canvas import SMALL, Canvas, points, scale
 from cone_kernels.report.inline import Number, Parts
 from cone_kernels.report.palette import INK, MUTED
 
-_LABEL = 58  # room for a number beside a dot
+_LABEL = 58  # room for a number next to a dot
 _GAP = 14  # between groups
 
 

@@ -1,18 +1,14 @@
-"""The tables of every experiment."""
+"""The tables of every experiment: its module here, of its name, has `tables(result)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
+from cone_kernels.names import EXPERIMENTS
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Table
-from cone_kernels.report.tables import axis, centering, compare, layers, pooling, rotation
 
 TABLES: dict[str, Callable[[Node], list[Table]]] = {
-    "layers": layers.tables,
-    "pooling": pooling.tables,
-    "axis": axis.tables,
-    "rotation": rotation.tables,
-    "centering": centering.tables,
-    "compare": compare.tables,
+    name: import_module(f"{__name__}.{name}").tables for name in EXPERIMENTS
 }

@@ -1,13 +1,14 @@
-"""Tables of experiment 3."""
+"""Tables of `axis`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cone_kernels.names import VARIABLES, label_of
 from cone_kernels.report.inline import Parts, code, count, fixed, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table
-from cone_kernels.report.words import VARIABLES, called, ordinal
+from cone_kernels.report.words import ordinal
 
 _ANGLES = {
     "mean_cosine": "first centred axis and mean direction",
@@ -33,7 +34,7 @@ def _axes(result: Node) -> Table:
         Column("share of the variance", ("explained_variance_ratio",)),
         Column("gap to the next", ("eigengap",)),
         Column("residual", ("residual",)),
-        *(Column(f"r with {called(VARIABLES, key)}", (f"correlation_{key}",)) for key in variables),
+        *(Column(f"r with {label_of(VARIABLES, key)}", (f"correlation_{key}",)) for key in variables),
     ]
     rows: list[list[Parts]] = []
     for number, component in enumerate(components, start=1):

@@ -1,13 +1,13 @@
-"""Tables of experiment 1."""
+"""Tables of `layers`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cone_kernels.names import GEOMETRY, is_share, label_of
 from cone_kernels.report.inline import Key, Parts, code, count, estimate, fixed, joined, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
-from cone_kernels.report.words import GEOMETRY, called
 
 
 def tables(result: Node) -> list[Table]:
@@ -62,15 +62,13 @@ def _geometry(result: Node) -> Iterator[Table]:
     layers = [row for row in result["layers"] if row.get("geometry").known]
     if not layers:
         return
-    keys = [key for key, _ in layers[0]["geometry"].items() if key in GEOMETRY]
+    keys = [key for key, _ in layers[0]["geometry"].items()]
     rows: list[list[Parts]] = []
     for row in layers:
         values = {key: row["geometry"].get(key) for key in keys}
-        shown = [
-            percent(value) if key == "explained_variance_ratio" else significant(value) for key, value in values.items()
-        ]
+        shown = [percent(value) if is_share(key) else significant(value) for key, value in values.items()]
         rows.append([[count(row["layer"])], *([number] for number in shown)])
-    columns = [Column("layer", ("layer",)), *(Column(called(GEOMETRY, key), (key,)) for key in keys)]
+    columns = [Column("layer", ("layer",)), *(Column(label_of(GEOMETRY, key), (key,)) for key in keys)]
     yield Table("geometry", ["Geometry of the sentence vectors"], columns, rows, folded=True)
 
 

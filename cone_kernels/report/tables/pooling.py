@@ -1,11 +1,12 @@
-"""Tables of experiment 2."""
+"""Tables of `pooling`."""
 
 from __future__ import annotations
 
+from cone_kernels.names import POOLINGS, label_of
 from cone_kernels.report.inline import Parts, count, estimate
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
-from cone_kernels.report.words import POOLINGS, called, measured_poolings
+from cone_kernels.report.words import measured_poolings
 
 _COSINES = {"gap": "gap", "within": "within", "between": "between", "predicted": "predicted"}
 
@@ -47,7 +48,7 @@ def _levels(result: Node) -> Table:
 def _poolings(result: Node, poolings: list[str]) -> Table:
     layers = result["layers"]
     columns = [Column("layer", ("layer",))]
-    columns += [Column(called(POOLINGS, key), (f"{key}_anisotropy", f"{key}_stderr")) for key in poolings]
+    columns += [Column(label_of(POOLINGS, key), (f"{key}_anisotropy", f"{key}_stderr")) for key in poolings]
     rows: list[list[Parts]] = []
     for row in layers:
         levels = [row["poolings"][key] for key in poolings]

@@ -1,4 +1,4 @@
-"""Tables of experiment 4."""
+"""Tables of `rotation`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _pairs(result: Node) -> Iterator[Table]:
     notes: list[Parts] = [[text(reason)] for reason in result.get("reasons").entries]
     if rows:
         title: Parts = [
-            "Each pair, beside what random directions give; angles between the subspaces of the first ",
+            "Each pair, and what random directions give; angles between the subspaces of the first ",
             count(result["k"]),
             " axes",
         ]
