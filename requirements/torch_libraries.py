@@ -1,4 +1,4 @@
-"""Prints what the installed torch asks for beyond the locks: the CUDA libraries of a build for GPUs; nothing for others."""
+"""Prints what the installed torch asks for beyond the locks: the CUDA libraries of a build for GPUs."""
 
 from importlib.metadata import requires
 
