@@ -1,38 +1,81 @@
 # `make demo` and `make test` set up what they need in .venv; a second run of either does not set up again.
+# All versions are those of the locks in requirements/, but for torch's, of which each machine has a build of its own.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # torch is pinned so that pip takes the CPU build; set TORCH to install another one.
 TORCH ?= torch==2.13.0
+TORCH_OLDEST ?= torch==2.6.0
 # Processes that run the tests side by side.
 JOBS ?= 2
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/kernels/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+EXTRAS := hf demo report train remote bench dev
+comma := ,
 
-.PHONY: setup demo test test-slow test-browser lint format bench gpu clean
+# Without --no-compile pip spends as long on bytecode, most of which nobody imports, as on all the rest.
+INSTALL := -m pip install --quiet --no-compile
+LOCKED := $(INSTALL) --no-deps --require-hashes --requirement
+EDITABLE := $(INSTALL) --no-build-isolation --editable
+# The suite; the tests of a file share a process, and with it their models.
+SUITE := -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: setup demo test test-latest test-oldest test-slow test-browser lint format bench gpu lock clean
 .DEFAULT_GOAL := setup
 
-$(VENV)/.packages: pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); e = p['project']['optional-dependencies']; \
-	  print('\n'.join(p['build-system']['requires'] + p['project']['dependencies'] + e['hf'] + e['demo'] + e['report'] + e['train'] + e['bench'] + e['dev']))" \
-	  > $(VENV)/requirements.txt
-	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
+
+$(VENV)/.demo-packages: requirements/demo.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) --no-deps $(TORCH)
+	$(BIN)/python $(LOCKED) $<
+	touch $@
+
+$(VENV)/.packages: requirements/test.txt $(VENV)/.demo-packages
+	$(BIN)/python $(LOCKED) $<
+	touch $@
+
+# The demo runs on the CPU; building for GPUs takes longer than all the rest and is left to the tests.
+$(VENV)/.demo-built: $(VENV)/.demo-packages $(SOURCES)
+	CONE_CUDA=$${CONE_CUDA:-0} $(BIN)/python $(EDITABLE) . --no-deps
 	touch $@
 
 $(VENV)/.built: $(VENV)/.packages $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python $(EDITABLE) . --no-deps
 	touch $@
 
 setup: $(VENV)/.built
 
-demo: $(VENV)/.built
+# Where all is set up, the demo runs in that.
+demo: $(or $(wildcard $(VENV)/.built),$(VENV)/.demo-built)
 	$(BIN)/cone demo
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python $(SUITE)
+
+# The newest release of everything but torch, in an environment of its own that is brought up to date each time.
+test-latest:
+	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
+	echo "$(TORCH)" > .venv-latest/constraints.txt
+	.venv-latest/bin/python $(INSTALL) --no-deps $(TORCH)
+	.venv-latest/bin/python $(INSTALL) --upgrade setuptools pybind11
+	.venv-latest/bin/python $(EDITABLE) ".[$(subst $() $(),$(comma),$(EXTRAS))]" --upgrade --upgrade-strategy eager \
+	  --constraint .venv-latest/constraints.txt
+	.venv-latest/bin/python $(SUITE)
+
+# The lowest releases that pyproject.toml admits. TORCH_OLDEST may be a build for GPUs, which loads libraries of its own.
+.venv-oldest/.built: requirements/oldest.txt $(SOURCES)
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(INSTALL) --no-deps $(TORCH_OLDEST)
+	.venv-oldest/bin/python requirements/torch_libraries.py > .venv-oldest/torch_libraries.txt
+	test ! -s .venv-oldest/torch_libraries.txt || \
+	  .venv-oldest/bin/python $(INSTALL) --requirement .venv-oldest/torch_libraries.txt
+	.venv-oldest/bin/python $(LOCKED) $<
+	.venv-oldest/bin/python $(EDITABLE) . --no-deps
+	touch $@
+
+test-oldest: .venv-oldest/.built
+	.venv-oldest/bin/python $(SUITE)
 
 test-slow: $(VENV)/.built
 	$(BIN)/python -m pytest -m slow
@@ -62,6 +105,19 @@ RESULTS ?= bench/results
 gpu:
 	$(PYTHON) -m bench.gpu.run --results $(RESULTS) $(STAGES)
 
+# Brings the locks up to date: test.txt has all that tests, lint and bench need, demo.txt what the demo needs, in the same
+# versions, for every Python that pyproject.toml admits; oldest.txt has the lowest versions, for the lowest Python.
+LOCK = .venv-lock/bin/uv pip compile --quiet --no-config --no-python-downloads --upgrade --python-version 3.10 \
+  --no-emit-index-url --generate-hashes --custom-compile-command "make lock" \
+  --overrides requirements/left-out.in pyproject.toml requirements/setup.in
+lock:
+	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(INSTALL) uv)
+	$(LOCK) --universal $(EXTRAS:%=--extra %) --output-file requirements/test.txt
+	$(LOCK) --universal --extra demo --constraints requirements/test.txt --output-file requirements/demo.txt \
+	  --overrides requirements/left-out-of-demo.in
+	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt \
+	  --overrides requirements/left-out-of-oldest.in
+
 clean:
-	rm -rf $(VENV) build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,12 +8,11 @@ from typing import Any
 from cone_kernels.extras import require
 from cone_kernels.integrations.accelerate import repeated_samples
 from cone_kernels.integrations.watch import ConeWatch
+from cone_kernels.models.transformers_names import RUNTIME, TRAIN_RUNTIME
 
 require("transformers", "train", "ConeCallback")
 
 from transformers import Trainer, TrainerCallback  # noqa: E402
-
-_RUNTIME = "_runtime"
 
 
 class ConeCallback(TrainerCallback):  # type: ignore[misc]
@@ -84,9 +83,9 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         if logs is None:
             return
         # Trainer.evaluate logs the very dictionary of metrics from which the best checkpoint is chosen.
-        timed = next((name for name in logs if name.endswith(_RUNTIME)), None)
-        if timed is not None and timed != "train_runtime":
-            prefix = timed.removesuffix(_RUNTIME) + "_"
+        timed = next((name for name in logs if name.endswith(RUNTIME)), None)
+        if timed is not None and timed != TRAIN_RUNTIME:
+            prefix = timed.removesuffix(RUNTIME) + "_"
             values = {prefix + name: value for name, value in self._watch.take("evaluation").items()}
         elif timed is None and "loss" in logs:
             values = self._watch.take("training")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cone_kernels.distributed import all_reduce
 from cone_kernels.integrations.scalars import cone_scalars
+from cone_kernels.models.transformers_names import INNER_MODEL, STARTS, TOKENS
 from cone_kernels.probe.calibration import bind_arguments, calibrating
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, unwrapped
@@ -121,14 +122,13 @@ class ConeWatch:
 def transformer_in(model: nn.Module) -> nn.Module:
     """The Hugging Face model in a SentenceTransformer; any other model itself."""
     first = model[0] if isinstance(model, nn.Sequential) and len(model) > 0 else model
-    inner: nn.Module = getattr(first, "auto_model", None) or model
+    inner: nn.Module = getattr(first, INNER_MODEL, None) or model
     return inner
 
 
 def _n_sentences(arguments: dict[str, Any]) -> int:
-    starts = arguments.get("cu_seq_lens_q")
+    starts = arguments.get(STARTS[0])
     if isinstance(starts, Tensor):
         return len(starts) - 1
-    tokens = arguments.get("input_ids")
-    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+    tokens = next((arguments[name] for name in TOKENS if arguments.get(name) is not None), None)
     return len(tokens) if isinstance(tokens, Tensor) else 0

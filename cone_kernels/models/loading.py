@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.files import sha256_of
 from cone_kernels.models.compiled_blocks import compile_blocks
+from cone_kernels.models.transformers_names import (
+    ATTENTION_CHOSEN,
+    ATTENTION_KEYWORD,
+    DTYPE_KEYWORD,
+    POSITION_EMBEDDINGS,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -240,8 +246,9 @@ def _load(source: _Source, dtype: Any, trust_remote_code: bool, attention: str |
         loader = transformers.AutoModelForTextEncoding
         config.is_encoder_decoder = False
     if attention is not None:
-        shared["attn_implementation"] = attention
-    model, loading = loader.from_pretrained(location, config=config, dtype=dtype, output_loading_info=True, **shared)
+        shared[ATTENTION_KEYWORD] = attention
+    shared[DTYPE_KEYWORD] = dtype
+    model, loading = loader.from_pretrained(location, config=config, output_loading_info=True, **shared)
     missing = sorted(key for key in loading["missing_keys"] if not _may_miss(model, key))
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -301,7 +308,7 @@ def first_position(model: Any) -> int:
 
 def _padded_positions(model: Any) -> Any:
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if name.endswith(POSITION_EMBEDDINGS) and getattr(module, "padding_idx", None) is not None:
             return module
     return None
 
@@ -321,7 +328,7 @@ def _info(model: Any, source: _Source, max_length: int | None) -> dict[str, Any]
         "n_layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": getattr(model.config, ATTENTION_CHOSEN, None),
         "weights_sha256": _weights_sha256(source),
         "max_length": max_length,
     }

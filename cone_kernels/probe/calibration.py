@@ -16,6 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels.models.compiled_blocks import as_written
+from cone_kernels.models.transformers_names import (
+    ATTENTION_MASK,
+    DECODER_TOKENS,
+    INNER_MODEL,
+    RETURN_HIDDEN_STATES,
+    RETURN_MAPPING,
+    TOKENS,
+)
 
 MAX_TOKENS = 8
 
@@ -154,13 +162,13 @@ def record_forward(
 def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if "output_hidden_states" not in parameters and not takes_any:
+    if RETURN_HIDDEN_STATES not in parameters and not takes_any:
         raise RuntimeError(
-            f"model: {type(model).__name__}.forward takes no output_hidden_states, by which the probe finds the "
-            "layers; probe the Hugging Face model inside it (of a SentenceTransformer: model[0].auto_model)"
+            f"model: {type(model).__name__}.forward takes no {RETURN_HIDDEN_STATES}, by which the probe finds the "
+            f"layers; probe the Hugging Face model inside it (of a SentenceTransformer: model[0].{INNER_MODEL})"
         )
-    name = "input_ids" if isinstance(arguments.get("input_ids"), Tensor) else "inputs_embeds"
-    tokens, mask = arguments[name], arguments.get("attention_mask")
+    name = next(name for name in TOKENS if isinstance(arguments.get(name), Tensor))
+    tokens, mask = arguments[name], arguments.get(ATTENTION_MASK)
     # Inference tensors cannot be changed in place outside inference mode, so the row is cloned outside it.
     with torch.inference_mode(False):
         row = tokens[0].clone()
@@ -168,14 +176,14 @@ def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[st
             row = row[mask[0].bool()]
         # Two tokens at least: with one, (B, T, D) and (T, B, D) look alike.
         row = (row if len(row) > 1 else torch.cat([row, row]))[:MAX_TOKENS]
-        kwargs: dict[str, Any] = {name: row.unsqueeze(0), "output_hidden_states": True}
-        tuples_by_default = takes_any and getattr(getattr(model, "config", None), "return_dict", True) is False
-        if "return_dict" in parameters or tuples_by_default:
-            kwargs["return_dict"] = True
+        kwargs: dict[str, Any] = {name: row.unsqueeze(0), RETURN_HIDDEN_STATES: True}
+        tuples_by_default = takes_any and getattr(getattr(model, "config", None), RETURN_MAPPING, True) is False
+        if RETURN_MAPPING in parameters or tuples_by_default:
+            kwargs[RETURN_MAPPING] = True
         if isinstance(mask, Tensor):
-            kwargs["attention_mask"] = torch.ones(1, len(row), dtype=torch.int64, device=row.device)
+            kwargs[ATTENTION_MASK] = torch.ones(1, len(row), dtype=torch.int64, device=row.device)
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            for decoder in ("decoder_input_ids", "decoder_inputs_embeds", "labels"):
+            for decoder in DECODER_TOKENS:
                 if isinstance(arguments.get(decoder), Tensor):
                     kwargs[decoder] = arguments[decoder][:1, :MAX_TOKENS].clone()
     return kwargs, len(row)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels.devices import to_device
+from cone_kernels.models.transformers_names import ATTENTION_MASK, STARTS, TOKENS, filled_cache
 from cone_kernels.probe.calibration import Kind
 from cone_kernels.probe.layer_points import LayerPoint
 from cone_kernels.state.poolings import refuse_missing_special
@@ -75,10 +76,10 @@ class ProbedForward:
         Raises:
             ValueError: there are no tokens, or mask, ids or special do not fit them.
         """
-        _refuse_cache(arguments.get("past_key_values"))
+        _refuse_cache(arguments)
         tokens = _tokens(arguments)
         size = tuple(tokens.shape[:2])
-        starts = arguments.get("cu_seq_lens_q")
+        starts = arguments.get(STARTS[0])
         if starts is None:
             mask = _token_mask(arguments, notes, size, tokens.device)
         else:
@@ -187,29 +188,29 @@ def checked_mask(mask: object, name: str) -> Tensor:
     return mask.to(torch.bool)
 
 
-def _refuse_cache(cache: Any) -> None:
-    if cache is not None and getattr(cache, "get_seq_length", lambda: len(cache))() > 0:
+def _refuse_cache(arguments: Mapping[str, Any]) -> None:
+    name = filled_cache(arguments)
+    if name is not None:
         raise ValueError(
-            "past_key_values: got a cache with earlier tokens, wants none: a probed forward takes in whole "
+            f"{name}: got a cache with earlier tokens, wants none: a probed forward takes in whole "
             "sentences (generate() continues them; probe the forward on the prompt alone)"
         )
 
 
 def _tokens(arguments: Mapping[str, Any]) -> Tensor:
-    tokens = arguments.get("input_ids")
-    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+    tokens = next((arguments[name] for name in TOKENS if arguments.get(name) is not None), None)
     if not isinstance(tokens, Tensor) or tokens.dim() < 2 or 0 in tokens.shape[:2]:
         got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "none"
         raise ValueError(
-            f"input_ids or inputs_embeds: got {got}; it must be at least one token, (B, T) or (B, T, D) (of a "
+            f"{' or '.join(TOKENS)}: got {got}; it must be at least one token, (B, T) or (B, T, D) (of a "
             "SentenceTransformer probe the model inside, model[0].auto_model)"
         )
     return tokens
 
 
 def _token_mask(arguments: Mapping[str, Any], notes: BatchNotes, size: tuple[int, ...], device: torch.device) -> Tensor:
-    name = "mask" if notes.mask is not None else "attention_mask"
-    given = notes.mask if notes.mask is not None else arguments.get("attention_mask")
+    name = "mask" if notes.mask is not None else ATTENTION_MASK
+    given = notes.mask if notes.mask is not None else arguments.get(ATTENTION_MASK)
     mask = torch.ones(size, dtype=torch.bool, device=device) if given is None else checked_mask(given, name)
     if mask.shape != size:
         longer = " (continuing from a key-value cache cannot be probed)" if mask.shape[1] > size[1] else ""
@@ -221,11 +222,9 @@ def _checked_starts(starts: object, size: tuple[int, ...], notes: BatchNotes) ->
     """(B + 1,) int64: where each sentence begins in the one row of a flattened batch, and N."""
     if notes.mask is not None:
         raise ValueError(
-            "mask: got one for a batch with cu_seq_lens_q; it must be None, as every token of such a batch counts"
+            f"mask: got one for a batch with {STARTS[0]}; it must be None, as every token of such a batch counts"
         )
     if size[0] != 1 or not isinstance(starts, Tensor) or starts.dim() != 1 or starts.is_floating_point():
         got = f"{starts.dtype} of shape {tuple(starts.shape)}" if isinstance(starts, Tensor) else type(starts).__name__
-        raise ValueError(
-            f"cu_seq_lens_q: got {got} with tokens {size}; it must be integers (B + 1,) with tokens (1, N)"
-        )
+        raise ValueError(f"{STARTS[0]}: got {got} with tokens {size}; it must be integers (B + 1,) with tokens (1, N)")
     return starts.to(torch.int64)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cone_kernels.models.transformers_names import HIDDEN_STATES
 from cone_kernels.probe.calibration import Event, Kind, Path, Recording, record_forward
 
 
@@ -128,13 +129,13 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
 
 
 def _hidden_states(model: nn.Module, output: Any) -> Sequence[Tensor]:
-    for name in ("hidden_states", "encoder_hidden_states"):
+    for name in HIDDEN_STATES:
         entries = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(entries, (tuple, list)) and entries and all(isinstance(e, Tensor) for e in entries):
             return entries
     raise RuntimeError(
         f"model: {type(model).__name__} cannot be probed: called with output_hidden_states=True it returned "
-        f"{type(output).__name__} without hidden_states or encoder_hidden_states"
+        f"{type(output).__name__} without {' or '.join(HIDDEN_STATES)}"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from cone_kernels.devices import to_device
 from cone_kernels.models.loading import LoadedModel, first_position
+from cone_kernels.models.transformers_names import ATTENTION_MASK, LONGEST, POSITIONS, STARTS
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
 
@@ -64,7 +65,7 @@ class EncodedShard:
         full = [texts[index] for index, length in enumerate(lengths) if length == limit]
         whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
         truncated = sum(limit is not None and len(ids) > limit for ids in whole)
-        columns = {name: found[name] for name in loaded.input_names if name in found and name != "attention_mask"}
+        columns = {name: found[name] for name in loaded.input_names if name in found and name != ATTENTION_MASK}
         return cls(first_id, columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
 
     def padded_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
@@ -79,8 +80,8 @@ class EncodedShard:
             # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
             stand_in = loaded.tokenizer.pad_token_id or 0
             rows = {"input_ids": torch.full((len(batch), 1), stand_in)}
-        if "attention_mask" in loaded.input_names:
-            rows["attention_mask"] = torch.ones_like(rows["input_ids"])
+        if ATTENTION_MASK in loaded.input_names:
+            rows[ATTENTION_MASK] = torch.ones_like(rows["input_ids"])
         return {name: to_device(row, loaded.device) for name, row in rows.items()}
 
     def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
@@ -99,8 +100,8 @@ class EncodedShard:
             for name, column in self.columns.items()
         }
         first = first_position(loaded.model)
-        rows["position_ids"] = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
+        rows[POSITIONS] = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
         starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        rows |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+        rows |= dict.fromkeys(STARTS, starts)
         rows = {name: to_device(row, loaded.device) for name, row in rows.items()}
-        return rows | {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+        return rows | dict.fromkeys(LONGEST, max(lengths))

@@ -7,6 +7,7 @@ import inspect
 import torch
 
 from cone_kernels.models.loading import LoadedModel
+from cone_kernels.models.transformers_names import FLASH, POSITIONS
 from cone_kernels.runs.encoded_shard import EncodedShard
 
 # The most that two ways to run the same sentences may differ by, as a share of the norm of the last hidden states.
@@ -21,13 +22,13 @@ def refuse_unpackable(loaded: LoadedModel) -> None:
         ValueError: its attention is not flash attention, or it takes no `position_ids`.
     """
     attention = str(loaded.info["attention"])
-    if "flash" not in attention:
+    if FLASH not in attention:
         raise ValueError(
             f"packed: got True with attention {attention!r}; only flash attention keeps packed sentences apart: "
             "load the model with attention='flash_attention_2'"
         )
-    if "position_ids" not in inspect.signature(loaded.model.forward).parameters:
-        raise ValueError(f"packed: got True, but {type(loaded.model).__name__}.forward takes no position_ids")
+    if POSITIONS not in inspect.signature(loaded.model.forward).parameters:
+        raise ValueError(f"packed: got True, but {type(loaded.model).__name__}.forward takes no {POSITIONS}")
 
 
 def refuse_mixing(loaded: LoadedModel, shard: EncodedShard) -> None:

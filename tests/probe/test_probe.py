@@ -291,12 +291,6 @@ def test_masks_that_do_not_say_which_tokens_count(mask: Tensor, wanted: str) -> 
             assert int(probe.state.token.count[0].sum()) == 35
 
 
-def test_generation_with_a_cache_is_refused() -> None:
-    model = tiny_model("llama", model_class="LlamaForCausalLM")
-    with ConeProbe(model), pytest.raises(ValueError, match="past_key_values: got a cache with earlier tokens"):
-        model.generate(**tiny_batch("left"), max_new_tokens=3, do_sample=False)
-
-
 def nan_batch(model: nn.Module) -> dict[str, Tensor]:
     batch = tiny_batch()
     embeds = model.get_input_embeddings()(batch["input_ids"]).detach().clone()

@@ -1,0 +1,96 @@
+"""Every name of transformers, and of what is built on it, that this package relies on: the one place to mend.
+
+Beside each is which releases have it, where not all from 4.56 to 5.24 do. What can be told by behaviour is: a cache is
+found whatever its argument is called. tests/models/test_transformers_names.py says which of these no longer hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Arguments of a model's forward.
+TOKENS = ("input_ids", "inputs_embeds")
+ATTENTION_MASK = "attention_mask"
+POSITIONS = "position_ids"
+DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+RETURN_HIDDEN_STATES = "output_hidden_states"
+RETURN_MAPPING = "return_dict"
+# Where the sentences of a batch flattened into one row begin, and the longest: queries and keys.
+STARTS = ("cu_seq_lens_q", "cu_seq_lens_k")
+LONGEST = ("max_length_q", "max_length_k")
+# Caches that are no objects with a behaviour of their own but tuples or lists of tensors are known by these alone.
+CACHES = (
+    "cache",  # from 5.24
+    "past_key_values",  # to 5.23
+    "cache_params",  # Mamba, to 5.23
+    "mems",  # XLNet
+    "past_buckets_states",  # Reformer
+    "state",  # RWKV
+)
+
+# Fields of a model's output: the layers; of an encoder-decoder model called as a whole, its encoder's.
+HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
+
+# Keywords of from_pretrained, and the private attribute of a configuration that tells what was chosen.
+ATTENTION_KEYWORD = "attn_implementation"
+ATTENTION_CHOSEN = "_attn_implementation"
+DTYPE_KEYWORD = "dtype"  # torch_dtype before 4.56
+# Part of the name of every attention that keeps the sentences of a flattened batch apart.
+FLASH = "flash"
+# The end of the name of an embedding of positions that count from after its padding index.
+POSITION_EMBEDDINGS = "position_embeddings"
+# The attribute of sentence-transformers' first module that is the Hugging Face model.
+INNER_MODEL = "auto_model"
+# By the end of this name Trainer's logs of an evaluation are told; the log at the end of training has the other.
+RUNTIME = "_runtime"
+TRAIN_RUNTIME = "train_runtime"
+
+
+def filled_cache(arguments: Mapping[str, Any]) -> str | None:
+    """The name of the argument that is a cache of earlier tokens; None where there is none or it is still empty.
+
+    Args:
+        arguments: of a call of a model's forward, by name.
+
+    Example:
+        >>> filled_cache({"input_ids": ids, "past_key_values": DynamicCache()})
+        >>> filled_cache({"input_ids": ids, "past_key_values": model(ids).past_key_values})
+        'past_key_values'
+    """
+    for name, value in arguments.items():
+        if (name in CACHES or _is_cache(value)) and any(bool(tensor.any()) for tensor in _tensors(value)):
+            return name
+    return None
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether an object is one of transformers' caches: by its class or a base of it, or by what it can be asked."""
+    if any(kind.__name__.endswith("Cache") for kind in type(value).__mro__):
+        return True
+    return hasattr(type(value), "get_seq_length")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a cache that can hold tokens; a cache that is made with room for them begins with zeros."""
+    from torch import Tensor, nn
+
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen or isinstance(item, (type, nn.Module)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            if item.dim() > 1:  # others are lengths and the like
+                yield item
+        elif isinstance(item, Mapping):
+            pending.extend(item.values())
+        elif isinstance(item, (tuple, list)):
+            pending.extend(item)
+        else:
+            pending.extend(getattr(item, "__dict__", {}).values())

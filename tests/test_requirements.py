@@ -1,0 +1,118 @@
+"""That the locks are whole: every Python, every requirement, nothing of the machine that made them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.support.places import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
+LOCKS = ("demo", "test", "oldest")
+# torch and the package whose dependency it is are left out of locks; see requirements/left-out*.in.
+LEFT_OUT = {"demo": {"torch", "sentence-transformers"}, "test": {"torch"}, "oldest": {"torch", "sentence-transformers"}}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def lock(name: str) -> Path:
+    return ROOT / "requirements" / f"{name}.txt"
+
+
+def locked(name: str, python: str) -> dict[str, Version]:
+    """What pip installs from a lock under a Python on Linux."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    versions: dict[str, Version] = {}
+    for line in re.findall(r"^(\S.*==.*) \\$", lock(name).read_text(), flags=re.MULTILINE):
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            key = canonicalize_name(requirement.name)
+            assert key not in versions, f"{name}.txt has {key} twice for Python {python}"
+            (pin,) = requirement.specifier
+            versions[key] = Version(pin.version)
+    return versions
+
+
+def assert_satisfied(lines: list[str], versions: dict[str, Version], left_out: set[str]) -> None:
+    for line in lines:
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        if name not in left_out:
+            assert requirement.specifier.contains(versions[name], prereleases=True), (line, versions[name])
+
+
+def requirements_of(*extras: str) -> list[str]:
+    project = PROJECT["project"]
+    chosen = extras or project["optional-dependencies"]
+    optional = [line for extra in chosen for line in project["optional-dependencies"][extra]]
+    return PROJECT["build-system"]["requires"] + project["dependencies"] + optional
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_locks_have_all_that_is_asked_for(python: str) -> None:
+    assert_satisfied(requirements_of(), locked("test", python), LEFT_OUT["test"])
+    assert_satisfied(requirements_of("demo"), locked("demo", python), LEFT_OUT["demo"])
+
+
+def test_the_oldest_are_the_lowest_that_are_asked_for() -> None:
+    versions = locked("oldest", "3.10")
+    assert_satisfied(requirements_of(), versions, LEFT_OUT["oldest"])
+    higher = {
+        str(requirement)
+        for requirement in map(Requirement, requirements_of())
+        if (name := canonicalize_name(requirement.name)) not in LEFT_OUT["oldest"]
+        and versions[name] != min(Version(bound.version) for bound in requirement.specifier)
+    }
+    assert not higher
+    makefile = (ROOT / "Makefile").read_text()
+    assert (
+        f"TORCH_OLDEST ?= torch=={PROJECT['project']['optional-dependencies']['torch'][0].partition('>=')[2]}"
+        in makefile
+    )
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_demo_runs_on_the_versions_that_are_tested(python: str) -> None:
+    assert locked("demo", python).items() <= locked("test", python).items()
+
+
+def test_what_torch_asks_for_is_locked_though_torch_is_not() -> None:
+    python = f"3.{sys.version_info.minor}"
+    asked = [Requirement(line) for line in importlib.metadata.requires("torch") or []]
+    plain = [r for r in asked if not r.name.startswith(("nvidia-", "cuda-", "triton"))]
+    lines = [f"{r.name}{r.specifier}" for r in plain if r.marker is None or r.marker.evaluate({"extra": ""})]
+    assert len(lines) >= 5
+    for name in ("demo", "test"):
+        assert_satisfied(lines, locked(name, python), set())
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_say_nothing_of_the_machine_that_made_them(name: str) -> None:
+    text = lock(name).read_text()
+    for foreign in ("://", "/tmp", "/home", "/root", "--index", "--find-links", " @ ", "-e "):
+        assert foreign not in text
+    assert not re.search(r"^torch==", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_version_has_hashes(name: str) -> None:
+    text = lock(name).read_text()
+    entries = re.split(r"\n(?=[a-z])", text)[1:]
+    assert len(entries) > 30
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_the_demo_asks_for_nothing_of_tests_and_training() -> None:
+    heavy = {"pytest", "triton", "ray", "lightning", "datasets", "scipy", "scikit-learn", "matplotlib", "mypy"}
+    assert not heavy & set(locked("demo", "3.11"))
