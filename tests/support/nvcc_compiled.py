@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_once import built_once, cache_folder
 from tests.support.places import ROOT
 
 CSRC = ROOT / "csrc"
@@ -77,14 +78,12 @@ def compiled(source: str, arch: str, *options: str) -> list[Kernel]:
     headers = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
     for path in (_file(source), *headers, Path(__file__)):
         digest.update(path.read_bytes())
-    folder = Path(tempfile.gettempdir()) / f"cone-nvcc-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    kept = folder / f"{Path(source).stem}-{arch}-{digest.hexdigest()[:20]}.json"
-    if not kept.exists():
-        kernels = _compile(compiler, tool, source, arch, options)
-        partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
-        partial.rename(kept)  # whole or not at all
+    kept = cache_folder("nvcc") / f"{Path(source).stem}-{arch}-{digest.hexdigest()[:20]}.json"
+
+    def build(path: Path) -> None:
+        path.write_text(json.dumps([asdict(kernel) for kernel in _compile(compiler, tool, source, arch, options)]))
+
+    built_once(kept, build)
     return [Kernel(**kernel) for kernel in json.loads(kept.read_text())]
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pybind11
 
+from tests.support.built_once import built_once, cache_folder
 from tests.support.places import ROOT
 
 SIMT = ROOT / "tests" / "kernels" / "simt"
@@ -26,28 +27,28 @@ INCLUDES = [SIMT, CSRC / "include", CSRC, Path(pybind11.get_include()), Path(sys
 def shared_object(sources: list[Path], name: str) -> Path:
     """Compiles and links `sources` and the shim; what was built of the same text before is taken again."""
     headers = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *SIMT.rglob("*.h"), *SIMT.rglob("*.cuh")])
-    digest = hashlib.sha256(repr((FLAGS, name)).encode())
+    compiler = os.environ.get("CXX", "g++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(repr((FLAGS, name, version, pybind11.__version__)).encode())
     for path in [*sources, SIMT / "simt.cpp", *headers]:
         digest.update(path.read_bytes())
-    folder = Path(tempfile.gettempdir()) / f"cone-simt-{os.getuid()}-{digest.hexdigest()[:20]}"
-    target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if target.exists():
-        return target
-    folder.mkdir(exist_ok=True)
-    compiler = os.environ.get("CXX", "g++")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    target = cache_folder("simt") / f"{name}-{digest.hexdigest()[:20]}{suffix}"
+    return built_once(target, lambda path: _build(compiler, [*sources, SIMT / "simt.cpp"], path))
+
+
+def _build(compiler: str, sources: list[Path], target: Path) -> None:
     options = [*FLAGS, *(f"-I{path}" for path in INCLUDES)]
+    with tempfile.TemporaryDirectory() as folder:
 
-    def compiled(source: Path) -> str:
-        target = folder / f"{source.stem}-{source.parent.name}.o"
-        subprocess.run([compiler, "-x", "c++", *options, "-c", str(source), "-o", str(target)], check=True)
-        return str(target)
+        def compiled(source: Path) -> str:
+            target = Path(folder) / f"{source.stem}-{source.parent.name}.o"
+            subprocess.run([compiler, "-x", "c++", *options, "-c", str(source), "-o", str(target)], check=True)
+            return str(target)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(compiled, [*sources, SIMT / "simt.cpp"]))
-    partial = folder / f"partial-{os.getpid()}"
-    subprocess.run([compiler, "-shared", *objects, "-o", str(partial)], check=True)
-    partial.rename(target)  # whole or not at all
-    return target
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compiled, sources))
+        subprocess.run([compiler, "-shared", *objects, "-o", str(target)], check=True)
 
 
 def cuda_module() -> ModuleType:

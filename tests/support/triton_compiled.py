@@ -1,8 +1,8 @@
 """Triton kernels compiled without a GPU, and what their machine code is made of.
 
-The tests run Triton's interpreter, which is chosen when triton is imported; so kernels are compiled in a process of
-their own: `in_subprocess("module:function")` runs a function of a module there, which returns what JSON
-can hold. In it, `code_of_launches` compiles the kernels that a call launches, specialised as Triton itself does it.
+The tests run Triton's interpreter, which is chosen when triton is imported; so kernels are compiled in another
+process: `in_subprocess("module:function")` runs a function of a module there, which returns what can be pickled. In
+it, `code_of_launches` compiles the kernels that a call launches, specialised as Triton itself does it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.places import ROOT
+from tests.support.built_once import cache_folder
 
 # What one block can have, in bytes.
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
@@ -140,21 +141,37 @@ def _launches(
 
 def in_subprocess(function: str, *arguments: object) -> Any:
     """What `module:function` returns in a process without Triton's interpreter."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # Compiled code is taken from Triton's cache only where it was put by this run.
-    with tempfile.TemporaryDirectory() as cache:
-        environment["TRITON_CACHE_DIR"] = cache
-        command = [sys.executable, "-m", __name__, function, json.dumps(arguments)]
-        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return _results(function, arguments)[0]
 
 
 def in_subprocesses(function: str, *jobs: tuple[object, ...]) -> list[Any]:
     """The lists that `module:function` returns for the arguments of each job, one after the other; two run at once."""
-    with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(in_subprocess, function, *job) for job in jobs]
-        return [each for job in found for each in job.result()]
+    return [each for found in _results(function, *jobs) for each in found]
+
+
+def _results(function: str, *jobs: tuple[object, ...]) -> list[Any]:
+    try:
+        return [job.result() for job in [_compilers().submit(_called, function, job) for job in jobs]]
+    except BrokenProcessPool:
+        _compilers.cache_clear()
+        raise
+
+
+@functools.cache
+def _compilers() -> ProcessPoolExecutor:
+    """Processes that stay for the tests that follow: each takes seconds to import what it needs."""
+    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _begin_compiling)
+
+
+def _begin_compiling() -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+    # Triton finds compiled code again by its source, constants, options and compiler.
+    os.environ["TRITON_CACHE_DIR"] = str(cache_folder("triton"))
+
+
+def _called(function: str, arguments: tuple[object, ...]) -> Any:
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
 
 
 class _NoDevice:
@@ -197,16 +214,3 @@ def _widths(instructions: Counter[str], *names: str) -> dict[str, int]:
             width = next((m.lstrip("US") for m in modifiers if m in ("U8", "S8", "U16", "S16", "64", "128")), "32")
             widths[width] += n
     return dict(widths)
-
-
-def _main() -> None:
-    module, function = sys.argv[1].split(":")
-    result = getattr(importlib.import_module(module), function)(*json.loads(sys.argv[2]))
-    print(json.dumps(result, default=asdict))
-
-
-if __name__ == "__main__":
-    # The module under its own name, so that others that import it have the same classes.
-    from tests.support import triton_compiled
-
-    triton_compiled._main()

@@ -23,7 +23,7 @@ from tests.support.triton_compiled import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Widths that are multiples of 16 compile to the same code.
 WIDTHS = (384, 768, 1024, 4096)
-# Of rows as they are, and compiled at once; `make test-slow` has the others.
+# Of rows as they are; `make test-slow` has the others.
 QUICK = ("second_moment", "top_eigenvectors, data")
 ROW_KERNELS = {"_add_rows", "_add_sentences", "_pool", "_backward", "_finish"}
 MATRIX_KERNELS = {"multiply_tiles", "multiply_covariance", "multiply_data", "krylov_step"}
@@ -78,7 +78,7 @@ def assert_loads_are_wide(found: list[dict[str, Any]]) -> None:
 
 
 def test_nothing_spills_and_loads_are_wide() -> None:
-    found = compiled_at_once(*(([(what, 1024, "bfloat16")], 90) for what in QUICK))
+    found = compiled_at_once(([(what, 1024, "bfloat16") for what in QUICK], 90))
     assert {code["kernel"] for code in found} >= MATRIX_KERNELS - {"multiply_covariance"}
     assert_good(found)
     assert_loads_are_wide(found)
