@@ -188,14 +188,10 @@ def parsed_shard(shard: str) -> tuple[int, int]:
 CORPUS_OPTIONS = tuple(CorpusOptions.__annotations__)
 LOAD_OPTIONS = tuple(LoadOptions.__annotations__)
 
-_RUN_DEFAULTS = {
-    field.name: field.default for field in fields(RunOptions) if field.name in ShardOptions.__annotations__
-}
-# Who takes the reports of a run is not among what is asked of its result, and is passed on by itself.
-del _RUN_DEFAULTS["progress"]
-
-RUN_OPTIONS = tuple(_RUN_DEFAULTS)
-"""The keywords of an experiment that are options of the run in one process, without `progress`."""
+RUN_OPTIONS = tuple(
+    option.name for option in fields(RunOptions) if option.name in ShardOptions.__annotations__.keys() - {"progress"}
+)
+"""The keywords of an experiment that are options of the run in one process, but for `progress`."""
 
 DEFAULTS: dict[str, Any] = {
     "limit": None,
@@ -216,7 +212,7 @@ DEFAULTS: dict[str, Any] = {
     "workers": None,
     "ray": None,
     "distributed": False,
-    **_RUN_DEFAULTS,
+    **{option.name: option.default for option in fields(RunOptions) if option.name in RUN_OPTIONS},
 }
 """What every keyword of an experiment but `progress` is where it is not given."""
 
