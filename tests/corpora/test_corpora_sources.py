@@ -111,7 +111,7 @@ def test_each_file_is_named_by_its_own_lines(folder: Path) -> None:
 
 def test_pipes_are_for_standard_input(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(CorpusError, match=r"a\.txt is no regular file; what a pipe brings is read from -, stdin"):
+    with pytest.raises(CorpusError, match=r"a\.txt is no regular file; it must be one \(a pipe is read as -\)"):
         Corpus(tmp_path / "a.txt")
 
 
@@ -131,7 +131,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, form: Any, data: bytes,
     assert (corpus.name, corpus.summary.duplicates) == ("-", 1)
     assert corpus.summary.examples[0].startswith(f"<stdin>:{3 if form == 'csv' else 2}: replaced")
     assert not sys.stdin.buffer.closed
-    with pytest.raises(CorpusError, match="standard input can be read once, and was"):
+    with pytest.raises(CorpusError, match="standard input has been read, which can be done once"):
         list(corpus)
 
 
@@ -247,7 +247,7 @@ def test_data_sets_of_the_hub(dataset: Path) -> None:
 
 
 def test_data_sets_that_cannot_be_read(dataset: Path) -> None:
-    with pytest.raises(ValueError, match=r"a data set is datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT"):
+    with pytest.raises(ValueError, match=r"it must be datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT"):
         Corpus(f"datasets:{dataset}")
     with pytest.raises(CorpusError, match=r":valid cannot be loaded: .*valid"):
         Corpus(f"datasets:{dataset}:valid")
