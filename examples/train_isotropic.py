@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     sentences = list(Corpus(options.text, limit=20_000)) if options.text else captions(4000, seed=options.seed)
     if len(sentences) < HELD_OUT + options.batch_size:
         raise SystemExit(
-            f"text: got {len(sentences)} distinct sentences, wants {HELD_OUT + options.batch_size} or more"
+            f"text: got {len(sentences)} distinct sentences; it must have {HELD_OUT + options.batch_size} or more"
         )
     held_out, training = sentences[:HELD_OUT], sentences[HELD_OUT:]
 

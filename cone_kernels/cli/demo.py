@@ -6,7 +6,7 @@ import os
 
 import click
 
-from cone_kernels.cli.group import interruptible
+from cone_kernels.cli.ending import interruptible
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, write_json
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cone_kernels.cli.group import TOO_MUCH_DROPPED, interruptible
+from cone_kernels.cli.ending import TOO_MUCH_DROPPED, interruptible
 from cone_kernels.cli.options import model_or_state_options, require_model_or_state
 from cone_kernels.cli.outputs import check_outputs, write_json
 from cone_kernels.names import EXPERIMENTS

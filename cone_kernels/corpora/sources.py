@@ -130,7 +130,7 @@ def _folder(folder: Path) -> Iterator[Source]:
 
 def _local_file(path: Path) -> Source:
     if not path.is_file():
-        raise CorpusError(f"corpus: {path} is no regular file; it must be one (a pipe is read as {STDIN})")
+        raise CorpusError(f"corpus: {path} is not a regular file; it must be one (a pipe is read as {STDIN})")
     return Source(str(path), *_layout_of(path.name, str(path)), partial(open, path, "rb"), path.stat().st_size)
 
 

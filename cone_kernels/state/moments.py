@@ -95,7 +95,8 @@ class Moments:
 
         Args:
             level, layers, dim: as in `empty`.
-            sums: every field of the level by name, with the shapes and dtypes of `cone_kernels.sums`.
+            sums: the fields of the level by name, with the shapes and dtypes of `cone_kernels.sums`; a state that is
+                only read may have fewer.
         """
         kept = any(name in sums for name in SECOND_MOMENT_FIELDS)
         pending = tuple(PendingRows(dim) for _ in layers) if kept else ()

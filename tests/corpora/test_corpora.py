@@ -98,7 +98,7 @@ def test_fields_of_a_text_file_are_refused(tmp_path: Path) -> None:
 def test_one_string_is_no_list_of_fields(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="fields: got the string 'text'"):
         Corpus(jsonl(tmp_path / "a.jsonl", {"text": "t"}), fields="text")
-    with pytest.raises(ValueError, match="each may be named once"):
+    with pytest.raises(ValueError, match="each must be named once"):
         Corpus(jsonl(tmp_path / "a.jsonl", {"text": "t"}), fields=["text", "text"])
 
 

@@ -131,7 +131,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, form: Any, data: bytes,
     assert (corpus.name, corpus.summary.duplicates) == ("-", 1)
     assert corpus.summary.examples[0].startswith(f"<stdin>:{3 if form == 'csv' else 2}: replaced")
     assert not sys.stdin.buffer.closed
-    with pytest.raises(CorpusError, match="standard input can be read once, and was"):
+    with pytest.raises(CorpusError, match="standard input has been read, which can be done once"):
         list(corpus)
 
 
@@ -247,7 +247,7 @@ def test_data_sets_of_the_hub(dataset: Path) -> None:
 
 
 def test_data_sets_that_cannot_be_read(dataset: Path) -> None:
-    with pytest.raises(ValueError, match=r"a data set is datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT"):
+    with pytest.raises(ValueError, match=r"it must be datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT"):
         Corpus(f"datasets:{dataset}")
     with pytest.raises(CorpusError, match=r":valid cannot be loaded: .*valid"):
         Corpus(f"datasets:{dataset}:valid")

@@ -54,7 +54,7 @@ def test_the_term_widens_the_cone(example: ModuleType, tmp_path: Path, capsys: p
 
 
 def test_too_little_text(example: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="text: got 20 distinct sentences, wants 280"):
+    with pytest.raises(SystemExit, match="text: got 20 distinct sentences; it must have 280"):
         example.main(["--text", str(text_file(tmp_path, 20))])
 
 
