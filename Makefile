@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch is pinned so that pip takes the CPU build; set TORCH to install another one.
 TORCH ?= torch==2.13.0
-TORCH_OLDEST ?= torch==2.6.0
+TORCH_OLDEST ?= torch==2.11.0
 # Processes that run the tests side by side.
 JOBS ?= 2
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
@@ -115,8 +115,7 @@ lock:
 	$(LOCK) --universal $(EXTRAS:%=--extra %) --output-file requirements/test.txt
 	$(LOCK) --universal --extra demo --constraints requirements/test.txt --output-file requirements/demo.txt \
 	  --overrides requirements/left-out-of-demo.in
-	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt \
-	  --overrides requirements/left-out-of-oldest.in
+	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt
 
 clean:
 	rm -rf .venv .venv-latest .venv-oldest .venv-lock build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -123,14 +123,9 @@ def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
     except ValueError:
         names = ", ".join(["auto", *Backend])
         raise ValueError(f"{source}: got {backend!r}; it must be one of {names}") from None
-    capability = capabilities()[chosen]
-    if not capability.available:
-        raise BackendUnavailable(f"{source}={chosen} cannot run {op}: {capability.reason}")
-    if op not in capability.ops:
-        raise BackendUnavailable(f"{source}={chosen} has no kernel for {op}; it has {', '.join(capability.ops)}")
-    if device.type not in capability.devices:
-        devices = ", ".join(capability.devices)
-        raise BackendUnavailable(f"{source}={chosen} cannot run {op} on device {device}; it runs on {devices}")
+    refusal = _refusal(chosen.value, device.type, op)
+    if refusal:
+        raise BackendUnavailable(f"{source}={chosen} {refusal}")
     return chosen
 
 
@@ -173,8 +168,21 @@ def _preferred(device_type: str, op: str) -> str:
     return ""
 
 
-# torch.compile takes the answer as a constant instead of tracing the search; as assume_constant_result, without torch.
+def _refusal(backend: str, device_type: str, op: str) -> str:
+    """Why a backend asked for by name does not run an op; "" where it does."""
+    capability = capabilities()[Backend(backend)]
+    if not capability.available:
+        return f"cannot run {op}: {capability.reason}"
+    if op not in capability.ops:
+        return f"has no kernel for {op}; it has {', '.join(capability.ops)}"
+    if device_type not in capability.devices:
+        return f"cannot run {op} on device {device_type}; it runs on {', '.join(capability.devices)}"
+    return ""
+
+
+# torch.compile takes the answers as constants instead of tracing the search; as assume_constant_result, without torch.
 _preferred._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _reasons(op: str) -> str:

@@ -1,6 +1,6 @@
 """Every name of transformers, and of what is built on it, that this package relies on: the one place to mend.
 
-Beside each is which releases have it, where not all from 4.56 to 5.24 do. What can be told by behaviour is: a cache is
+Beside each is which releases have it, where not all from 5.8 to 5.24 do. What can be told by behaviour is: a cache is
 found whatever its argument is called. tests/models/test_transformers_names.py says which of these no longer hold.
 """
 
@@ -38,7 +38,7 @@ HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
 # Keywords of from_pretrained, and the private attribute of a configuration that tells what was chosen.
 ATTENTION_KEYWORD = "attn_implementation"
 ATTENTION_CHOSEN = "_attn_implementation"
-DTYPE_KEYWORD = "dtype"  # torch_dtype before 4.56
+DTYPE_KEYWORD = "dtype"
 # Part of the name of every attention that keeps the sentences of a flattened batch apart.
 FLASH = "flash"
 # The end of the name of an embedding of positions that count from after its padding index.

@@ -115,6 +115,15 @@ def test_gradients_compile_whole_and_once_for_all_shapes(inputs: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_asked_for_by_name_compiles_whole(backend: str) -> None:
+    compiled = torch.compile(
+        lambda x: mean_pairwise_cosine(x * 2, backend=backend), fullgraph=True, backend="aot_eager"
+    )
+    x = normal(6, 5).requires_grad_()
+    assert torch.equal(compiled(x), mean_pairwise_cosine(x * 2, backend=backend))
+
+
 def test_inductor_keeps_the_gradients() -> None:
     def loss(x: Tensor) -> Tensor:
         return (mean_pairwise_cosine(masked_mean_pool(x * 2, MASK.long())) - 0.1).square()
