@@ -197,7 +197,7 @@ save_state_option = click.option(
 json_option = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout, alone.")
 
 
-def model_or_state_options(*own: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+def model_or_state_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     """All options of a command that measures a model or reads a state.
 
     Args:
