@@ -1,4 +1,4 @@
-"""A pytest plugin: what each test came to, a line of JSON as it happens, so that a run that is stopped leaves it.
+"""A pytest plugin that writes each test's outcome as a line of JSON at once, so that a stopped run leaves those it had.
 
 CONE_GPU_OUTCOMES is the file; CONE_GPU_PART, such as 3/8, the part of the tests to run. Tests that the file says have
 had their turn are left out. Where the device answers no more after a failure, the process ends with `LOST_DEVICE`.

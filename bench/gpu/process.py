@@ -1,4 +1,4 @@
-"""Commands with a limit that holds: whatever they start ends with them."""
+"""Runs commands with a time limit that also ends every process that they started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a machine with a GPU is asked, with its own Python and torch and no network: `make gpu`.
+"""Builds, tests and times the kernels on a machine with a GPU, by its own Python and torch, offline: `make gpu`.
 
 python -m bench.gpu.run [--results FOLDER] [build] [test] [sanitize] [bench]
 

@@ -1,4 +1,4 @@
-"""Times on a GPU, of the device and of the host, and what the machine can do at best."""
+"""Times calls on a GPU, the device's time and the host's, and measures the machine's limits."""
 
 from __future__ import annotations
 

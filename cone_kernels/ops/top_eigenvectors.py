@@ -110,7 +110,8 @@ def _top_eigenvectors(
     )
     if not bool(torch.isfinite(values).all()):
         name = "covariance" if covariance else "x"
-        raise ValueError(f"{name}: got entries that are not finite or whose squares leave float64; they must not")
+        got = "entries that are not finite, or too large for float64 eigenvalues"
+        raise ValueError(f"{name}: got {got}; it must have neither")
     return (
         values.reshape(*batch, k),
         signed_along(vectors, values, mean).reshape(*batch, k, d),
