@@ -17,8 +17,8 @@ from pyarrow import parquet
 from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments import axis, layers, pooling, rotation, run
-from cone_kernels.experiments import centering as center
 from cone_kernels.experiments.axis_vectors import AxisVectors
+from cone_kernels.experiments.centering import center
 from cone_kernels.models.loading import load_model
 from tests.support.tiny_checkpoints import save_checkpoint
 
