@@ -26,7 +26,11 @@ SUITE := -m pytest -n $(JOBS) --dist loadfile
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo-packages: requirements/demo.txt | $(BIN)/python
+$(VENV)/.build-packages: requirements/build.txt | $(BIN)/python
+	$(BIN)/python $(LOCKED) $<
+	touch $@
+
+$(VENV)/.demo-packages: requirements/demo.txt $(VENV)/.build-packages
 	$(BIN)/python $(INSTALL) --no-deps $(TORCH)
 	$(BIN)/python $(LOCKED) $<
 	touch $@
@@ -36,7 +40,7 @@ $(VENV)/.packages: requirements/test.txt $(VENV)/.demo-packages
 	touch $@
 
 # The demo runs on the CPU; building for GPUs takes longer than all the rest and is left to the tests.
-$(VENV)/.demo-built: $(VENV)/.demo-packages $(SOURCES)
+$(VENV)/.demo-built: $(VENV)/.build-packages $(SOURCES)
 	CONE_CUDA=$${CONE_CUDA:-0} $(BIN)/python $(EDITABLE) . --no-deps
 	touch $@
 
@@ -46,8 +50,9 @@ $(VENV)/.built: $(VENV)/.packages $(SOURCES)
 
 setup: $(VENV)/.built
 
-# Where all is set up, the demo runs in that.
-demo: $(or $(wildcard $(VENV)/.built),$(VENV)/.demo-built)
+# Where all is set up, the demo runs in that; else the compiler and pip work side by side.
+demo:
+	$(MAKE) --no-print-directory --jobs=2 $(or $(wildcard $(VENV)/.built),$(VENV)/.demo-packages $(VENV)/.demo-built)
 	$(BIN)/cone demo
 
 test: $(VENV)/.built
@@ -107,12 +112,14 @@ gpu:
 
 # Brings the locks up to date: test.txt has all that tests, lint and bench need, demo.txt what the demo needs, in the same
 # versions, for every Python that pyproject.toml admits; oldest.txt has the lowest versions, for the lowest Python.
-LOCK = .venv-lock/bin/uv pip compile --quiet --no-config --no-python-downloads --upgrade --python-version 3.10 \
-  --no-emit-index-url --generate-hashes --custom-compile-command "make lock" \
-  --overrides requirements/left-out.in pyproject.toml requirements/setup.in
+UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --no-config --no-python-downloads --upgrade --python-version 3.10 \
+  --no-emit-index-url --generate-hashes --custom-compile-command "make lock"
+LOCK = $(UV_COMPILE) --overrides requirements/left-out.in pyproject.toml requirements/build.in requirements/torch.in
 lock:
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(INSTALL) uv)
 	$(LOCK) --universal $(EXTRAS:%=--extra %) --output-file requirements/test.txt
+	$(UV_COMPILE) --universal requirements/build.in --constraints requirements/test.txt \
+	  --output-file requirements/build.txt
 	$(LOCK) --universal --extra demo --constraints requirements/test.txt --output-file requirements/demo.txt \
 	  --overrides requirements/left-out-of-demo.in
 	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt

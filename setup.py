@@ -63,17 +63,21 @@ class BuildExtensions(build_ext):
             print("cone_kernels: the compiler has no OpenMP; the CPU kernels will run on one thread")
         jobs = [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in OP_SOURCES]
         jobs += [(CSRC / name, "common", []) for name in COMMON_SOURCES]
+        folder = self.objects() / f"cpu-{'-'.join(isas)}"
+        changed = last_change("*.h")
 
         def build(job: tuple[Path, str, list[str]]) -> list[str]:
             source, isa, flags = job
+            targets = self.compiler.object_filenames([str(source)], output_dir=str(folder / isa))
+            if not self.force and is_newer(Path(targets[0]), changed, source):
+                return targets
             defines = [*macros, *ISA_MACROS.get(isa, [("CONE_ISA", isa)])]
             return self.compiler.compile(
                 [str(source)],
-                output_dir=str(Path(self.build_temp) / isa),
+                output_dir=str(folder / isa),
                 macros=defines,
                 include_dirs=[str(CSRC / "include"), str(CSRC), *ext.include_dirs, *self.include_dirs],
                 extra_postargs=[*FLAGS, *openmp, *flags],
-                depends=[str(header) for header in CSRC.rglob("*.h")],
             )
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -81,6 +85,10 @@ class BuildExtensions(build_ext):
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, target, extra_postargs=openmp, target_lang="c++")
+
+    def objects(self) -> Path:
+        """Where objects stay from build to build; `pip install --editable` builds in a folder that it throws away."""
+        return ROOT / "build" / f"{sys.implementation.cache_tag}-pybind11-{pybind11.__version__}"
 
     def supported_isas(self) -> dict[str, list[str]]:
         if platform.machine().lower() not in {"x86_64", "amd64"}:
@@ -98,19 +106,18 @@ class BuildExtensions(build_ext):
     def build_cuda(self, ext: Extension) -> None:
         nvcc = str(cuda_wanted())
         archs = os.environ.get("CONE_CUDA_ARCHS", "80;90").split(";")
-        folder = Path(self.build_temp) / f"cuda-{'-'.join(archs)}"
+        folder = self.objects() / f"cuda-{'-'.join(archs)}"
         folder.mkdir(parents=True, exist_ok=True)
         gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         newest = max(archs, key=lambda arch: int(arch.rstrip("af")))
         gencode.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX, for GPUs to come
         includes = [f"-I{path}" for path in (CSRC / "include", CSRC, *ext.include_dirs, *self.include_dirs)]
-        headers = [ROOT / "setup.py", *(path for ending in ("*.h", "*.cuh") for path in CSRC.rglob(ending))]
-        changed = max(path.stat().st_mtime for path in headers)
+        changed = last_change("*.h", "*.cuh")
 
         def build(source: str) -> str:
             """The object of one source, compiled anew where it or a header has changed."""
             target = folder / f"{Path(source).stem}-{Path(source).suffix[1:]}.o"
-            if target.exists() and target.stat().st_mtime > max(changed, Path(source).stat().st_mtime):
+            if not self.force and is_newer(target, changed, Path(source)):
                 return str(target)
             partial = target.with_suffix(".partial.o")  # an interrupted build leaves no object that looks finished
             command = [nvcc, "-std=c++17", "-O3", "-c", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode, *includes]
@@ -124,6 +131,17 @@ class BuildExtensions(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([nvcc, "-shared", "-cudart=static", *gencode, *objects, "-o", str(target)], check=True)
+
+
+def last_change(*headers: str) -> float:
+    """When a header or this file was last changed."""
+    paths = [ROOT / "setup.py", *(path for ending in headers for path in CSRC.rglob(ending))]
+    return max(path.stat().st_mtime for path in paths)
+
+
+def is_newer(target: Path, changed: float, source: Path) -> bool:
+    """Whether an object is there and newer than its source and the last change of a header."""
+    return target.exists() and target.stat().st_mtime > max(changed, source.stat().st_mtime)
 
 
 def extensions() -> list[Extension]:
