@@ -124,7 +124,7 @@ def test_rows_split_over_programs_and_passes(monkeypatch: pytest.MonkeyPatch, dt
     for given in ({}, {"use": use, "pilot": pilot}):
         wanted = torch.zeros(2, 20, 20, dtype=torch.float64, device=DEVICE)
         second_moment_(wanted, x, backend="reference", **given)
-        for sizes in ({}, {"_RAW_ROWS": 640, "_PACKED_ROWS": 384, "_PACKED_ELEMENTS": 49152}):
+        for sizes in ({}, {"_RAW_ROWS": 640, "_PLANE_ROWS": 384, "_PLANE_ELEMENTS": 49152}):
             for name, size in sizes.items():
                 monkeypatch.setattr(kernels, name, size)
             monkeypatch.setattr(gram_product, "_PARTIAL_BYTES", 64 * 64 * 4 if sizes else 64 << 20)
