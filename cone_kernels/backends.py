@@ -60,6 +60,8 @@ _MODULES = {
     Backend.TRITON: "cone_kernels.kernels.triton.{op}",
     Backend.CUDA: "cone_kernels.kernels.cuda",
 }
+# A look-up, since torch.compile under torch 2.11 cannot trace `Backend(name)`.
+_BY_NAME: dict[str, Backend] = {backend.value: backend for backend in Backend}
 # What `auto` tries on a device, in this order. Triton's interpreter runs on the CPU too, but only when asked for.
 _PREFERENCE = {
     "cuda": (Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
@@ -117,12 +119,11 @@ def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
         name = _preferred(device.type, op)
         if not name:
             raise BackendUnavailable(f"no backend runs {op} on device {device}: {_reasons(op)}")
-        return Backend(name)
-    try:
-        chosen = Backend(backend)
-    except ValueError:
+        return _BY_NAME[name]
+    if backend not in _BY_NAME:
         names = ", ".join(["auto", *Backend])
-        raise ValueError(f"{source}: got {backend!r}; it must be one of {names}") from None
+        raise ValueError(f"{source}: got {backend!r}; it must be one of {names}")
+    chosen = _BY_NAME[backend]
     refusal = _refusal(chosen.value, device.type, op)
     if refusal:
         raise BackendUnavailable(f"{source}={chosen} {refusal}")

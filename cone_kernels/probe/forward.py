@@ -192,8 +192,8 @@ def _refuse_cache(arguments: Mapping[str, Any]) -> None:
     name = filled_cache(arguments)
     if name is not None:
         raise ValueError(
-            f"{name}: got a cache with earlier tokens, wants none: a probed forward takes in whole "
-            "sentences (generate() continues them; probe the forward on the prompt alone)"
+            f"{name}: got a cache with earlier tokens; it must be empty, as a probed forward takes in "
+            "whole sentences (generate() continues them; probe the forward on the prompt alone)"
         )
 
 
