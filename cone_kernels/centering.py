@@ -225,7 +225,7 @@ class Centering:
 
 def check_method(method: str, components: int | None, shrinkage: float | None) -> None:
     """Raises ValueError for an unknown method, and for an option that is out of range or not of this method."""
-    if method not in METHODS:
+    if method not in list(METHODS):  # which may be anything, hashable or not
         raise ValueError(f"method: got {method!r}; it must be one of {', '.join(METHODS)}")
     if components is not None and method != "all-but-the-top":
         raise ValueError(
@@ -288,7 +288,7 @@ def _checked_header(path: str | os.PathLike[str], header: Any) -> Mapping[str, A
     whole = all(type(header[name]) is int for name in ("layer", "dim", "count"))
     is_number = type(shrinkage) in (int, float) and math.isfinite(shrinkage)
     wrong = {
-        "method": method not in METHODS,
+        "method": method not in list(METHODS),
         "level": header["level"] not in ("sentence", "token"),
         "layer, dim, count": not whole or dim < 1 or header["count"] < 1,
         "components": (type(components) is int) != (method == "all-but-the-top"),

@@ -199,7 +199,8 @@ def pooling_names(poolings: str | Sequence[str]) -> tuple[str, ...]:
     given = [poolings] if isinstance(poolings, str) else list(poolings)
     if given == ["all"]:
         return tuple(POOLINGS)
-    unknown = [name for name in given if name not in POOLINGS]
+    # A list, for what is given need not be hashable.
+    unknown = [name for name in given if name not in list(POOLINGS)]
     if unknown:
         listed = ", ".join(map(repr, unknown))
         raise ValueError(f'pooling: got {listed}; each must be one of {", ".join(POOLINGS)}, or "all" alone')

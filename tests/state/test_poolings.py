@@ -170,6 +170,7 @@ def test_names() -> None:
     ("call", "words"),
     [
         (lambda: pooling_names(["mean", "median"]), "pooling: got 'median'; each must be one of mean, "),
+        (lambda: pooling_names(["mean", ["cls"]]), r"pooling: got \['cls'\]; each must be one of mean, "),
         (lambda: pooling_names(["mean", "all"]), "pooling: got 'all'; .* alone"),
         (lambda: pooling_names(["cls", "cls"]), "pooling: got cls, cls; each must be named once"),
         (
