@@ -9,7 +9,7 @@ namespace {
 // Rows sorted by group at a time: with 64 groups about 8 rows of each.
 constexpr int64_t kWindowRows = 512;
 
-// A task is a range of rows of one layer and has sums of its own, which must stay small beside the rows.
+// A task is a range of rows of one layer and has sums of its own, which must stay small compared with the rows.
 int64_t tasks_of_rows(int64_t n, int64_t d, int64_t groups) {
   int64_t rows_per_task = (int64_t{1} << 17) / d;
   if (rows_per_task < 16 * groups) rows_per_task = 16 * groups;

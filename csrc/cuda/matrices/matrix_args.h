@@ -1,4 +1,4 @@
-// What the launchers of the matrix ops take beside the arguments in csrc/include/cone/.
+// What the launchers of the matrix ops take in addition to the arguments in csrc/include/cone/.
 #pragma once
 
 #include "cone/types.h"
