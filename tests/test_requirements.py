@@ -119,5 +119,5 @@ def test_every_locked_version_has_hashes(name: str) -> None:
 
 
 def test_the_demo_asks_for_nothing_of_tests_and_training() -> None:
-    heavy = {"pytest", "triton", "ray", "lightning", "datasets", "scipy", "scikit-learn", "matplotlib", "mypy"}
+    heavy = {"pytest", "triton", "ray", "lightning", "datasets", "scikit-learn", "matplotlib", "mypy"}
     assert not heavy & set(locked("demo", "3.11"))

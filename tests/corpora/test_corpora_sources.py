@@ -141,7 +141,7 @@ def test_the_format_is_of_standard_input(tmp_path: Path) -> None:
         Corpus("-")
     with pytest.raises(ValueError, match="format: got 'parquet'; it must be txt, jsonl, csv"):
         Corpus("-", format="parquet")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="format: got 'txt' for files; it must be None"):
+    with pytest.raises(ValueError, match="format: got 'txt' for files, whose suffix tells it; it must be None"):
         Corpus(tmp_path / "a.txt", format="txt")
 
 
