@@ -69,7 +69,7 @@ def test_an_added_batch_is_not_waited_for(backend: str, spacing: str) -> None:
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_an_update_in_a_cuda_graph(backend: str, spacing: str) -> None:
     made = batches(4)
-    static, static_mask, static_ids = SPACINGS[spacing](made[0][0]), made[0][1].clone(), made[0][2].clone()
+    static, static_mask, static_ids = SPACINGS[spacing](made[0][0].clone()), made[0][1].clone(), made[0][2].clone()
     state = ConeState.empty(range(3), 64, backend=backend, device=GPU)
     plain = ConeState.empty(range(3), 64, backend=backend, device=GPU)
 
