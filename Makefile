@@ -13,7 +13,9 @@ CXX_FILES := $(shell find csrc tests/kernels/simt -name "*.cpp" -o -name "*.h" -
 EXTRAS := hf demo report train remote bench dev
 comma := ,
 
-# Without --no-compile pip spends as long on bytecode, most of which nobody imports, as on all the rest.
+# Without --no-compile pip spends as long on bytecode, most of which nobody imports, as on all the rest; what is imported
+# is compiled once, also where the environment tells Python to keep no bytecode: importing torch takes 2 s longer then.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := -m pip install --quiet --no-compile
 LOCKED := $(INSTALL) --no-deps --require-hashes --requirement
 EDITABLE := $(INSTALL) --no-build-isolation --editable
