@@ -9,7 +9,7 @@ TORCH_OLDEST ?= torch==2.11.0
 # Processes that run the tests side by side.
 JOBS ?= 2
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
-CXX_FILES := $(shell find csrc tests/kernels/simt -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+CXX_FILES := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 EXTRAS := hf demo report train remote bench dev
 comma := ,
 

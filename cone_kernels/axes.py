@@ -34,7 +34,9 @@ def axes(moments: Moments, k: int = 1) -> Axes:
     """Cone axis, uncentred axis and mean direction, each layer; needs `second_moment`.
 
     An axis points along the mean (dot ≥ 0); where |cos| with the mean is below 1e-3 its largest component is positive.
+    All results are on the CPU; see `Moments.on_cpu`.
     """
+    moments = moments.on_cpu()
     n = moments.count.sum(-1).double()
     mean = mean_vector(moments)
     direction = mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True)

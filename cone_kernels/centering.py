@@ -96,7 +96,7 @@ class Centering:
         """
         check_method(method, components, shrinkage)
         level = state.sentence if isinstance(state, ConeState) else state
-        moments = level.select(level.layers[layer] if -len(level.layers) <= layer < 0 else layer)
+        moments = level.select(level.layers[layer] if -len(level.layers) <= layer < 0 else layer).on_cpu()
         count, needed = int(moments.count.sum()), 1 if method == "mean" else 2
         if count < needed:
             raise ValueError(
@@ -110,11 +110,11 @@ class Centering:
         if method == "all-but-the-top":
             directions = _top_directions(moments, components)
         elif method == "whitening":
-            covariance = metrics.covariance(moments)[0].cpu()
+            covariance = metrics.covariance(moments)[0]
             shrinkage = _oracle_shrinkage(covariance, count) if shrinkage is None else float(shrinkage)
             matrix = _whitening_matrix(covariance, shrinkage)
         model = state.info.get("model") if isinstance(state, ConeState) else None
-        mean = metrics.mean_vector(moments)[0].cpu()
+        mean = metrics.mean_vector(moments)[0]
         return cls(method, moments.level, moments.layers[0], count, mean, directions, matrix, shrinkage, model)
 
     @property
@@ -246,7 +246,7 @@ def _top_directions(moments: Moments, components: int | None) -> Tensor:
     k = max(1, moments.dim // 100) if components is None else components
     if not 1 <= k <= moments.dim:
         raise ValueError(f"components: got {k}; it must be from 1 to the width {moments.dim}")
-    found = top_eigenvectors(covariance=metrics.covariance(moments)[0].cpu(), k=k)
+    found = top_eigenvectors(covariance=metrics.covariance(moments)[0], k=k)
     directions: Tensor = found.vectors
     if not float(found.values[0]) > 0:
         raise ValueError("state: all its vectors are alike, so there is no direction in which they vary")

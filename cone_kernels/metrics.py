@@ -250,6 +250,7 @@ def geometry(moments: Moments) -> Geometry | None:
         >>> geometry(state.sentence.select(6)).participation_ratio
         30.1...
     """
+    moments = moments.on_cpu()
     if int(moments.count.sum()) < 2:
         return None
     matrix = covariance(moments)  # (1, d, d)

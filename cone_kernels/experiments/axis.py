@@ -112,7 +112,7 @@ def axis_of(
     from cone_kernels.axes import axes
 
     found = axes(moments, k)
-    directions, mean = found.centered.vectors[0].cpu(), metrics.mean_vector(moments)[0].cpu()  # (k, d), (d,)
+    directions, mean = found.centered.vectors[0], metrics.mean_vector(moments)[0]  # (k, d), (d,)
     values = found.centered.values[0]
     if float(values[0]) <= _ROUNDING * float(mean.square().sum()):
         raise ValueError(f"corpus: got equal sentence vectors at layer {number}; they must vary to have an axis")
@@ -274,12 +274,12 @@ def _vectors(measurement: Measurement, found: Axes, mean: Tensor, where: dict[st
     names = ("name", "architecture", "weights_sha256")
     corpus = measurement.corpus
     return AxisVectors(
-        centered=found.centered.vectors[0].cpu(),
-        eigenvalues=found.centered.values[0].cpu(),
+        centered=found.centered.vectors[0],
+        eigenvalues=found.centered.values[0],
         mean=mean,
         # A mean of zero has no direction; NaN would make the file unreadable.
-        mean_direction=found.mean_direction[0].cpu().nan_to_num(0.0),
-        uncentered=found.uncentered.vectors[0, 0].cpu(),
+        mean_direction=found.mean_direction[0].nan_to_num(0.0),
+        uncentered=found.uncentered.vectors[0, 0],
         info={
             "model": {name: measurement.model[name] for name in names},
             **where,

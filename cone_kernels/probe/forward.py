@@ -145,9 +145,7 @@ class ProbedForward:
         return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
 
     def move_to(self, device: torch.device) -> None:
-        """Moves the masks to the device of the layers."""
-        if device == self.mask.device:
-            return
+        """Moves the masks to the device of the layers; the caller's may be on the CPU, each for itself."""
         self.mask = to_device(self.mask, device)
         self.special = None if self.special is None else to_device(self.special, device)
         self.kept = None if self.kept is None else to_device(self.kept, device)

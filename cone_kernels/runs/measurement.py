@@ -102,6 +102,7 @@ def measurement_of(
         load, sentences, rank: as in `Measurement`.
     """
     facts, identity = ran.part.facts, ran.part.identity
+    state = ran.state.on_cpu()
     summary, info = facts["corpus"], facts["model"]
     policies = {name: identity[f"corpus.{name}"] for name in ("errors", "malformed", "dedup")}
     return Measurement(
@@ -112,7 +113,7 @@ def measurement_of(
             "dropped": {**summary["dropped"], "no_token": ran.no_token},
             "tokens": ran.tokens,
             "truncated": ran.truncated,
-            "left_out": _left_out(ran.state),
+            "left_out": _left_out(state),
         },
         manifest={
             "versions": versions(),
@@ -121,10 +122,10 @@ def measurement_of(
             "options": {**policies, **options},
             **machine(ran),
             "max_length": info["max_length"],
-            "state_fingerprint": ran.state.fingerprint(),
+            "state_fingerprint": state.fingerprint(),
         },
         layer_names=ran.layer_names,
-        state=ran.state,
+        state=state,
         vectors=ran.vectors,
         load=load,
         sentences=sentences,
@@ -148,7 +149,7 @@ def from_state(state: ConeState | str | os.PathLike[str]) -> Measurement:
     from cone_kernels.state.cone_state import ConeState
 
     file = None if isinstance(state, ConeState) else Path(state)
-    found = state if isinstance(state, ConeState) else ConeState.load(state)
+    found = state.on_cpu() if isinstance(state, ConeState) else ConeState.load(state)
     info, sentence = found.info, found.sentence
     identity = info["model"] if isinstance(info.get("model"), dict) else {"architecture": info.get("model")}
     names = info.get("layer_names") or [f"layer {number}" for number in found.layers]

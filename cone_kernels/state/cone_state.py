@@ -228,6 +228,10 @@ class ConeState:
             {name: moments.settled(device) for name, moments in self.poolings.items()},
         )
 
+    def on_cpu(self) -> ConeState:
+        """This state where formulas take its float64 matrices; see `Moments.on_cpu`."""
+        return self if self.first_left_out.device.type == "cpu" else self.settled("cpu")
+
     def emptied(self) -> ConeState:
         """The state of no sentence that merges with this one."""
         kept: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}

@@ -188,6 +188,14 @@ class Moments:
         }
         return Moments.of_sums(self.level, self.layers, self.dim, copies)
 
+    def on_cpu(self) -> Moments:
+        """This state where formulas take its float64 matrices: itself on a CPU, a settled copy of what is on a GPU.
+
+        A GPU's kernels take no float64 matrix, and a consumer's GPU computes in float64 at a 64th of its speed. What
+        needs no matrix is computed wherever the sums are.
+        """
+        return self if self._sums["count"].device.type == "cpu" else self.settled("cpu")
+
     def select(self, layer: int) -> Moments:
         """A copy of one layer's sums, as a state of that layer alone.
 

@@ -1,0 +1,134 @@
+"""Every command that runs a model with --device cuda, on the stand-in: the numbers of --device cpu."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cone_kernels.cli import main
+from tests.support.stand_in_gpu import stand_in_gpu
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# So that both devices cut the corpus into the same batches, several of each length.
+SAME = ("--token-budget", "60", "--shard-size", "32", "--threads", "1")
+# What tells of the run and not of the model.
+OF_THE_RUN = {"manifest", "vectors_file", "file", "seconds", "device", "device_name"}
+COMMANDS = [
+    ["layers"],
+    ["layers", "--second-moment", "--rogue", "3"],
+    ["pooling"],
+    ["pooling", "--pooling", "all"],
+    ["axis", "--k", "2", "--top", "2", "--tokens", "3"],
+    ["center", "--method", "mean"],
+    ["center", "--method", "all-but-the-top", "--components", "2"],
+    ["center", "--method", "whitening", "--shrinkage", "0.2"],
+    ["rotation", "--k", "2"],
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    base = tmp_path_factory.mktemp("models")
+    for seed in range(2):
+        save_checkpoint(base / f"model-{seed}", seed=seed)
+    return [base / f"model-{seed}" for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    file.write_text("\n".join(" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(60)))
+    return file
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    with stand_in_gpu():
+        yield
+
+
+def cone(*arguments: object) -> Result:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def without_the_run(value: Any) -> Any:
+    """A result without what tells of the run."""
+    if isinstance(value, dict):
+        return {name: without_the_run(one) for name, one in value.items() if name not in OF_THE_RUN}
+    return [without_the_run(one) for one in value] if isinstance(value, list) else value
+
+
+def about(value: Any) -> Any:
+    """A result whose numbers may differ by float32's rounding: torch has other attention for tensors of a GPU."""
+    if isinstance(value, dict):
+        return {name: about(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [about(one) for one in value]
+    return pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value
+
+
+def result(command: list[str], device: str, folders: list[Path], corpus: Path) -> Any:
+    models = [part for folder in folders for part in ("--model", folder)]
+    return without_the_run(
+        json.loads(cone(*command, *models, "--corpus", corpus, *SAME, "--device", device, "--json", "-").stdout)
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_numbers_are_those_of_the_cpu(command: list[str], folders: list[Path], corpus: Path) -> None:
+    models = folders if command[0] == "rotation" else folders[:1]
+    wanted = result(command, "cpu", models, corpus)
+    with stand_in_gpu() as work:
+        got = result(command, "cuda", models, corpus)
+    assert work.launches["pool_moments"] > 1
+    assert got == about(wanted)
+
+
+def test_16_bits_and_batches_as_large_as_pays(folders: list[Path], corpus: Path, gpu: None) -> None:
+    options = ("--dtype", "bfloat16", "--token-budget", "auto", "--device", "cuda")
+    found = json.loads(cone("layers", "--model", folders[0], "--corpus", corpus, *options, "--json", "-").stdout)
+    wanted = result(["layers"], "cpu", folders[:1], corpus)
+    for got, one in zip(found["layers"], wanted["layers"], strict=True):
+        assert got["sentence"]["anisotropy"] == pytest.approx(one["sentence"]["anisotropy"], abs=0.02)
+
+
+def test_all_experiments_in_one_run(folders: list[Path], corpus: Path, tmp_path: Path, gpu: None) -> None:
+    models = [part for folder in folders for part in ("--model", folder)]
+    cone("run", *models, "--corpus", corpus, *SAME, "--pooling", "all", "--device", "cuda", "--out", tmp_path / "gpu")
+    cone("run", *models, "--corpus", corpus, *SAME, "--pooling", "all", "--device", "cpu", "--out", tmp_path / "cpu")
+    names = sorted(file.name for file in (tmp_path / "cpu").iterdir())
+    assert sorted(file.name for file in (tmp_path / "gpu").iterdir()) == names
+    assert "report.html" in names
+    got, wanted = (json.loads((tmp_path / device / "results.json").read_text()) for device in ("gpu", "cpu"))
+    assert list(wanted["models"][0]) == ["layers", "pooling", "axis"]
+    assert without_the_run(got) == about(without_the_run(wanted))
+
+
+def test_a_saved_state_is_compared_and_fitted_anywhere(
+    folders: list[Path], corpus: Path, tmp_path: Path, gpu: None
+) -> None:
+    for folder in folders:
+        state = ("--second-moment", "--save-state", tmp_path / folder.name)
+        cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", "cuda", *state)
+    cone("compare", *(tmp_path / folder.name for folder in folders))
+    cone("center", "--state", tmp_path / folders[0].name, "--method", "whitening", "--shrinkage", "0.2")
+    cone("show", tmp_path / folders[0].name)
+
+
+def test_a_run_goes_on_from_its_checkpoint(folders: list[Path], corpus: Path, tmp_path: Path, gpu: None) -> None:
+    run = ("layers", "--second-moment", "--model", folders[0], *SAME, "--device", "cuda")
+    whole = tmp_path / "whole"
+    cone(*run, "--corpus", corpus, "--save-state", whole)
+    checkpoint = ("--checkpoint", tmp_path / "checkpoint", "--checkpoint-every", "0")
+    cone(*run, "--corpus", corpus, *checkpoint)
+    cone(*run, "--corpus", corpus, *checkpoint, "--resume", "--save-state", tmp_path / "resumed")
+    assert (tmp_path / "resumed").read_bytes() == whole.read_bytes()
