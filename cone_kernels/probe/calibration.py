@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cone_kernels.devices import to_device
 from cone_kernels.models.compiled_blocks import as_written
 from cone_kernels.models.transformers_names import (
     ATTENTION_MASK,
@@ -66,14 +67,6 @@ class Event:
         """Whether this tensor and `other` are the same elements of the same memory."""
         return _same_memory(self.tensor, other)
 
-    def has_value_of(self, other: Tensor) -> bool:
-        """Whether this tensor held, when seen, the numbers that `other` holds now."""
-        return _same_values(self.value, other)
-
-    def was_kept(self, entry: Tensor) -> bool:
-        """Whether nothing wrote to the memory, which is that of `entry`, after this event."""
-        return self.version == _version(entry) and self.has_value_of(entry)
-
 
 @dataclass
 class Recording:
@@ -86,6 +79,7 @@ class Recording:
     calls: Counter[str] = field(default_factory=Counter)
     running: list[tuple[int, int]] = field(default_factory=list)
     clock: int = 0
+    _numbers: dict[int, Tensor] = field(default_factory=dict)
 
     def tick(self) -> int:
         self.clock += 1
@@ -96,6 +90,26 @@ class Recording:
         event = Event(module, kind, call, path, started, self.tick(), tensor, value, version)
         self.events.append(event)
         return event
+
+    def fetch(self, entries: Sequence[Tensor]) -> None:
+        """Brings all numbers to the host together, so that it waits for the device once and not at each comparison.
+
+        Args:
+            entries: the tensors, beside those of the events, that will be asked for; what they hold from now on counts.
+        """
+        tensors = [*entries, *(tensor for event in self.events for tensor in (event.tensor, event.value))]
+        self._numbers = _on_host({id(tensor): tensor for tensor in tensors})
+
+    def has_value_of(self, event: Event, entry: Tensor) -> bool:
+        """Whether the tensor of the event held, when seen, the numbers that `entry` held at `fetch`."""
+        if not _alike(event.value, entry):
+            return False
+        a, b = self._numbers[id(event.value)].reshape(-1), self._numbers[id(entry)].reshape(-1)
+        return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+    def was_kept(self, event: Event, entry: Tensor) -> bool:
+        """Whether nothing wrote to the memory, which is that of `entry`, after the event."""
+        return event.version == _version(entry) and self.has_value_of(event, entry)
 
     def of_call(self, module: str, call: int, kind: Kind) -> list[Event]:
         return [e for e in self.events if (e.module, e.call, e.kind) == (module, call, kind)]
@@ -172,8 +186,9 @@ def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[st
     # Inference tensors cannot be changed in place outside inference mode, so the row is cloned outside it.
     with torch.inference_mode(False):
         row = tokens[0].clone()
-        if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2] and bool(mask[0].any()):
-            row = row[mask[0].bool()]
+        if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2]:
+            counted = mask[0].cpu().nonzero()[:, 0]  # on the CPU, where looking at them makes the host wait no more
+            row = row[to_device(counted, row.device)] if len(counted) > 0 else row
         # Two tokens at least: with one, (B, T, D) and (T, B, D) look alike.
         row = (row if len(row) > 1 else torch.cat([row, row]))[:MAX_TOKENS]
         kwargs: dict[str, Any] = {name: row.unsqueeze(0), RETURN_HIDDEN_STATES: True}
@@ -301,8 +316,14 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return (a.is_contiguous() and b.is_contiguous()) or (a.shape == b.shape and a.stride() == b.stride())
 
 
-def _same_values(a: Tensor, b: Tensor) -> bool:
-    if not _alike(a, b):
-        return False
-    a, b = a.reshape(-1), b.reshape(-1)
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+def _on_host(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The tensors, those of a device as flat copies on the CPU: one copy for each device and dtype."""
+    found = {key: tensor for key, tensor in tensors.items() if tensor.device.type == "cpu"}
+    apart: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for key, tensor in tensors.items():
+        if key not in found:
+            apart.setdefault((tensor.device, tensor.dtype), []).append(key)
+    for keys in apart.values():
+        together = torch.cat([tensors[key].reshape(-1) for key in keys]).cpu()
+        found |= zip(keys, together.split([tensors[key].numel() for key in keys]), strict=True)
+    return found

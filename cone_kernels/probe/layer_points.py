@@ -82,6 +82,7 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
     modules = {name: module for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
     recording, output, n_tokens = record_forward(model, arguments, modules)
     entries = _hidden_states(model, output)
+    recording.fetch(entries)
     dim = _common_width(model, entries, n_tokens)
 
     chosen: list[Event] = []
@@ -120,7 +121,7 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
             e.call,
             e.path,
             time_major=tuple(e.tensor.shape[:-1]) == (n_tokens, 1),
-            kept=e.was_kept(e.tensor),
+            kept=recording.was_kept(e, e.tensor),
         )
         for layer, (name, e) in enumerate(zip(names, chosen, strict=True))
     )
@@ -163,12 +164,12 @@ def _source(recording: Recording, entry: Tensor, ready_before: int) -> tuple[Eve
     """
     aliases = [event for event in recording.events if event.is_memory_of(entry)]
     ready = min((event.seen for event in aliases), default=ready_before)
-    kept = [event for event in aliases if event.was_kept(entry)]
+    kept = [event for event in aliases if recording.was_kept(event, entry)]
     outputs = [event for event in kept if event.kind == "output"]
     inputs = [event for event in kept if event.kind == "input" and event.module]
     if not aliases:
         # The tuple holds a copy: the last call that returned these numbers is the layer all the same.
-        equal = [e for e in recording.events if e.kind == "output" and e.has_value_of(entry)]
+        equal = [e for e in recording.events if e.kind == "output" and recording.has_value_of(e, entry)]
         outputs = ([e for e in equal if e.module] or equal)[-1:]
         ready = outputs[0].seen if outputs else ready_before
     if outputs:
@@ -187,7 +188,7 @@ def _taken_in_by_first_block(recording: Recording, entries: Sequence[Tensor], ch
     """Layer 0 as the first block takes it in, where it does: however the embeddings came about."""
     if len(chosen) > 1 and chosen[1].kind == "output":
         for event in recording.of_call(chosen[1].module, chosen[1].call, "input"):
-            if event.is_memory_of(entries[0]) and event.was_kept(entries[0]):
+            if event.is_memory_of(entries[0]) and recording.was_kept(event, entries[0]):
                 return event
     return chosen[0]
 
