@@ -146,7 +146,10 @@ def shared_options() -> Callable[[_Command], _Command]:
             help="CPU threads of a process; equal bits need equal threads.  [default: all, shared among workers]",
         ),
         click.option(
-            "--shard-size", type=click.IntRange(min=1), metavar="N", help="Sentences of a shard.  [default: 8192]"
+            "--shard-size",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Sentences of a shard.  [default: 8192, on a GPU 65536]",
         ),
         click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),
         click.option(

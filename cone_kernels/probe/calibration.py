@@ -325,5 +325,5 @@ def _on_host(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
             apart.setdefault((tensor.device, tensor.dtype), []).append(key)
     for keys in apart.values():
         together = torch.cat([tensors[key].reshape(-1) for key in keys]).cpu()
-        found |= zip(keys, together.split([tensors[key].numel() for key in keys]), strict=True)
+        found |= zip(keys, torch.split(together, [tensors[key].numel() for key in keys]), strict=True)
     return found

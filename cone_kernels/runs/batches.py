@@ -1,4 +1,4 @@
-"""How the sentences of a shard are cut into batches without padding."""
+"""How the sentences of a shard are cut into batches: without padding, in few shapes, or packed into one row."""
 
 from __future__ import annotations
 
@@ -23,6 +23,42 @@ def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         size = size if batch_size is None else min(size, batch_size)
         while batch := list(itertools.islice(group, size)):
             yield batch
+
+
+def padded_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Cuts sentences into full batches of few shapes: lists of indices, longest first, those without a token apart.
+
+    Each takes as many sentences as the budget has room for when all are as long as `padded_length` of its first, so
+    that shapes depend on that length alone, but for the last batch.
+
+    Args:
+        lengths: tokens of each sentence.
+        token_budget: tokens and padding of a batch at most; a longer sentence is a batch of its own.
+        batch_size: as in `length_batches`.
+
+    Example:
+        >>> list(padded_batches([3, 5, 4, 3], token_budget=12))
+        [[1, 2], [0, 3]]
+    """
+    order = _longest_first(lengths)
+    n_with_tokens, at = sum(length > 0 for length in lengths), 0
+    while at < len(order):
+        size = max(1, token_budget // max(1, padded_length(lengths[order[at]])))
+        size = size if batch_size is None else min(size, batch_size)
+        end = at + size if at >= n_with_tokens else min(at + size, n_with_tokens)
+        yield order[at:end]
+        at = end
+
+
+def padded_length(length: int) -> int:
+    """What a sentence of so many tokens is padded to where shapes should be few: an even number, 8 in each octave.
+
+    Example:
+        >>> [padded_length(length) for length in (3, 17, 33, 500)]
+        [4, 18, 36, 512]
+    """
+    step = max(2, 1 << max(0, (length - 1).bit_length() - 4))
+    return -(-length // step) * step
 
 
 def packed_batches(lengths: Sequence[int], token_budget: int, batch_size: int | None = None) -> Iterator[list[int]]:

@@ -68,21 +68,39 @@ class EncodedShard:
         columns = {name: found[name] for name in loaded.input_names if name in found and name != ATTENTION_MASK}
         return cls(first_id, columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
 
-    def padded_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, torch.Tensor]:
-        """The model's inputs for sentences of one length T, each (B, T).
+    def padded_inputs(
+        self, batch: list[int], loaded: LoadedModel, length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The model's inputs for sentences of at most T tokens, padded on the right, each (B, T).
 
         Args:
-            batch: their positions in the shard.
+            batch: their positions in the shard; none of them has a token, or all have.
             loaded: the model.
+            length: T; None is the length of the longest.
         """
-        rows = {name: torch.tensor([column[i] for i in batch]) for name, column in self.columns.items()}
-        if self.lengths[batch[0]] == 0:
+        pads = {"input_ids": loaded.tokenizer.pad_token_id or 0}
+        longest = max(self.lengths[i] for i in batch)
+        width = max(1, longest) if length is None else length
+        rows = {name: self._rows(column, batch, width, pads.get(name, 0)) for name, column in self.columns.items()}
+        if longest == 0:
             # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
-            stand_in = loaded.tokenizer.pad_token_id or 0
-            rows = {"input_ids": torch.full((len(batch), 1), stand_in)}
+            rows = {"input_ids": rows["input_ids"]}
         if ATTENTION_MASK in loaded.input_names:
-            rows[ATTENTION_MASK] = torch.ones_like(rows["input_ids"])
+            mask = self.token_mask(batch, width) if longest > 0 else torch.ones_like(rows["input_ids"])
+            rows[ATTENTION_MASK] = mask.to(torch.int64)
         return {name: to_device(row, loaded.device) for name, row in rows.items()}
+
+    def token_mask(self, batch: list[int], length: int) -> torch.Tensor:
+        """(B, T) bool on the CPU: which places of sentences padded to this length T are their tokens."""
+        return torch.arange(length) < torch.tensor([self.lengths[i] for i in batch])[:, None]
+
+    def special_rows(self, batch: list[int], length: int) -> torch.Tensor | None:
+        """(B, T) on the CPU: 1 where the tokenizer added the token, in sentences padded to this length T with 0."""
+        return None if self.special is None else self._rows(self.special, batch, length, 0)
+
+    @staticmethod
+    def _rows(column: list[list[int]], batch: list[int], length: int, pad: int) -> torch.Tensor:
+        return torch.tensor([column[i] + [pad] * (length - len(column[i])) for i in batch])
 
     def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
         """The model's inputs for sentences that follow each other in one row of N tokens, each (1, N).

@@ -1,4 +1,4 @@
-"""Runs a model over one shard of a corpus, in batches without padding, halved where memory is short."""
+"""Runs a model over one shard of a corpus, batch by batch, in halves where memory is short."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from itertools import chain
 import torch
 
 from cone_kernels import backends
+from cone_kernels.devices import to_device
 from cone_kernels.models.loading import LoadedModel
 from cone_kernels.probe.cone_probe import ConeProbe
-from cone_kernels.runs.batches import length_batches, packed_batches
+from cone_kernels.runs.batches import length_batches, packed_batches, padded_batches, padded_length
 from cone_kernels.runs.encoded_shard import EncodedShard
-from cone_kernels.runs.packing import refuse_mixing
+from cone_kernels.runs.mixing import heeds_padding, refuse_mixing
 from cone_kernels.runs.token_budget import find_token_budget, is_out_of_memory
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.cone_state import ConeState
@@ -52,6 +53,8 @@ class ShardRunner:
         special_tokens: whether the probe must know which tokens the tokenizer adds.
         batch_size: sentences of a batch at most.
         packed: the sentences of a batch follow each other in one row, whatever their lengths.
+        padded: batches are full and of few shapes, their sentences padded; else each is of one exact length. Set by
+            the first shard: a GPU plans its attention anew for every shape, which a CPU does not.
         keeper: takes the sentence vectors.
         on_batch: called with this object after every batch.
         under_way: sentences, tokens and positions of the shard that is not done; it may have to start again.
@@ -67,6 +70,7 @@ class ShardRunner:
     packed: bool
     keeper: VectorKeeper
     on_batch: Callable[[ShardRunner], None]
+    padded: bool = False
     under_way: Counts = field(default_factory=lambda: Counts(0))
     backends: dict[str, str] = field(default_factory=dict)
     n_shards: int = 0
@@ -86,7 +90,7 @@ class ShardRunner:
         with self._backends_noted():
             while (failed := self._attempt(shard)) is not None:
                 self.counts.out_of_memory += 1
-                self.counts.token_budget = max(1, sum(shard.lengths[index] for index in failed) // 2)
+                self.counts.token_budget = max(1, self._positions(shard, failed) // 2)
                 if self.loaded.device.type == "cuda":
                     torch.cuda.empty_cache()
         self.n_shards += 1
@@ -103,17 +107,19 @@ class ShardRunner:
         """The state of no sentence, with the layers and the width that a forward of `text` shows."""
         self.probe.reset()
         self.keeper.begin_shard(0, 1)
-        _forward(self.loaded, self.probe, self.encode(0, [text]), [0], packed=False)
+        self._forward(self.encode(0, [text]), [0], packed=False)
         state = self.probe.state.emptied()
         self.probe.reset()
         self.keeper.begin_shard(0, 0)
         return state
 
     def _prepare(self, shard: EncodedShard) -> None:
-        """Tries out on the first shard, uncounted, whether packing works, and finds how large batches should be."""
+        """Tries out on the first shard, uncounted, how sentences can be batched, and how large batches should be."""
         self.probe.pause()
         if self.packed:
             refuse_mixing(self.loaded, shard)
+        elif self.loaded.device.type == "cuda":
+            self.padded = heeds_padding(self.loaded, shard)
         if self.counts.token_budget == 0:
             self.counts.token_budget = find_token_budget(self.loaded, shard)
         self.probe.resume()
@@ -123,12 +129,12 @@ class ShardRunner:
         self.probe.reset()
         self.keeper.begin_shard(shard.first_id, len(shard.lengths))
         self.under_way = Counts(0)
-        batches = packed_batches if self.packed else length_batches
+        batches = packed_batches if self.packed else padded_batches if self.padded else length_batches
         for batch in batches(shard.lengths, self.counts.token_budget, self.batch_size):
             tokens = sum(shard.lengths[index] for index in batch)
             failed = False
             try:
-                _forward(self.loaded, self.probe, shard, batch, packed=self.packed)
+                self._forward(shard, batch, packed=self.packed)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -142,30 +148,42 @@ class ShardRunner:
             self.counts.batches += 1
             self.under_way.sentences += len(batch)
             self.under_way.tokens += tokens
-            self.under_way.positions += tokens or len(batch)
+            self.under_way.positions += self._positions(shard, batch)
             self.on_batch(self)
         return None
+
+    def _length(self, shard: EncodedShard, batch: list[int]) -> int:
+        """T of a batch (B, T); 1 where it has no token."""
+        longest = max(1, shard.lengths[batch[0]])
+        if not self.padded:
+            return longest
+        most = self.loaded.max_length
+        return padded_length(longest) if most is None else max(longest, min(padded_length(longest), most))
+
+    def _positions(self, shard: EncodedShard, batch: list[int]) -> int:
+        """What the model is given for a batch: tokens and padding."""
+        tokens = sum(shard.lengths[index] for index in batch)
+        return tokens if self.packed and tokens > 0 else len(batch) * self._length(shard, batch)
+
+    def _forward(self, shard: EncodedShard, batch: list[int], *, packed: bool) -> None:
+        """Runs the model over some sentences of a shard, named by their positions in it; the probe counts them."""
+        ids = torch.tensor(batch) + shard.first_id
+        if packed and shard.lengths[batch[0]] > 0:
+            inputs = shard.packed_inputs(batch, self.loaded)
+            special = None if shard.special is None else [list(chain.from_iterable(shard.special[i] for i in batch))]
+            self.probe.next_batch(ids, special=None if special is None else torch.tensor(special))
+        else:
+            length = self._length(shard, batch)
+            inputs = shard.padded_inputs(batch, self.loaded, length)
+            # The probe looks at the values of a mask of integers, and the host would wait for the device; not at a
+            # bool's.
+            mask = to_device(shard.token_mask(batch, length), self.loaded.device)
+            self.probe.next_batch(ids, mask=mask, special=shard.special_rows(batch, length))
+        with torch.inference_mode():
+            self.loaded.model(**inputs)
 
     @contextmanager
     def _backends_noted(self) -> Iterator[None]:
         with backends.record() as runs:
             yield
         self.backends.update((op, str(chosen)) for op, chosen in runs)
-
-
-def _forward(loaded: LoadedModel, probe: ConeProbe, shard: EncodedShard, batch: list[int], *, packed: bool) -> None:
-    """Runs the model over some sentences of a shard, named by their positions in it; the probe counts them."""
-    ids = torch.tensor(batch) + shard.first_id
-    length = shard.lengths[batch[0]]
-    special = None if shard.special is None else [shard.special[index] for index in batch]
-    if packed and length > 0:
-        inputs = shard.packed_inputs(batch, loaded)
-        probe.next_batch(ids, special=None if special is None else torch.tensor([list(chain.from_iterable(special))]))
-    else:
-        inputs = shard.padded_inputs(batch, loaded)
-        # The probe looks at the values of a mask of integers, and the host would wait for the device; not at a bool's.
-        mask = torch.full_like(inputs["input_ids"], length > 0, dtype=torch.bool)
-        rows = None if special is None else torch.tensor(special) if length > 0 else torch.zeros_like(mask)
-        probe.next_batch(ids, mask=mask, special=rows)
-    with torch.inference_mode():
-        loaded.model(**inputs)
