@@ -151,7 +151,7 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
         >>> with record() as runs:
         ...     _ = mean_pairwise_cosine(x, backend="cpu")
         >>> runs
-        [('row_moments', <Backend.CPU: 'cpu'>)]
+        [('mean_pairwise_cosine', <Backend.CPU: 'cpu'>)]
     """
     runs: list[tuple[str, Backend]] = []
     _runs.append(runs)

@@ -22,6 +22,7 @@ from cone_kernels.kernels.pointers import (
 __all__ = [
     "masked_mean_pool",
     "masked_mean_pool_backward",
+    "mean_pairwise_cosine",
     "mean_pairwise_cosine_backward",
     "pool_moments",
     "row_moments",
@@ -42,6 +43,24 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         threads=torch.get_num_threads(),
     )
     return status
+
+
+def mean_pairwise_cosine(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A (L,) of x (L, n, d), how many rows were left out (L,), and the sums s (L, d) and n (L,) that A is made of."""
+    n_layers, _, d = x.shape
+    cosine = torch.empty(n_layers, dtype=torch.float64)
+    left_out = torch.empty(n_layers, dtype=torch.int64)
+    unit_sum = torch.empty((n_layers, d), dtype=torch.float64)
+    count = torch.empty(n_layers, dtype=torch.int64)
+    _cpu.mean_pairwise_cosine(
+        **rows_of(x),
+        cosine=cosine.data_ptr(),
+        left_out=left_out.data_ptr(),
+        unit_sum=unit_sum.data_ptr(),
+        count=count.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return cosine, left_out, unit_sum, count
 
 
 def pool_moments(

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cone_kernels.kernels.cosine import cosine_by_row_moments
 from cone_kernels.sums import ROW_FIELDS
 
 __all__ = [
     "masked_mean_pool",
     "masked_mean_pool_backward",
+    "mean_pairwise_cosine",
     "mean_pairwise_cosine_backward",
     "pool_moments",
     "row_moments",
@@ -63,6 +65,11 @@ def _status_of(norm_sq: Tensor) -> Tensor:
     status[norm_sq < torch.finfo(torch.float64).tiny] = _ZERO
     status[~norm_sq.isfinite()] = _NONFINITE
     return status
+
+
+def mean_pairwise_cosine(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A (L,) of x (L, n, d), how many rows were left out (L,), and the sums s (L, d) and n (L,) that A is made of."""
+    return cosine_by_row_moments(row_moments, x)
 
 
 def pool_moments(
