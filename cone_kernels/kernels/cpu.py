@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cpu
+from cone_kernels.kernels.cosine import CosineAndSums
 from cone_kernels.kernels.pointers import (
     DTYPE_NUMBERS,
     address,
@@ -45,19 +46,20 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     return status
 
 
-def mean_pairwise_cosine(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A (L,) of x (L, n, d), how many rows were left out (L,), and the sums s (L, d) and n (L,) that A is made of."""
-    n_layers, _, d = x.shape
-    cosine = torch.empty(n_layers, dtype=torch.float64)
-    left_out = torch.empty(n_layers, dtype=torch.int64)
-    unit_sum = torch.empty((n_layers, d), dtype=torch.float64)
-    count = torch.empty(n_layers, dtype=torch.int64)
+def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
+    """A (...) of x (..., n, d); unless it is wanted `alone`, rows left out (...), s (..., d) and n (...) as well."""
+    batch = x.shape[:-2]
+    cosine = torch.empty(batch, dtype=torch.float64)
+    left_out = unit_sum = count = None
+    if not alone:
+        left_out, count = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
+        unit_sum = torch.empty((*batch, x.shape[-1]), dtype=torch.float64)
     _cpu.mean_pairwise_cosine(
-        **rows_of(x),
+        **rows_of(x if len(batch) < 2 else x.flatten(0, -3)),
         cosine=cosine.data_ptr(),
-        left_out=left_out.data_ptr(),
-        unit_sum=unit_sum.data_ptr(),
-        count=count.data_ptr(),
+        left_out=address(left_out),
+        unit_sum=address(unit_sum),
+        count=address(count),
         threads=torch.get_num_threads(),
     )
     return cosine, left_out, unit_sum, count

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cone_kernels.kernels.cosine import cosine_by_row_moments
+from cone_kernels.kernels.cosine import CosineAndSums, cosine_by_row_moments
 from cone_kernels.sums import ROW_FIELDS
 
 __all__ = [
@@ -67,8 +67,8 @@ def _status_of(norm_sq: Tensor) -> Tensor:
     return status
 
 
-def mean_pairwise_cosine(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A (L,) of x (L, n, d), how many rows were left out (L,), and the sums s (L, d) and n (L,) that A is made of."""
+def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
+    """A (...) of x (..., n, d), how many rows were left out (...), s (..., d) and n (...)."""
     return cosine_by_row_moments(row_moments, x)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -59,8 +58,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def flatten_batch(x: Tensor, row_dims: int) -> Tensor:
     """(..., rows) as (L, rows), L the product of the batch dimensions; a copy only where no view can be had."""
-    split = x.dim() - row_dims
-    return x.reshape(math.prod(x.shape[:split]), *x.shape[split:])
+    return x[None] if x.dim() == row_dims else x.flatten(0, -row_dims - 1)
 
 
 def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: int, shape: str) -> list[Tensor]:

@@ -45,11 +45,10 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
     """
     rows = float_tensor("x", x, 2, "(..., n, d)")
     chosen = backends.resolve(backend, rows.device, _OP)
-    if traced(rows):
-        cosine, left_out, _, _ = _mean_pairwise_cosine(rows, chosen.value)
-    else:  # called directly, without the views of what only a gradient needs
-        cosine, left_out, _, _ = backends.kernel(_OP, chosen)(flatten_batch(rows, 2))
-        cosine = cosine.reshape(rows.shape[:-2])
+    if not (strict or traced(rows)):
+        return like_input(backends.kernel(_OP, chosen)(rows, True)[0], x)
+    compute = _mean_pairwise_cosine if traced(rows) else _cosine_and_sums
+    cosine, left_out, _, _ = compute(rows, chosen.value)
     if strict:
         must = "it must have no row that is zero or not finite where strict=True"
         require(left_out.sum() == 0, "x", lambda: _rows_left_out(left_out), must)
@@ -62,14 +61,8 @@ def _rows_left_out(left_out: Tensor) -> str:
 
 def _cosine_and_sums(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cosines (...), how many rows were left out (...), and what the gradient needs: s (..., d), n (...)."""
-    batch = x.shape[:-2]
-    cosine, left_out, unit_sum, count = backends.kernel(_OP, backend)(flatten_batch(x, 2))
-    return (
-        cosine.reshape(batch),
-        left_out.reshape(batch),
-        unit_sum.reshape(*batch, x.shape[-1]),
-        count.reshape(batch),
-    )
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.kernel(_OP, backend)(x, False)
+    return result
 
 
 def cosine_gradient(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str) -> Tensor:

@@ -44,18 +44,20 @@ void add_rows(const MeanPairwiseCosineArgs& args, int64_t layer, int64_t begin, 
   pipeline.drain();
 }
 
-// Adds the sums of a layer's tasks in their order, and makes the cosine of them.
-void finish_layer(const MeanPairwiseCosineArgs& args, int64_t layer, const double* unit_sums, const RowTally* tallies,
+// Adds the sums of a layer's tasks, in their order, to those of the first, and makes the cosine of them.
+void finish_layer(const MeanPairwiseCosineArgs& args, int64_t layer, double* unit_sums, RowTally* tallies,
                   int64_t tasks) {
   const int64_t d = args.rows.d;
-  double* s = args.unit_sum + layer * d;
-  RowTally all;
-  for (int64_t task = 0; task < tasks; ++task) {
+  double* s = unit_sums;
+  RowTally& all = tallies[0];
+  for (int64_t task = 1; task < tasks; ++task) {
     add_widened(s, unit_sums + task * d, d);
     all.add(tallies[task]);
   }
   const double n = double(all.count);
   args.cosine[layer] = n > 1 ? (squared_norm(s, d) - all.unit_sq) / (n * (n - 1)) : NAN;
+  if (args.left_out == nullptr) return;
+  std::memcpy(args.unit_sum + layer * d, s, size_t(d) * sizeof(double));
   args.left_out[layer] = all.n_zero + all.n_nonfinite;
   args.count[layer] = all.count;
 }
@@ -70,7 +72,6 @@ void add_layers(const MeanPairwiseCosineArgs& args) {
     add_rows<In>(args, task / tasks, n * part / tasks, n * (part + 1) / tasks, unit_sums.get() + task * d,
                  tallies[size_t(task)]);
   });
-  std::memset(args.unit_sum, 0, size_t(args.n_layers * d) * sizeof(double));
   for (int64_t layer = 0; layer < args.n_layers; ++layer)
     finish_layer(args, layer, unit_sums.get() + layer * tasks * d, tallies.data() + layer * tasks, tasks);
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cone_kernels import _cuda
 from cone_kernels.devices import to_device
-from cone_kernels.kernels.cosine import cosine_by_row_moments
+from cone_kernels.kernels.cosine import CosineAndSums, cosine_by_row_moments
 from cone_kernels.kernels.cuda.queue import device_number, queue_of
 from cone_kernels.kernels.pointers import (
     DTYPE_NUMBERS,
@@ -48,8 +48,8 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     return status
 
 
-def mean_pairwise_cosine(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A (L,) of x (L, n, d), how many rows were left out (L,), and the sums s (L, d) and n (L,) that A is made of."""
+def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
+    """A (...) of x (..., n, d), how many rows were left out (...), s (..., d) and n (...)."""
     return cosine_by_row_moments(row_moments, x)
 
 

@@ -48,7 +48,8 @@ struct RowMomentsArgs {
 // One read of x (L, n, d).
 void row_moments(const RowMomentsArgs& args);
 
-// The mean pairwise cosine of each layer, and the sums that its gradient needs. All results are written, not added to.
+// The mean pairwise cosine of each layer, and the sums that its gradient needs. All results are written, not added to;
+// those after `cosine` may be null together.
 struct MeanPairwiseCosineArgs {
   const void* const* layers;  // (L) first elements, each a view of shape and strides `rows`
   int64_t n_layers;
