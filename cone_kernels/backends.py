@@ -167,8 +167,9 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
 
 
 def _preferred(device_type: str, op: str) -> str:
+    capable = capabilities()
     for backend in _PREFERENCE.get(device_type, ()):
-        capability = capabilities()[backend]
+        capability = capable[backend]
         if capability.available and op in capability.ops:
             return backend.value
     return ""

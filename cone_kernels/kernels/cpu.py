@@ -189,5 +189,6 @@ def top_eigenvectors(
 
 
 def _pooled_like(layers: Sequence[Tensor], n_sentences: int) -> Tensor:
-    dtype = torch.float64 if layers[0].dtype == torch.float64 else torch.float32
-    return torch.empty((len(layers), n_sentences, layers[0].shape[-1]), dtype=dtype)
+    first = layers[0]
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=dtype)

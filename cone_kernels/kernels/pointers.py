@@ -68,7 +68,7 @@ def hidden_states_of(
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
     """The layers, or contiguous copies where their strides differ: one call takes one set of strides."""
-    if all(layer.stride() == layers[0].stride() for layer in layers):
+    if all(layer.stride() == layers[0].stride() for layer in layers[1:]):
         return layers
     return [layer.contiguous() for layer in layers]
 

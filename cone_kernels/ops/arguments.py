@@ -86,9 +86,9 @@ def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: tor
     require_device(name, mask, device, "the hidden states")
     if mask.dtype == torch.bool:
         return mask.contiguous()
-    tokens_kept = mask == 1
+    tokens_kept = mask.bool()
     require(
-        torch.all(tokens_kept | (mask == 0)),
+        (mask == tokens_kept).all(),  # false for NaN too
         name,
         lambda: "values other than 0 and 1",
         "it must have 1 for each token that counts and 0 for all others",

@@ -67,7 +67,7 @@ void add_layers(const MeanPairwiseCosineArgs& args) {
   const int64_t n = args.rows.n, d = args.rows.d, tasks = tasks_of_rows(n, d, 1);
   const Scratch<double> unit_sums(args.n_layers * tasks * d, 0);
   std::vector<RowTally> tallies(size_t(args.n_layers * tasks));
-  parallel_for(args.n_layers * tasks, args.threads, [&](int64_t task) {
+  parallel_for(args.n_layers * tasks, threads_for(args.n_layers * n * d, args.threads), [&](int64_t task) {
     const int64_t part = task % tasks;
     add_rows<In>(args, task / tasks, n * part / tasks, n * (part + 1) / tasks, unit_sums.get() + task * d,
                  tallies[size_t(task)]);

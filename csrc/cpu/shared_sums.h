@@ -1,5 +1,5 @@
-// How a layer's rows are cut into tasks, and the sums that the tasks share: each task has its own, and they are added in
-// task order at the end.
+// How a layer's rows are cut into tasks, and the sums that the tasks share: each task has its own, and they are added
+// in task order at the end.
 #pragma once
 
 #include <vector>
