@@ -132,11 +132,16 @@ def resolve(backend: str | Backend, device: torch.device, op: str) -> Backend:
 
 def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     """The function of `backend` for `op`; the run is noted for `record`."""
-    chosen = Backend(backend)
+    chosen = _BY_NAME[backend]
     for runs in _runs:
         runs.append((op, chosen))
-    function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[chosen].format(op=op)), op)
-    if chosen not in (Backend.CUDA, Backend.TRITON):
+    return _function(op, chosen)
+
+
+@functools.cache
+def _function(op: str, backend: Backend) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[backend].format(op=op)), op)
+    if backend not in (Backend.CUDA, Backend.TRITON):
         return function
     from cone_kernels.devices import on_its_device
 
@@ -151,7 +156,7 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
         >>> with record() as runs:
         ...     _ = mean_pairwise_cosine(x, backend="cpu")
         >>> runs
-        [('row_moments', <Backend.CPU: 'cpu'>)]
+        [('mean_pairwise_cosine', <Backend.CPU: 'cpu'>)]
     """
     runs: list[tuple[str, Backend]] = []
     _runs.append(runs)
@@ -162,8 +167,9 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
 
 
 def _preferred(device_type: str, op: str) -> str:
+    capable = capabilities()
     for backend in _PREFERENCE.get(device_type, ()):
-        capability = capabilities()[backend]
+        capability = capable[backend]
         if capability.available and op in capability.ops:
             return backend.value
     return ""

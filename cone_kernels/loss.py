@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from cone_kernels import backends
 from cone_kernels.ops.arguments import float_tensor
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
-from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient, cosine_of_sums, mean_pairwise_cosine, unit_sums
+from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient, mean_pairwise_cosine
+from cone_kernels.sums import COSINE_FIELDS, cosine_of_sums, zero_sums
 
 
 def isotropy_loss(
@@ -139,12 +140,19 @@ def _cosines_of_all_ranks(vectors: Sequence[Tensor], group: dist.ProcessGroup) -
     return cosines
 
 
+def _unit_sums(rows: Tensor, backend: str) -> dict[str, Tensor]:
+    """The sums of `COSINE_FIELDS` of rows (n, d), for one layer and group."""
+    sums = zero_sums(COSINE_FIELDS, 1, rows.shape[-1], groups=1, device=rows.device)
+    backends.kernel("row_moments", backend)(rows[None], None, sums)
+    return sums
+
+
 class _CosinesOfAllRanks(torch.autograd.Function):
     """A (L,) of the rows of all ranks, for the L layers (n, d) of this one."""
 
     @staticmethod
     def forward(ctx: Any, group: dist.ProcessGroup, backend: str, *vectors: Tensor) -> Tensor:
-        sums = [unit_sums(rows[None], backend) for rows in vectors]
+        sums = [_unit_sums(rows, backend) for rows in vectors]
         fields = ("unit_sum", "unit_sq_total", "count")
         d = vectors[0].shape[-1]
         total = torch.stack(  # (L, d + 2); counts are exact in float64

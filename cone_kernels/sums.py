@@ -75,6 +75,13 @@ def zero_sums(
     }
 
 
+def cosine_of_sums(unit_sum: Tensor, unit_sq_total: Tensor, count: Tensor) -> Tensor:
+    """The mean pairwise cosine (...) of Σu (..., d), Σ‖u‖² (...) and n (...); NaN where there is no pair."""
+    n = count.double()
+    pairs = torch.where(n > 1, n * (n - 1), torch.nan)
+    return (unit_sum.square().sum(-1) - unit_sq_total) / pairs
+
+
 def jackknife_groups(sentence_ids: Tensor) -> Tensor:
     """The groups, in [0, 64), of sentences with these indices in the corpus.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cpu
+from cone_kernels.kernels.cosine import CosineAndSums
 from cone_kernels.kernels.pointers import (
     DTYPE_NUMBERS,
     address,
@@ -22,6 +23,7 @@ from cone_kernels.kernels.pointers import (
 __all__ = [
     "masked_mean_pool",
     "masked_mean_pool_backward",
+    "mean_pairwise_cosine",
     "mean_pairwise_cosine_backward",
     "pool_moments",
     "row_moments",
@@ -42,6 +44,25 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         threads=torch.get_num_threads(),
     )
     return status
+
+
+def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
+    """A (...) of x (..., n, d); unless it is wanted `alone`, rows left out (...), s (..., d) and n (...) as well."""
+    batch = x.shape[:-2]
+    cosine = torch.empty(batch, dtype=torch.float64)
+    left_out = unit_sum = count = None
+    if not alone:
+        left_out, count = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
+        unit_sum = torch.empty((*batch, x.shape[-1]), dtype=torch.float64)
+    _cpu.mean_pairwise_cosine(
+        **rows_of(x if len(batch) < 2 else x.flatten(0, -3)),
+        cosine=cosine.data_ptr(),
+        left_out=address(left_out),
+        unit_sum=address(unit_sum),
+        count=address(count),
+        threads=torch.get_num_threads(),
+    )
+    return cosine, left_out, unit_sum, count
 
 
 def pool_moments(
@@ -168,5 +189,6 @@ def top_eigenvectors(
 
 
 def _pooled_like(layers: Sequence[Tensor], n_sentences: int) -> Tensor:
-    dtype = torch.float64 if layers[0].dtype == torch.float64 else torch.float32
-    return torch.empty((len(layers), n_sentences, layers[0].shape[-1]), dtype=dtype)
+    first = layers[0]
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=dtype)

@@ -36,14 +36,15 @@ def column_stride(x: Tensor) -> int:
 
 
 def rows_of(x: Tensor) -> dict[str, object]:
-    """Rows x (L, n, d) as bindings take them."""
-    base, step = x.data_ptr(), x.stride(0) * x.element_size()
+    """Rows x (L, n, d), or (n, d) for one layer, as bindings take them."""
+    base = x.data_ptr()
+    n_layers, step = (1, 0) if x.dim() == 2 else (x.shape[0], x.stride(0) * x.element_size())
     return {
-        "layers": [base + layer * step for layer in range(x.shape[0])],
+        "layers": [base + layer * step for layer in range(n_layers)],
         "dtype": DTYPE_NUMBERS[x.dtype],
-        "n": x.shape[1],
-        "d": x.shape[2],
-        "row_stride": x.stride(1),
+        "n": x.shape[-2],
+        "d": x.shape[-1],
+        "row_stride": x.stride(-2),
         "col_stride": column_stride(x),
     }
 
@@ -67,7 +68,7 @@ def hidden_states_of(
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
     """The layers, or contiguous copies where their strides differ: one call takes one set of strides."""
-    if all(layer.stride() == layers[0].stride() for layer in layers):
+    if all(layer.stride() == layers[0].stride() for layer in layers[1:]):
         return layers
     return [layer.contiguous() for layer in layers]
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cone_kernels.kernels.cosine import CosineAndSums, cosine_by_row_moments
 from cone_kernels.sums import ROW_FIELDS
 
 __all__ = [
     "masked_mean_pool",
     "masked_mean_pool_backward",
+    "mean_pairwise_cosine",
     "mean_pairwise_cosine_backward",
     "pool_moments",
     "row_moments",
@@ -63,6 +65,11 @@ def _status_of(norm_sq: Tensor) -> Tensor:
     status[norm_sq < torch.finfo(torch.float64).tiny] = _ZERO
     status[~norm_sq.isfinite()] = _NONFINITE
     return status
+
+
+def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
+    """A (...) of x (..., n, d), how many rows were left out (...), s (..., d) and n (...)."""
+    return cosine_by_row_moments(row_moments, x)
 
 
 def pool_moments(

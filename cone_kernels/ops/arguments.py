@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -59,8 +58,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def flatten_batch(x: Tensor, row_dims: int) -> Tensor:
     """(..., rows) as (L, rows), L the product of the batch dimensions; a copy only where no view can be had."""
-    split = x.dim() - row_dims
-    return x.reshape(math.prod(x.shape[:split]), *x.shape[split:])
+    return x[None] if x.dim() == row_dims else x.flatten(0, -row_dims - 1)
 
 
 def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: int, shape: str) -> list[Tensor]:
@@ -88,9 +86,9 @@ def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: tor
     require_device(name, mask, device, "the hidden states")
     if mask.dtype == torch.bool:
         return mask.contiguous()
-    tokens_kept = mask == 1
+    tokens_kept = mask.bool()
     require(
-        torch.all(tokens_kept | (mask == 0)),
+        (mask == tokens_kept).all(),  # false for NaN too
         name,
         lambda: "values other than 0 and 1",
         "it must have 1 for each token that counts and 0 for all others",

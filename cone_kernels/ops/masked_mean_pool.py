@@ -76,11 +76,13 @@ def token_selection(
 
 
 def _pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
-    layers = flatten_batch(hidden, 3 if mask is not None else 2).unbind(0)
-    pooled = _empty_pooled(hidden, mask, cu_seqlens)
-    if layers:
-        pooled = backends.kernel("masked_mean_pool", backend)(layers, mask, cu_seqlens).reshape(pooled.shape)
-    return pooled
+    row_dims = 3 if mask is not None else 2
+    batch = hidden.shape[:-row_dims]
+    layers = flatten_batch(hidden, row_dims).unbind(0) if batch else (hidden,)
+    if not layers:
+        return _empty_pooled(hidden, mask, cu_seqlens)
+    pooled: Tensor = backends.kernel("masked_mean_pool", backend)(layers, mask, cu_seqlens)
+    return pooled.reshape(*batch, *pooled.shape[1:]) if batch else pooled.squeeze(0)
 
 
 def _pool_gradient(

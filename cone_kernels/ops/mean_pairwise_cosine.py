@@ -10,7 +10,8 @@ from torch import Tensor
 from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input, require, traced
 from cone_kernels.ops.gradients import refuse_double_backward
-from cone_kernels.sums import COSINE_FIELDS, zero_sums
+
+_OP = "mean_pairwise_cosine"
 
 
 def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "auto") -> Any:
@@ -43,7 +44,9 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
         tensor(0.7071, dtype=torch.float64)
     """
     rows = float_tensor("x", x, 2, "(..., n, d)")
-    chosen = backends.resolve(backend, rows.device, "row_moments")
+    chosen = backends.resolve(backend, rows.device, _OP)
+    if not (strict or traced(rows)):
+        return like_input(backends.kernel(_OP, chosen)(rows, True)[0], x)
     compute = _mean_pairwise_cosine if traced(rows) else _cosine_and_sums
     cosine, left_out, _, _ = compute(rows, chosen.value)
     if strict:
@@ -58,31 +61,8 @@ def _rows_left_out(left_out: Tensor) -> str:
 
 def _cosine_and_sums(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cosines (...), how many rows were left out (...), and what the gradient needs: s (..., d), n (...)."""
-    flat, batch = flatten_batch(x, 2), x.shape[:-2]
-    sums = unit_sums(flat, backend)
-    count, unit_sum = sums["count"][:, 0], sums["unit_sum"][:, 0]  # (L,), (L, d)
-    cosine = cosine_of_sums(unit_sum, sums["unit_sq_total"][:, 0], count)
-    left_out = (sums["n_zero"] + sums["n_nonfinite"])[:, 0]
-    return (
-        cosine.reshape(batch),
-        left_out.reshape(batch),
-        unit_sum.reshape(*batch, x.shape[-1]),
-        count.reshape(batch),
-    )
-
-
-def unit_sums(x: Tensor, backend: str) -> dict[str, Tensor]:
-    """The sums of `COSINE_FIELDS` of x (L, n, d), all rows in one group."""
-    sums = zero_sums(COSINE_FIELDS, x.shape[0], x.shape[-1], groups=1, device=x.device)
-    backends.kernel("row_moments", backend)(x, None, sums)
-    return sums
-
-
-def cosine_of_sums(unit_sum: Tensor, unit_sq_total: Tensor, count: Tensor) -> Tensor:
-    """A (L,) of s (L, d), q (L,) and n (L,); NaN where there is no pair."""
-    n = count.double()
-    pairs = torch.where(n > 1, n * (n - 1), torch.nan)
-    return (unit_sum.square().sum(-1) - unit_sq_total) / pairs
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.kernel(_OP, backend)(x, False)
+    return result
 
 
 def cosine_gradient(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str) -> Tensor:

@@ -25,6 +25,20 @@ void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64
                      threads});
 }
 
+void mean_pairwise_cosine(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                          int64_t col_stride, Address cosine, Address left_out, Address unit_sum, Address count,
+                          int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::mean_pairwise_cosine({pointers.data(),
+                              int64_t(pointers.size()),
+                              {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                              at<double>(cosine),
+                              at<int64_t>(left_out),
+                              at<double>(unit_sum),
+                              at<int64_t>(count),
+                              threads});
+}
+
 void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                   const Strides& strides, Address mask, Address cu_seqlens, Address groups_of_sentences, int64_t groups,
                   Address pooled, const Pointers& sums, Address status, int threads) {
@@ -147,6 +161,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("row_moments", &row_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("groups_of_rows"), py::arg("groups"), py::arg("sums"),
         py::arg("status"), py::arg("threads"), Unlocked());
+  m.def("mean_pairwise_cosine", &mean_pairwise_cosine, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
+        py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("cosine"), py::arg("left_out"),
+        py::arg("unit_sum"), py::arg("count"), py::arg("threads"), Unlocked());
   m.def("pool_moments", &pool_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
         py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"),
         py::arg("groups_of_sentences"), py::arg("groups"), py::arg("pooled"), py::arg("sums"), py::arg("status"),

@@ -65,7 +65,8 @@ void pool_layers(const MaskedMeanPoolArgs& args) {
   const HiddenStates& hidden = args.hidden;
   const TokenOrder order(hidden);
   const int64_t tasks = (hidden.n_sentences + kSentencesPerTask - 1) / kSentencesPerTask;
-  parallel_for(hidden.n_layers * tasks, args.threads, [&](int64_t task) {
+  const int threads = threads_for(hidden.n_layers * order.total() * hidden.d, args.threads);
+  parallel_for(hidden.n_layers * tasks, threads, [&](int64_t task) {
     const int64_t begin = task % tasks * kSentencesPerTask, past = begin + kSentencesPerTask;
     pool_sentences<In>(hidden, order, task / tasks, begin, past < hidden.n_sentences ? past : hidden.n_sentences,
                        args.pooled);

@@ -9,14 +9,6 @@ namespace {
 // Rows sorted by group at a time: with 64 groups about 8 rows of each.
 constexpr int64_t kWindowRows = 512;
 
-// A task is a range of rows of one layer and has sums of its own, which must stay small compared with the rows.
-int64_t tasks_of_rows(int64_t n, int64_t d, int64_t groups) {
-  int64_t rows_per_task = (int64_t{1} << 17) / d;
-  if (rows_per_task < 16 * groups) rows_per_task = 16 * groups;
-  const int64_t tasks = n / rows_per_task;
-  return tasks < 1 ? 1 : (tasks > 64 ? 64 : tasks);
-}
-
 // The rows of a window in the order they are visited: group by group.
 class Window {
  public:
@@ -68,13 +60,7 @@ struct FinishRun {
   void operator()(int64_t group, const RowTally& tally, const T* unit, const T* plain) const {
     add_widened(own.unit_sum + group * d, unit, d);
     if (kWanted == kAllSums) add_widened(sum, plain, d);
-    RowTally& total = own.tallies[size_t(group)];
-    total.count += tally.count;
-    total.n_zero += tally.n_zero;
-    total.n_nonfinite += tally.n_nonfinite;
-    total.norm_sum += tally.norm_sum;
-    total.norm_sq_sum += tally.norm_sq_sum;
-    total.unit_sq += tally.unit_sq;
+    own.tallies[size_t(group)].add(tally);
   }
 };
 

@@ -27,6 +27,16 @@ struct RowTally {
   int64_t count = 0, n_zero = 0, n_nonfinite = 0;
   double norm_sum = 0, norm_sq_sum = 0, unit_sq = 0;
   uint8_t seen = 0;  // the status bits of all rows
+
+  void add(const RowTally& other) {
+    count += other.count;
+    n_zero += other.n_zero;
+    n_nonfinite += other.n_nonfinite;
+    norm_sum += other.norm_sum;
+    norm_sq_sum += other.norm_sq_sum;
+    unit_sq += other.unit_sq;
+    seen |= other.seen;
+  }
 };
 
 // Running sums of the columns in the compute type, one after the other.

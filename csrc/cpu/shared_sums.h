@@ -1,4 +1,5 @@
-// The sums that the tasks of a layer share: each task has its own, and they are added in task order at the end.
+// How a layer's rows are cut into tasks, and the sums that the tasks share: each task has its own, and they are added
+// in task order at the end.
 #pragma once
 
 #include <vector>
@@ -9,6 +10,14 @@
 namespace cone {
 namespace CONE_ISA {
 namespace {
+
+// A task is a range of rows of one layer and has sums of its own, which must stay small compared with the rows.
+inline int64_t tasks_of_rows(int64_t n, int64_t d, int64_t groups) {
+  int64_t rows_per_task = (int64_t{1} << 17) / d;
+  if (rows_per_task < 16 * groups) rows_per_task = 16 * groups;
+  const int64_t tasks = n / rows_per_task;
+  return tasks < 1 ? 1 : (tasks > 64 ? 64 : tasks);
+}
 
 class SharedSums {
  public:

@@ -149,6 +149,17 @@ inline void store(Float16* to, Vec<double> v) {
   std::memcpy(static_cast<void*>(to), &bits, size_t(kVectorBytes / 4));
 }
 
+// GCC 12 takes 16-bit vectors apart unless told the instruction.
+inline Vec<uint32_t> widen_bits(VecOf<uint16_t, kVectorBytes / 2> v) {
+#if defined(__AVX512F__)
+  return Vec<uint32_t>(_mm512_maskz_cvtepu16_epi32(0xffff, __m256i(v)));
+#elif defined(__AVX2__)
+  return Vec<uint32_t>(_mm256_cvtepu16_epi32(__m128i(v)));
+#else
+  return __builtin_convertvector(v, Vec<uint32_t>);
+#endif
+}
+
 // kLanes<C> consecutive elements, widened to the compute type.
 template <class C, class In>
 inline Vec<C> load(const In* p) {
@@ -164,10 +175,7 @@ inline Vec<C> load(const In* p) {
   } else if constexpr (std::is_same_v<In, BFloat16> && std::is_same_v<C, float>) {
     VecOf<uint16_t, kCount * 2> narrow;
     std::memcpy(&narrow, p, sizeof narrow);
-    const Vec<uint32_t> bits = __builtin_convertvector(narrow, Vec<uint32_t>) << 16;
-    Vec<C> out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
+    return Vec<C>(widen_bits(narrow) << 16);
 #if defined(__AVX512F__)
   } else if constexpr (std::is_same_v<In, BFloat16>) {
     const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

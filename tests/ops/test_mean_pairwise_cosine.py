@@ -102,7 +102,7 @@ def test_backends_and_opcheck() -> None:
     for backend in ("cpu", "reference"):
         with backends.record() as runs:
             mean_pairwise_cosine(x, backend=backend)
-        assert runs == [("row_moments", backends.Backend(backend))]
+        assert runs == [("mean_pairwise_cosine", backends.Backend(backend))]
         torch.library.opcheck(torch.ops.cone_kernels.mean_pairwise_cosine.default, (x, backend))
 
 
@@ -126,3 +126,24 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(lambda x: mean_pairwise_cosine(x) * 2, fullgraph=True, backend="aot_eager")
     x = normal(2, 10, 5)
     assert torch.equal(compiled(x), mean_pairwise_cosine(x) * 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bitwise_the_same_with_any_number_of_threads(isa: str, threads: None, dtype: torch.dtype) -> None:
+    x = normal(3, 2000, 384, dtype=dtype)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append((mean_pairwise_cosine(x), mean_pairwise_cosine(x[1])))
+    for layers, layer in results:
+        assert torch.equal(layers, results[0][0])
+        assert torch.equal(layer, layers[1])
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (3, 9, 5), (2, 3, 9, 5), (0, 9, 5), (2, 0, 5), (0, 5)], ids=str)
+def test_the_cosine_alone_is_the_one_that_has_a_gradient(shape: tuple[int, ...]) -> None:
+    x = normal(*shape)
+    alone = mean_pairwise_cosine(x)
+    for other in (mean_pairwise_cosine(x, strict=True), mean_pairwise_cosine(x.clone().requires_grad_()).detach()):
+        assert alone.shape == x.shape[:-2]
+        torch.testing.assert_close(alone, other, rtol=0, atol=0, equal_nan=True)

@@ -4,6 +4,7 @@ from cone_kernels.kernels.cuda.matrices import second_moment, top_eigenvectors
 from cone_kernels.kernels.cuda.moments import (
     masked_mean_pool,
     masked_mean_pool_backward,
+    mean_pairwise_cosine,
     mean_pairwise_cosine_backward,
     pool_moments,
     row_moments,
@@ -12,6 +13,7 @@ from cone_kernels.kernels.cuda.moments import (
 __all__ = [
     "masked_mean_pool",
     "masked_mean_pool_backward",
+    "mean_pairwise_cosine",
     "mean_pairwise_cosine_backward",
     "pool_moments",
     "row_moments",

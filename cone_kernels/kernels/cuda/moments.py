@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cone_kernels import _cuda
 from cone_kernels.devices import to_device
+from cone_kernels.kernels.cosine import CosineAndSums, cosine_by_row_moments
 from cone_kernels.kernels.cuda.queue import device_number, queue_of
 from cone_kernels.kernels.pointers import (
     DTYPE_NUMBERS,
@@ -45,6 +46,11 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         queue=queue_of(x),
     )
     return status
+
+
+def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
+    """A (...) of x (..., n, d), how many rows were left out (...), s (..., d) and n (...)."""
+    return cosine_by_row_moments(row_moments, x)
 
 
 def pool_moments(

@@ -1,4 +1,5 @@
-// The plain sums that the kernels add to, and the kernels that make them: row_moments, pool_moments, masked_mean_pool.
+// The plain sums that the kernels add to, and the kernels that make them, or a part of them: row_moments,
+// mean_pairwise_cosine, pool_moments, masked_mean_pool.
 //
 // Precision: rows are widened to the compute type before anything is squared. float32, bfloat16 and float16 rows are
 // summed in float32 over some 32 rows and then added to float64; rows whose squared norm leaves the safe range of
@@ -46,6 +47,22 @@ struct RowMomentsArgs {
 
 // One read of x (L, n, d).
 void row_moments(const RowMomentsArgs& args);
+
+// The mean pairwise cosine of each layer, and the sums that its gradient needs. All results are written, not added to;
+// those after `cosine` may be null together.
+struct MeanPairwiseCosineArgs {
+  const void* const* layers;  // (L) first elements, each a view of shape and strides `rows`
+  int64_t n_layers;
+  RowView rows;       // rows.data is not read
+  double* cosine;     // (L) (‖Σ u‖² − Σ‖u‖²) / (n(n−1)); NaN where there is no pair
+  int64_t* left_out;  // (L) rows left out: squared norm zero, or not finite in float64
+  double* unit_sum;   // (L, d) contiguous, Σ u
+  int64_t* count;     // (L) n, the rows used
+  int threads;
+};
+
+// One read of x (L, n, d).
+void mean_pairwise_cosine(const MeanPairwiseCosineArgs& args);
 
 // Hidden states of one or many layers with the tokens to use: padded (B, T, d) with a mask, or packed (N, d).
 struct HiddenStates {

@@ -176,7 +176,7 @@ def test_the_backend_asked_for_runs_backwards_too() -> None:
     with backends.record() as runs:
         gradient(triton_cosine, normal(6, 5))
         gradient(lambda x: masked_mean_pool(x, torch.ones(3, 4), backend="triton"), normal(3, 4, 5))
-    names = ("row_moments", "mean_pairwise_cosine_backward", "masked_mean_pool", "masked_mean_pool_backward")
+    names = ("mean_pairwise_cosine", "mean_pairwise_cosine_backward", "masked_mean_pool", "masked_mean_pool_backward")
     assert runs == [(name, backends.Backend.TRITON) for name in names]
 
 
