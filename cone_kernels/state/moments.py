@@ -51,7 +51,7 @@ class Moments:
     layers: tuple[int, ...]
     dim: int
     _sums: dict[str, Tensor]
-    _pending: tuple[PendingRows, ...] = ()
+    _pending: PendingRows | None = None
     _views: dict[tuple[int, int], list[Tensor]] = field(init=False, default_factory=dict)
 
     @classmethod
@@ -99,8 +99,7 @@ class Moments:
                 only read may have fewer.
         """
         kept = any(name in sums for name in SECOND_MOMENT_FIELDS)
-        pending = tuple(PendingRows(dim) for _ in layers) if kept else ()
-        return cls(level, layers, dim, sums, pending)
+        return cls(level, layers, dim, sums, PendingRows(len(layers)) if kept else None)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -207,8 +206,9 @@ class Moments:
         at = self.layers.index(layer)
         sums = {name: value[at : at + 1].clone() for name, value in self._sums.items()}
         selected = Moments.of_sums(self.level, (layer,), self.dim, sums)
-        for mine, other in zip(selected._pending, self._pending[at : at + 1], strict=True):
-            mine.extend(*other.waiting(), other.backend)
+        if self._pending is not None and selected._pending is not None:
+            for run in self._pending.runs(slice(at, at + 1)):
+                selected._pending.extend(slice(0, 1), *self._pending.waiting(run), self._pending.backend)
         return selected
 
     def fingerprint(self) -> str:
@@ -269,35 +269,31 @@ class Moments:
             backend: as in `row_moments`.
         """
         status = row_moments_(x, groups, self.first_order_sums(at)[: len(ROW_FIELDS)], backend)
-        if not self._pending:
-            return status
-        use = (status == 0) & (groups >= 0)  # (L, n)
-        for row, position in enumerate(range(len(self.layers))[at]):
-            pending = self._pending[position]
-            pending.extend(x[row], use[row], backend)
-            if pending.full:
-                self._add_products(self._sums, position, *pending.take_blocks())
+        if self._pending is not None:
+            self._pending.extend(at, x, (status == 0) & (groups >= 0), backend)
+            for run in self._pending.full_runs(at):
+                self._add_products(self._sums, run, *self._pending.take_blocks(run), backend)
         return status
 
     def _complete(self, fields: Sequence[str]) -> dict[str, Tensor]:
         """These sums by name, with the products of the rows that wait in them."""
         complete = {name: self._sums[name] for name in fields}
         moments = [name for name in SECOND_MOMENT_FIELDS if name in complete]
-        if moments and any(len(pending) > 0 for pending in self._pending):
+        runs = list(self._pending.runs()) if moments and self._pending is not None else []
+        if runs:
+            assert self._pending is not None
             complete |= {name: complete[name].clone() for name in moments}
-            for position, pending in enumerate(self._pending):
-                if len(pending) > 0:
-                    self._add_products(complete, position, *pending.waiting())
+            for run in runs:
+                self._add_products(complete, run, *self._pending.waiting(run), self._pending.backend)
         return complete
 
-    def _add_products(self, sums: dict[str, Tensor], position: int, rows: Tensor, use: Tensor) -> None:
-        options: dict[str, Any] = {"use": use[None], "backend": self._pending[position].backend}
-        count = self._sums["count"][position].sum().clamp_min(1)
+    def _add_products(self, sums: dict[str, Tensor], at: slice, rows: Tensor, use: Tensor, backend: str) -> None:
+        """Adds the products of rows (l, n, d), of which `use` (l, n) count, to those second moments that `sums` has."""
+        options: dict[str, Any] = {"use": use, "backend": backend}
+        count = self._sums["count"][at].sum(-1, keepdim=True).clamp_min(1)  # (l, 1)
         if "second_moment" in sums:
-            pilot = self._sums["sum"][position] / count  # (d,)
-            second_moment_(sums["second_moment"][position, None], rows[None], pilot=pilot[None], **options)
+            second_moment_(sums["second_moment"][at], rows, pilot=self._sums["sum"][at] / count, **options)
         if "unit_second_moment" in sums:
-            pilot = self._sums["unit_sum"][position].sum(0) / count
-            weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (n,)
-            moment = sums["unit_second_moment"][position, None]
-            second_moment_(moment, rows[None], weights=weights[None], pilot=pilot[None], **options)
+            pilot = self._sums["unit_sum"][at].sum(1) / count
+            weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (l, n)
+            second_moment_(sums["unit_second_moment"][at], rows, weights=weights, pilot=pilot, **options)
