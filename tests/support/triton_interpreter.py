@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,9 +47,13 @@ def faithful_interpreter() -> Iterator[None]:
             return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16).float().numpy()
         return convert(values, source, target, mode)
 
+    @functools.cache
+    def languages(module: str) -> list[Any]:
+        named = vars(sys.modules[module]).values()
+        return [value for value in named if inspect.ismodule(value) and value in (tl, tl.core)]
+
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        languages = [value for value in self.fn.__globals__.values() if inspect.ismodule(value)]
-        if any(tl.core.is_builtin(language.load) for language in languages if language in (tl, tl.core)):
+        if any(tl.core.is_builtin(language.load) for language in languages(self.fn.__module__)):
             return call(self, *args, **kwargs)
         return self.rewrite()(*args, **kwargs)
 
@@ -79,7 +84,7 @@ def faithful_interpreter() -> Iterator[None]:
 def types_made_once() -> Iterator[None]:
     """Inside, the type of a block, and what a tensor has of its type, are made once, not anew for each operation.
 
-    That and the comparison of shapes entry by entry take half of the interpreter's time; what is computed stays the same.
+    That and the comparison of shapes entry by entry take a third of the interpreter's time; what it computes stays.
     """
     from triton.language import core
     from triton.language.semantic import TritonSemantic
@@ -90,9 +95,9 @@ def types_made_once() -> Iterator[None]:
     made: dict[tuple[int, ...], dict[str, Any]] = {}
     numpy_dtypes: dict[str, Any] = {}
 
-    def shape_and_size(type: Any) -> tuple[Any, Any]:
+    def shape_and_size(of: Any) -> tuple[Any, Any]:
         tensor = object.__new__(core.tensor)
-        make_tensor(tensor, None, type)
+        make_tensor(tensor, None, of)
         return tensor.shape, tensor.numel
 
     scalar = shape_and_size(core.int32)
@@ -106,14 +111,14 @@ def types_made_once() -> Iterator[None]:
             made[key] = vars(self)
         vars(self).update(made[key])
 
-    def tensor(self: Any, handle: Any, type: Any) -> None:
-        self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.shape, self.numel = type.of_tensors if type.is_block() else scalar
+    def tensor(self: Any, handle: Any, of: Any) -> None:
+        self.handle, self.type, self.dtype = handle, of, of.scalar
+        self.shape, self.numel = of.of_tensors if of.is_block() else scalar
 
-    def numpy_dtype_of(type: Any) -> Any:
-        if type.name not in numpy_dtypes:
-            numpy_dtypes[type.name] = numpy_dtype(type)
-        return numpy_dtypes[type.name]
+    def numpy_dtype_of(dtype: Any) -> Any:
+        if dtype.name not in numpy_dtypes:
+            numpy_dtypes[dtype.name] = numpy_dtype(dtype)
+        return numpy_dtypes[dtype.name]
 
     def of_one_shape(self: Any, a: Any, b: Any) -> Any:
         same = a.type.is_block() == b.type.is_block() and (not a.type.is_block() or a.type.sizes == b.type.sizes)
@@ -124,9 +129,7 @@ def types_made_once() -> Iterator[None]:
         patched.setattr(core.tensor, "__init__", tensor)
         patched.setattr(interpreter, "_get_np_dtype", numpy_dtype_of)
         patched.setattr(TritonSemantic, "broadcast_impl_value", of_one_shape)
-        patched.setattr(
-            TritonSemantic, "computation_type_impl", functools.cache(TritonSemantic.computation_type_impl)
-        )
+        patched.setattr(TritonSemantic, "computation_type_impl", functools.cache(TritonSemantic.computation_type_impl))
         yield
 
 
