@@ -6,8 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +31,7 @@ from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.state.file import StateFileError
 from cone_kernels.terminal.axis import print_axis
+from tests.support.forked import run_python
 from tests.support.places import EXAMPLES
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
 
@@ -471,8 +470,8 @@ def test_command_line_shows_the_axis(folder: Path, sentences: list[str], tmp_pat
 def test_example_runs(folder: Path, sentences: list[str], tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(sentences))
-    command = [sys.executable, str(EXAMPLE), "--model", str(folder), "--corpus", str(corpus), "--k", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python(EXAMPLE, "--model", folder, "--corpus", corpus, "--k", "2")
+    assert done.returncode == 0, done.stderr
     expected = axis(folder, sentences, k=2)
     lines = done.stdout.splitlines()
     assert lines[0] == f"axis 1: {expected.components[0].explained_variance_ratio:.1%} of the variance"

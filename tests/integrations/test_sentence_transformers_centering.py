@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from cone_kernels.integrations.sentence_transformers import CenteringModule
 from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
 from cone_kernels.state.file import StateFileError
+from tests.support.forked import run_python
 from tests.support.moment_cases import normal
 from tests.support.tiny_checkpoints import save_checkpoint
 
@@ -67,17 +66,19 @@ def test_saved_and_loaded_in_a_new_process(vectors: np.ndarray, whitening: Cente
     assert sorted(file.name for file in (tmp_path / "model" / "2_CenteringModule").iterdir()) == [
         "centering.safetensors"
     ]
-    code = (
+    script = tmp_path / "script.py"
+    script.write_text(
         "import json, sys\n"
         "import numpy\n"
+        "assert 'cone_kernels.integrations' not in sys.modules\n"
         "from sentence_transformers import SentenceTransformer\n"
         "folder, sentences = sys.argv[1], json.loads(sys.argv[2])\n"
         "model = SentenceTransformer(folder + '/model', trust_remote_code=True, device='cpu')\n"
         "numpy.save(folder + '/vectors.npy', model.encode(sentences))\n"
         "print(model[2])\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(SENTENCES)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python(script, tmp_path, json.dumps(SENTENCES))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"CenteringModule({whitening!r})"
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), normalized(whitening(vectors)), atol=1e-6)
 

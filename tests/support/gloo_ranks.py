@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import tempfile
@@ -13,19 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT_S = 60
+from tests.support.forked import forked
 
-# Each rank is forked from a process that has imported torch and started no thread.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "transformers.trainer"])
+TIMEOUT_S = 60
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """What ``function(*args)`` returns in each rank; it and `args` are pickled, so it is a function of a module."""
     with tempfile.TemporaryDirectory() as folder:
-        pipes = [_context.Pipe(duplex=False) for _ in range(world_size)]
+        pipes = [forked.Pipe(duplex=False) for _ in range(world_size)]
         ranks = [
-            _context.Process(target=_run_rank, args=(function, args, rank, world_size, f"{folder}/store", sender))
+            forked.Process(target=_run_rank, args=(function, args, rank, world_size, f"{folder}/store", sender))
             for rank, (_, sender) in enumerate(pipes)
         ]
         for process in ranks:

@@ -26,11 +26,12 @@ INCLUDES = [SIMT, CSRC / "include", CSRC, Path(pybind11.get_include()), Path(sys
 
 def shared_object(sources: list[Path], name: str) -> Path:
     """Compiles and links `sources` and the shim; what was built of the same text before is taken again."""
-    headers = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *SIMT.rglob("*.h"), *SIMT.rglob("*.cuh")])
+    patterns = ["*.h", "*.cuh", "bindings/cuda*.cpp"]
+    included = sorted(path for pattern in patterns for folder in (CSRC, SIMT) for path in folder.rglob(pattern))
     compiler = os.environ.get("CXX", "g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(repr((FLAGS, name, version, pybind11.__version__)).encode())
-    for path in [*sources, SIMT / "simt.cpp", *headers]:
+    for path in [*sources, SIMT / "simt.cpp", *included]:
         digest.update(path.read_bytes())
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     target = cache_folder("simt") / f"{name}-{digest.hexdigest()[:20]}{suffix}"
@@ -53,7 +54,7 @@ def _build(compiler: str, sources: list[Path], target: Path) -> None:
 
 def cuda_module() -> ModuleType:
     """cone_kernels._cuda as a module whose kernels take CPU tensors' addresses and run on the CPU."""
-    path = shared_object([*sorted((CSRC / "cuda").rglob("*.cu")), *(CSRC / "bindings").glob("cuda*.cpp")], "_cuda")
+    path = shared_object([*sorted((CSRC / "cuda").rglob("*.cu")), SIMT / "bindings.cpp"], "_cuda")
     spec = importlib.util.spec_from_file_location("simt._cuda", path)
     assert spec is not None
     assert spec.loader is not None

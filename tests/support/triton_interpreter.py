@@ -4,7 +4,9 @@ and memory that shows what is read before it is written, or written beyond its e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,9 +47,13 @@ def faithful_interpreter() -> Iterator[None]:
             return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16).float().numpy()
         return convert(values, source, target, mode)
 
+    @functools.cache
+    def languages(module: str) -> list[Any]:
+        named = vars(sys.modules[module]).values()
+        return [value for value in named if inspect.ismodule(value) and value in (tl, tl.core)]
+
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        languages = [value for value in self.fn.__globals__.values() if inspect.ismodule(value)]
-        if any(tl.core.is_builtin(language.load) for language in languages if language in (tl, tl.core)):
+        if any(tl.core.is_builtin(language.load) for language in languages(self.fn.__module__)):
             return call(self, *args, **kwargs)
         return self.rewrite()(*args, **kwargs)
 
@@ -66,12 +72,65 @@ def faithful_interpreter() -> Iterator[None]:
     interpreter.GridExecutor.__call__, interpreter.InterpreterBuilder.create_dot = executed, multiplied
     builder.options = dataclasses.replace(options, sanitize_overflow=False)
     try:
-        with np.errstate(all="ignore"), threadpool_limits(1, user_api="blas"):
+        with np.errstate(all="ignore"), threadpool_limits(1, user_api="blas"), types_made_once():
             yield
     finally:
         interpreter._convert_float, interpreter.InterpretedFunction.__call__ = convert, call
         interpreter.GridExecutor.__call__, interpreter.InterpreterBuilder.create_dot = execute, dot
         builder.options = options
+
+
+@contextmanager
+def types_made_once() -> Iterator[None]:
+    """Inside, the type of a block, and what a tensor has of its type, are made once, not anew for each operation.
+
+    That and the comparison of shapes entry by entry take a third of the interpreter's time; what it computes stays.
+    """
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+    from triton.runtime import interpreter
+
+    make_block_type, make_tensor = core.block_type.__init__, core.tensor.__init__
+    numpy_dtype, broadcast = interpreter._get_np_dtype, TritonSemantic.broadcast_impl_value
+    made: dict[tuple[int, ...], dict[str, Any]] = {}
+    numpy_dtypes: dict[str, Any] = {}
+
+    def shape_and_size(of: Any) -> tuple[Any, Any]:
+        tensor = object.__new__(core.tensor)
+        make_tensor(tensor, None, of)
+        return tensor.shape, tensor.numel
+
+    scalar = shape_and_size(core.int32)
+
+    def block_type(self: Any, element_type: Any, shape: Any) -> None:
+        sizes = tuple(getattr(size, "value", size) for size in shape)
+        key = (id(element_type), *sizes)  # of an object that `made` keeps
+        if key not in made:
+            make_block_type(self, element_type, shape)
+            self.sizes, self.of_tensors = sizes, shape_and_size(self)
+            made[key] = vars(self)
+        vars(self).update(made[key])
+
+    def tensor(self: Any, handle: Any, of: Any) -> None:
+        self.handle, self.type, self.dtype = handle, of, of.scalar
+        self.shape, self.numel = of.of_tensors if of.is_block() else scalar
+
+    def numpy_dtype_of(dtype: Any) -> Any:
+        if dtype.name not in numpy_dtypes:
+            numpy_dtypes[dtype.name] = numpy_dtype(dtype)
+        return numpy_dtypes[dtype.name]
+
+    def of_one_shape(self: Any, a: Any, b: Any) -> Any:
+        same = a.type.is_block() == b.type.is_block() and (not a.type.is_block() or a.type.sizes == b.type.sizes)
+        return (a, b) if same else broadcast(self, a, b)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(core.block_type, "__init__", block_type)
+        patched.setattr(core.tensor, "__init__", tensor)
+        patched.setattr(interpreter, "_get_np_dtype", numpy_dtype_of)
+        patched.setattr(TritonSemantic, "broadcast_impl_value", of_one_shape)
+        patched.setattr(TritonSemantic, "computation_type_impl", functools.cache(TritonSemantic.computation_type_impl))
+        yield
 
 
 def assert_launchable(grid: tuple[int, ...]) -> None:

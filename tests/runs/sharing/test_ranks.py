@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +13,22 @@ import torch.distributed
 
 from cone_kernels import ConeState, experiments
 from cone_kernels.runs.sharing import ranks as ranks_of_torchrun
+from tests.runs.sharing.test_shared_vectors import assert_same
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.torchrun import torchrun
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("another")
+    save_checkpoint(folder, seed=1)
     return folder
 
 
@@ -51,31 +58,50 @@ def test_a_rank_is_on_its_own_gpu_before_anything_runs(corpus: Path, monkeypatch
         ranks_of_torchrun.measure_by_ranks("model", corpus, {}, None, {})
 
 
-def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "cone_kernels", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_give_the_bits_of_one_process(model: Path, corpus: Path, tmp_path: Path, ranks: int) -> None:
-    options = ["--shard-size", "32", "--threads", "1", "--second-moment"]
-    files = ["--save-state", tmp_path / "state", "--checkpoint", tmp_path / "c", "--json", "-"]
-    done = torchrun(ranks, "layers", "--model", model, "--corpus", corpus, *options, *files)
+def test_ranks_give_the_bits_of_one_process(
+    model: Path, another: Path, corpus: Path, tmp_path: Path, ranks: int
+) -> None:
+    """Of one experiment with its state, and of a run of two models, one after the other in the same processes."""
+    options = ["--shard-size", "32", "--threads", "1", "--distributed"]
+    layers = ["layers", "--model", model, "--corpus", corpus, *options, "--second-moment"]
+    layers += ["--save-state", tmp_path / "state", "--checkpoint", tmp_path / "c", "--json", "-"]
+    whole = ["run", "--model", model, "--model", another, "--corpus", corpus, *options, "--k", "2"]
+    whole += ["--out", tmp_path / "run", "--checkpoint", tmp_path / "r", "--json", "-"]
+    done = torchrun(ranks, layers, whole)
     assert done.returncode == 0, done.stderr
+    of_layers, of_run = documents(done.stdout)  # rank 0 alone prints
+
     one = experiments.layers(model, corpus, shard_size=32, threads=1, second_moment=True)
     assert ConeState.load(tmp_path / "state").fingerprint() == one.state.fingerprint()
-    found = json.loads(done.stdout)  # rank 0 alone prints
-    assert found["layers"] == one.to_dict()["layers"]
-    assert found["corpus"] == one.corpus
-    assert found["manifest"]["options"]["distributed"] == ranks
+    assert of_layers["layers"] == one.to_dict()["layers"]
+    assert of_layers["corpus"] == one.corpus
+    assert of_layers["manifest"]["options"]["distributed"] == ranks
     assert {file.name for file in tmp_path.glob("c.*")} == {f"c.{rank}-of-{ranks}" for rank in range(ranks)}
+
+    alone = experiments.run([model, another], corpus, tmp_path / "alone", k=2, shard_size=32, threads=1)
+    assert_same(of_run, tmp_path / "run", (alone.to_dict(), tmp_path / "alone"))
+    assert {file.name for file in tmp_path.glob("r.*")} == {
+        f"r.model-{number}.{rank}-of-{ranks}{suffix}"
+        for number in (0, 1)
+        for rank in range(ranks)
+        for suffix in ("", ".layer-3")
+    }
+
+
+def documents(text: str) -> list[Any]:
+    """The JSON documents that follow one another in a text."""
+    found, rest = [], text.strip()
+    while rest:
+        document, end = json.JSONDecoder().raw_decode(rest)
+        found.append(document)
+        rest = rest[end:].lstrip()
+    return found
 
 
 @pytest.mark.slow
 def test_ranks_that_would_not_share_are_refused(model: Path, corpus: Path) -> None:
-    done = torchrun(2, "axis", "--model", model, "--corpus", corpus, "--no-distributed")
+    done = torchrun(2, ["axis", "--model", model, "--corpus", corpus, "--no-distributed"])
     assert done.returncode != 0
     assert "each would do all of it with --no-distributed" in done.stderr
 

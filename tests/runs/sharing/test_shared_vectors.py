@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from cone_kernels.runs.sentence_vectors import SentenceVectors, united
 from cone_kernels.runs.sharing.ranks import process_group
 from cone_kernels.runs.sharing.shared_run import merged_parts
 from cone_kernels.state.file import StateFileError
+from tests.support.forked import forked_workers  # noqa: F401 - a fixture
 from tests.support.gloo_ranks import run_ranks
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
@@ -36,7 +34,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = [" ".join(WORDS[(i * 7 + i // 90 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(180)]
 OPTIONS: dict[str, Any] = {"shard_size": 8, "threads": 1}
-FLAGS = ["--shard-size", "8", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +219,7 @@ def assert_same(found: dict[str, Any], out: Path, result: tuple[dict[str, Any], 
     assert (out / "layers.parquet").read_bytes() == (folder / "layers.parquet").read_bytes()
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
@@ -262,21 +260,6 @@ def test_ranks_give_what_one_process_gives(
         assert (tmp_path / f"{name}-0").read_bytes() == (tmp_path / name).read_bytes()
     # Rank 0 alone writes.
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["axis", "center", "axis-0", "center-0", "run-0"])
-
-
-def test_torchrun(folders: list[Path], corpus: Path, tmp_path: Path, result: tuple[dict[str, Any], Path]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "cone_kernels", "run", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--k", "2"]
-    command += [part for folder in folders for part in ("--model", str(folder))]
-    command += ["--distributed", *FLAGS, "--checkpoint", str(tmp_path / "c"), "--json", "-"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    # Rank 0 alone prints: one JSON document.
-    assert_same(json.loads(done.stdout), tmp_path / "out", result)
-    assert {file.name for file in tmp_path.glob("c.*")} == {
-        f"c.model-{model}.{rank}-of-2{suffix}" for model in (0, 1) for rank in (0, 1) for suffix in ("", ".layer-3")
-    }
 
 
 def test_groups_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from cone_kernels import ConeState, experiments
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.sharing.workers import WorkerError, run_workers
 from tests.support import worker_tasks
+from tests.support.forked import forked_workers  # noqa: F401 - a fixture
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 
@@ -145,6 +146,7 @@ def test_what_workers_cannot_do_is_refused(change: dict[str, Any], error: type[E
         experiments.layers(**options)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_a_worker_finds_wrong_is_the_error(model: Path, corpus: Path) -> None:
     corpus.write_bytes(b"w5\nw6\n\xff\n")
     with pytest.raises(WorkerError, match=r"corpus.txt:3: byte 0xff at column 1 is not UTF-8"):
