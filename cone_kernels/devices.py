@@ -22,6 +22,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.clone() if tensor.is_pinned() else tensor).to(device, non_blocking=True)
 
 
+def is_captured(tensor: Tensor) -> bool:
+    """Whether what is computed from a tensor now is recorded in a CUDA graph, so that there is no value to look at."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @functools.cache
 def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """`kernel`, with the device of its first argument (a tensor, or several) as the current one while it runs.

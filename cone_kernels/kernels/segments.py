@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 # few rows, so a part should have more rows than that.
 _PARTS = 512
 _LEAST_ROWS = 16
+
+
+ByGroup = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Segments:
     group_parts: int
     slices: int
     order: Tensor | None = None
-    """(items,) int64: the items group by group, those of group -1 first; None: item k of group g is g + k·groups."""
+    """(items,) int64: the items group by group, after room for those of group -1; None: item k of group g is
+    g + k·groups."""
     starts: Tensor | None = None
     """(groups + 1,) int64: where each group starts in `order`, and the number of items."""
 
@@ -37,10 +42,21 @@ class Segments:
         return self.group_parts * self.slices
 
     @classmethod
-    def of(cls, group_of: Tensor | None, items: int, groups: int, layers: int, rows: int) -> Segments:
+    def of(
+        cls,
+        group_of: Tensor | None,
+        items: int,
+        groups: int,
+        layers: int,
+        rows: int,
+        by_group: ByGroup | None = None,
+    ) -> Segments:
         """Segments of `items` with `rows` rows in all, for each of `layers`.
 
-        group_of: (items,) int64 in [0, groups), or -1 for an item to skip; None: item i is in group i mod groups.
+        Args:
+            group_of: (items,) int64 in [0, groups), or -1 for an item to skip; None: item i is in group i mod groups.
+            items, groups, layers, rows: how many.
+            by_group: makes `order` and `starts` of `group_of` and `groups`; None: torch does.
         """
         parts = 1
         while parts * 2 * layers <= _PARTS and parts * 2 * _LEAST_ROWS <= rows:
@@ -48,6 +64,9 @@ class Segments:
         group_parts, slices = min(parts, groups), max(1, parts // groups)
         if group_of is None:
             return cls(items, groups, group_parts, slices)
-        in_order, order = torch.sort(group_of, stable=True)
-        starts = torch.searchsorted(in_order, torch.arange(groups + 1, device=group_of.device))
-        return cls(items, groups, group_parts, slices, order, starts)
+        return cls(items, groups, group_parts, slices, *(by_group or _sorted_by_group)(group_of, groups))
+
+
+def _sorted_by_group(group_of: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    in_order, order = torch.sort(group_of, stable=True)
+    return order, torch.searchsorted(in_order, torch.arange(groups + 1, device=group_of.device))

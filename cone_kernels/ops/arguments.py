@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cone_kernels.devices import to_device
+from cone_kernels.devices import is_captured, to_device
 from cone_kernels.sums import jackknife_groups
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
@@ -131,7 +131,7 @@ def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None
 
     There the check is a node of the graph, so that it costs neither a graph break nor a wait for the device.
     """
-    if torch.compiler.is_compiling() or (holds.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if torch.compiler.is_compiling() or is_captured(holds):
         torch._assert_async(holds, f"{name}: {must}")
     elif not bool(holds):
         raise ValueError(f"{name}: got {got()}; {must}")

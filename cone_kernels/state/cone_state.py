@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cone_kernels.devices import is_captured
 from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.arguments import hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_moments_
@@ -25,6 +26,7 @@ __all__ = ["Added", "ConeState", "Moments"]
 
 _POOLING = "poolings."
 _NO_ID = torch.iinfo(torch.int64).max
+_MOST_NOTED = 64  # batches
 
 
 class Added(NamedTuple):
@@ -49,12 +51,11 @@ class ConeState:
     sentence: Moments
     token: Moments
     info: dict[str, Any]
-    first_left_out: Tensor
-    """(L, 8) int64: the smallest ids of sentences left out (under any pooling) or with a token left out; 2**63 - 1
-    where there are fewer than eight."""
+    _first_left_out: Tensor
     backend: str = "auto"
     poolings: dict[str, Moments] = field(default_factory=dict)
     """The sentence level under other poolings than the mean, by name."""
+    _left_out: list[tuple[slice, Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
     def empty(
@@ -91,7 +92,7 @@ class ConeState:
         return cls(sentence, token, dict(info or {}), left_out, backend, kept)
 
     def __repr__(self) -> str:
-        place = f"{self.sentence.dim:,} wide, on {self.first_left_out.device}"
+        place = f"{self.sentence.dim:,} wide, on {self._first_left_out.device}"
         return "\n".join(
             (
                 f"ConeState({model_in_words(self.info)})",
@@ -107,6 +108,16 @@ class ConeState:
     def layers(self) -> tuple[int, ...]:
         """The layers' numbers."""
         return self.sentence.layers
+
+    @property
+    def first_left_out(self) -> Tensor:
+        """(L, 8) int64: the smallest ids of sentences left out (under any pooling) or with a token left out; 2**63 - 1
+        where there are fewer than eight."""
+        for at, left_out, sentence_ids in self._left_out:
+            ids = torch.where(left_out != 0, sentence_ids, _NO_ID)  # (l, B)
+            self._first_left_out[at] = smallest_ids(self._first_left_out[at], ids)
+        self._left_out.clear()
+        return self._first_left_out
 
     @property
     def all_moments(self) -> dict[str, Moments]:
@@ -187,9 +198,17 @@ class ConeState:
         for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
             left_out |= self._add_pooled(name, at, vectors, batch)
         if not read_is_free(left_out) or bool(left_out.any()):
-            ids = torch.where(left_out != 0, batch.sentence_ids, _NO_ID)  # (L, B)
-            self.first_left_out[at] = smallest_ids(self.first_left_out[at], ids)
+            self._note_left_out(at, left_out, batch.sentence_ids)
         return Added(status, pooled)
+
+    def _note_left_out(self, at: slice, left_out: Tensor, sentence_ids: Tensor) -> None:
+        """Keeps for `first_left_out` which sentences (l, B) were left out: on a GPU a look takes ten small operations.
+
+        Not for long: memory stays flat, and a CUDA graph writes over what it leaves when it is replayed.
+        """
+        self._left_out.append((at, left_out, sentence_ids))
+        if len(self._left_out) >= _MOST_NOTED or torch.compiler.is_compiling() or is_captured(left_out):
+            _ = self.first_left_out
 
     def _add_pooled(self, pooling: str, at: slice, vectors: Tensor, batch: SentenceBatch) -> Tensor:
         """Adds vectors (L, B, D); returns (L, B) uint8, not 0 for a sentence that was left out."""
@@ -230,12 +249,12 @@ class ConeState:
 
     def on_cpu(self) -> ConeState:
         """This state where formulas take its float64 matrices; see `Moments.on_cpu`."""
-        return self if self.first_left_out.device.type == "cpu" else self.settled("cpu")
+        return self if self._first_left_out.device.type == "cpu" else self.settled("cpu")
 
     def emptied(self) -> ConeState:
         """The state of no sentence that merges with this one."""
         kept: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}
-        device = self.first_left_out.device
+        device = self._first_left_out.device
         empty = ConeState.empty(self.layers, self.sentence.dim, **kept, backend=self.backend, device=device)
         poolings = {
             name: Moments.empty("sentence", self.layers, moments.dim, device=device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cone_kernels.devices import is_captured
 from cone_kernels.sums import SECOND_MOMENT_FIELDS
 
 _ROWS = {"sentence": "sentences", "token": "tokens"}
@@ -66,6 +67,4 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _readable(tensor: Tensor) -> bool:
-    if type(tensor) is not Tensor or tensor.is_meta:
-        return False
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    return type(tensor) is Tensor and not tensor.is_meta and not is_captured(tensor)

@@ -100,6 +100,12 @@ void list_tokens(Address mask, int64_t n_sentences, int64_t n_tokens, Address po
                           queue_of(queue));
 }
 
+void list_items(Address group_of, int64_t items, int64_t groups, Address order, Address starts,
+                const DeviceAndStream& queue) {
+  cone::cuda::list_items(at<const int64_t>(group_of), items, groups, at<int64_t>(order), at<int64_t>(starts),
+                         queue_of(queue));
+}
+
 void mean_pairwise_cosine_backward(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d,
                                    int64_t row_stride, int64_t col_stride, Address unit_sum, Address scale,
                                    Address grad_rows, const DeviceAndStream& queue) {
@@ -143,6 +149,8 @@ void bind_moments(py::module_& m) {
         py::arg("cu_seqlens"), py::arg("lists"), py::arg("pooled"), py::arg("queue"), Unlocked());
   m.def("list_tokens", &list_tokens, py::kw_only(), py::arg("mask"), py::arg("n_sentences"), py::arg("n_tokens"),
         py::arg("positions"), py::arg("sizes"), py::arg("queue"), Unlocked());
+  m.def("list_items", &list_items, py::kw_only(), py::arg("group_of"), py::arg("items"), py::arg("groups"),
+        py::arg("order"), py::arg("starts"), py::arg("queue"), Unlocked());
   m.def("row_moment_slabs", &row_moment_slabs, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
         py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("sums"), py::arg("device"),
         "Slabs of columns that row_moments takes these rows in.");

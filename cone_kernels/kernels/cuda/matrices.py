@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cuda
+from cone_kernels.devices import is_captured
 from cone_kernels.kernels.cuda.queue import device_number, queue_of
 from cone_kernels.kernels.pointers import DTYPE_NUMBERS, address, column_stride, require_gpu_dtype, start_block
 
@@ -79,7 +80,7 @@ def top_eigenvectors(
     solver.begin(workspace=workspace.data_ptr(), queue=queue)
     # While a graph is being captured the host cannot read the flags, so the graph holds all the steps. Those of layers
     # that are done do nothing.
-    round_steps = max_iterations if _is_captured(x) else _ROUND_STEPS
+    round_steps = max_iterations if is_captured(x) else _ROUND_STEPS
     for step in range(0, max_iterations, round_steps):
         solver.steps(min(round_steps, max_iterations - step), queue=queue)
         if step + round_steps >= max_iterations or bool(done.all()):
@@ -92,10 +93,6 @@ def _start(k: int, d: int, device: torch.device) -> Tensor:
     # Cached, because nothing can be copied from the host while a graph is being captured; never dropped, because
     # captured graphs go on reading it.
     return start_block(k, d).to(device)
-
-
-def _is_captured(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _rows(x: Tensor) -> dict[str, object]:

@@ -33,7 +33,7 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
     require_gpu_dtype("x", x.dtype, "cuda")
     n_layers, n, d = x.shape
     rows = rows_of(x)
-    segments = Segments.of(groups, n, sums["count"].shape[-1], n_layers, n)
+    segments = Segments.of(groups, n, sums["count"].shape[-1], n_layers, n, _items_by_group)
     slabs = _cuda.row_moment_slabs(**rows, sums=sum_addresses(sums), device=device_number(x))
     partials = _partials(x, segments, (n_layers, n, d), slabs, columns="sum" in sums)
     status = torch.zeros((n_layers, n), dtype=torch.uint8, device=x.device)
@@ -67,7 +67,7 @@ def pool_moments(
     d = first.shape[-1]
     rows = first.shape[-2] if mask is None else mask.numel()
     hidden = hidden_states_of(layers, mask, cu_seqlens, n_sentences)
-    segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows)
+    segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows, _items_by_group)
     slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
     partials = _partials(first, segments, (len(layers), rows, d), slabs, columns=True)
     lists = _token_lists(mask)
@@ -174,6 +174,20 @@ def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         queue=queue_of(mask),
     )
     return positions, sizes
+
+
+def _items_by_group(group_of: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """`order` and `starts` of Segments, by one launch."""
+    order, starts = torch.empty_like(group_of), group_of.new_empty(groups + 1)
+    _cuda.list_items(
+        group_of=group_of.data_ptr(),
+        items=len(group_of),
+        groups=groups,
+        order=order.data_ptr(),
+        starts=starts.data_ptr(),
+        queue=queue_of(group_of),
+    )
+    return order, starts
 
 
 def _segments(segments: Segments) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cone_kernels.devices import is_captured
 from cone_kernels.kernels.pointers import require_gpu_dtype, start_block
 from cone_kernels.kernels.triton.block_product import add_parts, diagonal_scales, multiply_covariance, multiply_data
 from cone_kernels.kernels.triton.krylov_step import krylov_step
@@ -68,7 +69,7 @@ def top_eigenvectors(
     pairs, directions, coefficients = scratch(2, size, 2 * size), scratch(2, padded_block, columns), scratch(size, part)
     ritz, order = scratch(3, size), scratch(size, dtype=torch.int32)
     limit = torch.full((1,), tolerance, dtype=torch.float64, device=x.device)
-    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    capturing = is_captured(x)
     for step in range(max_iterations):
         now, then = step % 2, (step + 1) % 2
         multiply(bases[now], images[now], state)

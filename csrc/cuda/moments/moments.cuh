@@ -84,5 +84,10 @@ std::vector<int> architectures();
 void list_tokens(const uint8_t* mask, int64_t n_sentences, int64_t n_tokens, int32_t* positions, int32_t* sizes,
                  const Queue& queue);
 
+// Writes the items (items) of groups 0, 1, … one group after the other, each in their order, and where each group
+// starts (groups + 1). Before the first start there is room for the items of group -1, which is not written.
+void list_items(const int64_t* group_of, int64_t items, int64_t groups, int64_t* order, int64_t* starts,
+                const Queue& queue);
+
 }  // namespace cuda
 }  // namespace cone

@@ -23,8 +23,11 @@ KERNELS = {
     "masked_mean_pool_backward.cu": 3 * 2,
     "moment_partials.cu": 3 * 2 + 1,
     "list_tokens.cu": 1,
+    "list_items.cu": 1,
 }
-READS_ROWS = [name for name in KERNELS if name not in ("masked_mean_pool_backward.cu", "list_tokens.cu")]
+READS_ROWS = [
+    name for name in KERNELS if name not in ("masked_mean_pool_backward.cu", "list_tokens.cu", "list_items.cu")
+]
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, mean_pairwise_cosine, pool_moments, row_moments
 from cone_kernels.kernels import segments
+from cone_kernels.kernels.cuda import moments as cuda_moments
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.ops.test_pool_moments import POOLED, assert_same, ragged_mask, scattered_mask
@@ -297,3 +298,16 @@ def test_opcheck(packed: bool) -> None:
     groups = None if packed else torch.arange(9) % 64
     sums = list(zero_sums(ROW_FIELDS if packed else COSINE_FIELDS, 2, 5).values())
     torch.library.opcheck(torch.ops.cone_kernels.row_moments_.default, (normal(2, 9, 5), groups, sums, "cuda"))
+
+
+@pytest.mark.parametrize("items", [0, 1, 31, 32, 33, 255, 256, 257, 3000])
+@pytest.mark.parametrize("groups", [1, 3, 64])
+def test_items_are_listed_by_group_in_one_launch(items: int, groups: int) -> None:
+    """As torch's stable sort does it, but for the room before the first group, which nobody reads."""
+    group_of = torch.randint(-1, groups, (items,), generator=torch.Generator().manual_seed(items))
+    for order in (0, 1, 5):
+        order_of_threads(order)
+        got, starts = cuda_moments._items_by_group(group_of, groups)
+        wanted, wanted_starts = segments._sorted_by_group(group_of, groups)
+        assert torch.equal(starts, wanted_starts)
+        assert torch.equal(got[starts[0] :], wanted[starts[0] :])
