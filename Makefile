@@ -41,9 +41,10 @@ $(VENV)/.packages: requirements/test.txt $(VENV)/.demo-packages
 	$(BIN)/python $(LOCKED) $<
 	touch $@
 
-# The demo runs on the CPU; building for GPUs takes longer than all the rest and is left to the tests.
+# The demo runs on this CPU; building for other processors and for GPUs takes longer than all the rest and is left to the
+# tests.
 $(VENV)/.demo-built: $(VENV)/.build-packages $(SOURCES)
-	CONE_CUDA=$${CONE_CUDA:-0} $(BIN)/python $(EDITABLE) . --no-deps
+	CONE_CUDA=$${CONE_CUDA:-0} CONE_ISAS=$${CONE_ISAS:-native} $(BIN)/python $(EDITABLE) . --no-deps
 	touch $@
 
 $(VENV)/.built: $(VENV)/.packages $(SOURCES)

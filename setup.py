@@ -1,6 +1,7 @@
 """Builds the C++ and CUDA extensions. Metadata is in pyproject.toml; torch is neither imported nor linked.
 
 CONE_CUDA=auto|0|1   build cone_kernels._cuda where nvcc is found (auto), never (0), or fail without nvcc (1)
+CONE_ISAS=all|native build cone_kernels._cpu for every instruction set, or for those that this processor has
 CONE_CUDA_ARCHS      the compute capabilities to build for, default "80;90"; GPUs beyond the highest run its PTX
 """
 
@@ -30,8 +31,6 @@ X86_ISAS = {
 }
 OP_SOURCES = sorted(path.name for path in (ROOT / CSRC / "cpu").glob("*.cpp") if path.name != "isa.cpp")
 COMMON_SOURCES = ["cpu/isa.cpp", "bindings/cpu.cpp"]
-# The baseline's objects have each op's entry too, which calls the op of the instruction set in force.
-ISA_MACROS = {"common": [], "baseline": [("CONE_ISA", "baseline"), ("CONE_DEFINES_FORWARDS", "1")]}
 
 
 def cuda_wanted() -> str | None:
@@ -55,27 +54,30 @@ class BuildExtensions(build_ext):
         if ext.name.endswith("_cuda"):
             self.build_cuda(ext)
             return
-        # Baseline comes first: inline functions that several objects share are taken from the first one that has them.
-        isas = {"baseline": [], **self.supported_isas()}
-        macros = [(f"CONE_HAVE_{isa.upper()}", "1") for isa in isas]
+        isas = self.wanted_isas()
+        # These know which instruction sets there are, and the baseline's have each op's entry, which calls one of them.
+        have = [(f"CONE_HAVE_{isa.upper()}", "1") for isa in isas]
+        macros = {"common": have, "baseline": [*have, ("CONE_ISA", "baseline"), ("CONE_DEFINES_FORWARDS", "1")]}
         openmp = ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
         if not openmp:
             print("cone_kernels: the compiler has no OpenMP; the CPU kernels will run on one thread")
-        jobs = [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in OP_SOURCES]
-        jobs += [(CSRC / name, "common", []) for name in COMMON_SOURCES]
-        folder = self.objects() / f"cpu-{'-'.join(isas)}"
+        # What needs no instruction set comes first: inline functions that several objects share are taken from the
+        # first one that has them.
+        jobs: list[tuple[Path, str, list[str]]] = [(CSRC / name, "common", []) for name in COMMON_SOURCES]
+        jobs += [(CSRC / "cpu" / name, "baseline", []) for name in OP_SOURCES]
+        jobs += [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in OP_SOURCES]
         changed = last_change("*.h")
 
         def build(job: tuple[Path, str, list[str]]) -> list[str]:
             source, isa, flags = job
-            targets = self.compiler.object_filenames([str(source)], output_dir=str(folder / isa))
+            folder = self.objects() / (f"cpu-{isa}" if isa in isas else "-".join(["cpu", isa, *isas]))
+            targets = self.compiler.object_filenames([str(source)], output_dir=str(folder))
             if not self.force and is_newer(Path(targets[0]), changed, source):
                 return targets
-            defines = [*macros, *ISA_MACROS.get(isa, [("CONE_ISA", isa)])]
             return self.compiler.compile(
                 [str(source)],
-                output_dir=str(folder / isa),
-                macros=defines,
+                output_dir=str(folder),
+                macros=macros.get(isa, [("CONE_ISA", isa)]),
                 include_dirs=[str(CSRC / "include"), str(CSRC), *ext.include_dirs, *self.include_dirs],
                 extra_postargs=[*FLAGS, *openmp, *flags],
             )
@@ -90,18 +92,32 @@ class BuildExtensions(build_ext):
         """Where objects stay from build to build; `pip install --editable` builds in a folder that it throws away."""
         return ROOT / "build" / f"{sys.implementation.cache_tag}-pybind11-{pybind11.__version__}"
 
-    def supported_isas(self) -> dict[str, list[str]]:
+    def wanted_isas(self) -> dict[str, list[str]]:
+        """The compiler's flags of every instruction set to build for beside the baseline, as CONE_ISAS asks."""
+        choice = os.environ.get("CONE_ISAS", "all")
+        if choice not in {"all", "native"}:
+            sys.exit(f"CONE_ISAS: got {choice!r}; it must be all or native")
         if platform.machine().lower() not in {"x86_64", "amd64"}:
             return {}
-        return {isa: flags for isa, flags in X86_ISAS.items() if self.accepts(flags)}
+        accepted = {isa: flags for isa, flags in X86_ISAS.items() if self.accepts(flags)}
+        return accepted if choice == "all" else {isa: flags for isa, flags in accepted.items() if self.runs(flags)}
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler builds and links an empty program with these flags."""
+        return self.builds("int main() { return 0; }", [*flags, "-shared", "-fPIC"])
+
+    def runs(self, flags: list[str]) -> bool:
+        """Whether this processor has the instructions that these flags let the compiler use."""
+        known = " && ".join(f'__builtin_cpu_supports("{flag.removeprefix("-m")}")' for flag in flags)
+        return self.builds(f"int main() {{ return !({known}); }}", [], run=True)
+
+    def builds(self, program: str, flags: list[str], *, run: bool = False) -> bool:
+        """Whether a program builds and, where asked, runs and exits with 0."""
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "probe.cpp"
-            source.write_text("int main() { return 0; }\n")
-            command = [*self.compiler.compiler_so, *flags, "-shared", str(source), "-o", str(source) + ".so"]
-            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+            source, target = Path(folder) / "probe.cpp", str(Path(folder) / "probe")
+            source.write_text(program + "\n")
+            commands = [[*self.compiler.compiler_so, *flags, str(source), "-o", target], *([[target]] if run else [])]
+            return all(subprocess.run(one, capture_output=True, check=False).returncode == 0 for one in commands)
 
     def build_cuda(self, ext: Extension) -> None:
         nvcc = str(cuda_wanted())
