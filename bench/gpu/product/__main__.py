@@ -31,30 +31,28 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
-    if arguments.make is not None:
-        from bench.gpu.product.case import Place
-
-        Place.made(arguments.make)
-        return 0
-
+    from bench.gpu.product.case import Place, run_case
     from bench.gpu.product.cases import cases
+    from bench.gpu.product.stage import BACKENDS_FILE, CASE_SECONDS, run_product
 
     known = cases(arguments.device)
     unknown = [name for name in arguments.cases if name not in known]
     if unknown:
         parser.error(f"CASE: got {unknown[0]!r}; it must be one of {', '.join(known)}")
+    if arguments.make is not None:
+        Place.made(arguments.make)
+        asked = {name: case.backend for name, case in known.items()}
+        write_aside(arguments.make / BACKENDS_FILE, json.dumps(asked))
+        return 0
     if arguments.out is not None:
-        from bench.gpu.product.case import Place, run_case
-
         found = run_case(known[arguments.cases[0]], Place.at(arguments.place), arguments.device)
         write_aside(arguments.out, json.dumps(found))
         return 0
 
-    from bench.gpu.product.stage import CASE_SECONDS, run_product
-
     end_with_children()
-    names = arguments.cases or list(known)
-    result = run_product(names, arguments.device, LIMIT_SECONDS, arguments.processes, 4 * CASE_SECONDS)
+    result = run_product(
+        arguments.device, LIMIT_SECONDS, arguments.processes, names=arguments.cases, case_seconds=4 * CASE_SECONDS
+    )
     return 0 if result["ok"] else 1
 
 

@@ -56,7 +56,7 @@ class Case:
         tolerance: the largest difference that passes.
         needs: packages without which it cannot be run.
         refusal: a pattern; an error that it matches says, as documented, that this machine cannot do it.
-        only_on_cuda: whether there is nothing to run on a CPU.
+        backend: the GPU backend that it asks for by name; "" leaves that to the package.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Case:
     tolerance: Tolerance = FLOAT32
     needs: tuple[str, ...] = ()
     refusal: str = ""
-    only_on_cuda: bool = False
+    backend: str = ""
 
 
 def run_case(case: Case, place: Place, device: str) -> dict[str, Any]:

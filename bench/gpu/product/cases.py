@@ -12,4 +12,4 @@ def cases(device: str) -> dict[str, Case]:
     """Those that can be run on a device, by name, in the order of their beginning: what takes longest comes first."""
     commands, integrations, programs = command_cases(), integration_cases(), program_cases()
     listed = [*commands[:2], *integrations[:2], *programs, *commands[2:], *integrations[2:]]
-    return {case.name: case for case in listed if device.startswith("cuda") or not case.only_on_cuda}
+    return {case.name: case for case in listed if device.startswith("cuda") or not case.backend}

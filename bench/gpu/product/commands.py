@@ -52,7 +52,7 @@ def command_cases() -> list[Case]:
                 f"layers --second-moment --backend {name}",
                 _command(*_MOMENTS, "--backend", name),
                 moments,
-                only_on_cuda=True,
+                backend=name,
             )
             for name in _GPU_BACKENDS
         ),
