@@ -28,10 +28,11 @@ from cone_kernels import ConeProbe
 from cone_kernels.models.loading import LoadedModel, load_model
 from cone_kernels.runs.batches import length_batches
 from cone_kernels.runs.runner import TOKEN_BUDGET, run
+from cone_kernels.state.cone_state import ConeState
 
 BARE, PLAIN, PROBE, MOMENTS = "bare", "plain torch's hidden states", "probe", "probe, second moments"
 RUN, RUN_MOMENTS = "run", "run, second moments"
-Pass = Callable[[], object]
+Pass = Callable[[], ConeState | None]
 
 
 def batches_of(loaded: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
@@ -45,8 +46,9 @@ def batches_of(loaded: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
 def passes(loaded: LoadedModel, batches: Sequence[Tensor]) -> Iterator[dict[str, Pass]]:
     """Forwards of all batches by what is done beside them; each returns when the device is done.
 
-    The probes are attached throughout, as in a run or a job, and paused while they have no turn. Plain torch takes
-    the mean over the tokens of every layer, in float32, and keeps nothing.
+    The probes are attached throughout, as in a run or a job, and paused while they have no turn; a pass under one
+    gives its state, of these sentences. Plain torch takes the mean over the tokens of every layer, in float32, and
+    keeps nothing.
     """
 
     def forward(**options: bool) -> None:
@@ -62,12 +64,14 @@ def passes(loaded: LoadedModel, batches: Sequence[Tensor]) -> Iterator[dict[str,
             probe = attached.enter_context(ConeProbe(loaded.model, **options))
             probe.pause()
 
-            def one_pass() -> None:
+            def one_pass() -> ConeState:
+                probe.reset()
                 probe.resume()
                 forward()
-                assert probe.state.sentence.count is not None  # what still waits to be added is part of the work
-                synchronize(loaded.device)
                 probe.pause()
+                _ = probe.state.sentence.sums  # what still waits to be added is part of the work
+                synchronize(loaded.device)
+                return probe.state
 
             return one_pass
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What tells of a run, of a file or of an option and not of the model; a summary says in words what the numbers say.
+# What tells of a run, of a file, of its bits or of an option and not of the model; a summary says what the numbers say.
 OF_THE_RUN = frozenset(
     {"manifest", "summary", "seconds", "device", "compiled", "attention"}
-    | {"file", "vectors_file", "state", "source", "examples"}
+    | {"file", "vectors_file", "state", "state_fingerprint", "source", "examples"}
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w)")
 
