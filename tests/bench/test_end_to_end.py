@@ -15,7 +15,7 @@ from tests.support.recording_probe import assert_statistics_of, hidden_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-N = 60
+N = 20
 
 
 def test_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
