@@ -60,8 +60,8 @@ def passes(loaded: LoadedModel, batches: Sequence[Tensor]) -> Iterator[dict[str,
 
     with ExitStack() as attached, torch.inference_mode():
 
-        def probed(**options: bool) -> Pass:
-            probe = attached.enter_context(ConeProbe(loaded.model, **options))
+        def probed(second_moment: bool) -> Pass:
+            probe = attached.enter_context(ConeProbe(loaded.model, second_moment=second_moment))
             probe.pause()
 
             def one_pass() -> ConeState:
@@ -78,7 +78,7 @@ def passes(loaded: LoadedModel, batches: Sequence[Tensor]) -> Iterator[dict[str,
         yield {
             BARE: forward,
             PLAIN: lambda: forward(output_hidden_states=True),
-            PROBE: probed(),
+            PROBE: probed(second_moment=False),
             MOMENTS: probed(second_moment=True),
         }
 
@@ -99,8 +99,8 @@ def measured(loaded: LoadedModel, texts: Sequence[str], rounds: int = 2) -> dict
         seconds = medians(by_name, rounds=rounds)
     over_bare = {name: taken / seconds[BARE] - 1 for name, taken in seconds.items() if name != BARE}
 
-    def whole(**options: bool) -> None:
-        run(loaded, texts, **options)
+    def whole(second_moment: bool = False) -> None:
+        run(loaded, texts, second_moment=second_moment)
         synchronize(loaded.device)
 
     with _shapes_seen(loaded) as run_batches:

@@ -34,8 +34,8 @@ class Tolerance:
 
 # 1e-6 absolute, for an anisotropy near zero.
 FLOAT32 = Tolerance(1e-4, 1e-2)
-# A 16-bit number has 8 or 11 significant bits, and each device rounds within a layer as it likes.
-SIXTEEN_BITS = Tolerance(5e-2, 1e-1, texts=False)
+# Each device rounds within a layer as it likes; all of bfloat16's rounding makes 6e-4 on the small model.
+SIXTEEN_BITS = Tolerance(5e-3, 1e-1, texts=False)
 # Printed with two or three decimals.
 PRINTED = Tolerance(2e-3, 1.0)
 # So few steps of training that the devices' roundings have not yet grown to more.
