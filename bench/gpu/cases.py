@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import naive
+from bench.generated import BERT_LARGE
 from bench.gpu import exact
 from bench.gpu.timing import GPU, MEGABYTES
 from cone_kernels import ConeProbe, ConeState, masked_mean_pool, mean_pairwise_cosine, pool_moments, top_eigenvectors
@@ -22,7 +23,6 @@ from cone_kernels.sums import GROUPS, jackknife_groups
 
 LAYERS, WIDTH, TOKENS = 25, 1024, 32
 PRODUCTS = [(4096, 1024), (65_536, 1024), (16_384, 4096)]
-BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
 Run = Callable[[], object]
 

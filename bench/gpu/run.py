@@ -1,16 +1,18 @@
 """Builds, tests and times the kernels on a machine with a GPU, by its own Python and torch, offline: `make gpu`.
 
-python -m bench.gpu.run [--results FOLDER] [build] [test] [sanitize] [bench]
+python -m bench.gpu.run [--results FOLDER] [STAGE ...]
 
-build     compiles the extensions in place, for this GPU
-test      tests/kernels/gpu, in several processes at once
-sanitize  compute-sanitizer's checkers on a small case of each op and backend
-bench     times the kernels beside the machine's copy bandwidth and matrix peak
+build       compiles the extensions in place, for this GPU
+test        tests/kernels/gpu, in several processes at once
+sanitize    compute-sanitizer's checkers on small cases of each op and backend
+bench       times the kernels beside the machine's copy bandwidth and matrix peak
+product     every command, integration and example on the GPU against the CPU
+end_to_end  whole runs, and forwards under a probe, against the bare forward of the same sentences
 
-Each stage has a limit, all together under nine minutes. Where a backend cannot be built or run the other one is tried
-all the same, and the stage fails. What each stage found, with its date, commit and versions, is kept in
-gpu-DEVICE.json in FOLDER (default bench/results), with a table of the benchmark in gpu-DEVICE.md. Where there is no git
-history, COMMIT in the environment names the commit. Exit code 1 where a stage fails, 2 without a GPU.
+Each stage has a limit, all together under eight minutes on sixteen cores. Where a backend cannot be built or run the
+other one is tried all the same, and the stage fails. What each stage found, with its date, commit and versions, is kept
+in gpu-DEVICE.json in FOLDER (default bench/results), with a table of the benchmark in gpu-DEVICE.md. Where there is no
+git history, COMMIT in the environment names the commit. Exit code 1 where a stage fails, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -30,11 +32,21 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.process import LOST_DEVICE, ROOT, end_with_children, run, toolkit, write_aside
-from bench.gpu.small_case import CASES
+from bench.gpu.product.stage import run_product
+from bench.gpu.small_case import CASES, FEW_CASES
 from bench.gpu.tests import processes_here, run_tests
 
-LIMIT_SECONDS = {"build": 80, "test": 140, "sanitize": 110, "bench": 180}
-SANITIZERS = ("memcheck", "synccheck", "racecheck")
+LIMIT_SECONDS = {
+    "build": 45,
+    "test": 105,
+    "sanitize": 100,
+    "bench": 70,
+    "product": 75,
+    "end_to_end": 65,
+}
+# What each checker watches, each entry in a process of its own. Those that follow every access to shared or to
+# uninitialised memory take a hundred times the time and more.
+CHECKED = {"memcheck": ("all",), "synccheck": ("all",), "racecheck": FEW_CASES, "initcheck": FEW_CASES}
 # What all cases take without a checker, compilation included, and no more.
 _UNCHECKED_SECONDS = 50
 _MOST_REPORTED = 60  # lines of a checker's report: the first fault is the one to look at
@@ -129,7 +141,7 @@ def test(_: Path) -> dict[str, Any]:
 
 
 def sanitize(_: Path) -> dict[str, Any]:
-    """Runs a small case of each op under the checkers, all at once; before that without one, for Triton's cache."""
+    """Runs small cases of each op under the checkers, all at once; before that without one, for Triton's cache."""
     sanitizer = toolkit("compute-sanitizer")
     if sanitizer is None:
         return {"ok": False, "last": "compute-sanitizer is neither in $CUDA_HOME/bin nor on the PATH"}
@@ -147,20 +159,30 @@ def sanitize(_: Path) -> dict[str, Any]:
         return {**ended.result(), "reported": reported[:_MOST_REPORTED]}
 
     def under(tool: str) -> list[str]:
-        # A process that a library starts is not ours to check, nor are torch's kernels.
-        options = ["--target-processes", "application-only", "--kernel-name-exclude", "kns=at6native"]
-        return [sanitizer, "--tool", tool, "--error-exitcode", "9", *options]
+        # A process that a library starts is not ours to check.
+        options = ["--target-processes", "application-only", "--error-exitcode", "9"]
+        # Nor are torch's kernels; but what they write must be seen where it is asked whether anything was written.
+        others = [] if tool == "initcheck" else ["--kernel-name-exclude", "kns=at6native"]
+        return [sanitizer, "--tool", tool, *options, *others]
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # Triton compiles each case in a process of its own; the CUDA kernels are compiled.
-        each = [(name, case) for name in backends for case in (CASES if name == "triton" else ["all"])]
+        compiled = {"triton": (*CASES, *FEW_CASES), "cuda": ("all",)}
+        each = [(name, case) for name in backends for case in compiled[name]]
         unchecked = {
             f"{name} {case}": pool.submit(small_case, [], name, case, _UNCHECKED_SECONDS) for name, case in each
         }
         results: dict[str, Any] = {"unchecked": {name: job.result() for name, job in unchecked.items()}}
-        jobs = {tool: {name: pool.submit(small_case, under(tool), name) for name in backends} for tool in SANITIZERS}
-        for tool, by_backend in jobs.items():
-            results[tool] = {name: job.result() for name, job in by_backend.items()}
+        jobs = {
+            tool: {
+                f"{name} {case}": pool.submit(small_case, under(tool), name, case)
+                for name in backends
+                for case in watched
+            }
+            for tool, watched in CHECKED.items()
+        }
+        for tool, by_case in jobs.items():
+            results[tool] = {name: job.result() for name, job in by_case.items()}
     ok = not any(lacking.values()) and all(one["ok"] for named in results.values() for one in named.values())
     return {"ok": ok, "missing": lacking, **results}
 
@@ -184,11 +206,33 @@ def bench(file: Path) -> dict[str, Any]:
     return {**result, "ok": complete, "missing": lacking}
 
 
+def product(_: Path) -> dict[str, Any]:
+    """Runs everything that the package does on the GPU and on the CPU."""
+    lacking = missing()
+    without = {name for name, reason in lacking.items() if reason}
+    result = run_product("cuda", LIMIT_SECONDS["product"], processes_here(), without=without)
+    return {**result, "ok": result["ok"] and not any(lacking.values()), "missing": lacking}
+
+
+def end_to_end(file: Path) -> dict[str, Any]:
+    """Times whole runs and probed forwards of two shapes."""
+    measured = file.with_suffix(".end_to_end.json")
+    measured.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "bench.end_to_end", "--device", "cuda", "--out", str(measured)]
+    ended = run(command, LIMIT_SECONDS["end_to_end"])
+    print(ended.printed, flush=True)
+    shapes = json.loads(measured.read_text()) if measured.exists() else {}
+    measured.unlink(missing_ok=True)
+    return {**ended.result(), "shapes": shapes}
+
+
 STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "build": build,
     "test": test,
     "sanitize": sanitize,
     "bench": bench,
+    "product": product,
+    "end_to_end": end_to_end,
 }
 
 
