@@ -47,12 +47,13 @@ class _Counted:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
-    with stand_in_gpu() as found:
+def work() -> Iterator[Work]:
+    # What is patched here goes before what the stand-in has patched.
+    with stand_in_gpu() as found, pytest.MonkeyPatch.context() as patched:
         for adapter in (moments, matrices):
-            monkeypatch.setattr(adapter, "_cuda", _Counted(simt_build.cuda_module(), found))
-            monkeypatch.setattr(adapter, "queue_of", lambda x: (0, 0))
-        monkeypatch.setattr(backends, "kernel", lambda op, backend: getattr(cuda, op))
+            patched.setattr(adapter, "_cuda", _Counted(simt_build.cuda_module(), found))
+            patched.setattr(adapter, "queue_of", lambda x: (0, 0))
+        patched.setattr(backends, "kernel", lambda op, backend: getattr(cuda, op))
         yield found
 
 
