@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 
 def machine(ran: Run) -> dict[str, Any]:
-    """Device, threads, dtype, backends and batches of a run."""
+    """Device, threads, dtype, backends and batches of a run; which share of what the model was given was padding."""
     import torch
 
     device = torch.device(ran.part.facts["device"])
+    positions = ran.part.counts["positions"]
     isa = None
     if "cpu" in ran.backends.values():
         from cone_kernels import _cpu
@@ -28,6 +29,7 @@ def machine(ran: Run) -> dict[str, Any]:
         "ops": ran.backends,
         "isa": isa,
         "batches": ran.batches,
+        "padding": round(1 - ran.tokens / positions, 4) if positions else 0.0,
         "token_budget": ran.token_budget,
         "out_of_memory": ran.out_of_memory,
     }

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cone_kernels.cli import main
+from cone_kernels.runs import token_budget
 from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
@@ -93,7 +94,10 @@ def test_numbers_are_those_of_the_cpu(command: list[str], folders: list[Path], c
     assert got == about(wanted)
 
 
-def test_16_bits_and_batches_as_large_as_pays(folders: list[Path], corpus: Path, gpu: None) -> None:
+def test_16_bits_and_batches_as_large_as_pays(
+    folders: list[Path], corpus: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_budget, "_LARGEST", 2048)  # a CPU takes long for what a GPU would try
     options = ("--dtype", "bfloat16", "--token-budget", "auto", "--device", "cuda")
     found = json.loads(cone("layers", "--model", folders[0], "--corpus", corpus, *options, "--json", "-").stdout)
     wanted = result(["layers"], "cpu", folders[:1], corpus)
