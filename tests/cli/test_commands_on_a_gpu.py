@@ -120,12 +120,16 @@ def test_all_experiments_in_one_run(folders: list[Path], corpus: Path, tmp_path:
 def test_a_saved_state_is_compared_and_fitted_anywhere(
     folders: list[Path], corpus: Path, tmp_path: Path, gpu: None
 ) -> None:
-    for folder in folders:
-        state = ("--second-moment", "--save-state", tmp_path / folder.name)
-        cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", "cuda", *state)
-    cone("compare", *(tmp_path / folder.name for folder in folders))
-    cone("center", "--state", tmp_path / folders[0].name, "--method", "whitening", "--shrinkage", "0.2")
-    cone("show", tmp_path / folders[0].name)
+    found = {}
+    for device in ("cuda", "cpu"):
+        states = [tmp_path / f"{device}-{folder.name}" for folder in folders]
+        for folder, state in zip(folders, states, strict=True):
+            save = ("--second-moment", "--save-state", state)
+            cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", device, *save)
+        fit = ("center", "--state", states[0], "--method", "whitening", "--shrinkage", "0.2")
+        compared, fitted = (json.loads(cone(*one, "--json", "-").stdout) for one in (("compare", *states), fit))
+        found[device] = [compared["layers"], fitted["before"], fitted["after"]]
+    assert found["cuda"] == about(found["cpu"])
 
 
 def test_a_run_goes_on_from_its_checkpoint(folders: list[Path], corpus: Path, tmp_path: Path, gpu: None) -> None:

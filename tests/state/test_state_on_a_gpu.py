@@ -15,8 +15,9 @@ from cone_kernels.centering import Centering
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.torchmetrics import MeanPairwiseCosine
 from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.probe.layer_points import find_layer_points
 from cone_kernels.state.cone_state import ConeState
-from tests.support.stand_in_gpu import stand_in_gpu
+from tests.support.stand_in_gpu import Work, stand_in_gpu
 from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,9 +28,9 @@ SPECIAL = torch.zeros_like(MASK).index_fill_(1, torch.tensor([0]), 1)
 
 
 @pytest.fixture(autouse=True)
-def gpu() -> Iterator[None]:
-    with stand_in_gpu():
-        yield
+def gpu() -> Iterator[Work]:
+    with stand_in_gpu() as work:
+        yield work
 
 
 def hidden_states() -> list[Tensor]:
@@ -113,3 +114,12 @@ def test_a_probe_takes_masks_and_special_tokens_of_either_device(mask_on: str, s
         found[device] = cone_scalars(probe.state, token=True)
         assert int(probe.state.pooled("cls").count[0].sum()) == 46
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-4, abs=1e-6)
+
+
+def test_finding_the_layers_waits_for_the_device_twice(gpu: Work) -> None:
+    """For the first row's mask and for all numbers that are compared; one more is the model's look at its own mask."""
+    model = tiny_model("bert").eval().to("cuda")
+    batch = {"input_ids": torch.full((2, 9), 5).to("cuda"), "attention_mask": torch.ones(2, 9).long().to("cuda")}
+    gpu.waits.clear()
+    assert len(find_layer_points(model, batch).points) == 4
+    assert sum(gpu.waits.values()) <= 3
