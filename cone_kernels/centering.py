@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import metrics
-from cone_kernels.names import METHODS, CenteringMethod
+from cone_kernels.names import METHODS, OUTPUT, CenteringMethod, Layer, place
 from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state import file as state_file
@@ -31,7 +31,7 @@ class Centering:
     Attributes:
         method: "mean", "all-but-the-top" or "whitening".
         level: what it was fitted on, "sentence" or "token".
-        layer: the layer's number.
+        layer: the layer's number, or "output".
         count: how many vectors it was fitted on.
         mean: (d,) float64, what is subtracted.
         directions: (k, d) float64 orthonormal rows, what all-but-the-top projects out; None for other methods.
@@ -46,7 +46,7 @@ class Centering:
 
     method: CenteringMethod
     level: str
-    layer: int
+    layer: Layer
     count: int
     mean: Tensor = field(repr=False)
     directions: Tensor | None = field(repr=False)
@@ -63,7 +63,7 @@ class Centering:
         cls,
         state: ConeState | Moments,
         *,
-        layer: int = -1,
+        layer: Layer | None = None,
         method: CenteringMethod = "mean",
         components: int | None = None,
         shrinkage: float | None = None,
@@ -79,7 +79,8 @@ class Centering:
         Args:
             state: a `ConeState`, whose sentence level is taken, or `Moments` of either level. All methods but "mean"
                 need its second moment.
-            layer: its number; -1 is the last one of the state.
+            layer: its number, -1 is the last one of the state; or "output", the vectors that the model itself gives.
+                None is the output, or the last layer where the state has none.
             method: one of the three.
             components: k, 1 to d; all-but-the-top only. Default: d // 100, at least 1, as the paper advises.
             shrinkage: α, 0 to 1; whitening only. Default: the oracle approximating shrinkage for n rows, (Chen et al.
@@ -95,12 +96,11 @@ class Centering:
             Centering(whitening with shrinkage 0.1, 384 wide, layer 6, from 1,000 sentences)
         """
         check_method(method, components, shrinkage)
-        level = state.sentence if isinstance(state, ConeState) else state
-        moments = level.select(level.layers[layer] if -len(level.layers) <= layer < 0 else layer).on_cpu()
+        number, moments = _layer_of(state, layer)
         count, needed = int(moments.count.sum()), 1 if method == "mean" else 2
         if count < needed:
             raise ValueError(
-                f"state: got {count} vectors at layer {layer}; it must be at least {needed} for method {method!r}"
+                f"state: got {count} vectors at {place(number)}; it must be at least {needed} for method {method!r}"
             )
         if method != "mean" and "second_moment" not in moments.fields:
             raise ValueError(
@@ -115,7 +115,7 @@ class Centering:
             matrix = _whitening_matrix(covariance, shrinkage)
         model = state.info.get("model") if isinstance(state, ConeState) else None
         mean = metrics.mean_vector(moments)[0]
-        return cls(method, moments.level, moments.layers[0], count, mean, directions, matrix, shrinkage, model)
+        return cls(method, moments.level, number, count, mean, directions, matrix, shrinkage, model)
 
     @property
     def dim(self) -> int:
@@ -169,7 +169,7 @@ class Centering:
             how += f" of {self.components} component{'s' if self.components > 1 else ''}"
         elif self.shrinkage is not None:
             how += f" with shrinkage {self.shrinkage:.3g}"
-        return f"Centering({how}, {self.dim} wide, layer {self.layer}, from {self.count:,} {self.level}s)"
+        return f"Centering({how}, {self.dim} wide, {place(self.layer)}, from {self.count:,} {self.level}s)"
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes."""
@@ -221,6 +221,19 @@ class Centering:
             with torch.inference_mode(False):
                 self._casts[key] = {name: part.to(device, dtype) for name, part in self._parts().items()}
         return self._casts[key]
+
+
+def _layer_of(state: ConeState | Moments, layer: Layer | None) -> tuple[Layer, Moments]:
+    """The layer that is meant, and its sums on the CPU."""
+    output = state.output if isinstance(state, ConeState) else None
+    if layer == OUTPUT or (layer is None and output is not None):
+        if output is None:
+            raise ValueError(f"layer: got {OUTPUT!r}; it must be a number, for the state has no output")
+        return OUTPUT, output.on_cpu()
+    level = state.sentence if isinstance(state, ConeState) else state
+    asked = -1 if layer is None else layer
+    moments = level.select(level.layers[asked] if -len(level.layers) <= asked < 0 else asked).on_cpu()
+    return moments.layers[0], moments
 
 
 def check_method(method: str, components: int | None, shrinkage: float | None) -> None:
@@ -285,7 +298,8 @@ def _checked_header(path: str | os.PathLike[str], header: Any) -> Mapping[str, A
             f"{path}: header: got {header!r:.200}; it must be an object with {sorted(_HEADER)}"
         )
     method, dim, components, shrinkage = (header[name] for name in ("method", "dim", "components", "shrinkage"))
-    whole = all(type(header[name]) is int for name in ("layer", "dim", "count"))
+    whole = all(type(header[name]) is int for name in ("dim", "count"))
+    whole = whole and (type(header["layer"]) is int or header["layer"] == OUTPUT)
     is_number = type(shrinkage) in (int, float) and math.isfinite(shrinkage)
     wrong = {
         "method": method not in list(METHODS),

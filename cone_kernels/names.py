@@ -15,6 +15,14 @@ InRun: TypeAlias = Literal["each model", "all models", "each method"]
 CenteringMethod: TypeAlias = Literal["mean", "all-but-the-top", "whitening"]
 TextFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
 Format: TypeAlias = Literal[TextFormat, "parquet", "arrow"]
+Layer: TypeAlias = int | Literal["output"]
+"""A layer by its number in `hidden_states`, counted from the end where it is negative; or the model's own output."""
+
+OUTPUT: Literal["output"] = "output"
+"""The row after the layers: the vectors that the model itself gives for sentences, as `encode` does."""
+
+MODEL_POOLING = "model"
+"""Where a pooling is asked for: the one that a model of sentence-transformers has itself."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,16 @@ def experiments_in_run(how: InRun | None = None) -> list[str]:
     return [name for name, about in EXPERIMENTS.items() if about.in_run and how in (None, about.in_run)]
 
 
+def place(layer: Layer) -> str:
+    """A layer in a sentence, after "of" or "at".
+
+    Example:
+        >>> place(6), place("output")
+        ('layer 6', 'the output')
+    """
+    return "the output" if layer == OUTPUT else f"layer {layer}"
+
+
 def listed_suffixes() -> str:
     """The suffixes of the formats in words.
 
@@ -207,3 +225,23 @@ def pooling_names(poolings: str | Sequence[str]) -> tuple[str, ...]:
     if len(set(given)) != len(given):
         raise ValueError(f"pooling: got {', '.join(given)}; each must be named once")
     return tuple(name for name in POOLINGS if name in given)
+
+
+def asked_poolings(poolings: str | Sequence[str]) -> tuple[str, ...]:
+    """As `pooling_names`, of names that may have `MODEL_POOLING` among them, which comes last.
+
+    Raises:
+        ValueError: no name, an unknown one, or one that is given twice.
+
+    Example:
+        >>> asked_poolings(["model", "mean"])
+        ('mean', 'model')
+    """
+    given = [poolings] if isinstance(poolings, str) else list(poolings)
+    own = [name for name in given if name == MODEL_POOLING]
+    if len(own) > 1:
+        raise ValueError(f"pooling: got {', '.join(map(str, given))}; each must be named once")
+    names = (*pooling_names([name for name in given if name != MODEL_POOLING]), *own)
+    if not names:
+        raise ValueError("pooling: got none; it must name at least one")
+    return names

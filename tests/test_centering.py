@@ -186,10 +186,10 @@ def test_gradients(method: Any) -> None:
             lambda c, m: Centering.fit(moments_of(cone(), second_moment=False), method="whitening"),
             "state: got one without second moments; it must have them \\(second_moment=True\\) for method 'whitening'",
         ),
-        (lambda c, m: Centering.fit(Moments.empty("sentence", [0], 3)), "state: got 0 vectors at layer -1"),
+        (lambda c, m: Centering.fit(Moments.empty("sentence", [0], 3)), "state: got 0 vectors at layer 0"),
         (
             lambda c, m: Centering.fit(moments_of(cone(1)), method="all-but-the-top"),
-            "state: got 1 vectors at layer -1; it must be at least 2 for method 'all-but-the-top'",
+            "state: got 1 vectors at layer 4; it must be at least 2 for method 'all-but-the-top'",
         ),
         (
             lambda c, m: Centering.fit(moments_of(torch.ones(5, DIM)), method="whitening"),

@@ -7,14 +7,20 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, model_options, shared_options
+from cone_kernels.cli.options import (
+    debuggable,
+    json_option,
+    layer_option,
+    layer_pooling_option,
+    model_options,
+    shared_options,
+)
 
 
 @click.command()
 @model_options()
-@click.option(
-    "--layer", type=int, default=-1, show_default=True, help="As in hidden_states: 0 the embeddings, -1 the last."
-)
+@layer_option("The layer whose axes are looked at.")
+@layer_pooling_option
 @click.option("--k", type=click.IntRange(min=1), default=1, show_default=True, help="How many axes.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Sentences at each end.")
 @click.option("--tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens at each end.")

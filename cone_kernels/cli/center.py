@@ -7,14 +7,22 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, model_options, shared_options
+from cone_kernels.cli.options import (
+    debuggable,
+    json_option,
+    layer_option,
+    layer_pooling_option,
+    model_options,
+    shared_options,
+)
 from cone_kernels.names import METHODS
 
 
 @click.command()
 @model_options(required=False)
 @click.option("--state", metavar="FILE", help="Fit on this state; a model and a corpus only measure then.")
-@click.option("--layer", type=int, default=-1, show_default="-1, the last", help="The layer that is centred.")
+@layer_option("The layer that is centred.")
+@layer_pooling_option
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),

@@ -40,6 +40,7 @@ def run_experiment(
         max_bad: leaving out more than this ends with exit code 3.
         outputs: names of options.
     """
+    _refuse_two_prompts(options)
     inputs = [options.get("corpus"), options.get("state")]
     named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
     check_outputs(json_out, options.get("log_json"), whole=[options[name] for name in outputs], inputs=named)
@@ -52,6 +53,8 @@ def run_experiment(
     stderr = stderr_console()
     stderr.quiet = rank > 0
     options["field"] = list(options["field"]) or None
+    if options.pop("no_prompt"):
+        options["prompt"] = ""
     if isinstance(options["corpus"], tuple):
         options |= _one_corpus(options)
     with progress_line(stderr) as progress:
@@ -67,6 +70,13 @@ def run_experiment(
         click.echo(f"Error: {result.n_bad:,} were left out; --max-bad allows {max_bad:,}", err=True)
         click.get_current_context().exit(TOO_MUCH_DROPPED)
     return result
+
+
+def _refuse_two_prompts(options: dict[str, Any]) -> None:
+    given = [name for name in ("prompt", "prompt_name", "no_prompt") if options[name] not in (None, False)]
+    if len(given) > 1:
+        named = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise click.UsageError(f"{named}: give one of them")
 
 
 def plain_command(name: str) -> click.Command:

@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import model_or_state_options, require_model_or_state
+from cone_kernels.cli.options import layer_pooling_option, model_or_state_options, require_model_or_state
 from cone_kernels.names import GEOMETRY
 
 
 @click.command()
 @model_or_state_options(
+    layer_pooling_option,
     click.option(
         "--second-moment", is_flag=True, help=f"Also {', '.join(metric.label for metric in GEOMETRY.values())}."
     ),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cone_kernels.names import TEXT_FORMATS, listed_suffixes
+from cone_kernels.names import MODEL_POOLING, OUTPUT, POOLINGS, TEXT_FORMATS, listed_suffixes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -50,6 +50,38 @@ def _number_or_auto(ctx: click.Context, parameter: click.Parameter, value: str |
     return value if value in (None, "auto") else number.convert(value, parameter, ctx)
 
 
+def _number_or_output(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_number_or_output(ctx, parameter, one) for one in value)
+    return value if value in (None, OUTPUT) else click.INT.convert(value, parameter, ctx)
+
+
+def layer_option(what: str, multiple: bool = False) -> Callable[[_Command], _Command]:
+    """`--layer`; without it the output is taken, or the last layer of a model that has none.
+
+    Args:
+        what: what is done with the layer, for its help.
+        multiple: it may be given once for each model and state.
+    """
+    return click.option(
+        "--layer",
+        callback=_number_or_output,
+        multiple=multiple,
+        metavar=f"N|{OUTPUT}",
+        help=f"{what} As in hidden_states: 0 the embeddings, -1 the last; {OUTPUT}: what the model itself gives.  "
+        f"[default: {OUTPUT}, or the last of a model without one]",
+    )
+
+
+layer_pooling_option = click.option(
+    "--pooling",
+    type=click.Choice([*POOLINGS, MODEL_POOLING]),
+    default="mean",
+    show_default=True,
+    help=f"How the sentence vectors of the layers are made; {MODEL_POOLING}: as the model itself does.",
+)
+
+
 def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ...]:
     return (
         click.option(
@@ -87,6 +119,15 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             help="Who computes the sums; one asked for by name runs or fails.",
         ),
         click.option("--revision", help="Branch, tag or commit of a hub id."),
+        click.option("--prompt", metavar="TEXT", help="Put before every sentence.  [default: the model's own]"),
+        click.option("--prompt-name", metavar="NAME", help="One of the model's prompts."),
+        click.option("--no-prompt", is_flag=True, help="Not the model's own prompt either."),
+        click.option(
+            "--truncate-dim",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="The first N dimensions of the model's output.  [default: as the model says]",
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."),
         click.option("--attention", metavar="NAME", help="One of transformers': sdpa, eager, flash_attention_2, ..."),
         click.option(

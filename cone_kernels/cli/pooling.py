@@ -8,12 +8,12 @@ import click
 
 from cone_kernels.cli.experiment import run_experiment
 from cone_kernels.cli.options import model_or_state_options, require_model_or_state
-from cone_kernels.names import POOLINGS, pooling_names
+from cone_kernels.names import MODEL_POOLING, POOLINGS, asked_poolings
 
 
 def _named(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return pooling_names(value)
+        return asked_poolings(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -25,7 +25,8 @@ pooling_option = click.option(
     show_default=True,
     metavar="NAME",
     callback=_named,
-    help=f"How a sentence's vector is made, side by side; may be repeated. {', '.join(POOLINGS)}, or all.",
+    help=f"How a sentence's vector is made, side by side; may be repeated. {', '.join(POOLINGS)}, all, or "
+    f"{MODEL_POOLING}: as the model itself does.",
 )
 
 

@@ -7,20 +7,21 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, models_options, shared_options
+from cone_kernels.cli.options import (
+    debuggable,
+    json_option,
+    layer_option,
+    layer_pooling_option,
+    models_options,
+    shared_options,
+)
 
 
 @click.command()
 @models_options(required=False)
 @click.option("--state", multiple=True, metavar="FILE", help="A state saved with second moments; may be repeated.")
-@click.option(
-    "--layer",
-    type=int,
-    multiple=True,
-    default=[-1],
-    show_default="-1, the last of each",
-    help="The layer compared; once, or once for each model and state.",
-)
+@layer_option("The layer compared; once, or once for each model and state.", multiple=True)
+@layer_pooling_option
 @click.option("--k", type=click.IntRange(min=1), default=4, show_default=True, help="Axes of the subspaces compared.")
 @shared_options()
 @json_option
@@ -32,8 +33,10 @@ def rotation(json_out: str | None, max_bad: int | None, **options: Any) -> None:
         raise click.UsageError(f"--model and --state: got {models + states} in all; a comparison needs at least two")
     if (options["corpus"] is None) != (models == 0):
         raise click.UsageError("--model and --corpus go together: each model is run over the corpus")
-    if layers not in (1, models + states):
+    if layers not in (0, 1, models + states):
         raise click.UsageError(f"--layer: got {layers}; give it once, or once for each of {models + states}")
+
+    options["layer"] = options["layer"] or None
 
     from cone_kernels.experiments.rotation import rotation as compare
     from cone_kernels.terminal.rotation import print_rotation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
-from cone_kernels.names import VARIABLES
+from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 # the largest is what it leaves where there is none: the products of float32 vectors are summed in float32 blocks.
 _ROUNDING, _UNRESOLVED = 1e-13, 1e-7
 
+# Modules after the pooling that give vectors in other directions than they take.
+_MAPS = ("Dense", "LayerNorm")
+
 
 def axis(
     model: str | os.PathLike[str] | LoadedModel,
     corpus: str | os.PathLike[str] | Corpus | Iterable[str],
     *,
-    layer: int = -1,
+    layer: Layer | None = None,
+    pooling: str = "mean",
     k: int = 1,
     top: int = 5,
     tokens: int = 20,
@@ -53,7 +57,9 @@ def axis(
     Args:
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences that can be iterated over again.
-        layer: its number as in Hugging Face's `hidden_states`; -1 is the last.
+        layer: its number as in Hugging Face's `hidden_states`, -1 is the last; or "output", the vectors that the model
+            itself gives. None is the output, or the last layer of a model without one.
+        pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         k: how many axes.
         top: sentences at each end of an axis.
         tokens: vocabulary tokens at each end of an axis, by input embedding · axis; see `project_vocabulary`.
@@ -85,7 +91,7 @@ def axis(
         )
     read = open_corpus(corpus, options, again=True)
     rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
-    measurement = measure(model, read, second_moment=True, keep_vectors=(layer,), **rest)
+    measurement = measure(model, read, second_moment=True, pooling=pooling, keep_vectors=(layer,), **rest)
     with threads_of(measurement):
         return axis_of(measurement, layer=layer, k=k, top=top, tokens=tokens, save_vectors=save_vectors)
 
@@ -93,7 +99,7 @@ def axis(
 def axis_of(
     measurement: Measurement,
     *,
-    layer: int = -1,
+    layer: Layer | None = None,
     k: int = 1,
     top: int = 5,
     tokens: int = 20,
@@ -115,12 +121,12 @@ def axis_of(
     directions, mean = found.centered.vectors[0], metrics.mean_vector(moments)[0]  # (k, d), (d,)
     values = found.centered.values[0]
     if float(values[0]) <= _ROUNDING * float(mean.square().sum()):
-        raise ValueError(f"corpus: got equal sentence vectors at layer {number}; they must vary to have an axis")
+        raise ValueError(f"corpus: got equal sentence vectors at {place(number)}; they must vary to have an axis")
     extremes = _extremes(kept, directions, mean, top)
     ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
     texts, corpus_tokens = _read_again(measurement, ends, _window(kept))
     correlations = _correlations(kept, directions, mean, corpus_tokens)
-    vocabulary, named = _vocabulary(loaded, directions, tokens)
+    vocabulary, named = _vocabulary(loaded, number, directions, tokens)
     ratios = metrics.explained_variance_ratio(metrics.covariance(moments), found.centered.values)[0]
     flat = (values <= _UNRESOLVED * values[0]).tolist()
     gaps = [*(values[:-1] - values[1:]).tolist(), float(found.centered.eigengap)]
@@ -138,8 +144,8 @@ def axis_of(
         )
         for at in range(k)
     )
-    position = measurement.state.layers.index(number)
-    vectors = _vectors(measurement, found, mean, {"layer": number, "layer_name": measurement.layer_names[position]})
+    name = measurement.layer_name(number)
+    vectors = _vectors(measurement, found, mean, {"layer": number, "layer_name": name})
     if save_vectors is not None and measurement.rank == 0:
         vectors.save(save_vectors)
     cosines = (found.centered_mean_cosine, found.uncentered_mean_cosine, found.centered_uncentered_cosine)
@@ -148,7 +154,7 @@ def axis_of(
         model=measurement.model,
         corpus=measurement.corpus,
         layer=number,
-        layer_name=measurement.layer_names[position],
+        layer_name=name,
         sentences=int(moments.count.sum()),
         components=components,
         mean_cosine=mean_cosine,
@@ -168,21 +174,21 @@ def _check_counts(k: int, top: int, tokens: int) -> None:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
 
 
-def _parts(measurement: Measurement, layer: int, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
+def _parts(measurement: Measurement, layer: Layer, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
     """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
     if measurement.load is None or measurement.sentences is None:
         raise ValueError(
             "measurement: got one of a saved state; it must be of a model and a corpus, whose vectors axis reads"
         )
     vectors = measurement.kept_vectors(layer)
-    moments = measurement.state.sentence.select(layer)
+    moments = measurement.moments(layer)
     if "second_moment" not in moments.fields:
         raise ValueError("measurement: got one without second moments; it must be made with second_moment=True")
     n = int(moments.count.sum())
     most = min(n - 1, moments.dim)
     if most < 1:
         raise ValueError(
-            f"corpus: got {n} sentence vectors at layer {layer}; it must give at least two to have an axis"
+            f"corpus: got {n} sentence vectors at {place(layer)}; it must give at least two to have an axis"
         )
     if k > most:
         raise ValueError(f"k: got {k}; it must be at most {most} for {n} sentence vectors of width {moments.dim}")
@@ -252,12 +258,15 @@ def _correlations(kept: SentenceVectors, directions: Tensor, mean: Tensor, token
 
 
 def _vocabulary(
-    loaded: LoadedModel, directions: Tensor, count: int
+    loaded: LoadedModel, layer: Layer, directions: Tensor, count: int
 ) -> tuple[dict[str, Any], list[tuple[tuple[TokenProjection, ...], tuple[TokenProjection, ...]]]]:
     """What was projected, and the highest and lowest tokens of each axis."""
     from cone_kernels.experiments.vocabulary import VocabularyError, project_vocabulary
 
+    mapped = [name for name in (loaded.output.modules if layer == OUTPUT and loaded.output else ()) if name in _MAPS]
     try:
+        if mapped:
+            raise VocabularyError(f"the output passes a {mapped[0]}, which token embeddings do not")
         found = project_vocabulary(loaded.model, loaded.tokenizer, directions, count)
     except VocabularyError as error:
         return {"reason": str(error)}, [((), ())] * len(directions)

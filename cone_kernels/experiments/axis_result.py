@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import VARIABLES, spaced
+from cone_kernels.names import VARIABLES, Layer, place, spaced
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.axis_vectors import AxisVectors
@@ -90,7 +90,7 @@ class AxisResult(ExperimentResult):
 
     model: dict[str, Any]
     corpus: dict[str, Any]
-    layer: int
+    layer: Layer
     layer_name: str
     sentences: int
     components: tuple[Component, ...]
@@ -130,7 +130,7 @@ class AxisResult(ExperimentResult):
 
     def __repr__(self) -> str:
         lines = [
-            f"AxisResult({self.model['architecture']}, layer {self.layer}, {self.sentences} sentences of "
+            f"AxisResult({self.model['architecture']}, {place(self.layer)}, {self.sentences} sentences of "
             f"{self.corpus['name']})",
             f"  |cos| with the mean direction {self.mean_cosine:.4f}",
             "  axis  eigenvalue  of variance  " + "  ".join(f"r {name}" for name in VARIABLES),
@@ -159,7 +159,7 @@ def _summary(result: AxisResult) -> Iterator[str]:
     share = sum(component.explained_variance_ratio for component in result.components)
     together = f", the first {len(result.components)} together {share:.1%}" if len(result.components) > 1 else ""
     yield (
-        f"The first axis of layer {result.layer} carries {first.explained_variance_ratio:.1%} of the variance of "
+        f"The first axis of {place(result.layer)} carries {first.explained_variance_ratio:.1%} of the variance of "
         f"{result.sentences:,} sentence vectors{together}."
     )
     if first.eigengap < _CLOSE * first.eigenvalue:

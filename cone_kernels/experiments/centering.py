@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.names import CenteringMethod
+from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
 from cone_kernels.runs.options import SharedOptions, refuse_run_options
@@ -28,7 +28,8 @@ def center(
     corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
     *,
     state: ConeState | str | os.PathLike[str] | None = None,
-    layer: int = -1,
+    layer: Layer | None = None,
+    pooling: str = "mean",
     method: CenteringMethod = "mean",
     components: int | None = None,
     shrinkage: float | None = None,
@@ -44,7 +45,9 @@ def center(
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
         state: a state saved before, with second moments for all methods but "mean".
-        layer: its number as in Hugging Face's `hidden_states`; -1 is the last.
+        layer: its number as in Hugging Face's `hidden_states`, -1 is the last; or "output", the vectors that the model
+            itself gives. None is the output, or the last layer of a model without one.
+        pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         method: "mean", "all-but-the-top" or "whitening"; see `Centering.fit`.
         components: directions that all-but-the-top projects out. Default: a hundredth of the width.
         shrinkage: α of whitening, 0 to 1. Default: the oracle approximating shrinkage.
@@ -75,12 +78,14 @@ def center(
                 "model, corpus, state: got none; it must be a model and a corpus, or a state, or all three"
             )
         refuse_run_options(options)
+        if pooling != "mean":
+            raise ValueError(f"pooling: got {pooling!r} with a state alone; it must be left out, for nothing is run")
         return center_of(saved, output=output, **fit)
     if model is None or corpus is None:
         missing = "model" if model is None else "corpus"
         raise ValueError(f"{missing}: got none; it must be given, for a run needs a model and a corpus")
     needs_moment = saved is None and method != "mean"
-    measurement = measure(model, corpus, second_moment=needs_moment, keep_vectors=(layer,), **options)
+    measurement = measure(model, corpus, second_moment=needs_moment, pooling=pooling, keep_vectors=(layer,), **options)
     with threads_of(measurement):
         return center_of(measurement, fitted_on=saved, output=output, **fit)
 
@@ -88,7 +93,7 @@ def center(
 def center_of(
     measurement: Measurement,
     *,
-    layer: int = -1,
+    layer: Layer | None = None,
     method: CenteringMethod = "mean",
     components: int | None = None,
     shrinkage: float | None = None,
@@ -106,10 +111,16 @@ def center_of(
 
     number = measurement.layer(layer)
     source = measurement if fitted_on is None else fitted_on
+    if number != OUTPUT:
+        _refuse_other_poolings(source, measurement)
     centering = Centering.fit(
-        source.state, layer=source.layer(layer), method=method, components=components, shrinkage=shrinkage
+        source.state,
+        layer=source.layer(number if layer is None else layer),
+        method=method,
+        components=components,
+        shrinkage=shrinkage,
     )
-    width = measurement.state.sentence.dim
+    width = measurement.moments(number).dim
     if centering.dim != width:
         raise ValueError(
             f"state: got width {centering.dim}; it must be {width}, the width of the model's sentence vectors"
@@ -119,14 +130,14 @@ def center_of(
         vectors = measurement.kept_vectors(number)
         before, after = level_after(vectors), level_after(vectors, centering)
     else:
-        before = levels_of(measurement.state.sentence.select(number))[0]
+        before = levels_of(measurement.moments(number))[0]
     if output is not None and measurement.rank == 0:
         centering.save(output)
     return CenteringResult(
         model=measurement.model,
         corpus=measurement.corpus,
         layer=number,
-        layer_name=measurement.layer_names[measurement.state.layers.index(number)],
+        layer_name=measurement.layer_name(number),
         before=before,
         after=after,
         fitted_on={"state": None if fitted_on is None else fitted_on.name, "sentences": centering.count},
@@ -134,6 +145,14 @@ def center_of(
         manifest={**measurement.manifest, "centering_fingerprint": centering.fingerprint()},
         centering=centering,
     )
+
+
+def _refuse_other_poolings(fitted_on: Measurement, measured_on: Measurement) -> None:
+    fitted, measured = (one.state.pooling for one in (fitted_on, measured_on))
+    if fitted != measured:
+        raise ValueError(
+            f"state: got one of the pooling {fitted!r}; it must be {measured!r}, as what it is measured on"
+        )
 
 
 def level_after(vectors: SentenceVectors, centering: Centering | None = None) -> Level:

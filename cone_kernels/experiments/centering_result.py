@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import Estimate, ExperimentResult
+from cone_kernels.names import Layer, place
 
 if TYPE_CHECKING:
     from cone_kernels.centering import Centering
@@ -23,7 +24,7 @@ class CenteringResult(ExperimentResult):
     Attributes:
         model: what `before` and `after` were measured on.
         corpus: the sentences; of a state without a corpus, how many it holds.
-        layer, layer_name: the layer's number, and the module.
+        layer, layer_name: the layer's number or "output", and the module or modules.
         before, after: the sentence level without and with the centering; `after` is None where there are no vectors.
         fitted_on: the state that the centering was fitted on, and how many vectors that held; "state" is None where it
             was fitted on the very sentences that `before` and `after` were measured on.
@@ -34,7 +35,7 @@ class CenteringResult(ExperimentResult):
 
     model: dict[str, Any]
     corpus: dict[str, Any]
-    layer: int
+    layer: Layer
     layer_name: str
     before: Level
     after: Level | None
@@ -94,7 +95,7 @@ def _summary(result: CenteringResult) -> list[str]:
     if before.reason or (after and after.reason):
         return []
     how = _in_words(result.centering)
-    cone = f"the mean cosine of two sentences at layer {result.layer}"
+    cone = f"the mean cosine of two sentences at {place(result.layer)}"
     fitted = f"{result.fitted_on['sentences']:,} sentences"
     if after is None:
         return [f"The centering was fitted on {fitted}; {cone} is {before.anisotropy:.3f} without it."]

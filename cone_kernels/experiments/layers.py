@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.layers_result import Layer, LayersResult, RogueDimension
+from cone_kernels.experiments.layers_result import Layer, LayersResult, Output, RogueDimension
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.runs.measure import measured
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cone_kernels.metrics import Geometry
     from cone_kernels.models.loading import LoadedModel
-    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.state.cone_state import ConeState, Moments
 
 
 def layers(
@@ -28,18 +28,21 @@ def layers(
     corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
     *,
     state: ConeState | str | os.PathLike[str] | None = None,
+    pooling: str = "mean",
     second_moment: bool = False,
     rogue: int = 3,
     published: bool = False,
     save_state: str | os.PathLike[str] | None = None,
     **options: Unpack[ShardOptions],
 ) -> LayersResult:
-    """Measures the cone at every layer, in one pass over the corpus.
+    """Measures the cone at every layer, and in a model's own output where it has one, in one pass over the corpus.
 
     Args:
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
         state: a state saved before, in place of model and corpus: what it holds, as `cone show` does.
+        pooling: how the sentence vectors of the layers are made of tokens, one of `cone_kernels.names.POOLINGS`, or
+            "model": the pooling that a model of sentence-transformers has itself.
         second_moment: also the `Geometry` of every layer: participation ratio, IsoScore, ...
         rogue: how many dimensions are listed for each layer.
         published: also give the published curve of mxbai-embed-large-v1, to compare this one with.
@@ -64,7 +67,8 @@ def layers(
         raise ValueError(
             "second_moment: got True together with a state; it must be False, for nothing can be added to a state"
         )
-    measurement = measured(model, corpus, state, second_moment=second_moment, save_state=save_state, **options)
+    gathered: dict[str, Any] = {"second_moment": second_moment, "pooling": pooling}
+    measurement = measured(model, corpus, state, **gathered, save_state=save_state, **options)
     with threads_of(measurement):
         return layers_of(measurement, rogue=rogue, published=published)
 
@@ -73,11 +77,12 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
     """The result of a measurement; see `layers`."""
     state = measurement.state
     sentence, token = levels_of(state.sentence), levels_of(state.token)
-    geometries = _geometries(state)
     rows = []
     for at, (number, name) in enumerate(zip(state.layers, measurement.layer_names, strict=True)):
-        dimensions, without = _rogue_dimensions(state, at, rogue, sentence[at].anisotropy)
-        rows.append(Layer(number, name, sentence[at], token[at], dimensions, without, geometries[at]))
+        # One layer at a time: a covariance is (d, d) float64.
+        moments = state.sentence.select(number)
+        found = _shape(moments, rogue, sentence[at].anisotropy)
+        rows.append(Layer(number, name, sentence[at], token[at], *found))
     return LayersResult(
         model=measurement.model,
         corpus=measurement.corpus,
@@ -85,15 +90,32 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
         manifest=measurement.manifest,
         state=state,
         published=MXBAI_EMBED_LARGE if published else None,
+        output=_output(measurement, rogue),
     )
 
 
-def _rogue_dimensions(
-    state: ConeState, at: int, rogue: int, anisotropy: float
-) -> tuple[tuple[RogueDimension, ...], float]:
+def _output(measurement: Measurement, rogue: int) -> Output | None:
+    described, moments = measurement.model.get("output"), measurement.state.output
+    if moments is None:
+        return None if described is None else Output(described)
+    (level,) = levels_of(moments)
+    about = {**(described or {}), "prompt": measurement.model.get("prompt")}
+    return Output(about, level, *_shape(moments, rogue, level.anisotropy))
+
+
+def _shape(
+    moments: Moments, rogue: int, anisotropy: float
+) -> tuple[tuple[RogueDimension, ...], float, Geometry | None]:
+    """Rogue dimensions of one layer, its anisotropy without them, and its geometry where second moments are kept."""
     from cone_kernels import metrics
 
-    moments = state.sentence.select(state.layers[at])
+    geometry = metrics.geometry(moments) if "second_moment" in moments.fields else None
+    return (*_rogue_dimensions(moments, rogue, anisotropy), geometry)
+
+
+def _rogue_dimensions(moments: Moments, rogue: int, anisotropy: float) -> tuple[tuple[RogueDimension, ...], float]:
+    from cone_kernels import metrics
+
     contributions = metrics.contributions(moments)[0]  # (d,)
     if not rogue or not math.isfinite(anisotropy):
         return (), math.nan
@@ -106,12 +128,3 @@ def _rogue_dimensions(
     kept_length = 1 - float(moments.unit_sq_sum[0, largest.indices].sum() / moments.count.sum())
     left = anisotropy - float(largest.values.sum())
     return found, left / kept_length if len(found) < len(contributions) else math.nan
-
-
-def _geometries(state: ConeState) -> list[Geometry | None]:
-    """One layer at a time: a covariance is (d, d) float64."""
-    if "second_moment" not in state.sentence.fields:
-        return [None] * len(state.layers)
-    from cone_kernels import metrics
-
-    return [metrics.geometry(state.sentence.select(layer)) for layer in state.layers]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
 from cone_kernels.experiments.level import Level, differ
 from cone_kernels.experiments.result import ExperimentResult, finite
+from cone_kernels.names import POOLINGS
 
 if TYPE_CHECKING:
     from cone_kernels.metrics import Geometry
@@ -65,10 +66,59 @@ class Layer:
             "name": self.name,
             "sentence": self.sentence.to_dict(),
             "token": self.token.to_dict(),
-            "rogue_dimensions": [rogue.to_dict() for rogue in self.rogue_dimensions],
-            "anisotropy_without_rogue": finite(self.anisotropy_without_rogue),
-            "geometry": _geometry(self.geometry),
+            **_shape(self),
         }
+
+
+@dataclass(frozen=True)
+class Output:
+    """The vectors that the model itself gives for sentences, as `encode` of sentence-transformers does.
+
+    Attributes:
+        about: modules, pooling, dim, prompt; where it was not measured, the modules and the `reason`.
+        sentence: the level; None where it was not measured.
+        rogue_dimensions, anisotropy_without_rogue, geometry: as those of a `Layer`.
+    """
+
+    about: dict[str, Any]
+    sentence: Level | None = None
+    rogue_dimensions: tuple[RogueDimension, ...] = ()
+    anisotropy_without_rogue: float = math.nan
+    geometry: Geometry | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The output as JSON data."""
+        if self.sentence is None:
+            return dict(self.about)
+        return {**self.about, "sentence": self.sentence.to_dict(), **_shape(self)}
+
+    def summary(self, pooling: str) -> str:
+        """What it is, in one sentence.
+
+        Args:
+            pooling: that of the layers.
+        """
+        if self.sentence is None:
+            return f"The model's own output is not measured, because {self.about['reason']}."
+        made = ", ".join(self.about.get("modules", ["its modules"]))
+        prompt = f", each after the prompt “{self.about['prompt']}”" if self.about.get("prompt") else ""
+        given = f"What the model itself gives for a sentence ({made})"
+        if self.sentence.reason is not None:
+            return f"{given} has no mean cosine here: {self.sentence.reason}."
+        said = f"{given} has a mean cosine of {self.sentence.anisotropy:.3f} ± {self.sentence.stderr:.3f}{prompt}"
+        own = str(self.about.get("pooling"))
+        if own == pooling:
+            return f"{said}."
+        phrases = {name: about.phrase for name, about in POOLINGS.items()}
+        return f"{said}; it pools by {phrases.get(own, own)}, and the layers are pooled by {phrases[pooling]}."
+
+
+def _shape(row: Layer | Output) -> dict[str, Any]:
+    return {
+        "rogue_dimensions": [rogue.to_dict() for rogue in row.rogue_dimensions],
+        "anisotropy_without_rogue": finite(row.anisotropy_without_rogue),
+        "geometry": _geometry(row.geometry),
+    }
 
 
 @dataclass(frozen=True)
@@ -82,6 +132,7 @@ class LayersResult(ExperimentResult):
         manifest: versions, device, backend, times and options of the run.
         state: the sums that all of it was computed from.
         published: the published curve to compare this one with, or None.
+        output: what a model of sentence-transformers gives for sentences; None for other models.
     """
 
     model: dict[str, Any]
@@ -90,6 +141,7 @@ class LayersResult(ExperimentResult):
     manifest: dict[str, Any]
     state: ConeState = field(repr=False, compare=False)
     published: dict[str, Any] | None = field(default=None, repr=False)
+    output: Output | None = None
 
     @property
     def shape(self) -> CurveShape | None:
@@ -111,7 +163,9 @@ class LayersResult(ExperimentResult):
             "experiment": "layers",
             "model": self.model,
             "corpus": self.corpus,
+            "pooling": self.state.pooling,
             "layers": [layer.to_dict() for layer in self.layers],
+            "output": None if self.output is None else self.output.to_dict(),
             "shape": self.shape.to_dict() if self.shape else None,
             "published": published,
             "summary": list(self.summary()),
@@ -134,6 +188,8 @@ class LayersResult(ExperimentResult):
         for row in self.layers:
             levels = (f"{level.anisotropy:9.4f} {level.stderr:9.4f}" for level in (row.sentence, row.token))
             lines.append(f"  {row.layer:>5} {' '.join(levels)}")
+        if self.output is not None and self.output.sentence is not None:
+            lines.append(f"  output {self.output.sentence.anisotropy:8.4f} {self.output.sentence.stderr:9.4f}")
         return "\n".join(lines)
 
 
@@ -142,6 +198,11 @@ def _geometry(found: Geometry | None) -> dict[str, float | None] | None:
 
 
 def _summary(result: LayersResult) -> list[str]:
+    own = [] if result.output is None else [result.output.summary(result.state.pooling)]
+    return own + _of_layers(result)
+
+
+def _of_layers(result: LayersResult) -> list[str]:
     shape = result.shape
     known = [row for row in result.layers if math.isfinite(row.sentence.stderr) and math.isfinite(row.token.stderr)]
     if shape is None or len(known) < 2:
@@ -153,7 +214,7 @@ def _summary(result: LayersResult) -> list[str]:
     ]
     lines += _moves(shape, {row.layer: row.sentence.anisotropy for row in known})
     lines.append(_ending(shape, known[-2], known[-1]))
-    if differ(peak.sentence, peak.token, by=0.05):
+    if result.state.pooling == "mean" and differ(peak.sentence, peak.token, by=0.05):
         effect = "tighter" if peak.sentence.anisotropy > peak.token.anisotropy else "wider"
         lines.append(
             f"Averaging tokens into sentences makes the cone look {effect}: at layer {peak.layer} two tokens have a "

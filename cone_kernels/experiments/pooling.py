@@ -11,7 +11,8 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.pooling_result import PoolingLayer, PoolingResult
 from cone_kernels.experiments.result import Estimate
-from cone_kernels.names import pooling_names
+from cone_kernels.models.names import with_own_pooling
+from cone_kernels.names import asked_poolings
 from cone_kernels.runs.measure import measured
 from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import ShardOptions
@@ -38,7 +39,8 @@ def pooling(
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
         state: a state saved before, in place of model and corpus.
-        pooling: names of `cone_kernels.names.POOLINGS`, or "all"; of a state those that it keeps.
+        pooling: names of `cone_kernels.names.POOLINGS`, or "all"; of a state those that it keeps. "model" is the
+            pooling that a model of sentence-transformers has itself.
         save_state: where to write the state.
         options: `ShardOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
@@ -55,7 +57,7 @@ def pooling(
         >>> result.layers[2].gap
         Estimate(value=0.521..., stderr=...)
     """
-    names = _asked_for(pooling)
+    names = asked_poolings(pooling)
     measurement = measured(model, corpus, state, poolings=names, save_state=save_state, **options)
     with threads_of(measurement):
         return pooling_of(measurement, pooling=names)
@@ -69,7 +71,9 @@ def pooling_of(measurement: Measurement, *, pooling: str | Sequence[str] = ("mea
     """
     from cone_kernels import metrics
 
-    state, names = measurement.state, _asked_for(pooling)
+    state, names = measurement.state, with_own_pooling(asked_poolings(pooling), measurement.model)
+    if state.pooling != "mean":
+        raise ValueError(f"state: got one of the pooling {state.pooling!r}; it must be of the mean")
     token, sentence = levels_of(state.token), levels_of(state.sentence)
     pooled = {name: levels_of(state.pooled(name)) for name in names}
     gap = _estimates(metrics.pooling_gap(state), metrics.pooling_gap_stderr(state))
@@ -92,13 +96,6 @@ def pooling_of(measurement: Measurement, *, pooling: str | Sequence[str] = ("mea
         for at, (number, name) in enumerate(zip(state.layers, measurement.layer_names, strict=True))
     )
     return PoolingResult(measurement.model, measurement.corpus, rows, measurement.manifest, state)
-
-
-def _asked_for(pooling: str | Sequence[str]) -> tuple[str, ...]:
-    names = pooling_names(pooling)
-    if not names:
-        raise ValueError("pooling: got none; it must name at least one")
-    return names
 
 
 def _estimates(values: Any, stderrs: Any) -> list[Estimate]:

@@ -13,6 +13,7 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
+from cone_kernels.names import OUTPUT, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
@@ -38,7 +39,8 @@ def rotation(
     corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
     *,
     state: Sequence[ConeState | str | os.PathLike[str]] = (),
-    layer: int | Sequence[int] = -1,
+    layer: Layer | Sequence[Layer | None] | None = None,
+    pooling: str = "mean",
     k: int = 4,
     **options: Unpack[SharedOptions],
 ) -> RotationResult:
@@ -49,8 +51,10 @@ def rotation(
         corpus: a file, a `Corpus`, or sentences; read once for each model.
         state: states saved before, with their second moments; they follow the models. What needs sentence vectors
             (`functional_cosine`, and their own rows of `centered_anisotropy`) is not defined for them.
-        layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or one number for each model and
-            state.
+        layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or "output", the vectors that the
+            models themselves give. None is the output, or the last layer of a model without one. Or one for each model
+            and state.
+        pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         k: the principal angles are those between the subspaces of the top k axes.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
@@ -76,10 +80,12 @@ def rotation(
     measurements: list[Measurement] = []
     if corpus is None:
         refuse_run_options(options)
+        if pooling != "mean":
+            raise ValueError(f"pooling: got {pooling!r} with states alone; it must be left out, for nothing is run")
     else:
         read = open_corpus(corpus, options, again=True)
         for one, number, rest in zip(model, layers, options_by_model(options, len(model)), strict=False):
-            found = measure(one, read, second_moment=True, keep_vectors=(number,), **rest)
+            found = measure(one, read, second_moment=True, pooling=pooling, keep_vectors=(number,), **rest)
             measurements.append(replace(found, load=None))
     if len({found.corpus["fingerprint"] for found in measurements}) > 1:
         raise ValueError(
@@ -90,7 +96,9 @@ def rotation(
         return rotation_of(measurements, layer=layers, k=k)
 
 
-def rotation_of(measurements: Sequence[Measurement], *, layer: int | Sequence[int] = -1, k: int = 4) -> RotationResult:
+def rotation_of(
+    measurements: Sequence[Measurement], *, layer: Layer | Sequence[Layer | None] | None = None, k: int = 4
+) -> RotationResult:
     """The result of measurements with second moments, which kept the vectors of the layers or are of saved states.
 
     Measurements of different corpora are compared too; their functional cosine is not defined. See `rotation`.
@@ -127,12 +135,12 @@ def rotation_of(measurements: Sequence[Measurement], *, layer: int | Sequence[in
     )
 
 
-def _layers(layer: int | Sequence[int], count: int, k: int) -> list[int]:
+def _layers(layer: Layer | Sequence[Layer | None] | None, count: int, k: int) -> list[Layer | None]:
     if count < 2:
         raise ValueError(f"model, state: got {count} in all; it must be at least two")
     if k < 1:
         raise ValueError(f"k: got {k}; it must be at least 1")
-    numbers = [layer] if isinstance(layer, int) else list(layer)
+    numbers = [layer] if layer is None or isinstance(layer, (int, str)) else list(layer)
     if len(numbers) not in (1, count):
         raise ValueError(
             f"layer: got {len(numbers)} numbers for {count} models and states; it must be one, or one for each"
@@ -140,12 +148,14 @@ def _layers(layer: int | Sequence[int], count: int, k: int) -> list[int]:
     return numbers * (count // len(numbers))
 
 
-def _labels(measurements: Sequence[Measurement], layers: Sequence[int]) -> list[str]:
+def _labels(measurements: Sequence[Measurement], layers: Sequence[Layer]) -> list[str]:
     """The models' names; with the layers where a name comes again, and numbered where that does not help."""
     names = [found.name for found in measurements]
     if len(set(names)) == len(names):
         return names
-    with_layers = [f"{name} L{layer}" for name, layer in zip(names, layers, strict=True)]
+    with_layers = [
+        f"{name} {layer if layer == OUTPUT else f'L{layer}'}" for name, layer in zip(names, layers, strict=True)
+    ]
     return with_layers if len(set(with_layers)) == len(with_layers) else labels(measurements)
 
 
@@ -168,12 +178,12 @@ class _Cone:
         return self.compared.hidden_size
 
     @classmethod
-    def of(cls, measurement: Measurement, layer: int, label: str, k: int) -> _Cone:
+    def of(cls, measurement: Measurement, layer: Layer, label: str, k: int) -> _Cone:
         from cone_kernels import metrics
         from cone_kernels.centering import Centering
         from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 
-        moments = measurement.state.sentence.select(layer)
+        moments = measurement.moments(layer)
         if "second_moment" not in moments.fields:
             raise ValueError(
                 f"state: got {label} without second moments; it must hold them, for its axis is computed from them"
@@ -181,12 +191,12 @@ class _Cone:
         count = int(moments.count.sum())
         if count < 2:
             raise ValueError(
-                f"corpus: got {count} sentence vectors of {label} at layer {layer}; it must be at least two"
+                f"corpus: got {count} sentence vectors of {label} at {place(layer)}; it must be at least two"
             )
         covariance = metrics.covariance(moments)[0].cpu()
         found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
         if not float(found.values[0]) > 0:
-            raise ValueError(f"corpus: got equal sentence vectors of {label} at layer {layer}; they must vary")
+            raise ValueError(f"corpus: got equal sentence vectors of {label} at {place(layer)}; they must vary")
         compared = ComparedModel(
             name=label,
             source=str(measurement.model["name"]),
@@ -194,7 +204,7 @@ class _Cone:
             weights_sha256=measurement.model.get("weights_sha256"),
             hidden_size=moments.dim,
             layer=layer,
-            layer_name=measurement.layer_names[measurement.state.layers.index(layer)],
+            layer_name=measurement.layer_name(layer),
             level=levels_of(moments)[0],
             explained_variance_ratio=float(metrics.explained_variance_ratio(covariance, found.values)[0]),
             corpus_fingerprint=measurement.corpus.get("fingerprint"),
@@ -203,7 +213,7 @@ class _Cone:
             compared,
             axes=found.vectors,
             spanned=count > k and float(found.values[-1]) >= _LEAST_EIGENVALUE * float(found.values[0]),
-            centering=Centering.fit(moments, layer=layer),
+            centering=Centering.fit(moments),
             vectors=measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None,
         )
 

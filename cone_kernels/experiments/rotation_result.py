@@ -10,6 +10,7 @@ from typing import Any
 
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
+from cone_kernels.names import Layer
 
 SCHEMA = "cone_kernels/rotation/1"
 
@@ -38,7 +39,7 @@ class ComparedModel:
         source: the folder or hub id, or the state's name.
         architecture, weights_sha256: what it is; None where a state does not say.
         hidden_size: the width.
-        layer, layer_name: the layer's number, and the module.
+        layer, layer_name: the layer's number or "output", and the module or modules.
         level: its anisotropy at the sentence level.
         explained_variance_ratio: λ₁/tr C, how much of the variance lies along the axis.
         corpus_fingerprint: sha256 of the sentences; None for a state.
@@ -49,7 +50,7 @@ class ComparedModel:
     architecture: str | None
     weights_sha256: str | None
     hidden_size: int
-    layer: int
+    layer: Layer
     layer_name: str
     level: Level
     explained_variance_ratio: float

@@ -24,7 +24,7 @@ from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
 from cone_kernels.files import sha256_of, write_whole
-from cone_kernels.names import METHODS, experiments_in_run, pooling_names
+from cone_kernels.names import METHODS, Layer, asked_poolings, experiments_in_run
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
@@ -122,7 +122,7 @@ def run(
     corpus: str | os.PathLike[str] | Corpus | Iterable[str],
     out: str | os.PathLike[str],
     *,
-    layer: int = -1,
+    layer: Layer | None = None,
     k: int = 3,
     top: int = 5,
     tokens: int = 20,
@@ -142,7 +142,8 @@ def run(
         model: folders, hub ids, or what `load_model` returned; with two or more they are compared.
         corpus: a file, a `Corpus`, or sentences.
         out: the folder; made where there is none, and files of these names in it are replaced.
-        layer: the layer whose axes are looked at and compared; -1 is the last of each model.
+        layer: the layer whose axes are looked at and compared; -1 is the last of each model, "output" are the vectors
+            that the models themselves give. None is the output, or the last layer of a model without one.
         k, top, tokens: as in `axis`; `rotation` compares the subspaces of as many axes.
         rogue, published: as in `layers`.
         pooling: as in `pooling`.
@@ -170,7 +171,7 @@ def run(
     for part in (folder, folder / "states", folder / "axes") if writes else ():
         part.mkdir(parents=True, exist_ok=True)
     read = open_corpus(corpus, options, again=True)
-    names = pooling_names(pooling)
+    names = asked_poolings(pooling)
     settings: dict[str, dict[str, Any]] = {
         "layers": {"rogue": rogue, "published": published},
         "pooling": {"pooling": names},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cone_kernels.files import sha256_of
 from cone_kernels.models.compiled_blocks import compile_blocks
+from cone_kernels.models.description import Description, description_of
+from cone_kernels.models.source import ModelError, Source
 from cone_kernels.models.transformers_names import (
     ATTENTION_CHOSEN,
     ATTENTION_KEYWORD,
@@ -23,19 +23,14 @@ from cone_kernels.models.transformers_names import (
 if TYPE_CHECKING:
     import torch
 
+    from cone_kernels.models.output import Output
+
+__all__ = ["DTYPES", "LoadedModel", "ModelError", "load_model"]
+
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
-# In files of these names sentence-transformers keeps the longest input that a model was tuned for.
-_SENTENCE_CONFIGS = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 # Tokenizers without a length of their own give 1e30.
 _NO_LENGTH = 10**9
-
-
-class ModelError(ValueError):
-    """A model cannot be loaded as asked; the message names it and what is missing."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,10 @@ class LoadedModel:
         max_length: the most tokens that a sentence may have, with special tokens; None where there is no limit.
         input_names: which of the tokenizer's outputs the model's forward takes.
         info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
-            dtype, attention, weights_sha256, max_length, compiled.
+            dtype, attention, weights_sha256, max_length, compiled, prompt, truncate_dim, output.
+        output: how a model of sentence-transformers makes its own sentence vectors; None for other models, and where
+            `info["output"]` has a reason.
+        prompt: put before every sentence.
     """
 
     model: torch.nn.Module
@@ -56,41 +54,13 @@ class LoadedModel:
     max_length: int | None
     input_names: tuple[str, ...]
     info: dict[str, Any]
+    output: Output | None = None
+    prompt: str = ""
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return next(self.model.parameters()).device
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the transformer's files are, and what sentence-transformers adds to them."""
-
-    name: str
-    revision: str | None
-    subfolder: str = ""
-    max_length: int | None = None
-    lowercase: bool = False
-
-    def file(self, filename: str) -> Path | None:
-        """A file of the folder or hub repository, downloaded where need be; None where there is none."""
-        path = Path(self.name).expanduser()
-        if path.is_dir():
-            return path / filename if (path / filename).is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(self.name, filename, revision=self.revision))
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            return None
-
-    def commit(self) -> str | None:
-        """The commit of a hub repository's files, which the hub's client keeps under snapshots/COMMIT."""
-        config = self.file(f"{self.subfolder}/config.json" if self.subfolder else "config.json")
-        parts = config.parts if config and not Path(self.name).expanduser().is_dir() else ()
-        return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def load_model(
@@ -101,11 +71,14 @@ def load_model(
     trust_remote_code: bool = False,
     attention: str | None = None,
     torch_compile: bool = False,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    truncate_dim: int | None = None,
 ) -> LoadedModel:
     """Loads a model from a local folder or by its hub id.
 
-    Encoder-decoder models give their encoder. Folders of sentence-transformers are read too: their
-    transformer is taken, with the longest input it was tuned for.
+    Encoder-decoder models give their encoder. Folders of sentence-transformers are read too: their transformer, with
+    the longest input it was tuned for, the prompt that `encode` takes, and as `output` the modules after it.
 
     Args:
         path_or_hub_id: a folder, or an id such as "mixedbread-ai/mxbai-embed-large-v1".
@@ -117,12 +90,16 @@ def load_model(
             choice.
         torch_compile: compile the model's blocks by torch.compile; the first batches of a run then take longer, and the
             last bits differ from those without.
+        prompt: a text to put before every sentence; "" for none. Default: as `encode` of sentence-transformers, the
+            folder's default prompt.
+        prompt_name: the name of one of the folder's prompts, in place of `prompt`.
+        truncate_dim: keep so many first dimensions of `output`. Default: what the folder says.
 
     Raises:
         ModuleNotFoundError: torch or transformers is not installed.
         FileNotFoundError: there is no such folder.
         ModelError: the model, device, dtype or attention cannot be had; weights are missing from the checkpoint; there
-            are no blocks to compile.
+            are no blocks to compile; `prompt_name` or `truncate_dim` is none of this model's.
 
     Example:
         >>> loaded = load_model("sentence-transformers/all-MiniLM-L6-v2")
@@ -136,8 +113,9 @@ def load_model(
     _check_name(name)
     with _quiet():
         try:
-            source = _sentence_transformer(_Source(name, revision))
-            model, tokenizer = _load(source, chosen_dtype, trust_remote_code, attention)
+            source = Source(name, revision)
+            description = description_of(source)
+            model, tokenizer = _load(source, description, chosen_dtype, trust_remote_code, attention)
         except ModelError:
             raise
         # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
@@ -148,14 +126,61 @@ def load_model(
         raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    max_length = _max_length(model, tokenizer, source)
-    return LoadedModel(
+    max_length = _max_length(model, tokenizer, description)
+    try:
+        said = description.prompt(prompt, prompt_name)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         max_length=max_length,
         input_names=_input_names(model, tokenizer),
-        info={**_info(model, source, max_length), "compiled": torch_compile},
+        info={**_info(model, source, description, max_length), "compiled": torch_compile, "prompt": said or None},
+        prompt=said,
     )
+    return _with_output(loaded, source, description, truncate_dim)
+
+
+def _with_output(
+    loaded: LoadedModel, source: Source, description: Description, truncate_dim: int | None
+) -> LoadedModel:
+    """The model with its own output, or with the reason why that is not known."""
+    from cone_kernels.models.output import NoOutputError, output_of_folder
+
+    if truncate_dim is not None and not description.modules:
+        raise ModelError(
+            f"truncate_dim: got {truncate_dim}; it must be None, for {source.name} is no folder of "
+            "sentence-transformers, whose vectors are truncated"
+        )
+    if not description.modules:
+        return replace(loaded, info={**loaded.info, "output": None})
+    names = [kind.rpartition(".")[2] for kind, _ in description.modules]
+    try:
+        if description.no_output is not None:
+            raise NoOutputError(description.no_output)
+        output = output_of_folder(
+            source,
+            description.modules,
+            next(loaded.model.parameters()),
+            skipped=lambda: _prompt_length(loaded),
+            truncate_dim=description.truncate_dim,
+        )
+    except NoOutputError as error:
+        if truncate_dim is not None:
+            raise ModelError(f"truncate_dim: got {truncate_dim}; it must be None, for {error}") from None
+        return replace(loaded, info={**loaded.info, "output": {"modules": names, "reason": str(error)}})
+    if truncate_dim is not None:
+        output = output.truncated(truncate_dim)
+    return replace(loaded, output=output, info={**loaded.info, "output": output.to_dict()})
+
+
+def _prompt_length(loaded: LoadedModel) -> int:
+    """Tokens of the prompt with the special ones before it, as sentence-transformers counts them."""
+    if not loaded.prompt:
+        return 0
+    ids = loaded.tokenizer(loaded.prompt, verbose=False)["input_ids"]
+    return len(ids) - (ids[-1] in loaded.tokenizer.all_special_ids)
 
 
 def _require_transformers() -> None:
@@ -206,40 +231,20 @@ def _check_name(name: str) -> None:
         raise FileNotFoundError(f"model: there is no folder {name!r}")
 
 
-def _sentence_transformer(source: _Source) -> _Source:
-    """The source with what the files of sentence-transformers say of it; unchanged for a plain model."""
-    modules_file = source.file("modules.json")
-    if modules_file is None:
-        return source
-    try:
-        first = json.loads(modules_file.read_text(encoding="utf-8"))[0]
-        kind, subfolder = str(first["type"]), str(first["path"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ModelError(f"model: modules.json of {source.name} cannot be read: {error!r}") from None
-    if kind.rpartition(".")[2] != "Transformer":
-        raise ModelError(f"model: {source.name} starts with a {kind}; it must start with a Transformer module")
-    for filename in _SENTENCE_CONFIGS:
-        file = source.file(f"{subfolder}/{filename}" if subfolder else filename)
-        if file is not None:
-            config = json.loads(file.read_text(encoding="utf-8"))
-            length, lowercase = config.get("max_seq_length"), bool(config.get("do_lower_case", False))
-            return _Source(source.name, source.revision, subfolder, length, lowercase)
-    return _Source(source.name, source.revision, subfolder)
-
-
-def _load(source: _Source, dtype: Any, trust_remote_code: bool, attention: str | None) -> tuple[Any, Any]:
+def _load(
+    source: Source, description: Description, dtype: Any, trust_remote_code: bool, attention: str | None
+) -> tuple[Any, Any]:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-    path = Path(source.name).expanduser()
     # A subfolder of a local folder is a folder; only the hub needs to be told of it.
-    location = str(path / source.subfolder) if path.is_dir() else source.name
+    location = source.name if source.folder is None else str(source.folder / description.subfolder)
     shared: dict[str, Any] = {"revision": source.revision, "trust_remote_code": trust_remote_code}
-    if not path.is_dir() and source.subfolder:
-        shared["subfolder"] = source.subfolder
+    if source.folder is None and description.subfolder:
+        shared["subfolder"] = description.subfolder
     config = transformers.AutoConfig.from_pretrained(location, **shared)
     tokenizer = transformers.AutoTokenizer.from_pretrained(location, **shared)
-    if source.lowercase:
+    if description.lowercase:
         _lowercase(tokenizer, source.name)
     loader = transformers.AutoModel
     if config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -286,8 +291,8 @@ def _explained(name: str, error: Exception) -> ModelError:
     return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}")
 
 
-def _max_length(model: Any, tokenizer: Any, source: _Source) -> int | None:
-    bounds = [source.max_length, tokenizer.model_max_length, _position_bound(model)]
+def _max_length(model: Any, tokenizer: Any, description: Description) -> int | None:
+    bounds = [description.max_length, tokenizer.model_max_length, _position_bound(model)]
     known = [int(bound) for bound in bounds if bound is not None and 0 < bound < _NO_LENGTH]
     return min(known, default=None)
 
@@ -318,35 +323,20 @@ def _input_names(model: Any, tokenizer: Any) -> tuple[str, ...]:
     return tuple(name for name in tokenizer.model_input_names if name in accepted)
 
 
-def _info(model: Any, source: _Source, max_length: int | None) -> dict[str, Any]:
+def _info(model: Any, source: Source, description: Description, max_length: int | None) -> dict[str, Any]:
     config = model.config.get_text_config()
     return {
         "name": source.name,
-        "revision": source.commit() or source.revision,
+        "revision": source.commit(description.subfolder) or source.revision,
         "architecture": type(model).__name__,
         "model_type": config.model_type,
         "n_layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, ATTENTION_CHOSEN, None),
-        "weights_sha256": _weights_sha256(source),
+        "weights_sha256": source.weights_sha256(description.subfolder),
         "max_length": max_length,
     }
-
-
-def _weights_sha256(source: _Source) -> str | None:
-    """sha256 over the weight files, one after the other by name; of a single file it is that file's own."""
-    prefix = f"{source.subfolder}/" if source.subfolder else ""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = source.file(f"{prefix}{stem}.index.json")
-        names = [stem]
-        if index is not None:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [source.file(prefix + name) for name in names]
-        found = [file for file in files if file is not None]
-        if len(found) == len(files):
-            return sha256_of(*found)
-    return None
 
 
 @contextmanager

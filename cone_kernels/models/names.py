@@ -1,8 +1,12 @@
-"""A short name for a model, for where its whole folder or hub id does not fit."""
+"""What a model is called where its whole folder or hub id does not fit, and what it calls its own pooling."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cone_kernels.names import MODEL_POOLING, OUTPUT, POOLINGS, Layer
 
 # Beginnings of folders' names that say nothing of the model in them.
 _GENERIC = ("model", "checkpoint")
@@ -18,3 +22,51 @@ def short_name(name: str) -> str:
     parts = [part for part in re.split(r"[/\\]", name) if part]
     kept = 2 if parts and parts[-1].startswith(_GENERIC) else 1
     return "/".join(parts[-kept:]) or name
+
+
+def with_own_pooling(poolings: Sequence[str], info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The poolings in the order of `POOLINGS`, with the model's own one in place of `MODEL_POOLING`.
+
+    Args:
+        poolings: as `cone_kernels.names.asked_poolings` gives them.
+        info: of the `LoadedModel`.
+
+    Raises:
+        ValueError: the model has no pooling of its own, or one that layers cannot be pooled by.
+
+    Example:
+        >>> with_own_pooling(["mean", "model"], {"name": "bge", "output": {"pooling": "cls"}})
+        ('mean', 'cls')
+    """
+    if MODEL_POOLING not in poolings:
+        return tuple(poolings)
+    output = info.get("output") or {}
+    own = output.get("pooling")
+    if own not in POOLINGS or output.get("include_prompt") is False:
+        why = output.get("reason") or "it is no folder of sentence-transformers"
+        if own is not None:
+            why = f"it pools by {own}" + ("" if own not in POOLINGS else " without its prompt")
+        raise ValueError(
+            f"pooling: got {MODEL_POOLING!r} for {info['name']}; it must be one of {', '.join(POOLINGS)}, because {why}"
+        )
+    return tuple(name for name in POOLINGS if name in poolings or name == own)
+
+
+def measured_layer(layer: Layer | None, info: Mapping[str, Any]) -> Layer:
+    """The layer that is looked at where a user names one or none: by default the model's output, else its last layer.
+
+    Args:
+        layer: as asked for.
+        info: of the `LoadedModel`.
+
+    Raises:
+        ValueError: the output is asked for, and the model has none that is known.
+    """
+    output = info.get("output")
+    known = output is not None and "reason" not in output
+    if layer == OUTPUT and not known:
+        why = "it is no folder of sentence-transformers" if output is None else output["reason"]
+        raise ValueError(f"layer: got {OUTPUT!r} for {info['name']}; it must be a number, because {why}")
+    if layer is None:
+        return OUTPUT if known else -1
+    return layer

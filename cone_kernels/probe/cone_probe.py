@@ -59,7 +59,7 @@ class ConeProbe:
         model: what `AutoModel` returns, with or without a head; DDP and one-device DataParallel are unwrapped.
         second_moment, unit_second_moment: also keep Σ x xᵀ, Σ u uᵀ, (L, d, d) float64.
         before_final_norm: take the last layer where the final norm takes it in.
-        poolings: further poolings of the sentence level, as in `ConeState.empty`.
+        pooling, poolings: of the sentence level, as in `ConeState.empty`.
         strict: raise at the end of a forward in which a token is zero or not finite, or a sentence has no token.
         backend: `auto`, `reference`, `cpu`, `triton` or `cuda`.
         every: of the forwards in training mode count the first and every `every`-th from there; in evaluation all.
@@ -90,6 +90,7 @@ class ConeProbe:
         second_moment: bool = False,
         unit_second_moment: bool = False,
         before_final_norm: bool = False,
+        pooling: str = "mean",
         poolings: str | Sequence[str] = (),
         strict: bool = False,
         backend: str = "auto",
@@ -105,7 +106,8 @@ class ConeProbe:
         refuse_compiled(self._model)
         self._moments = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
         self._before_final_norm = before_final_norm
-        self._poolings = pooling_names(poolings)
+        self._pooling, self._poolings = pooling, pooling_names(poolings)
+        pooling_names([pooling])
         self._strict = strict
         self._backend = backend
         self._every = every
@@ -126,7 +128,7 @@ class ConeProbe:
 
     def __repr__(self) -> str:
         moments = second_moments_in_words([name for name, keep in self._moments.items() if keep])
-        poolings = ", ".join(dict.fromkeys(("mean", *self._poolings)))
+        poolings = ", ".join(dict.fromkeys((self._pooling, *self._poolings)))
         return "\n".join(
             (
                 f"ConeProbe({self._name}, {'detached' if self._watched is None else 'attached'})",
@@ -251,7 +253,7 @@ class ConeProbe:
         self._n_forwards += 1
         notes, self._next = self._next, BatchNotes()
         self._refuse_half_added()
-        begun = ProbedForward.of(arguments, notes, self._n_sentences, self._poolings)
+        begun = ProbedForward.of(arguments, notes, self._n_sentences, (self._pooling, *self._poolings))
         if len(begun.sentence_ids) == 0:
             return forward(*args, **kwargs)  # nothing but repeats
         self._forward = begun
@@ -365,10 +367,9 @@ class ConeProbe:
             "layer_names": list(self.layer_names),
             "final_norm": found.final_norm,
         }
+        kept: dict[str, Any] = {**self._moments, "pooling": self._pooling, "poolings": self._poolings}
         layers = range(len(found.points))
-        return ConeState.empty(
-            layers, found.dim, **self._moments, poolings=self._poolings, backend=self._backend, device=device, info=info
-        )
+        return ConeState.empty(layers, found.dim, **kept, backend=self._backend, device=device, info=info)
 
     def _end_forward(self, found: LayerMap) -> None:
         forward = self._forward

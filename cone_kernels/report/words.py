@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from cone_kernels.names import METHODS
+from cone_kernels.names import METHODS, OUTPUT
 from cone_kernels.report.inline import Inline, Parts, count, fixed, name, text
 from cone_kernels.report.node import Node
 
@@ -92,9 +92,19 @@ def chance(result: Node) -> Parts | None:
     return [*parts, "."]
 
 
+def place(layer: Node) -> Parts:
+    """A layer in a sentence: "layer 6", or "the output"."""
+    return ["the output"] if layer.value == OUTPUT else ["layer ", count(layer)]
+
+
+def layer_cell(layer: Node) -> Parts:
+    """A layer in a column of layers: "6", or "output"."""
+    return [text(layer)] if layer.value == OUTPUT else [count(layer)]
+
+
 def centering_model(result: Node) -> Parts:
     """Whose vectors are centred, and where."""
-    return [name(result["model"]), ", layer ", count(result["layer"])]
+    return [name(result["model"]), ", ", *place(result["layer"])]
 
 
 def centering_method(result: Node) -> Parts:

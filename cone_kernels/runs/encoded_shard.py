@@ -19,13 +19,17 @@ def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
     """What the tokenizer makes of sentences in a run: token ids without padding, cut at the model's longest input.
 
     Args:
-        loaded: the model with its tokenizer.
+        loaded: the model with its tokenizer, and the prompt that is put before every sentence.
         texts: sentences.
         options: further keywords of the tokenizer.
     """
     limit = loaded.max_length
     cut: dict[str, Any] = {"truncation": False} if limit is None else {"truncation": True, "max_length": limit}
-    return loaded.tokenizer(texts, **_PLAIN, **cut, **options)
+    return loaded.tokenizer(_prompted(loaded, texts), **_PLAIN, **cut, **options)
+
+
+def _prompted(loaded: LoadedModel, texts: list[str]) -> list[str]:
+    return [loaded.prompt + text for text in texts] if loaded.prompt else texts
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class EncodedShard:
         lengths = [len(ids) for ids in found["input_ids"]]
         # A sentence that fills the limit may have been cut; whether it was shows when it is tokenized whole.
         full = [texts[index] for index, length in enumerate(lengths) if length == limit]
-        whole = loaded.tokenizer(full, truncation=False, **_PLAIN)["input_ids"] if full else []
+        whole = loaded.tokenizer(_prompted(loaded, full), truncation=False, **_PLAIN)["input_ids"] if full else []
         truncated = sum(limit is not None and len(ids) > limit for ids in whole)
         columns = {name: found[name] for name in loaded.input_names if name in found and name != ATTENTION_MASK}
         return cls(first_id, columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.names import Layer
 from cone_kernels.runs.measure_part import measure_part
 from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.runs.options import ShardOptions, refuse_run_options, refuse_unknown_options
@@ -24,8 +25,9 @@ def measure(
     *,
     second_moment: bool = False,
     unit_second_moment: bool = False,
+    pooling: str = "mean",
     poolings: Sequence[str] = (),
-    keep_vectors: Sequence[int] = (),
+    keep_vectors: Sequence[Layer | None] = (),
     save_state: str | os.PathLike[str] | None = None,
     **options: Unpack[ShardOptions],
 ) -> Measurement:
@@ -34,7 +36,9 @@ def measure(
     Args:
         model: a folder, a hub id, or what `load_model` returned.
         corpus: a file, a `Corpus`, or sentences.
-        second_moment, unit_second_moment, poolings, keep_vectors: as in `RunOptions`.
+        second_moment, unit_second_moment: as in `RunOptions`.
+        pooling, poolings: as in `RunOptions`; "model" is the one that a model of sentence-transformers has itself.
+        keep_vectors: as in `RunOptions`; None is the model's output, or its last layer where it has none.
         save_state: where to write the state; with `shard` the `RunPart`, and kept vectors next to it.
         options: `ShardOptions`.
 
@@ -54,6 +58,7 @@ def measure(
     gathered: dict[str, Any] = {
         "second_moment": second_moment,
         "unit_second_moment": unit_second_moment,
+        "pooling": pooling,
         "poolings": list(poolings),
         "keep_vectors": list(keep_vectors),
     }
@@ -82,6 +87,7 @@ def measured(
     state: ConeState | str | os.PathLike[str] | None,
     *,
     second_moment: bool = False,
+    pooling: str = "mean",
     poolings: Sequence[str] = (),
     save_state: str | os.PathLike[str] | None = None,
     **options: Unpack[ShardOptions],
@@ -91,7 +97,7 @@ def measured(
     Args:
         model, corpus: as in `measure`.
         state: as in `from_state`.
-        second_moment, poolings, save_state, options: of the pass, as in `measure`.
+        second_moment, pooling, poolings, save_state, options: of the pass, as in `measure`.
 
     Raises:
         ValueError: both are given, or neither, or a state and options of a run; and as `measure`, `from_state`.
@@ -100,9 +106,9 @@ def measured(
         if model is None or corpus is None:
             missing = " and ".join(name for name, value in (("model", model), ("corpus", corpus)) if value is None)
             raise ValueError(f"{missing}: got none; give a model and a corpus, or a state")
-        gathered: dict[str, Any] = {"second_moment": second_moment, "poolings": poolings, "save_state": save_state}
-        return measure(model, corpus, **gathered, **options)
-    given = {"model": model, "corpus": corpus, "save_state": save_state}
+        gathered: dict[str, Any] = {"second_moment": second_moment, "pooling": pooling, "poolings": poolings}
+        return measure(model, corpus, save_state=save_state, **gathered, **options)
+    given = {"model": model, "corpus": corpus, "save_state": save_state, "pooling": None if pooling == "mean" else 1}
     taken = [name for name, value in given.items() if value is not None]
     if taken:
         raise ValueError(f"state: got one together with {', '.join(taken)}; a state takes the place of a run")

@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.models.names import measured_layer, with_own_pooling
+from cone_kernels.names import Layer
 from cone_kernels.runs.measurement import Measurement, measurement_of
 from cone_kernels.runs.options import (
     DEFAULTS,
@@ -33,15 +35,16 @@ def measure_part(
     *,
     second_moment: bool = False,
     unit_second_moment: bool = False,
+    pooling: str = "mean",
     poolings: Sequence[str] = (),
-    keep_vectors: Sequence[int] = (),
+    keep_vectors: Sequence[Layer | None] = (),
     save_state: str | os.PathLike[str] | None = None,
     **options: Unpack[ShardOptions],
 ) -> Measurement:
     """Runs a model over a corpus once in this process; a worker, a task of Ray and a rank of torchrun call this.
 
     Args:
-        model, corpus, second_moment, unit_second_moment, poolings, keep_vectors: as in `measure`.
+        model, corpus, second_moment, unit_second_moment, pooling, poolings, keep_vectors: as in `measure`.
         save_state: where to write the state; with `shard` the `RunPart`, and kept vectors next to it.
         options: as in `measure`, without `workers`, `ray` and `distributed`.
 
@@ -62,14 +65,20 @@ def measure_part(
     gathered: dict[str, Any] = {
         "second_moment": second_moment,
         "unit_second_moment": unit_second_moment,
-        "poolings": list(poolings),
     }
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in RUN_OPTIONS}
     with reported(model, options) as progress:
         started, clock = datetime.now(timezone.utc), time.perf_counter()
         loaded = loaded_model(model, options)
         load_seconds = time.perf_counter() - clock
-        vectors = {"keep_vectors": list(keep_vectors), "vectors_prefix": None if shard is None else save_state}
+        gathered |= {
+            "pooling": with_own_pooling([pooling], loaded.info)[0],
+            "poolings": list(with_own_pooling(poolings, loaded.info)),
+        }
+        vectors = {
+            "keep_vectors": [measured_layer(layer, loaded.info) for layer in keep_vectors],
+            "vectors_prefix": None if shard is None else save_state,
+        }
         ran = run(loaded, read, progress=progress, **gathered, **vectors, **chosen)
     if save_state is not None:
         (ran.state if shard is None else ran.part).save(save_state)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus
 from cone_kernels.doctor import versions
 from cone_kernels.models.names import short_name
+from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.machine import machine
 
 if TYPE_CHECKING:
     from cone_kernels.models.loading import LoadedModel
     from cone_kernels.runs.runner import Run
     from cone_kernels.runs.sentence_vectors import SentenceVectors
-    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.state.cone_state import ConeState, Moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Measurement:
         manifest: versions, device, backend, times and options of the run; of a state its fingerprint.
         layer_names: what each layer is, by module name.
         state: the sums.
-        vectors: the sentence vectors of the layers that were kept, by layer number.
+        vectors: the sentence vectors of the layers that were kept, by layer.
         load: gives the model, the same at every call; None for a state.
         sentences: the corpus, to be read again in the order of the sentence ids; None for a state.
         rank: the number of this process among those of torchrun that have the same measurement; 0 alone writes.
@@ -42,7 +43,7 @@ class Measurement:
     manifest: dict[str, Any]
     layer_names: tuple[str, ...]
     state: ConeState
-    vectors: dict[int, SentenceVectors]
+    vectors: dict[Layer, SentenceVectors]
     load: Callable[[], LoadedModel] | None = None
     sentences: Corpus | None = None
     rank: int = 0
@@ -57,27 +58,52 @@ class Measurement:
         """A short name of the model: the last part of its folder or hub id, two where the last one says nothing."""
         return short_name(str(self.model["name"]))
 
-    def layer(self, layer: int) -> int:
-        """The number of a layer that may be counted from the end: -1 is the last.
+    def layer(self, layer: Layer | None) -> Layer:
+        """The layer that is looked at: a number that may be counted from the end, -1 is the last, or "output".
+
+        Args:
+            layer: None is the output, or the last layer where there is none.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: there is no such layer, or no output.
         """
         numbers = self.state.layers
+        if layer is None:
+            return numbers[-1] if self.state.output is None else OUTPUT
+        if isinstance(layer, str):
+            if layer != OUTPUT:
+                raise ValueError(f"layer: got {layer!r}; it must be a number or {OUTPUT!r}")
+            if self.state.output is None:
+                why = (self.model.get("output") or {}).get("reason", "none was measured")
+                raise ValueError(f"layer: got {OUTPUT!r} of {self.name}; it must be a number, because {why}")
+            return OUTPUT
         if layer in numbers:
             return layer
         if not -len(numbers) <= layer < 0:
             raise ValueError(f"layer: got {layer}; it must be one of {numbers}, or from {-len(numbers)} to -1")
         return numbers[layer]
 
-    def kept_vectors(self, layer: int) -> SentenceVectors:
-        """The sentence vectors of a layer, by its number.
+    def moments(self, layer: Layer) -> Moments:
+        """The sums of the sentence vectors of a layer, as `layer` gives it."""
+        if layer == OUTPUT:
+            assert self.state.output is not None
+            return self.state.output
+        return self.state.sentence.select(layer)
+
+    def layer_name(self, layer: Layer) -> str:
+        """What a layer is: the module by name; of the output the modules that make it."""
+        if layer == OUTPUT:
+            return ", ".join((self.model.get("output") or {}).get("modules", [OUTPUT]))
+        return self.layer_names[self.state.layers.index(layer)]
+
+    def kept_vectors(self, layer: Layer) -> SentenceVectors:
+        """The sentence vectors of a layer, as `layer` gives it.
 
         Raises:
             ValueError: the measurement did not keep them.
         """
         if layer not in self.vectors:
-            kept = sorted(self.vectors)
+            kept = sorted(self.vectors, key=str)
             raise ValueError(f"layer: got {layer}; the measurement kept the sentence vectors of {kept}")
         return self.vectors[layer]
 

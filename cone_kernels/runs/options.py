@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
-from cone_kernels.names import TextFormat, pooling_names
+from cone_kernels.names import Layer, TextFormat, pooling_names
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,12 @@ class LoadOptions(TypedDict, total=False):
     """One of transformers' implementations: "sdpa", "eager", "flash_attention_2", ...; None takes its choice."""
     torch_compile: bool
     """Compile the model's blocks by torch.compile; default False."""
+    prompt: str | None
+    """A text to put before every sentence, "" for none; None takes the folder's default prompt, as `encode` does."""
+    prompt_name: str | None
+    """The name of one of the folder's prompts, in place of `prompt`."""
+    truncate_dim: int | None
+    """Keep so many first dimensions of the model's own output; None is what the folder says."""
 
 
 class MeasureOptions(CorpusOptions, LoadOptions, total=False):
@@ -113,8 +119,9 @@ class RunOptions:
         token_budget, packed, shard_size, backend, threads, shard, checkpoint, checkpoint_every, resume, progress: as
             the keywords of these names in `ShardOptions`.
         batch_size: sentences of a batch at most; None leaves that to the budget.
-        second_moment, unit_second_moment, before_final_norm, poolings, strict: as in `ConeProbe`.
-        keep_vectors: layers whose sentence vectors are kept, in temporary files; -1 is the last one.
+        second_moment, unit_second_moment, before_final_norm, pooling, poolings, strict: as in `ConeProbe`.
+        keep_vectors: layers whose sentence vectors are kept, in temporary files; -1 is the last one, and "output" are
+            the vectors that the model itself gives.
         vectors_prefix: keep them in files that stay, those of layer 3 in PREFIX.layer-3; a checkpoint takes its place.
 
     Raises:
@@ -132,8 +139,9 @@ class RunOptions:
     second_moment: bool = False
     unit_second_moment: bool = False
     before_final_norm: bool = False
+    pooling: str = "mean"
     poolings: str | Sequence[str] = ()
-    keep_vectors: Sequence[int] = ()
+    keep_vectors: Sequence[Layer] = ()
     vectors_prefix: str | os.PathLike[str] | None = None
     strict: bool = False
     backend: str = "auto"
@@ -161,6 +169,7 @@ class RunOptions:
             )
         if self.resume and not self.checkpoint:
             raise ValueError("resume: got True without a checkpoint; name the file of the run to go on with")
+        pooling_names([self.pooling])
         pooling_names(self.poolings)
 
     @property
@@ -208,6 +217,9 @@ DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
     "attention": None,
     "torch_compile": False,
+    "prompt": None,
+    "prompt_name": None,
+    "truncate_dim": None,
     "log_json": None,
     "workers": None,
     "ray": None,

@@ -14,7 +14,8 @@ from torch import Tensor
 from cone_kernels.corpora import Corpus
 from cone_kernels.devices import cpu_threads
 from cone_kernels.models.loading import LoadedModel
-from cone_kernels.names import pooling_names
+from cone_kernels.models.names import measured_layer
+from cone_kernels.names import OUTPUT, Layer, pooling_names
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.checkpoint import Checkpoint
 from cone_kernels.runs.corpus_position import CorpusPosition
@@ -57,8 +58,8 @@ class Run:
         token_budget: tokens of a batch at most, at the end of the run.
         backends: which backend ran each op.
         seconds: wall time, with that before an interruption.
-        vectors: the sentence vectors of the layers that were kept, by layer number; with `shard`, of this process's
-            shards alone.
+        vectors: the sentence vectors of the layers that were kept, by layer; with `shard`, of this process's shards
+            alone.
         part: the sums by shard, which those of other processes can be merged with.
     """
 
@@ -74,17 +75,17 @@ class Run:
     token_budget: int
     backends: dict[str, str]
     seconds: float
-    vectors: dict[int, SentenceVectors]
+    vectors: dict[Layer, SentenceVectors]
     part: RunPart
 
     @classmethod
-    def of(cls, part: RunPart, state: ConeState, vectors: dict[int, SentenceVectors] | None = None) -> Run:
+    def of(cls, part: RunPart, state: ConeState, vectors: dict[Layer, SentenceVectors] | None = None) -> Run:
         """The run that a finished part describes.
 
         Args:
             part: of the run.
             state: the sums of the part as one state.
-            vectors: the sentence vectors that were kept, by layer number.
+            vectors: the sentence vectors that were kept, by layer.
         """
         counts: dict[str, Any] = {name: count for name, count in part.counts.items() if name != "positions"}
         facts = {name: part.facts[name] for name in ("final_norm", "backends", "seconds")}
@@ -157,7 +158,9 @@ class _CorpusPass:
             keeper.take(layer, len(probe.layer_names), sentence_ids, pooled)
 
         gathered = _gathered(options)
-        self._probe = probe = ConeProbe(loaded.model, **gathered, on_pooled=keep if options.keep_vectors else None)
+        layers = [measured_layer(layer, loaded.info) for layer in options.keep_vectors]
+        of_layers = keep if any(layer != OUTPUT for layer in layers) else None
+        self._probe = probe = ConeProbe(loaded.model, **gathered, on_pooled=of_layers)
         budget = TOKEN_BUDGET[loaded.device.type] if options.token_budget is None else options.token_budget
         self.part = self._begun(options, gathered, budget)
         self._position = CorpusPosition(self.part.sentences, self.part.corpus_sha256, self.part.ended)
@@ -166,7 +169,7 @@ class _CorpusPass:
             loaded,
             probe,
             Counts(**self.part.counts) if self.part.counts else Counts(0 if budget == "auto" else budget),
-            special_tokens=needs_special(gathered["poolings"]),
+            special_tokens=needs_special([gathered["pooling"], *gathered["poolings"]]),
             batch_size=options.batch_size,
             packed=options.packed,
             keeper=keeper,
@@ -303,6 +306,7 @@ def _gathered(options: RunOptions) -> dict[str, Any]:
         "second_moment": options.second_moment,
         "unit_second_moment": options.unit_second_moment,
         "before_final_norm": options.before_final_norm,
+        "pooling": options.pooling,
         "poolings": pooling_names(options.poolings),
         "strict": options.strict,
         "backend": options.backend,
@@ -312,7 +316,9 @@ def _gathered(options: RunOptions) -> dict[str, Any]:
 def _model_info(loaded: LoadedModel) -> dict[str, Any]:
     """What a state says of its model, wherever its files are: two states of one model agree in it."""
     keys = ("architecture", "model_type", "n_layers", "hidden_size", "dtype", "weights_sha256")
-    return {"model": {key: loaded.info[key] for key in keys}, "max_length": loaded.max_length}
+    # A plain model has neither, and its states merge with those of before there were such.
+    own = {key: loaded.info[key] for key in ("prompt", "output") if loaded.info[key] is not None}
+    return {"model": {key: loaded.info[key] for key in keys} | own, "max_length": loaded.max_length}
 
 
 def _identity(

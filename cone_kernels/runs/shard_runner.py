@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cone_kernels import backends
 from cone_kernels.devices import to_device
 from cone_kernels.models.loading import LoadedModel
+from cone_kernels.models.output import Output
+from cone_kernels.names import OUTPUT
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.batches import length_batches, packed_batches, padded_batches, padded_length
 from cone_kernels.runs.encoded_shard import EncodedShard
@@ -180,7 +184,22 @@ class ShardRunner:
             mask = to_device(shard.token_mask(batch, length), self.loaded.device)
             self.probe.next_batch(ids, mask=mask, special=shard.special_rows(batch, length))
         with torch.inference_mode():
-            self.loaded.model(**inputs)
+            hidden = self.loaded.model(**inputs)[0]  # (B, T, D), or packed (1, N, D)
+        if self.loaded.output is not None:
+            self._add_output(self.loaded.output, shard, batch, hidden)
+
+    def _add_output(self, output: Output, shard: EncodedShard, batch: list[int], hidden: Tensor) -> None:
+        """Adds what the model makes of its last hidden states to the state."""
+        lengths = [shard.lengths[index] for index in batch]
+        if hidden.shape[0] != len(batch):
+            hidden = pad_sequence(list(torch.split(hidden[0], lengths)), batch_first=True)  # (B, T, D)
+        mask = to_device(shard.token_mask(batch, hidden.shape[1]), hidden.device)
+        with torch.inference_mode():
+            vectors = output.vectors(hidden, mask)
+        ids = torch.tensor(batch) + shard.first_id
+        empty = None if all(lengths) else torch.tensor(lengths) == 0
+        self.probe.state.add_output(vectors, ids, empty)
+        self.keeper.take(OUTPUT, len(self.probe.layer_names), ids, vectors)
 
     @contextmanager
     def _backends_noted(self) -> Iterator[None]:

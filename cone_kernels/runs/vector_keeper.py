@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.state.file import StateFileError
 
@@ -18,16 +19,16 @@ class VectorKeeper:
     """Gathers the vectors of some layers while a model runs, shard by shard; the batches of a shard come in any order.
 
     Args:
-        layers: their numbers; -1 is the last one.
+        layers: their numbers, -1 is the last one; or "output", the vectors that the model itself gives.
         prefix: the vectors of layer 3 are written to the file PREFIX.layer-3; None takes temporary files.
     """
 
-    def __init__(self, layers: Sequence[int], prefix: str | os.PathLike[str] | None = None) -> None:
-        self.vectors: dict[int, SentenceVectors] = {}
+    def __init__(self, layers: Sequence[Layer], prefix: str | os.PathLike[str] | None = None) -> None:
+        self.vectors: dict[Layer, SentenceVectors] = {}
         self._layers = tuple(layers)
         self._prefix = prefix
-        self._numbers: frozenset[int] | None = None
-        self._shard: dict[int, Tensor] = {}
+        self._numbers: frozenset[Layer] | None = None
+        self._shard: dict[Layer, Tensor] = {}
         self._first, self._n = 0, 0
 
     def facts(self) -> dict[str, Any]:
@@ -60,14 +61,16 @@ class VectorKeeper:
         self._first, self._n = first_id, n
         self._shard.clear()
 
-    def take(self, layer: int, n_layers: int, sentence_ids: Tensor, pooled: Tensor) -> None:
+    def take(self, layer: Layer, n_layers: int, sentence_ids: Tensor, pooled: Tensor) -> None:
         """Takes one layer of one batch: ids (B,), vectors (B, D).
 
         Raises:
             ValueError: the model has no such layer as one of those to be kept.
         """
         if self._numbers is None:
-            self._numbers = frozenset(layer_number(wanted, n_layers) for wanted in self._layers)
+            self._numbers = frozenset(
+                wanted if isinstance(wanted, str) else layer_number(wanted, n_layers) for wanted in self._layers
+            )
         if layer not in self._numbers:
             return
         if layer not in self._shard:
@@ -76,7 +79,7 @@ class VectorKeeper:
 
     def end_shard(self) -> None:
         """Keeps the vectors of the shard."""
-        for layer, rows in sorted(self._shard.items()):
+        for layer, rows in self._shard.items():
             if layer not in self.vectors:
                 file = None if self._prefix is None else layer_file(self._prefix, layer)
                 self.vectors[layer] = SentenceVectors(rows.shape[1], rows.dtype, file)
@@ -84,13 +87,13 @@ class VectorKeeper:
         self._shard.clear()
 
 
-def layer_file(prefix: str | os.PathLike[str], layer: int) -> Path:
-    """Where the vectors of a layer are written: PREFIX.layer-3."""
+def layer_file(prefix: str | os.PathLike[str], layer: Layer) -> Path:
+    """Where the vectors of a layer are written: PREFIX.layer-3, or PREFIX.layer-output."""
     return Path(f"{os.fspath(prefix)}.layer-{layer}")
 
 
-def opened(prefix: str | os.PathLike[str], facts: Mapping[str, Any]) -> dict[int, SentenceVectors]:
-    """The vectors that a `VectorKeeper` wrote, by layer number.
+def opened(prefix: str | os.PathLike[str], facts: Mapping[str, Any]) -> dict[Layer, SentenceVectors]:
+    """The vectors that a `VectorKeeper` wrote, by layer.
 
     Args:
         prefix: that of the keeper.
@@ -101,9 +104,10 @@ def opened(prefix: str | os.PathLike[str], facts: Mapping[str, Any]) -> dict[int
         StateFileError: a file does not hold the vectors that the facts describe.
     """
     headers = facts.get("vectors")
-    if not isinstance(headers, dict) or not all(layer.isdecimal() for layer in headers):
-        raise StateFileError(f"{os.fspath(prefix)}: got vectors {headers!r:.80}; it must be headers by layer number")
-    return {int(layer): SentenceVectors.open(layer_file(prefix, int(layer)), headers[layer]) for layer in headers}
+    if not isinstance(headers, dict) or not all(layer.isdecimal() or layer == OUTPUT for layer in headers):
+        raise StateFileError(f"{os.fspath(prefix)}: got vectors {headers!r:.80}; it must be headers by layer")
+    layers: dict[Layer, Any] = {OUTPUT if layer == OUTPUT else int(layer): headers[layer] for layer in headers}
+    return {layer: SentenceVectors.open(layer_file(prefix, layer), header) for layer, header in layers.items()}
 
 
 def layer_number(layer: int, n_layers: int) -> int:

@@ -1,4 +1,4 @@
-"""The mergeable state of a model: its sums at the sentence level, at the token level and under other poolings."""
+"""The mergeable state of a model: its sums at both levels, under other poolings, and of the model's own output."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cone_kernels.devices import is_captured
-from cone_kernels.names import POOLINGS, pooling_names
-from cone_kernels.ops.arguments import hidden_layers, read_is_free
+from cone_kernels.devices import is_captured, to_device
+from cone_kernels.names import pooling_names
+from cone_kernels.ops.arguments import float_tensor, groups_of, hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.description import layers_in_words, model_in_words, second_moments_in_words
 from cone_kernels.state.moments import Moments
+from cone_kernels.state.parts import OPTIONAL_KEYS, Parts, parts_of_file
 from cone_kernels.state.poolings import pool_layers, refuse_missing_special, rows_of
 from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import SECOND_MOMENT_FIELDS
 
 __all__ = ["Added", "ConeState", "Moments"]
 
-_POOLING = "poolings."
 _NO_ID = torch.iinfo(torch.int64).max
 _MOST_NOTED = 64  # batches
 
@@ -35,7 +35,7 @@ class Added(NamedTuple):
     status: Tensor
     """(L, B) uint8, as `ConeState.update` returns it."""
     pooled: Tensor
-    """(L, B, D) float32 (float64 for float64 input): the mean of each sentence's tokens, NaN where there is none."""
+    """(L, B, D) float32 (float64 for float64 input): the sentence vectors, NaN for a sentence without a token."""
 
 
 @dataclass(eq=False, repr=False)
@@ -54,7 +54,11 @@ class ConeState:
     _first_left_out: Tensor
     backend: str = "auto"
     poolings: dict[str, Moments] = field(default_factory=dict)
-    """The sentence level under other poolings than the mean, by name."""
+    """The sentence level under other poolings than `pooling`, by name."""
+    pooling: str = "mean"
+    """How the vectors of the sentence level are made of tokens."""
+    output: Moments | None = None
+    """The vectors that the model itself gives for sentences, of any width: the sums of one layer with the number 0."""
     _left_out: list[tuple[slice, Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
@@ -65,6 +69,7 @@ class ConeState:
         *,
         second_moment: bool = False,
         unit_second_moment: bool = False,
+        pooling: str = "mean",
         poolings: str | Sequence[str] = (),
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -75,21 +80,27 @@ class ConeState:
         Args:
             layers, dim, device: as in `Moments.empty`.
             second_moment, unit_second_moment: those of the sentence level.
-            poolings: further ways to make a sentence's vector, names of `cone_kernels.names.POOLINGS` or
-                "all"; the mean is kept in any case.
+            pooling: how the vectors of the sentence level are made, one of `cone_kernels.names.POOLINGS`.
+            poolings: further ways to make a sentence's vector, of the same names or "all"; beside the mean alone.
             backend: as in `pool_moments`.
             info: JSON data that must be equal when states merge.
 
         Raises:
-            ValueError: as `Moments.empty`; a pooling is unknown or named twice.
+            ValueError: as `Moments.empty`; a pooling is unknown or named twice, or there are others beside one that is
+                not the mean.
         """
-        others = [name for name in pooling_names(poolings) if name != "mean"]
+        pooling_names([pooling])
+        others = [name for name in pooling_names(poolings) if name != pooling]
+        if others and pooling != "mean":
+            raise ValueError(
+                f"poolings: got {', '.join(others)} with pooling {pooling!r}; they must be none, or pooling the mean"
+            )
         keep = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
         sentence = Moments.empty("sentence", layers, dim, device=device, **keep)
         token = Moments.empty("token", layers, dim, device=device)
         left_out = torch.full((len(sentence.layers), 8), _NO_ID, device=device)
         kept = {name: Moments.empty("sentence", layers, dim, device=device) for name in others}
-        return cls(sentence, token, dict(info or {}), left_out, backend, kept)
+        return cls(sentence, token, dict(info or {}), left_out, backend, kept, pooling)
 
     def __repr__(self) -> str:
         place = f"{self.sentence.dim:,} wide, on {self._first_left_out.device}"
@@ -100,7 +111,12 @@ class ConeState:
                 f"  {self.sentence.rows_in_words()}",
                 f"  {self.token.rows_in_words()}",
                 f"  second moments: {second_moments_in_words(self.sentence.fields)}",
-                f"  poolings: {', '.join(('mean', *self.poolings))}",
+                f"  poolings: {', '.join((self.pooling, *self.poolings))}",
+                *(
+                    ()
+                    if self.output is None
+                    else (f"  output: {self.output.dim:,} wide; {self.output.rows_in_words()}",)
+                ),
             )
         )
 
@@ -121,16 +137,17 @@ class ConeState:
 
     @property
     def all_moments(self) -> dict[str, Moments]:
-        """All that is summed, by name: sentence, token, and each pooling other than the mean."""
-        return {"sentence": self.sentence, "token": self.token, **self.poolings}
+        """All that is summed, by name: sentence, token, each further pooling, and the output where it is kept."""
+        output = {} if self.output is None else {"output": self.output}
+        return {"sentence": self.sentence, "token": self.token, **self.poolings, **output}
 
     def pooled(self, pooling: str) -> Moments:
-        """The sentence level under a pooling; `sentence` for the mean.
+        """The sentence level under a pooling; `sentence` for the state's own, which is the mean unless it says so.
 
         Raises:
             ValueError: the state does not keep this pooling.
         """
-        kept = {"mean": self.sentence, **self.poolings}
+        kept = {self.pooling: self.sentence, **self.poolings}
         if pooling not in kept:
             raise ValueError(f"pooling: got {pooling!r}; it must be one that the state keeps: {', '.join(kept)}")
         return kept[pooling]
@@ -180,7 +197,7 @@ class ConeState:
 
     def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Added:
         """As `update`, of arguments that are known to fit: a probe checks a batch once for all its layers."""
-        refuse_missing_special(self.poolings, batch.special)
+        refuse_missing_special((self.pooling, *self.poolings), batch.special)
         positions = [self.layers.index(number) for number in layers]
         # Sums are layer-major, so a run of neighbouring layers is one call.
         if positions == list(range(positions[0], positions[0] + len(positions))):
@@ -192,14 +209,46 @@ class ConeState:
         at = slice(start, start + len(hidden))
         token_sums = self.token.first_order_sums(at)
         pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
-        if batch.empty_by_group is not None:
-            self.sentence.n_empty[at] += batch.empty_by_group
-        left_out = status | self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+        if self.pooling == "mean":
+            if batch.empty_by_group is not None:
+                self.sentence.n_empty[at] += batch.empty_by_group
+            left_out = status | self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+        else:
+            pooled = pool_layers((self.pooling,), hidden, batch)[self.pooling]
+            left_out = status | self._add_pooled(self.pooling, at, pooled, batch)
         for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
             left_out |= self._add_pooled(name, at, vectors, batch)
         if not read_is_free(left_out) or bool(left_out.any()):
             self._note_left_out(at, left_out, batch.sentence_ids)
         return Added(status, pooled)
+
+    def add_output(self, vectors: Tensor, sentence_ids: Tensor, empty: Tensor | None = None) -> None:
+        """Adds the vectors that the model itself gives for sentences to `output`.
+
+        The first ones say how wide it is; second moments are kept of it where they are of the sentence level. A vector
+        that is zero or not finite is left out and counted.
+
+        Args:
+            vectors: (B, d).
+            sentence_ids: (B,) int64 index in the corpus.
+            empty: (B,) bool: sentences without a token, which are counted as such; None where all have some.
+
+        Raises:
+            TypeError, ValueError: as `Moments.update`.
+        """
+        rows = float_tensor("vectors", vectors, 2, "(B, d)")
+        if self.output is None:
+            keep: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}
+            self.output = Moments.empty("sentence", [0], rows.shape[1], device=rows.device, **keep)
+        elif rows.shape[1] != self.output.dim:
+            raise ValueError(f"vectors: got width {rows.shape[1]}; it must be {self.output.dim} as the state's output")
+        groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
+        assert groups is not None
+        if empty is not None:
+            without = to_device(empty, rows.device)
+            self.output.n_empty[0].index_add_(0, groups, without.to(groups.dtype))
+            groups = torch.where(without, -1, groups)
+        self.output.add_rows(slice(None), rows[None], groups, self.backend)
 
     def _note_left_out(self, at: slice, left_out: Tensor, sentence_ids: Tensor) -> None:
         """Keeps for `first_left_out` which sentences (l, B) were left out: on a GPU a look takes ten small operations.
@@ -212,7 +261,7 @@ class ConeState:
 
     def _add_pooled(self, pooling: str, at: slice, vectors: Tensor, batch: SentenceBatch) -> Tensor:
         """Adds vectors (L, B, D); returns (L, B) uint8, not 0 for a sentence that was left out."""
-        moments, empty = self.poolings[pooling], rows_of(pooling, batch).empty
+        moments, empty = self.pooled(pooling), rows_of(pooling, batch).empty
         if empty is None:
             return moments.add_rows(at, vectors, batch.groups, self.backend)
         moments.n_empty[at] += batch.by_group(empty)
@@ -222,10 +271,10 @@ class ConeState:
         """The state of both sets of sentences; neither input changes.
 
         Raises:
-            ValueError: the states differ in `info`, poolings, layers, width or fields, each named.
+            ValueError: the states differ in `info`, poolings, output, layers, width or fields, each named.
         """
         refuse_differences("ConeState.info", self.info, other.info)
-        refuse_differences("ConeState", {"poolings": list(self.poolings)}, {"poolings": list(other.poolings)})
+        refuse_differences("ConeState", self.vector_kinds(), other.vector_kinds())
         return ConeState(
             self.sentence.merge(other.sentence),
             self.token.merge(other.token),
@@ -233,7 +282,13 @@ class ConeState:
             smallest_ids(self.first_left_out, other.first_left_out),
             self.backend,
             {name: moments.merge(other.poolings[name]) for name, moments in self.poolings.items()},
+            self.pooling,
+            None if self.output is None or other.output is None else self.output.merge(other.output),
         )
+
+    def vector_kinds(self) -> dict[str, Any]:
+        """Which vectors of sentences are summed, as JSON: two states must agree in it before they merge."""
+        return {"pooling": self.pooling, "poolings": list(self.poolings), "output": self.output is not None}
 
     def settled(self, device: torch.device | str | None = None) -> ConeState:
         """A copy on a device (default: the same) without waiting rows: their products are in its second moments."""
@@ -245,6 +300,8 @@ class ConeState:
             left_out.to(device or left_out.device),
             self.backend,
             {name: moments.settled(device) for name, moments in self.poolings.items()},
+            self.pooling,
+            None if self.output is None else self.output.settled(device),
         )
 
     def on_cpu(self) -> ConeState:
@@ -260,7 +317,8 @@ class ConeState:
             name: Moments.empty("sentence", self.layers, moments.dim, device=device)
             for name, moments in self.poolings.items()
         }
-        return replace(empty, info=dict(self.info), poolings=poolings)
+        output = None if self.output is None else Moments.empty("sentence", [0], self.output.dim, device=device, **kept)
+        return replace(empty, info=dict(self.info), poolings=poolings, pooling=self.pooling, output=output)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that `save` writes: equal states have equal fingerprints."""
@@ -277,7 +335,7 @@ class ConeState:
         Raises:
             StateFileError: the file is damaged, or not of this kind.
         """
-        tensors, info = state_file.read(path, "state", "sentence", "token", optional="poolings")
+        tensors, info = state_file.read(path, "state", "sentence", "token", optional=OPTIONAL_KEYS)
         return cls.restore(path, tensors, info, backend=backend)
 
     @classmethod
@@ -289,52 +347,14 @@ class ConeState:
         Raises:
             StateFileError: they are not those of a state.
         """
-        if not isinstance(info["state"], dict):
-            raise state_file.StateFileError(f"{path}: state is {info['state']!r}; it must be an object")
-        identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info)
-        left_out = tensors.pop("first_left_out", torch.empty(0))
-        parts = {}
-        for key, identity in identities.items():
-            names = [name for name in tensors if name.rpartition(".")[0] == key]
-            own = {name.rpartition(".")[2]: tensors.pop(name) for name in names}
-            parts[key] = Moments.restore(path, own, identity)
-        sentence, token = parts.pop("sentence"), parts.pop("token")
-        if sentence.level != "sentence" or token.level != "token":
-            levels = f"sentence: {sentence.level}, token: {token.level}"
-            raise state_file.StateFileError(f"{path}: its parts are of the wrong levels ({levels})")
-        for key, part in {"token": token, **parts}.items():
-            if (part.layers, part.dim) != (sentence.layers, sentence.dim):
-                raise state_file.StateFileError(f"{path}: {key} and sentence differ in layers or width")
-        if tensors:
-            raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)} that belong to nothing")
-        state_file.check_tensor(path, "first_left_out", left_out, (len(sentence.layers), 8), torch.int64)
-        poolings = {key.removeprefix(_POOLING): part for key, part in parts.items()}
-        return cls(sentence, token, info["state"], left_out, backend, poolings)
+        sentence, token, left_out, poolings, pooling, output = parts_of_file(path, tensors, info)
+        return cls(sentence, token, info["state"], left_out, backend, poolings, pooling, output)
 
     def file_content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the JSON header that `save` writes and `restore` takes."""
-        kept = {_POOLING + name: moments for name, moments in self.poolings.items()}
-        parts = {"sentence": self.sentence, "token": self.token, **kept}
-        tensors = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.sums.items()}
-        info = {"state": self.info, "sentence": self.sentence.identity(), "token": self.token.identity()}
-        # Files from before there were poolings have no such key, and states without further poolings equal them.
-        others = {"poolings": {name: moments.identity() for name, moments in self.poolings.items()}}
-        return tensors | {"first_left_out": self.first_left_out}, info | (others if self.poolings else {})
-
-
-def _pooling_identities(path: str | os.PathLike[str], info: Mapping[str, Any]) -> dict[str, Any]:
-    if "poolings" not in info:
-        return {}
-    found = info["poolings"]
-    known = [name for name in POOLINGS if name != "mean"]
-    if not isinstance(found, dict) or not found or not set(found) <= set(known):
-        got = sorted(found) if isinstance(found, dict) else found
-        raise state_file.StateFileError(f"{path}: poolings are {got}; they must be of {known}")
-    for name, identity in found.items():
-        level = identity.get("level") if isinstance(identity, dict) else None
-        if level != "sentence":
-            raise state_file.StateFileError(f"{path}: the pooling {name} is of level {level!r}; it must be 'sentence'")
-    return {_POOLING + name: found[name] for name in POOLINGS if name in found}
+        kept = Parts(self.sentence, self.token, self.first_left_out, self.poolings, self.pooling, self.output)
+        tensors, header = kept.file_content()
+        return tensors, {"state": self.info, **header}
 
 
 def smallest_ids(kept: Tensor, ids: Tensor) -> Tensor:

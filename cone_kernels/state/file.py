@@ -70,10 +70,12 @@ def _in_order(content: bytes) -> bytes:
     return b"".join((len(encoded).to_bytes(8, "little"), encoded, memoryview(content)[end:]))
 
 
-def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(
+    path: str | os.PathLike[str], *keys: str, optional: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the header, whose fingerprint holds and which has exactly these keys.
 
-    The key `optional` may be there too.
+    The keys of `optional` may be there too.
 
     Raises:
         StateFileError: the file is no safetensors file, of another schema, or its content is not what was written.
@@ -92,7 +94,7 @@ def read(path: str | os.PathLike[str], *keys: str, optional: str = "") -> tuple[
         info = json.loads(metadata.get("info", ""))
     except json.JSONDecodeError as error:
         raise StateFileError(f"{path}: its header is not JSON ({error})") from error
-    if not isinstance(info, dict) or sorted(set(info) - {optional}) != sorted(keys):
+    if not isinstance(info, dict) or sorted(set(info) - set(optional)) != sorted(keys):
         got = sorted(info) if isinstance(info, dict) else type(info).__name__
         for key in set(info) & set(_KINDS) - set(keys) if isinstance(info, dict) else ():
             got = f"{got}, which is {_KINDS[key]}"

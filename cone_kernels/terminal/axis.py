@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cone_kernels.experiments.axis_result import degrees, excerpt
-from cone_kernels.names import spaced
+from cone_kernels.names import place, spaced
 from cone_kernels.terminal.console import bar
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _UPPER, _LOWER = "cyan", "magenta"
 
 def print_axis(console: Console, result: AxisResult) -> None:
     """Each axis with its ends, the angles, what is not defined, and the plain sentences."""
-    where = f"layer {result.layer}, {result.layer_name}: {result.sentences:,} sentence vectors"
+    where = f"{place(result.layer)}, {result.layer_name}: {result.sentences:,} sentence vectors"
     console.print(Text(where, style="bold"), soft_wrap=True)
     for number, component in enumerate(result.components, start=1):
         console.print()

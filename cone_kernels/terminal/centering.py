@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.names import place
 from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def print_centering(console: Console, result: CenteringResult) -> None:
         how += f", {centering.components} component{'s' if centering.components > 1 else ''}"
     elif centering.shrinkage is not None:
         how += f", shrinkage {centering.shrinkage:.3g}"
-    console.print(Text.assemble((how, "bold"), f" at layer {result.layer} ({result.layer_name})"))
+    console.print(Text.assemble((how, "bold"), f" at {place(result.layer)} ({result.layer_name})"))
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("")
     table.add_column("sentence", justify="right", no_wrap=True)

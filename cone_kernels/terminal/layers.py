@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cone_kernels.names import GEOMETRY
+from cone_kernels.names import GEOMETRY, OUTPUT, POOLINGS
 from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.layers_result import LayersResult
+    from cone_kernels.experiments.layers_result import Layer, LayersResult, Output
 
 _BAR_WIDTH = 10
 
@@ -34,9 +34,16 @@ def print_layers(console: Console, result: LayersResult) -> None:
             drawn = Text(bar(level.anisotropy, width, console), colour)
             cells += [number(level.anisotropy), number(level.stderr), drawn]
         table.add_row(*cells, f"{row.sentence.count:,}", f"{row.token.count:,}")
+    output = result.output.sentence if result.output else None
+    if output is not None:
+        drawn = Text(bar(output.anisotropy, width, console), "cyan")
+        given = (number(output.anisotropy), number(output.stderr), drawn)
+        table.add_row(OUTPUT, *given, "", "", "", f"{output.count:,}", "")
     console.print(table)
-    console.print("mean cosine of two sentences, of two tokens; s.e.: standard error", style="dim")
-    reasons = (level.reason for row in result.layers for level in (row.sentence, row.token))
+    made = "" if result.state.pooling == "mean" else f", each {POOLINGS[result.state.pooling].phrase} of its tokens"
+    console.print(f"mean cosine of two sentences{made}, of two tokens; s.e.: standard error", style="dim")
+    levels = [level for row in result.layers for level in (row.sentence, row.token)]
+    reasons = (level.reason for level in [*levels, output] if level)
     for reason in dict.fromkeys(reason for reason in reasons if reason):
         console.print(f"- is not defined: {reason}", style="yellow")
     if any(row.geometry for row in result.layers):
@@ -53,10 +60,11 @@ def print_layers(console: Console, result: LayersResult) -> None:
 def _print_geometry(console: Console, result: LayersResult) -> None:
     table = _table("layer", *(metric.heading for metric in GEOMETRY.values()))
     table.add_column("rogue dimensions")
-    for row in result.layers:
+    rows: list[tuple[str, Layer | Output]] = [(str(layer.layer), layer) for layer in result.layers]
+    rows += [(OUTPUT, result.output)] if result.output and result.output.geometry else []
+    for name, row in rows:
         rogue = ", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions)
-        cells = [_shown(name, getattr(row.geometry, name, math.nan)) for name in GEOMETRY]
-        table.add_row(str(row.layer), *cells, rogue)
+        table.add_row(name, *(_shown(metric, getattr(row.geometry, metric, math.nan)) for metric in GEOMETRY), rogue)
     console.print(table)
     what = "of the sentence vectors around their mean; PR: participation ratio; in brackets: share of the mean cosine"
     console.print(what, style="dim")

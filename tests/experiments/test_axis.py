@@ -72,7 +72,7 @@ def minilm(snli: Path) -> Measurement:
 
 @pytest.fixture(scope="module")
 def found(minilm: Measurement) -> AxisResult:
-    return axis_of(minilm, k=K, top=TOP)
+    return axis_of(minilm, layer=-1, k=K, top=TOP)
 
 
 def test_vectors_are_those_of_sentence_transformers(minilm: Measurement) -> None:

@@ -60,8 +60,9 @@ def test_anisotropy_is_the_mean_over_all_pairs(folder: Path, result: LayersResul
 
 def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    names = ["schema", "experiment", "model", "corpus", "layers", "shape", "published", "summary", "manifest"]
-    assert list(data) == names
+    names = ["schema", "experiment", "model", "corpus", "pooling", "layers", "output", "shape", "published", "summary"]
+    assert list(data) == [*names, "manifest"]
+    assert (data["pooling"], data["output"]) == ("mean", None)
     assert (data["schema"], data["experiment"]) == ("cone_kernels/layers/2", "layers")
     assert data["model"] == {**load_model(folder).info, "final_norm": False}
     assert [row["layer"] for row in data["layers"]] == [0, 1, 2, 3]

@@ -81,7 +81,7 @@ def result(folder: Path, other: Path) -> RotationResult:
 
 
 def test_minilm_against_itself(minilm: Measurement) -> None:
-    found = rotation_of([minilm, minilm])
+    found = rotation_of([minilm, minilm], layer=-1)
     for matrix in (found.axis_cosine, found.mean_cosine, found.functional_cosine):
         np.testing.assert_allclose(matrix, np.ones((2, 2)), atol=1e-9)
     np.testing.assert_allclose(found.principal_angles, np.zeros((2, 2, 4)), atol=1e-9)
@@ -121,7 +121,7 @@ def test_minilm_against_its_rotated_space(minilm: Measurement) -> None:
 
 def test_minilm_against_a_model_of_another_width(minilm: Measurement, folder: Path, snli: Path) -> None:
     tiny = measure(folder, snli, limit=200, second_moment=True, keep_vectors=[-1])
-    found = rotation_of([minilm, tiny])
+    found = rotation_of([minilm, tiny], layer=-1)
     assert [model.hidden_size for model in found.models] == [384, 32]
     data = found.to_dict()
     for name in ("axis_cosine", "mean_cosine", "centered_anisotropy", "principal_angles", "p_value", "null"):

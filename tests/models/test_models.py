@@ -40,6 +40,8 @@ def test_minilm() -> None:
         # Not 512 (the positions) nor 128 (left in tokenizer.json): what sentence-transformers truncates at.
         "max_length": 256,
         "compiled": False,
+        "prompt": None,
+        "output": {"modules": ["Transformer", "Pooling", "Normalize"], "pooling": "mean", "dim": 384},
     }
     assert not any(module.training for module in loaded.model.modules())
     assert loaded.max_length == 256
@@ -68,7 +70,20 @@ def test_text_is_not_lowercased_unasked(tmp_path: Path) -> None:
         ("[]", "modules.json of .* cannot be read"),
         (
             '[{"type": "sentence_transformers.models.WordEmbeddings", "path": ""}]',
-            "must start with a Transformer module",
+            "starts with a .*WordEmbeddings: it has no layers: each word has one vector; measure .* by `cone vectors`",
+        ),
+        (
+            '[{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]',
+            "has no layers: each token has one vector",
+        ),
+        ('[{"type": "sentence_transformers.models.CLIPModel", "path": ""}]', "give the folder of CLIP itself"),
+        (
+            '[{"type": "somebody.Encoder", "path": ""}]',
+            "a somebody.Encoder: it must start with a Transformer",
+        ),
+        (
+            '[{"type": "sentence_transformers.models.Router", "path": ""}]',
+            "queries and documents different ways; give the folder of one of them, such as .*/query_0_Transformer",
         ),
     ],
 )

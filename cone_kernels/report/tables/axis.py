@@ -8,7 +8,7 @@ from cone_kernels.names import VARIABLES, label_of
 from cone_kernels.report.inline import Parts, code, count, fixed, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table
-from cone_kernels.report.words import ordinal
+from cone_kernels.report.words import ordinal, place
 
 _ANGLES = {
     "mean_cosine": "first centred axis and mean direction",
@@ -43,7 +43,7 @@ def _axes(result: Node) -> Table:
         cells += [[significant(component.get("residual"))]]
         rows.append([*cells, *([fixed(component["correlations"].get(key), 3, sign=True)] for key in variables)])
     notes: list[Parts] = [[text(reason)] for reason in result.get("reasons").entries]
-    title: Parts = ["The axes of layer ", count(result["layer"])]
+    title: Parts = ["The axes of ", *place(result["layer"])]
     return Table("axes", title, columns, rows, notes)
 
 

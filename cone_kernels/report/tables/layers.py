@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cone_kernels.names import GEOMETRY, is_share, label_of
+from cone_kernels.names import GEOMETRY, OUTPUT, is_share, label_of
 from cone_kernels.report.inline import Key, Parts, code, count, estimate, fixed, joined, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
@@ -44,6 +44,9 @@ def _curve(result: Node) -> Table:
         cells += [[count(row[level].get("count"))] for level in counts]
         cells += [[count(row[level].get(key))] for level, key in left_out]
         rows.append(cells)
+    output = result.get("output")
+    if output.get("sentence").known:
+        rows.append(_output(output, len(columns), without, counts, left_out))
     same = [level for level in ("sentence", "token") if level not in counts]
     used = joined([[count(layers[0][level].get("count")), f" {level}s"] for level in same])
     notes: list[Parts] = [["Used at every layer: ", *used, "."]] if same else []
@@ -58,25 +61,40 @@ def _curve(result: Node) -> Table:
     )
 
 
+def _output(output: Node, width: int, without: bool, counts: list[str], left_out: list[tuple[str, str]]) -> list[Parts]:
+    """The row of the model's own output, which has no tokens, in the columns of the layers."""
+    level = output["sentence"]
+    modules = joined([[text(module)] for module in output.get("modules").entries])
+    cells: list[Parts] = [[OUTPUT], modules, estimate(level.get("anisotropy"), level.get("stderr")), []]
+    cells += [[fixed(output.get("anisotropy_without_rogue"))]] * without
+    cells += [[significant(level.get("mean_norm"))], []]
+    cells += [[count(level.get("count"))] if of == "sentence" else [] for of in counts]
+    cells += [[count(level.get(key))] if of == "sentence" else [] for of, key in left_out]
+    assert len(cells) == width
+    return cells
+
+
 def _geometry(result: Node) -> Iterator[Table]:
     layers = [row for row in result["layers"] if row.get("geometry").known]
     if not layers:
         return
+    output = result.get("output")
     keys = [key for key, _ in layers[0]["geometry"].items()]
     rows: list[list[Parts]] = []
-    for row in layers:
+    for row in [*layers, *([output] if output.get("geometry").known else [])]:
         values = {key: row["geometry"].get(key) for key in keys}
         shown = [percent(value) if is_share(key) else significant(value) for key, value in values.items()]
-        rows.append([[count(row["layer"])], *([number] for number in shown)])
+        rows.append([_number(row), *([number] for number in shown)])
     columns = [Column("layer", ("layer",)), *(Column(label_of(GEOMETRY, key), (key,)) for key in keys)]
     yield Table("geometry", ["Geometry of the sentence vectors"], columns, rows, folded=True)
 
 
 def _rogue(result: Node) -> Iterator[Table]:
     rows: list[list[Parts]] = []
-    for row in result["layers"]:
+    output = result.get("output")
+    for row in [*result["layers"], *([output] if output.get("rogue_dimensions").known else [])]:
         for entry in row.get("rogue_dimensions").entries:
-            cells = [[count(row["layer"])], [count(entry["dimension"])]]
+            cells = [_number(row), [count(entry["dimension"])]]
             rows.append([*cells, [fixed(entry["contribution"])], [percent(entry["share"])]])
     columns = [
         Column("layer", ("layer",)),
@@ -85,6 +103,11 @@ def _rogue(result: Node) -> Iterator[Table]:
         Column("share of the anisotropy", ("share",)),
     ]
     yield Table("rogue-dimensions", ["The dimensions that contribute most, sentence level"], columns, rows, folded=True)
+
+
+def _number(row: Node) -> Parts:
+    """The first cell of a row: the layer's number, or the word for the model's own output."""
+    return [count(row["layer"])] if row.get("layer").known else [OUTPUT]
 
 
 def _published(result: Node) -> Iterator[Table]:

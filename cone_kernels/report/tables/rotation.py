@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from cone_kernels.report.inline import Parts, count, estimate, fixed, joined, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table
-from cone_kernels.report.words import MATRICES, Matrix, letter
+from cone_kernels.report.words import MATRICES, Matrix, layer_cell, letter
 
 
 def tables(result: Node) -> list[Table]:
@@ -29,7 +29,7 @@ def _models(result: Node) -> Table:
     rows: list[list[Parts]] = []
     for at, model in enumerate(result["models"]):
         described: list[Parts] = [[letter(at)], [text(model["name"])], [text(model.get("architecture"))]]
-        described += [[count(model.get("hidden_size"))], [count(model.get("layer"))]]
+        described += [[count(model.get("hidden_size"))], layer_cell(model.get("layer"))]
         level = estimate(model.get("anisotropy"), model.get("stderr"))
         rows.append([*described, level, [percent(model.get("explained_variance_ratio"))]])
     return Table("models", ["The models compared"], columns, rows)

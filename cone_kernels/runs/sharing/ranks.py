@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from cone_kernels.names import Layer
 from cone_kernels.runs.measure_part import measure_part
 from cone_kernels.runs.measurement import Measurement
 from cone_kernels.runs.options import SharedOptions
@@ -41,7 +42,7 @@ def measure_by_ranks(
 
     Args:
         model, corpus: as in `measure`, on every rank.
-        gathered: `second_moment`, `unit_second_moment`, `poolings` and `keep_vectors` of `measure`.
+        gathered: `second_moment`, `unit_second_moment`, `pooling`, `poolings` and `keep_vectors` of `measure`.
         save_state: where to write the state.
         options: `SharedOptions` with `distributed`; each rank has a checkpoint of its own, FILE.0-of-4 and so on.
 
@@ -118,8 +119,8 @@ def all_merged(part: RunPart) -> RunPart:
     return merged
 
 
-def all_united(vectors: Mapping[int, SentenceVectors], sentences: int) -> dict[int, SentenceVectors]:
-    """The sentence vectors of the whole corpus by layer number, the same on every rank. Every rank calls it.
+def all_united(vectors: Mapping[Layer, SentenceVectors], sentences: int) -> dict[Layer, SentenceVectors]:
+    """The sentence vectors of the whole corpus by layer, the same on every rank. Every rank calls it.
 
     Each block of sentences is sent to all by the rank that has it.
 
@@ -130,13 +131,13 @@ def all_united(vectors: Mapping[int, SentenceVectors], sentences: int) -> dict[i
     Raises:
         ValueError: as `united`, on every rank.
     """
-    found: list[dict[int, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
+    found: list[dict[Layer, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(found, {layer: kept.header() for layer, kept in vectors.items()})
     whole = {}
-    for layer in sorted(set().union(*found)):
+    for layer in sorted(set().union(*found), key=str):
         ranks = [rank for rank, headers in enumerate(found) if layer in headers]
 
-        def block(which: int, first_id: int, n: int, layer: int = layer, ranks: list[int] = ranks) -> torch.Tensor:
+        def block(which: int, first_id: int, n: int, layer: Layer = layer, ranks: list[int] = ranks) -> torch.Tensor:
             rank = ranks[which]
             if rank == dist.get_rank():
                 rows = vectors[layer].read(first_id, n)

@@ -43,7 +43,7 @@ def measure_by_ray(
     Args:
         model: a folder or a hub id, which every node of the cluster can open.
         corpus: a file, or whatever else `Corpus` can read, or a `Corpus` of such, which every node can open too.
-        gathered: `second_moment`, `unit_second_moment`, `poolings` and `keep_vectors` of `measure`.
+        gathered: `second_moment`, `unit_second_moment`, `pooling`, `poolings` and `keep_vectors` of `measure`.
         save_state: where to write the state.
         options: `SharedOptions` with `ray`; each task has a checkpoint of its own on its node, FILE.0-of-4 and so on.
 

@@ -11,6 +11,7 @@ from functools import cache, partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.names import Layer
 from cone_kernels.runs.measure_part import loaded_model
 from cone_kernels.runs.measurement import Measurement, measurement_of
 from cone_kernels.runs.options import CORPUS_OPTIONS, DEFAULTS, SharedOptions, open_corpus, with_checkpoint_of
@@ -31,7 +32,7 @@ class SharedRun:
 
     Args:
         model, corpus: as in `measure`.
-        gathered: `second_moment`, `unit_second_moment`, `poolings` and `keep_vectors` of `measure`.
+        gathered: `second_moment`, `unit_second_moment`, `pooling`, `poolings` and `keep_vectors` of `measure`.
         save_state: where to write the state.
         options: `SharedOptions`.
 
@@ -69,7 +70,7 @@ class SharedRun:
     def measurement(
         self,
         part: RunPart,
-        vectors: dict[int, SentenceVectors],
+        vectors: dict[Layer, SentenceVectors],
         shared_by: Mapping[str, int],
         loaded: LoadedModel | None = None,
         rank: int = 0,
@@ -131,8 +132,8 @@ def refuse_unopenable(model: Any, corpus: Any, option: str) -> None:
             )
 
 
-def merged_parts(each: Sequence[Mapping[str, Any]]) -> tuple[RunPart, dict[int, SentenceVectors]]:
-    """The parts that processes have written, as one, and the sentence vectors of all by layer number.
+def merged_parts(each: Sequence[Mapping[str, Any]]) -> tuple[RunPart, dict[Layer, SentenceVectors]]:
+    """The parts that processes have written, as one, and the sentence vectors of all by layer.
 
     Args:
         each: the keywords that each process called `measure_part` with.
@@ -152,7 +153,7 @@ def merged_parts(each: Sequence[Mapping[str, Any]]) -> tuple[RunPart, dict[int, 
     prefixes = [keywords.get("checkpoint") or keywords["save_state"] for keywords in each]
     kept = [opened(prefix, part.facts) for prefix, part in zip(prefixes, parts, strict=True)]
     vectors = {}
-    for layer in sorted(set().union(*kept)):
+    for layer in sorted(set().union(*kept), key=str):
         held = [of_process[layer] for of_process in kept if layer in of_process]
         headers = [of_process.header() for of_process in held]
         vectors[layer] = united(headers, whole.sentences, partial(_read, held))

@@ -44,7 +44,7 @@ def measure_by_workers(
     Args:
         model: a folder or a hub id.
         corpus: a file, or whatever else `Corpus` can read, or a `Corpus` of such.
-        gathered: `second_moment`, `unit_second_moment`, `poolings` and `keep_vectors` of `measure`.
+        gathered: `second_moment`, `unit_second_moment`, `pooling`, `poolings` and `keep_vectors` of `measure`.
         save_state: where to write the state.
         options: `SharedOptions` with `workers`; each worker has a checkpoint of its own, FILE.0-of-4 and so on.
 

@@ -1,0 +1,135 @@
+"""What the files of sentence-transformers say of a model beside its transformer; a plain model has none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cone_kernels.models.source import ModelError, Source, inside
+
+# In files of these names sentence-transformers keeps the longest input that a model was tuned for.
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Modules that a folder may begin with in place of a transformer, and what to do with it.
+_OTHER_BEGINNINGS = {
+    "Router": "it sends queries and documents different ways; give the folder of one of them, such as {folder}/{first}",
+    "Asym": "it sends queries and documents different ways; give the folder of one of them, such as {folder}/{first}",
+    "CLIPModel": "it holds a model of images and texts; give the folder of CLIP itself, whose text tower is taken",
+    "StaticEmbedding": "it has no layers: each token has one vector; measure what its encode gives by `cone vectors`",
+    "WordEmbeddings": "it has no layers: each word has one vector; measure what its encode gives by `cone vectors`",
+    "BoW": "it has no layers: it counts words; measure what its encode gives by `cone vectors`",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What there is around the transformer.
+
+    Attributes:
+        subfolder: where the transformer's files are; empty for the folder itself.
+        max_length: the longest input that it was tuned for.
+        lowercase: whether text is lowercased first.
+        modules: class and subfolder of each module of `modules.json`, the transformer first; none for a plain model.
+        prompts: texts that are put before every sentence, by name.
+        default_prompt: the name of the one that `encode` takes by itself.
+        truncate_dim: of the vectors `encode` keeps so many first dimensions.
+        no_output: why the modules do not say what `encode` gives; None where they do.
+    """
+
+    subfolder: str = ""
+    max_length: int | None = None
+    lowercase: bool = False
+    modules: tuple[tuple[str, str], ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    truncate_dim: int | None = None
+    no_output: str | None = None
+
+    def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        """The text that is put before every sentence: the one asked for, or as `encode` chooses it.
+
+        Args:
+            prompt: the text itself; "" for none.
+            prompt_name: the name of one of `prompts`.
+
+        Raises:
+            ValueError: both are given, or there is no prompt of this name.
+        """
+        if prompt is not None and prompt_name is not None:
+            raise ValueError(f"prompt: got {prompt!r} together with prompt_name {prompt_name!r}; give one of them")
+        if prompt is not None:
+            return prompt
+        name = self.default_prompt if prompt_name is None else prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(self.prompts) or "none, for the model has no prompts"
+            raise ValueError(f"prompt_name: got {name!r}; it must be one of the model's prompts: {known}")
+        return self.prompts[name]
+
+
+def description_of(source: Source) -> Description:
+    """Reads the files.
+
+    Raises:
+        ModelError: they are damaged, or begin with a module that is no transformer; the way round is named.
+    """
+    listed = source.json("modules.json")
+    if listed is None:
+        return Description()
+    try:
+        modules = tuple((str(module["type"]), str(module["path"])) for module in listed)
+        kind, subfolder = modules[0]
+    except (LookupError, TypeError) as error:
+        raise ModelError(f"model: modules.json of {source.name} cannot be read: {error!r}") from None
+    if kind.rpartition(".")[2] != "Transformer":
+        raise _other_beginning(source, kind, subfolder)
+    transformer = _transformer(source, subfolder)
+    settings = source.json("config_sentence_transformers.json") or {}
+    family = settings.get("model_type", "SentenceTransformer")
+    ours = family == "SentenceTransformer"
+    prompts = {"query": "", "document": "", **settings.get("prompts", {})} if ours else {}
+    return Description(
+        subfolder=subfolder,
+        max_length=transformer.get("max_seq_length"),
+        lowercase=bool(transformer.get("do_lower_case", False)),
+        modules=modules,
+        prompts={name: text or "" for name, text in prompts.items()},
+        default_prompt=settings.get("default_prompt_name") if ours else None,
+        truncate_dim=settings.get("truncate_dim") if ours else None,
+        no_output=_no_output(family, transformer),
+    )
+
+
+def _transformer(source: Source, subfolder: str) -> dict[str, Any]:
+    for filename in _TRANSFORMER_CONFIGS:
+        config = source.json(inside(subfolder, filename))
+        if config is not None:
+            return dict(config)
+    return {}
+
+
+def _no_output(family: str, transformer: Mapping[str, Any]) -> str | None:
+    if family != "SentenceTransformer":
+        return f"it is a {family}, which gives other things than one vector a sentence"
+    text = transformer.get("modality_config", {}).get("text", {})
+    given = text.get("method", "forward"), text.get("method_output_name", "last_hidden_state")
+    if given != ("forward", "last_hidden_state"):
+        return f"its modules are given what {given[0]} calls {given[1]}, where this tool knows the last hidden states"
+    return None
+
+
+def _other_beginning(source: Source, kind: str, subfolder: str) -> ModelError:
+    name = kind.rpartition(".")[2]
+    first = ""
+    if name in {"Router", "Asym"}:
+        config = (
+            source.json(inside(subfolder, "router_config.json")) or source.json(inside(subfolder, "config.json")) or {}
+        )
+        first = next(iter(config.get("types", {})), "query_0_Transformer")
+    folder = inside(source.name, subfolder) if subfolder else source.name
+    hint = _OTHER_BEGINNINGS.get(name, "it must start with a Transformer module")
+    return ModelError(f"model: {source.name} starts with a {kind}: {hint.format(folder=folder, first=first)}")

