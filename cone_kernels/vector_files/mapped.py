@@ -91,7 +91,7 @@ class MappedRows(Reader):
         # NumPy's zip files and some safetensors do not align their numbers, and kernels need them aligned.
         rows = (content.clone() if first % item else content).view(n, layout.row_bytes)
         if layout.has_width:
-            self._check_widths(rows[:, :WIDTH_BYTES].contiguous().view(torch.int32)[:, 0], start)
+            self._check_widths(rows[:, :WIDTH_BYTES].flatten().clone().view(torch.int32), start)
             rows = rows[:, WIDTH_BYTES:]
         if layout.swapped:
             rows = rows.view(n, layout.dim, item).flip(-1).view(n, layout.dim * item)
