@@ -46,7 +46,7 @@ class Cursor(Generic[Piece]):
         if self._pieces is None or not begin <= self.row <= start:
             self._pieces, self._piece, self.row = self._begin(begin), None, begin
         while self.row < stop:
-            piece = next(self._pieces, None) if self._piece is None else self._piece
+            piece = self._next() if self._piece is None else self._piece
             if piece is None:
                 return
             end = min(self.row + len(piece), stop)
@@ -55,3 +55,12 @@ class Cursor(Generic[Piece]):
             self.row = end
             if first < end:
                 yield first, piece[first - at : end - at]
+
+    def _next(self) -> Piece | None:
+        """The next piece; None at the end of the source. What failed begins anew, and is not taken for ended."""
+        assert self._pieces is not None
+        try:
+            return next(self._pieces, None)
+        except BaseException:
+            self._pieces = None
+            raise

@@ -50,7 +50,7 @@ class FaissIndex(Reader):
                 self._index.reconstruct(0)
         except RuntimeError as error:
             raise VectorFileError(
-                f"{path}: a {type(self._index).__name__} like this cannot give its vectors back: {error}"
+                f"{path}: an {type(self._index).__name__} like this cannot give its vectors back: {error}"
             ) from error
 
     def pieces(self, start: int, stop: int) -> list[Tensor]:

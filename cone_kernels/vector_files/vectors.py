@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,15 @@ import torch
 from torch import Tensor
 
 from cone_kernels.names import VECTOR_FORMATS, VectorFormat
-from cone_kernels.vector_files import arrays, binary, columns, indexes, lines, tensors
 from cone_kernels.vector_files.fingerprint import fingerprint_of
+from cone_kernels.vector_files.formats import open_reader
 from cone_kernels.vector_files.ids import IdLines
 from cone_kernels.vector_files.memory import reader_of
-from cone_kernels.vector_files.reading import BYTES, Format, Reader, VectorFileError, as_floats
+from cone_kernels.vector_files.reading import BYTES, Reader, VectorFileError, as_floats
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 BLOCK_ROWS = 8192
-
-_FORMATS: dict[str, Format] = {
-    **arrays.FORMATS,
-    **tensors.FORMATS,
-    **columns.FORMATS,
-    **lines.FORMATS,
-    **binary.FORMATS,
-    **indexes.FORMATS,
-}
-_ENDINGS = {ending: name for name, about in VECTOR_FORMATS.items() for ending in about.endings}
 
 
 class Vectors:
@@ -84,8 +74,9 @@ class Vectors:
         ids: Paths | None = None,
         scale: float | None = None,
     ) -> None:
-        self._arguments = {"paths": paths, "format": format, "field": field, "ids": ids, "scale": scale}
-        found = [Path(path) for path in _listed(paths)]
+        found = _paths(paths)
+        ids = ids if ids is None or isinstance(ids, (str, os.PathLike)) else list(ids)
+        self._arguments = {"paths": found, "format": format, "field": field, "ids": ids, "scale": scale}
         if not found:
             raise ValueError("vectors: got no file; it must be at least one")
         if len(set(found)) < len(found):
@@ -93,7 +84,7 @@ class Vectors:
             raise ValueError(f"vectors: {twice} is named twice; each file must be named once")
         if format is not None and format not in VECTOR_FORMATS:
             raise ValueError(f"format: got {format!r}; it must be one of {', '.join(VECTOR_FORMATS)}")
-        self._begin([_opened(path, format, field) for path in found], scale)
+        self._begin([open_reader(path, format, field) for path in found], scale)
         self._ids: IdLines | str | None = None if ids is None else self._found_ids(ids)
 
     @classmethod
@@ -239,9 +230,13 @@ class Vectors:
         """The texts or ids of these rows; None where a table has null.
 
         Raises:
-            ValueError: no ids were given.
+            ValueError: no ids were given, or there is no such row; or rows of several `.jsonl` files are asked for
+                before these have been read, which alone shows how many each has.
             VectorFileError: they cannot be read.
         """
+        known = self.rows if self._ids_expected is None else self._ids_expected[0]
+        if any(row < 0 or (known is not None and row >= known) for row in rows):
+            raise ValueError(f"rows: got {min(rows)} up to {max(rows)}; each must be from 0 to one before {known}")
         if self._given_ids is not None:
             return [self._given_ids[row] for row in rows]
         if self._ids is None:
@@ -251,13 +246,14 @@ class Vectors:
         found: dict[int, str | None] = {}
         first = 0
         for reader in self._readers:
-            # Of the last file alone the number of rows may be unknown here: rows are known once they have been read.
-            end = first + reader.rows if reader.rows is not None else math.inf
-            here = [row for row in rows if first <= row < end]
-            found.update(zip(here, reader.ids(self._ids, [row - first for row in here]) if here else (), strict=True))
-            if reader.rows is None:
-                break
-            first += reader.rows
+            if reader.rows is None and len(self._readers) > 1:
+                raise ValueError(
+                    f"rows: got some of {self.name}, not read yet; all must be read before ids are asked for"
+                )
+            here = [row for row in rows if first <= row and (reader.rows is None or row < first + reader.rows)]
+            if here:
+                found.update(zip(here, reader.ids(self._ids, [row - first for row in here]), strict=True))
+            first += reader.rows or 0
         return [found[row] for row in rows]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -302,7 +298,7 @@ class Vectors:
 
     def _found_ids(self, ids: Paths) -> IdLines | str:
         """The column that ids are in, or the lines of files."""
-        paths = [Path(path) for path in _listed(ids)]
+        paths = _paths(ids)
         if isinstance(ids, str) and os.sep not in ids:
             lacking = [reader.name for reader in self._readers if ids not in reader.fields]
             if len(lacking) < len(self._readers):
@@ -326,35 +322,5 @@ class Vectors:
             raise VectorFileError(f"{name} has {count:,} lines for {self.rows:,} vectors; it must have one for each")
 
 
-def _listed(paths: Paths) -> Iterable[str | os.PathLike[str]]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
-
-
-def _opened(path: Path, name: VectorFormat | None, field: str | None) -> Reader:
-    """The reader of a file, by its format."""
-    if not path.exists():
-        raise FileNotFoundError(f"vectors: there is no file {path}")
-    if name is None:
-        name = _format_of(path)
-    if path.is_dir() != (name == "dataset"):
-        is_a, must_be = ("folder", "file") if path.is_dir() else ("file", "folder")
-        raise VectorFileError(f"{path} is a {is_a}; it must be a {must_be} to be read as {name}")
-    if not path.is_dir() and not path.is_file():
-        raise VectorFileError(f"{path} is not a regular file; it must be one")
-    if path.is_file() and path.stat().st_size == 0:
-        raise VectorFileError(f"{path} is empty; it must have a vector")
-    about = _FORMATS[name]
-    if field is not None and not about.has_fields:
-        raise ValueError(f"field: got {field!r} for {path}; it must be None, as {name} files hold one set of vectors")
-    return about.open(path, field)
-
-
-def _format_of(path: Path) -> VectorFormat:
-    if path.is_dir():
-        if not any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-            raise IsADirectoryError(f"{path} is a folder that datasets did not save; name the files in it")
-        return "dataset"
-    ending = path.suffix.lower()
-    if ending not in _ENDINGS:
-        raise VectorFileError(f"{path} ends in {ending!r}; it must end in {', '.join(_ENDINGS)}, or name its format")
-    return _ENDINGS[ending]
+def _paths(paths: Paths) -> list[Path]:
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]

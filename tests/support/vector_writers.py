@@ -109,7 +109,11 @@ WRITERS: dict[str, tuple[str, tuple[str, ...], Callable[[Path, Array], None]]] =
     "compressed npz": ("v.npz", FLOATS + BYTES, lambda path, array: write_npz(path, array, compressed=True)),
     "safetensors": ("v.safetensors", FLOATS + BYTES, write_safetensors),
     "safetensors that are not aligned": ("v.safetensors", FLOATS, write_safetensors_unaligned),
-    "parquet": ("v.parquet", FLOATS + BYTES, lambda path, array: pq.write_table(table(array), path, row_group_size=PART)),
+    "parquet": (
+        "v.parquet",
+        FLOATS + BYTES,
+        lambda path, array: pq.write_table(table(array), path, row_group_size=PART),
+    ),
     "parquet of lists": (
         "v.parquet",
         ("float32",),

@@ -53,7 +53,9 @@ def text(content: str) -> Callable[[Path], object]:
 
 def damaged_parquet(path: Path) -> None:
     """The pages of the second row group are overwritten."""
-    pq.write_table(table(numbers("float32", 4000, 8)), path, row_group_size=2000, compression="none", use_dictionary=False)
+    pq.write_table(
+        table(numbers("float32", 4000, 8)), path, row_group_size=2000, compression="none", use_dictionary=False
+    )
     about = pq.ParquetFile(path).metadata.row_group(1)
     place = next(about.column(at).data_page_offset for at in range(8) if "vector" in about.column(at).path_in_schema)
     with path.open("r+b") as file:
@@ -67,7 +69,11 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no rows": ("v.npy", array(FLOATS[:0]), "is empty; it must have a vector"),
     "no lines": ("v.jsonl", text("\n \n"), "is empty; it must have a vector"),
     "unknown ending": ("v.txt", text("1 2"), r"ends in '\.txt'; it must end in \.npy, .* or name its format"),
-    "objects": ("v.npy", array(np.array([[1, None]], dtype=object)), r"holds Python objects \(an object array, .*pickle"),
+    "objects": (
+        "v.npy",
+        array(np.array([[1, None]], dtype=object)),
+        r"holds Python objects \(an object array, .*pickle",
+    ),
     "a pickle": ("v.npy", lambda path: path.write_bytes(pickle.dumps(FLOATS)), "is not an .npy file, or a damaged one"),
     "objects in npz": (
         "v.npz",
@@ -89,7 +95,11 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "has 4 bytes after its 9 rows; it must end there",
     ),
     "cut header": ("v.npy", saved_cut(np.save, 200), "is not an .npy file, or a damaged one"),
-    "cut npz": ("v.npz", saved_cut(lambda path, rows: np.savez(path, v=rows), 20), "is not an .npz file, or one that is cut"),
+    "cut npz": (
+        "v.npz",
+        saved_cut(lambda path, rows: np.savez(path, v=rows), 20),
+        "is not an .npz file, or one that is cut",
+    ),
     "compressed Fortran": (
         "v.npz",
         lambda path: np.savez_compressed(path, v=np.asfortranarray(FLOATS)),
@@ -100,16 +110,32 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: np.savez(path, a=FLOATS, b=FLOATS),
         r"2 of the arrays can hold vectors: 'a' \(float32 of shape \(9, 4\)\), 'b' .*; name one as the field",
     ),
-    "cut safetensors": ("v.safetensors", saved_cut(write_safetensors, 20), "is not a .safetensors file, or one that is"),
+    "cut safetensors": (
+        "v.safetensors",
+        saved_cut(write_safetensors, 20),
+        "is not a .safetensors file, or one that is",
+    ),
     "float8": (
         "v.safetensors",
         lambda path: save_file({"v": torch.ones(3, 2).to(torch.float8_e4m3fn)}, path),
         r"none of the tensors can hold vectors: 'v' \(F8_E4M3 of shape \(3, 2\)\)",
     ),
-    "cut fvecs": ("v.fvecs", saved_cut(write_vecs, 7), r"is cut short in row 8, or a row before it is not as wide as row 0"),
+    "cut fvecs": (
+        "v.fvecs",
+        saved_cut(write_vecs, 7),
+        r"is cut short in row 8, or a row before it is not as wide as row 0",
+    ),
     "short fvecs": ("v.fvecs", lambda path: path.write_bytes(b"\1\0"), "has 2 bytes; it must begin with the width of"),
-    "negative width": ("v.bvecs", lambda path: path.write_bytes(struct.pack("<i4x", -3)), "row 0 has width -3; it must be"),
-    "cut fbin": ("v.fbin", saved_cut(write_bin, 20), "is cut short in row 7: it has 132 bytes, and 9 rows of 16 bytes end"),
+    "negative width": (
+        "v.bvecs",
+        lambda path: path.write_bytes(struct.pack("<i4x", -3)),
+        "row 0 has width -3; it must be",
+    ),
+    "cut fbin": (
+        "v.fbin",
+        saved_cut(write_bin, 20),
+        "is cut short in row 7: it has 132 bytes, and 9 rows of 16 bytes end",
+    ),
     "long fbin": (
         "v.fbin",
         lambda path: path.write_bytes(struct.pack("<II", 2, 3) + bytes(30)),
@@ -120,7 +146,11 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "nested": ("v.parquet", parquet([[[1.0]]]), "none of the columns can hold vectors"),
     "no parquet": ("v.parquet", text("PAR1 no"), "cannot be read, or is damaged: "),
     "cut arrow": ("v.arrow", text("ARROW1 no"), "cannot be read, or is damaged: "),
-    "null first": ("v.parquet", parquet(pa.array([None, [1.0]])), "column 'v': row 0 is None; it must be a list of numbers"),
+    "null first": (
+        "v.parquet",
+        parquet(pa.array([None, [1.0]])),
+        "column 'v': row 0 is None; it must be a list of numbers",
+    ),
     "two columns": (
         "v.parquet",
         lambda path: pq.write_table(pa.table({"a": lists(FLOATS), "b": lists(FLOATS)}), path),
@@ -128,7 +158,11 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "no JSON": ("v.jsonl", text("\n{oops\n"), "line 2 is not JSON: "),
     "a number": ("v.jsonl", text("3\n"), "line 1 is 3; it must be an array or an object"),
-    "no array": ("v.jsonl", text('{"a": "b"}\n'), r"line 1: none of the fields can hold vectors: 'a' \(str\); name one"),
+    "no array": (
+        "v.jsonl",
+        text('{"a": "b"}\n'),
+        r"line 1: none of the fields can hold vectors: 'a' \(str\); name one",
+    ),
     "empty array": ("v.jsonl", text("[]\n"), "line 1 is an empty array; it must have a number"),
     "no data set": ("v", lambda path: path.mkdir(), "is a folder that datasets did not save; name the files in it"),
     "splits": (
@@ -162,22 +196,54 @@ def line(value: Any) -> Callable[[Path], object]:
 ON_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "ragged fvecs": ("v.fvecs", ragged_vecs, "row 5 has width 3; it must be 4, as row 0"),
     "damaged npz": ("v.npz", damaged_npz, "array 'v' cannot be unpacked after row 0: "),
-    "ragged parquet": ("v.parquet", parquet([[1.0], [2.0], [3.0], [4.0, 5.0]]), "column 'v': row 3 has width 2; it must be 1"),
-    "null list": ("v.parquet", parquet([[1.0], [2.0], None]), "column 'v': row 2 is null; it must be a list of numbers"),
+    "ragged parquet": (
+        "v.parquet",
+        parquet([[1.0], [2.0], [3.0], [4.0, 5.0]]),
+        "column 'v': row 3 has width 2; it must be 1",
+    ),
+    "null list": (
+        "v.parquet",
+        parquet([[1.0], [2.0], None]),
+        "column 'v': row 2 is null; it must be a list of numbers",
+    ),
     "null in fixed lists": (
         "v.parquet",
         parquet(pa.array([[1.0, 2], [3, 4], [5, 6], None], pa.list_(pa.float32(), 2))),
         "column 'v': row 3 is null",
     ),
-    "null number": ("v.parquet", parquet([[1.0, 2.0], [2.0, None]]), "column 'v': row 1 has null at position 1; it must be a"),
+    "null number": (
+        "v.parquet",
+        parquet([[1.0, 2.0], [2.0, None]]),
+        "column 'v': row 1 has null at position 1; it must be a",
+    ),
     "damaged parquet": ("v.parquet", damaged_parquet, "column 'vector' cannot be read at row 2000: "),
-    "ragged lines": ("v.jsonl", line({"v": [1, 2, 3]}), "line 4: field 'v' has width 3; it must be 2, as the first row"),
+    "ragged lines": (
+        "v.jsonl",
+        line({"v": [1, 2, 3]}),
+        "line 4: field 'v' has width 3; it must be 2, as the first row",
+    ),
     "missing field": ("v.jsonl", line({"w": [1, 2]}), "line 4 has no field 'v'"),
     "null field": ("v.jsonl", line({"v": None}), "line 4: field 'v' is None; it must be an array of numbers"),
-    "null in line": ("v.jsonl", line({"v": [1, None]}), "line 4: field 'v' has None at position 1; it must be a number"),
-    "string in line": ("v.jsonl", line({"v": ["1", 2]}), "line 4: field 'v' has '1' at position 0; it must be a number"),
-    "truth in line": ("v.jsonl", line({"v": [True, 2]}), "line 4: field 'v' has True at position 0; it must be a number"),
-    "list in line": ("v.jsonl", line({"v": [[1], [2]]}), r"line 4: field 'v' has \[1\] at position 0; it must be a number"),
+    "null in line": (
+        "v.jsonl",
+        line({"v": [1, None]}),
+        "line 4: field 'v' has None at position 1; it must be a number",
+    ),
+    "string in line": (
+        "v.jsonl",
+        line({"v": ["1", 2]}),
+        "line 4: field 'v' has '1' at position 0; it must be a number",
+    ),
+    "truth in line": (
+        "v.jsonl",
+        line({"v": [True, 2]}),
+        "line 4: field 'v' has True at position 0; it must be a number",
+    ),
+    "list in line": (
+        "v.jsonl",
+        line({"v": [[1], [2]]}),
+        r"line 4: field 'v' has \[1\] at position 0; it must be a number",
+    ),
     "large integer": ("v.jsonl", line({"v": [1, 10**400]}), "line 4: field 'v' holds a number beyond float64"),
     "array in lines of objects": ("v.jsonl", line([1, 2]), "line 4 has no field 'v'"),
     "no UTF-8": ("v.jsonl", lambda path: path.write_bytes(b"[1, 2]\n[3, \xff]\n"), "line 2 is not JSON: "),
@@ -188,7 +254,9 @@ ON_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
 def test_found_when_a_file_is_opened(tmp_path: Path, case: str) -> None:
     name, write, message = AT_ONCE[case]
     write(tmp_path / name)
-    with pytest.raises((VectorFileError, IsADirectoryError), match=f"^{re.escape(str(tmp_path / name))}:? .*{message}") as found:
+    with pytest.raises(
+        (VectorFileError, IsADirectoryError), match=f"^{re.escape(str(tmp_path / name))}:? .*{message}"
+    ) as found:
         Vectors(tmp_path / name)
     assert "\n" not in str(found.value)[:60]
 
@@ -198,8 +266,10 @@ def test_found_when_its_row_is_read(tmp_path: Path, case: str) -> None:
     name, write, message = ON_THE_WAY[case]
     write(tmp_path / name)
     vectors = Vectors(tmp_path / name)
-    with pytest.raises(VectorFileError, match=f"^{re.escape(str(tmp_path / name))}: {message}"):
-        list(vectors.blocks())
+    # Twice, for what has failed once must not look like the end of a file.
+    for _ in range(2):
+        with pytest.raises(VectorFileError, match=f"^{re.escape(str(tmp_path / name))}: {message}"):
+            list(vectors.blocks())
 
 
 def test_widths_and_dtypes_that_differ(tmp_path: Path) -> None:
@@ -236,9 +306,9 @@ def test_arguments(tmp_path: Path) -> None:
         Vectors(path, format="dataset")
     with pytest.raises(VectorFileError, match="is a folder; it must be a file to be read as npy"):
         Vectors(tmp_path, format="npy")
-    with pytest.raises(ValueError, match="field: got 'x' for .* it must be None, as npy files hold one set"):
+    with pytest.raises(ValueError, match=r"field: got 'x' for .* it must be None, as npy files hold one set"):
         Vectors(path, field="x")
-    with pytest.raises(ValueError, match="scale: got 2.0 for float32; it must be None"):
+    with pytest.raises(ValueError, match=r"scale: got 2\.0 for float32; it must be None"):
         Vectors(path, scale=2.0)
     np.save(path, FLOATS.astype(np.int8))
     for scale in (0.0, -1.0, float("nan"), float("inf")):

@@ -111,7 +111,9 @@ def test_bfloat16_of_safetensors(tmp_path: Path) -> None:
     assert torch.equal(vectors.read(2, 9), rows[2:9])
 
 
-@pytest.mark.parametrize(("case", "kind"), [("npy", "int8"), ("u8bin", "uint8"), ("bvecs", "uint8"), ("parquet", "int8")])
+@pytest.mark.parametrize(
+    ("case", "kind"), [("npy", "int8"), ("u8bin", "uint8"), ("bvecs", "uint8"), ("parquet", "int8")]
+)
 def test_bytes_are_multiplied_by_their_scale(tmp_path: Path, case: str, kind: str) -> None:
     array = numbers(kind, 9, 4)
     vectors = Vectors(written(tmp_path, case, array), scale=0.25)
@@ -143,7 +145,10 @@ def test_the_field_is_named_where_there_are_several(tmp_path: Path) -> None:
 def test_tensors_of_fixed_shape(tmp_path: Path) -> None:
     array = numbers("float32", 6, 4)
     column = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
-    with pa.OSFile(str(tmp_path / "v.arrow"), "wb") as file, pa.ipc.new_file(file, pa.schema([("v", column.type)])) as out:
+    with (
+        pa.OSFile(str(tmp_path / "v.arrow"), "wb") as file,
+        pa.ipc.new_file(file, pa.schema([("v", column.type)])) as out,
+    ):
         out.write_table(pa.table({"v": column}))
     np.testing.assert_array_equal(Vectors(tmp_path / "v.arrow").read(1, 5).numpy(), array[1:5])
 
