@@ -98,14 +98,17 @@ class MappedRows(Reader):
         return [rows.view(layout.dtype)]
 
     def _mapped(self, first: int, length: int) -> Tensor:
-        """Bytes of the file; those that follow are read ahead, as long a stretch again."""
+        """Bytes of the file.
+
+        The kernel is asked for them, and for as many after them, as a whole before they are mapped: page by page a disk
+        would give them at half of its speed.
+        """
         window = first - first % mmap.ALLOCATIONGRANULARITY
         with open(self._path, "rb") as file:
             if _state_of(os.fstat(file.fileno())) != self._state:
                 raise VectorFileError(f"{self.name} has changed since it was opened; it must stay as it is")
+            os.posix_fadvise(file.fileno(), first, 2 * length, os.POSIX_FADV_WILLNEED)
             memory = mmap.mmap(file.fileno(), first - window + length, access=mmap.ACCESS_COPY, offset=window)
-            memory.madvise(mmap.MADV_SEQUENTIAL)
-            os.posix_fadvise(file.fileno(), first + length, length, os.POSIX_FADV_WILLNEED)
         return torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=first - window)
 
     def _check_widths(self, widths: Tensor, start: int) -> None:
