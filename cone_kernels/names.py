@@ -15,6 +15,21 @@ InRun: TypeAlias = Literal["each model", "all models", "each method"]
 CenteringMethod: TypeAlias = Literal["mean", "all-but-the-top", "whitening"]
 TextFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
 Format: TypeAlias = Literal[TextFormat, "parquet", "arrow"]
+VectorFormat: TypeAlias = Literal[
+    "npy",
+    "npz",
+    "safetensors",
+    "parquet",
+    "arrow",
+    "jsonl",
+    "fvecs",
+    "bvecs",
+    "fbin",
+    "u8bin",
+    "i8bin",
+    "faiss",
+    "dataset",
+]
 Layer: TypeAlias = int | Literal["output"]
 """A layer by its number in `hidden_states`, counted from the end where it is negative; or the model's own output."""
 
@@ -146,6 +161,37 @@ FORMATS: dict[Format, str] = {
     "arrow": "columns of strings, as a file or a stream",
 }
 TEXT_FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
+
+
+@dataclass(frozen=True)
+class VectorFileKind:
+    """How files of vectors are told apart.
+
+    Attributes:
+        endings: of their names; none for a folder.
+        holds: what is in one.
+    """
+
+    endings: tuple[str, ...]
+    holds: str
+
+
+# Formats of vectors; `cone_kernels.vector_files` reads them.
+VECTOR_FORMATS: dict[VectorFormat, VectorFileKind] = {
+    "npy": VectorFileKind((".npy",), "an array of NumPy"),
+    "npz": VectorFileKind((".npz",), "arrays of NumPy, by name"),
+    "safetensors": VectorFileKind((".safetensors",), "tensors, by name"),
+    "parquet": VectorFileKind((".parquet",), "a column of lists"),
+    "arrow": VectorFileKind((".arrow", ".feather", ".ipc"), "a column of lists, as a file or a stream"),
+    "jsonl": VectorFileKind((".jsonl",), "one JSON array a line, or an object with one"),
+    "fvecs": VectorFileKind((".fvecs",), "rows of float32, each after its width"),
+    "bvecs": VectorFileKind((".bvecs",), "rows of uint8, each after its width"),
+    "fbin": VectorFileKind((".fbin",), "float32 after the number of rows and their width"),
+    "u8bin": VectorFileKind((".u8bin",), "uint8 after the number of rows and their width"),
+    "i8bin": VectorFileKind((".i8bin",), "int8 after the number of rows and their width"),
+    "faiss": VectorFileKind((".faiss", ".index"), "a faiss index that gives its vectors back"),
+    "dataset": VectorFileKind((), "a folder that Hugging Face's datasets saved"),
+}
 
 
 class _Labelled(Protocol):

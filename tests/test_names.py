@@ -28,14 +28,17 @@ from cone_kernels.names import (
     METHODS,
     POOLINGS,
     TEXT_FORMATS,
+    VECTOR_FORMATS,
     CenteringMethod,
     Format,
+    VectorFormat,
     experiments_in_run,
     is_share,
     label_of,
 )
 from cone_kernels.report.tables import TABLES
 from cone_kernels.state import poolings
+from cone_kernels.vector_files import formats
 
 PACKAGES = sorted(path.parent for path in Path(cone_kernels.__file__).parent.rglob("__init__.py"))
 CALLED = [name for name, about in EXPERIMENTS.items() if about.command == name]
@@ -57,6 +60,13 @@ def test_every_format_of_a_corpus_has_words_and_a_reader() -> None:
     assert tuple(FORMATS) == get_args(Format)
     assert {*FORMATS, "dataset"} == set(corpus._READERS)
     assert set(TEXT_FORMATS) < set(FORMATS)
+
+
+def test_every_format_of_vectors_has_endings_of_its_own_and_a_reader() -> None:
+    assert tuple(VECTOR_FORMATS) == get_args(VectorFormat)
+    assert set(VECTOR_FORMATS) == set(formats.FORMATS)
+    endings = [ending for about in VECTOR_FORMATS.values() for ending in about.endings]
+    assert len(set(endings)) == len(endings)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -325,7 +325,7 @@ def test_a_terminal_of_ascii_gets_ascii(state: Path) -> None:
 def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert command is not None
-    of_the_terminal = {"json_out", "max_bad", "debug", "verbose", "help"}
+    of_the_terminal = {"json_out", "max_bad", "debug", "verbose", "help", "no_prompt"}
     flags = {parameter.name for parameter in command.params} - of_the_terminal
     parameters = inspect.signature(getattr(experiments, name)).parameters
     options = {"Unpack[SharedOptions]": SharedOptions, "Unpack[ShardOptions]": ShardOptions}

@@ -62,7 +62,9 @@ CASES: dict[str, dict[str, Any]] = {
 def vectors_of() -> Callable[[Path], tuple[torch.Tensor, torch.Tensor]]:
     """(ours, those of `encode`), both (n, dim) float64, of a folder."""
 
-    def both(folder: Path, texts: list[str] = TEXTS, atol: float = 1e-9, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def both(
+        folder: Path, texts: list[str] = TEXTS, atol: float = 1e-9, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         from sentence_transformers import SentenceTransformer
 
         ran = run(load_model(folder, "cpu", "float64"), texts, keep_vectors=["output"], **options)

@@ -1,0 +1,125 @@
+"""Rows of equal size in a file, mapped into memory block by block and handed on as tensors without a copy."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cone_kernels.vector_files.reading import Reader, VectorFileError
+
+# Before each row of .fvecs and .bvecs stands its width, as int32.
+WIDTH_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a file are.
+
+    Attributes:
+        rows: n.
+        dim: d.
+        kind: the dtype of its numbers.
+        offset: bytes before the first row.
+        has_width: whether each row begins with its width.
+        swapped: whether the bytes of a number are in the other order than this machine's.
+    """
+
+    rows: int
+    dim: int
+    kind: str
+    offset: int
+    has_width: bool = False
+    swapped: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its numbers."""
+        dtype: torch.dtype = getattr(torch, self.kind)
+        return dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """From the start of a row to that of the next."""
+        return WIDTH_BYTES * self.has_width + self.dim * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """Bytes up to the end of the last row."""
+        return self.offset + self.rows * self.row_bytes
+
+
+class MappedRows(Reader):
+    """Rows that are read as a private map of the file: nobody writes to the file through a block.
+
+    A map lives as long as its block, so that no more than the blocks in use are in memory.
+
+    Args:
+        path: the file.
+        layout: where its rows are.
+
+    Raises:
+        VectorFileError: the file is shorter than its layout says.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.name, self.dim, self.kind, self.rows = str(path), layout.dim, layout.kind, layout.rows
+        self.files = (path,)
+        self._path = path
+        self._layout = layout
+        self._state = _state_of(os.stat(path))
+        size = os.stat(path).st_size
+        if size < layout.end:
+            row = max(0, size - layout.offset) // layout.row_bytes
+            raise VectorFileError(
+                f"{path} is cut short in row {row}: it has {size:,} bytes, and {layout.rows:,} rows of "
+                f"{layout.row_bytes:,} bytes end at {layout.end:,}"
+            )
+
+    def pieces(self, start: int, stop: int) -> list[Tensor]:
+        """The rows as one tensor (n, d), strided where a width stands before each row."""
+        layout, stop = self._layout, min(stop, self._layout.rows)
+        if start >= stop:
+            return []
+        n, item = stop - start, layout.dtype.itemsize
+        first = layout.offset + start * layout.row_bytes
+        content = self._mapped(first, n * layout.row_bytes)
+        # NumPy's zip files and some safetensors do not align their numbers, and kernels need them aligned.
+        rows = (content.clone() if first % item else content).view(n, layout.row_bytes)
+        if layout.has_width:
+            self._check_widths(rows[:, :WIDTH_BYTES].flatten().clone().view(torch.int32), start)
+            rows = rows[:, WIDTH_BYTES:]
+        if layout.swapped:
+            rows = rows.view(n, layout.dim, item).flip(-1).view(n, layout.dim * item)
+        return [rows.view(layout.dtype)]
+
+    def _mapped(self, first: int, length: int) -> Tensor:
+        """Bytes of the file.
+
+        The kernel is asked for them, and for as many after them, as a whole before they are mapped: page by page a disk
+        would give them at half of its speed.
+        """
+        window = first - first % mmap.ALLOCATIONGRANULARITY
+        with open(self._path, "rb") as file:
+            if _state_of(os.fstat(file.fileno())) != self._state:
+                raise VectorFileError(f"{self.name} has changed since it was opened; it must stay as it is")
+            os.posix_fadvise(file.fileno(), first, 2 * length, os.POSIX_FADV_WILLNEED)
+            memory = mmap.mmap(file.fileno(), first - window + length, access=mmap.ACCESS_COPY, offset=window)
+        return torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=first - window)
+
+    def _check_widths(self, widths: Tensor, start: int) -> None:
+        wrong = (widths != self.dim).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            raise VectorFileError(
+                f"{self.name}: row {start + at} has width {int(widths[at])}; it must be {self.dim}, as row 0"
+            )
+
+
+def _state_of(file: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced."""
+    return file.st_ino, file.st_size, file.st_mtime_ns

@@ -1,0 +1,69 @@
+"""Blocks of mapped files are views of the file, whoever writes into one; memory stays flat."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cone_kernels.vector_files import Vectors
+from tests.support.vector_writers import WRITERS, numbers
+
+FLAT = """
+import resource, sys
+from cone_kernels.vector_files import Vectors
+
+vectors = Vectors(sys.argv[1:])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read = 0
+for _, block in vectors.blocks():
+    assert not block[:, ::1024].any()
+    read += block.nbytes
+print(read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def maps_of(path: Path) -> int:
+    """How many maps of a file this process has."""
+    return Path("/proc/self/maps").read_text().count(str(path))
+
+
+@pytest.mark.parametrize("case", ["npy", "safetensors", "fvecs", "fbin", "u8bin"])
+def test_a_block_is_a_map_of_the_file_while_it_lives(tmp_path: Path, case: str) -> None:
+    name, kinds, write = WRITERS[case]
+    kind = "float32" if "float32" in kinds else kinds[0]
+    array = numbers(kind, 3000, 8)
+    write(tmp_path / name, array)
+    path = tmp_path / name
+    before = path.read_bytes()
+    vectors = Vectors(path, field="vector" if case == "safetensors" else None)
+    blocks = vectors.blocks(rows=1000)
+    _, block = next(blocks)
+    # Bytes become floats, so of them no map is left.
+    assert maps_of(path) == (kind == "float32")
+    block.zero_()
+    _, later = next(blocks)
+    np.testing.assert_array_equal(later.numpy(), array[1000:2000])
+    np.testing.assert_array_equal(vectors.read(0, 10).numpy(), array[:10])
+    del block, later, blocks
+    gc.collect()
+    assert maps_of(path) == 0
+    assert path.read_bytes() == before
+
+
+def test_memory_is_flat_over_two_gigabytes(tmp_path: Path) -> None:
+    # A sparse file of 256 MiB under eight names: each is mapped anew, and the page cache holds it once.
+    first, *others = (tmp_path / f"{part}.npy" for part in range(8))
+    np.lib.format.open_memmap(first, "w+", np.float16, (1 << 17, 1024)).flush()
+    for other in others:
+        other.hardlink_to(first)
+    paths = map(str, (first, *others))
+    result = subprocess.run([sys.executable, "-c", FLAT, *paths], capture_output=True, text=True, check=True)
+    read, more_kilobytes = map(int, result.stdout.split())
+    assert read == 2 << 30
+    # Two blocks of 16 MiB, the old one and the new one, and what the interpreter takes.
+    assert more_kilobytes < 64 << 10
