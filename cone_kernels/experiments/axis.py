@@ -126,6 +126,9 @@ def axis_of(
     ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
     texts, corpus_tokens = _read_again(measurement, ends, _window(kept))
     correlations = _correlations(kept, directions, mean, corpus_tokens)
+    if number == OUTPUT and loaded.output is not None and loaded.output.normalized:
+        # In 16 bits their lengths differ by more than a millionth, by rounding alone.
+        correlations["norm"] = correlations["norm"] * math.nan
     vocabulary, named = _vocabulary(loaded, number, directions, tokens)
     ratios = metrics.explained_variance_ratio(metrics.covariance(moments), found.centered.values)[0]
     flat = (values <= _UNRESOLVED * values[0]).tolist()
@@ -245,10 +248,14 @@ def _read_again(
 
 def _correlations(kept: SentenceVectors, directions: Tensor, mean: Tensor, tokens: CorpusTokens) -> dict[str, Tensor]:
     """Pearson's r of the projections with each variable: (k,) by its name."""
+    import torch
+
     from cone_kernels.statistics.correlation import Correlation
     from cone_kernels.statistics.extremes import project
 
-    found = {name: Correlation(len(directions)) for name in VARIABLES}
+    # Vectors that were normalized differ in length by rounding alone.
+    resolution = {"norm": 8 * torch.finfo(kept.dtype).eps}
+    found = {name: Correlation(len(directions), resolution.get(name, 0.0)) for name in VARIABLES}
     for (_, rows, norms, used), (lengths, frequency) in zip(_used_rows(kept), tokens.windows(), strict=True):
         projections = project(rows[used], directions, mean)
         variables = {"length": lengths[used], "token_frequency": frequency[used], "norm": norms}

@@ -100,6 +100,11 @@ class Output:
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         return found[:, : self.truncate_dim].to(dtype)
 
+    @property
+    def normalized(self) -> bool:
+        """Whether the vectors have length 1."""
+        return self.modules[-1] == "Normalize" and self.dim == self.full_dim
+
     def truncated(self, truncate_dim: int) -> Output:
         """The same with so many first dimensions kept, whatever the folder says.
 

@@ -94,7 +94,7 @@ def chance(result: Node) -> Parts | None:
 
 def place(layer: Node) -> Parts:
     """A layer in a sentence: "layer 6", or "the output"."""
-    return ["the output"] if layer.value == OUTPUT else ["layer ", count(layer)]
+    return ["the ", text(layer)] if layer.value == OUTPUT else ["layer ", count(layer)]
 
 
 def layer_cell(layer: Node) -> Parts:

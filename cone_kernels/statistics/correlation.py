@@ -14,6 +14,8 @@ class Correlation:
 
     Args:
         variables: k.
+        resolution: `other` is taken for constant where its standard deviation is at most this share of its mean, as
+            rounding makes it.
 
     Example:
         >>> correlation = Correlation(1)
@@ -22,8 +24,9 @@ class Correlation:
         tensor([1.], dtype=torch.float64)
     """
 
-    def __init__(self, variables: int) -> None:
+    def __init__(self, variables: int, resolution: float = 0.0) -> None:
         self.count = 0
+        self._resolution = resolution
         self._mean = torch.zeros(variables + 1, dtype=torch.float64)
         self._products = torch.zeros(variables + 1, dtype=torch.float64)  # Σ (a − ā)(b − b̄), of b with each
         self._squares = torch.zeros(variables + 1, dtype=torch.float64)  # Σ (a − ā)²
@@ -50,4 +53,5 @@ class Correlation:
     def r(self) -> Tensor:
         """(k,) float64; NaN where either variable is constant."""
         scale = self._squares[:-1].sqrt() * self._squares[-1].sqrt()
-        return torch.where(scale > 0, self._products[:-1] / scale, torch.nan)
+        varies = self._squares[-1] > self.count * (self._resolution * self._mean[-1]).square()
+        return torch.where((scale > 0) & varies, self._products[:-1] / scale, torch.nan)

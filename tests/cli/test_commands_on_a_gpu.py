@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cone_kernels.cli import main
 from cone_kernels.runs import token_budget
+from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
@@ -24,6 +25,7 @@ OF_THE_RUN = {"manifest", "vectors_file", "file", "seconds", "device", "device_n
 COMMANDS = [
     ["layers"],
     ["layers", "--second-moment", "--rogue", "3"],
+    ["layers", "--pooling", "model"],
     ["pooling"],
     ["pooling", "--pooling", "all"],
     ["axis", "--k", "2", "--top", "2", "--tokens", "3"],
@@ -37,9 +39,8 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     base = tmp_path_factory.mktemp("models")
-    for seed in range(2):
-        save_checkpoint(base / f"model-{seed}", seed=seed)
-    return [base / f"model-{seed}" for seed in range(2)]
+    save_checkpoint(base / "model-1", seed=1)
+    return [save_tiny_encoder(base / "model-0", then=[dense(32, 32), ("Normalize", {})]), base / "model-1"]
 
 
 @pytest.fixture(scope="module")

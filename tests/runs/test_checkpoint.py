@@ -22,6 +22,7 @@ from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import Run, run
 from cone_kernels.state.file import StateFileError
+from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.places import ROOT
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
@@ -30,9 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    save_checkpoint(folder)
-    return folder
+    """A folder of sentence-transformers, so that the model's own output is in every checkpoint."""
+    return save_tiny_encoder(tmp_path_factory.mktemp("bert") / "model", then=[dense(32, 16), ("Normalize", {})])
 
 
 @pytest.fixture(scope="module")

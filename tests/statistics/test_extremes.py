@@ -100,6 +100,15 @@ def test_a_constant_has_no_correlation(cuts: list[int]) -> None:
     assert math.isnan(correlation.r[1])
 
 
+def test_rounding_is_no_variation() -> None:
+    x = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    lengths = 1 + 1e-7 * x
+    for resolution, varies in ((0.0, True), (1e-8, True), (1e-6, False)):
+        correlation = Correlation(1, resolution)
+        correlation.add(x[:, None], lengths)
+        assert math.isfinite(correlation.r[0]) == varies
+
+
 def test_correlation_leaves_out_what_is_not_defined() -> None:
     correlation = Correlation(1)
     correlation.add(torch.tensor([[1.0], [9.0], [2.0]]), torch.tensor([5.0, math.nan, 7.0]))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests.support.tiny_checkpoints import save_checkpoint
+
 _PACKAGE = "sentence_transformers.models"
 
 
@@ -78,3 +80,10 @@ def _weights(kind: str, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     width, dim = config["in_features"], config["out_features"]
     found = {"linear.weight": random(dim, width)} | ({"linear.bias": random(dim)} if config["bias"] else {})
     return found | ({"residual.weight": random(dim, width)} if config.get("use_residual") and width != dim else {})
+
+
+def save_tiny_encoder(folder: Path, pooling: str = "cls", *, seed: int = 0, **case: Any) -> Path:
+    """As `save_encoder`, around a tiny random BERT that is written to a folder beside it; 32 wide."""
+    plain = folder.with_name(f"{folder.name}-plain")
+    save_checkpoint(plain, seed=seed)
+    return save_encoder(folder, plain, pooling, **{"dim": 32, "then": [("Normalize", {})], **case})

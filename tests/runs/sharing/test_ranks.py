@@ -14,15 +14,15 @@ import torch.distributed
 from cone_kernels import ConeState, experiments
 from cone_kernels.runs.sharing import ranks as ranks_of_torchrun
 from tests.runs.sharing.test_shared_vectors import assert_same
+from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 from tests.support.torchrun import torchrun
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    save_checkpoint(folder)
-    return folder
+    """A folder of sentence-transformers, so that the model's own output is shared out too."""
+    return save_tiny_encoder(tmp_path_factory.mktemp("bert") / "model", then=[dense(32, 16), ("Normalize", {})])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_ranks_give_the_bits_of_one_process(
         f"r.model-{number}.{rank}-of-{ranks}{suffix}"
         for number in (0, 1)
         for rank in range(ranks)
-        for suffix in ("", ".layer-3")
+        for suffix in ("", ".layer-output")
     }
 
 

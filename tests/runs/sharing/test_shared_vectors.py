@@ -26,6 +26,7 @@ from cone_kernels.runs.sentence_vectors import SentenceVectors, united
 from cone_kernels.runs.sharing.ranks import process_group
 from cone_kernels.runs.sharing.shared_run import merged_parts
 from cone_kernels.state.file import StateFileError
+from tests.support.encoding_folders import save_tiny_encoder
 from tests.support.forked import forked_workers  # noqa: F401 - a fixture
 from tests.support.gloo_ranks import run_ranks
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -39,9 +40,8 @@ OPTIONS: dict[str, Any] = {"shard_size": 8, "threads": 1}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     base = tmp_path_factory.mktemp("models")
-    for name, seed in (("one", 0), ("two", 1)):
-        save_checkpoint(base / name, seed=seed)
-    return [base / "one", base / "two"]
+    save_checkpoint(base / "two", seed=1)
+    return [save_tiny_encoder(base / "one"), base / "two"]
 
 
 @pytest.fixture(scope="module")

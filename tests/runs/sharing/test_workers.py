@@ -17,8 +17,9 @@ from cone_kernels import ConeState, experiments
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.sharing.workers import WorkerError, run_workers
 from tests.support import worker_tasks
+from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.forked import forked_workers  # noqa: F401 - a fixture
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.tiny_checkpoints import WORDS
 
 
 def test_all_work_and_their_progress_is_added_up(tmp_path: Path) -> None:
@@ -61,9 +62,8 @@ def test_an_interruption_reaches_all_and_waits_for_them(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    save_checkpoint(folder)
-    return folder
+    """A folder of sentence-transformers, so that the model's own output is shared out too."""
+    return save_tiny_encoder(tmp_path_factory.mktemp("bert") / "model", then=[dense(32, 16), ("Normalize", {})])
 
 
 @pytest.fixture
