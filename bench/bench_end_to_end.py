@@ -17,7 +17,7 @@ from bench.timing import medians
 from cone_kernels import metrics
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpora.captions import captions
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.runner import run
 from tests.support.places import SNLI
 

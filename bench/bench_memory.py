@@ -40,7 +40,7 @@ def write_corpus(file: Path, count: int) -> None:
 def run_corpus(file: Path, count: int, dedup: bool) -> None:
     """A tiny BERT over a file of `count` sentences: all layers, both levels, second moments."""
     from cone_kernels.corpora import Corpus
-    from cone_kernels.models.loading import load_model
+    from cone_kernels.models import load_model
     from cone_kernels.runs.runner import run
     from tests.support.tiny_checkpoints import save_checkpoint
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from bench.generated import SHAPES, sentences, write_model
 from bench.timing import medians
 from cone_kernels import ConeProbe
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.batches import length_batches
 from cone_kernels.runs.runner import TOKEN_BUDGET, run
 from cone_kernels.state.cone_state import ConeState

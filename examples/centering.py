@@ -9,7 +9,7 @@ import argparse
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import center_of
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cone_kernels import ConeProbe, isotropy_loss, metrics
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpora.captions import captions
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
 
 TEMPERATURE = 0.05

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cone_kernels.corpora import columns, lines
-from cone_kernels.corpora.reading import CorpusError, Encoding, Malformed, Reading
+from cone_kernels.corpora.reading import (
+    CorpusError,
+    Encoding,
+    Malformed,
+    Reading,
+    first_record_fields,
+    record_texts,
+)
 from cone_kernels.corpora.sample import MAX_SEED, draw
 from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
 from cone_kernels.corpora.sources import Reader, Source, find_sources
@@ -98,13 +105,9 @@ class Corpus:
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         self._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
-        if isinstance(fields, str):
-            raise TypeError(f"fields: got the string {fields!r}; it must be a sequence of field names")
-        self.fields = tuple(fields) if fields else None
-        if self.fields and len(set(self.fields)) < len(self.fields):
-            raise ValueError(f"fields: got {', '.join(self.fields)}; each must be named once")
+        self.fields = _checked_fields(fields)
         self.name = _name_of(paths)
-        self._sentences: Iterable[str] | None = None
+        self._sentences: Iterable[str] | Iterable[Mapping[str, object]] | None = None
         self._sources = find_sources(paths, format)
         self._was_read = False
         for source in self._sources:
@@ -113,26 +116,43 @@ class Corpus:
     @classmethod
     def from_sentences(
         cls,
-        sentences: Iterable[str],
+        sentences: Iterable[str] | Iterable[Mapping[str, object]],
         *,
+        fields: Sequence[str] | None = None,
         limit: int | None = None,
         sample: int | None = None,
         seed: int | None = None,
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
         errors: Encoding = "replace",
+        malformed: Malformed = "drop",
         name: str = "<sentences>",
     ) -> Corpus:
-        """A corpus of sentences given in Python, deduplicated and counted as those of a file are."""
+        """A corpus of sentences given in Python, deduplicated and counted as those of a file are.
+
+        Args:
+            sentences: strings; or records that have them in fields, such as the rows of a data set of Hugging Face.
+            fields: the fields of records to read; None finds them by the first record, as in a file.
+            limit, sample, seed, dedup, dedup_memory, errors, malformed: as for files.
+            name: what messages and results call it.
+
+        Raises:
+            TypeError: `sentences` is one string; while reading, an item that is neither a string nor a record.
+            CorpusError: while reading, fields are asked of strings, or the first record has none of them.
+            ValueError: an argument is out of range, or does not go with another.
+
+        Example:
+            >>> Corpus.from_sentences(datasets.load_dataset("snli", split="validation"), fields=["premise"])
+        """
         if isinstance(sentences, str):
             raise TypeError("sentences: got one string; it must be an iterable of sentences")
         corpus = cls.__new__(cls)
         corpus.name = name
-        corpus.fields = None
+        corpus.fields = _checked_fields(fields)
         corpus._sentences = sentences
         corpus._sources = ()
         corpus._was_read = False
-        corpus._set_policies(limit, sample, seed, dedup, dedup_memory, errors, "raise")
+        corpus._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
         return corpus
 
     def _set_policies(
@@ -276,16 +296,39 @@ class Corpus:
         reading = tally.reading
         if self._sentences is not None:
             reading.place = ("sentences[", "]")
-            for index, text in enumerate(self._sentences):
-                if not isinstance(text, str):
-                    raise TypeError(f"sentences[{index}]: got {type(text).__name__}; it must be a string")
-                yield index, text
+            yield from self._given_texts(self._sentences, reading)
             return
         for source in self._sources:
             reading.place = (f"{source.name}:", "")
             yield from _READERS[source.format].records(source, reading)
             tally.size_before += source.size or 0
             reading.position = int
+
+    @staticmethod
+    def _given_texts(
+        items: Iterable[str] | Iterable[Mapping[str, object]], reading: Reading
+    ) -> Iterator[tuple[int, str]]:
+        """(index, text) of sentences given in Python, or of the fields of records."""
+        fields: tuple[str, ...] = ()
+        for index, item in enumerate(items):
+            if isinstance(item, Mapping):
+                if not fields:
+                    fields = reading.use(first_record_fields(reading.asked, item, reading.where(index)))
+                yield from record_texts(item, fields, index, reading)
+            elif not isinstance(item, str):
+                raise TypeError(f"{reading.where(index)}: got {type(item).__name__}; it must be a string or a record")
+            elif reading.asked:
+                raise CorpusError(f"fields: got some; it must be None, as {reading.where(index)} is a string")
+            else:
+                yield index, item
+
+
+def _checked_fields(fields: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(fields, str):
+        raise TypeError(f"fields: got the string {fields!r}; it must be a sequence of field names")
+    if fields and len(set(fields)) < len(fields):
+        raise ValueError(f"fields: got {', '.join(fields)}; each must be named once")
+    return tuple(fields) if fields else None
 
 
 def _name_of(paths: Sequence[str | os.PathLike[str]]) -> str:

@@ -9,7 +9,7 @@ import csv
 import json
 from collections.abc import Iterator
 
-from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, table_fields
+from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, record_texts, table_fields
 from cone_kernels.corpora.sources import Reader, Source
 from cone_kernels.corpora.streams import READ_ERRORS, check_stream, opened
 
@@ -46,13 +46,7 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
             continue
         if not fields:
             fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
-        for name in fields:
-            if isinstance(record.get(name), str):
-                yield number, record[name]
-            elif name in record:
-                reading.refuse_no_string(name, record[name], number)
-            else:
-                reading.refuse_missing(name, number)
+        yield from record_texts(record, fields, number, reading)
 
 
 def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -142,6 +142,25 @@ def first_record_fields(asked: Sequence[str] | None, found: Iterable[str], where
     if asked and not any(name in names for name in asked):
         raise CorpusError(f"{what}; the fields asked for are {_listed(asked)}")
     return tuple(asked or _known_fields(names, what))
+
+
+def record_texts(
+    record: Mapping[str, object], fields: Sequence[str], number: int, reading: Reading
+) -> Iterator[tuple[int, str]]:
+    """(number, text) of the fields of a record; one that is missing or no string is refused as `reading` says.
+
+    Example:
+        >>> list(record_texts({"id": 3, "text": "Hi."}, ["text"], 1, Reading()))
+        [(1, 'Hi.')]
+    """
+    for name in fields:
+        value = record.get(name)
+        if isinstance(value, str):
+            yield number, value
+        elif name in record:
+            reading.refuse_no_string(name, value, number)
+        else:
+            reading.refuse_missing(name, number)
 
 
 def table_fields(asked: Sequence[str] | None, columns: Sequence[str], where: str) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cone_kernels.experiments.axis_vectors import AxisVectors
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
     from cone_kernels.experiments.vocabulary import TokenProjection
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.loaded import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.statistics.extremes import Extreme, Extremes
@@ -37,8 +38,8 @@ _MAPS = ("Dense", "LayerNorm")
 
 
 def axis(
-    model: str | os.PathLike[str] | LoadedModel,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    model: ModelLike,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any],
     *,
     layer: Layer | None = None,
     pooling: str = "mean",
@@ -55,8 +56,8 @@ def axis(
     1e-3, its largest component is positive.
 
     Args:
-        model: a folder, a hub id, or what `load_model` returned.
-        corpus: a file, a `Corpus`, or sentences that can be iterated over again.
+        model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
+        corpus: a file, a `Corpus`, sentences, or records that have them in a `field` that can be iterated over again.
         layer: its number as in Hugging Face's `hidden_states`, -1 is the last; or "output", the vectors that the model
             itself gives. None is the output, or the last layer of a model without one.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
 
 
 def center(
-    model: str | os.PathLike[str] | LoadedModel | None = None,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
+    model: ModelLike | None = None,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any] | None = None,
     *,
     state: ConeState | str | os.PathLike[str] | None = None,
     layer: Layer | None = None,
@@ -42,8 +42,8 @@ def center(
     state, measured on the corpus. With a state alone nothing is run, and what comes after is not measured.
 
     Args:
-        model: a folder, a hub id, or what `load_model` returned.
-        corpus: a file, a `Corpus`, or sentences.
+        model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
+        corpus: a file, a `Corpus`, sentences, or records that have them in a `field`.
         state: a state saved before, with second moments for all methods but "mean".
         layer: its number as in Hugging Face's `hidden_states`, -1 is the last; or "output", the vectors that the model
             itself gives. None is the output, or the last layer of a model without one.

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.metrics import Geometry
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.state.cone_state import ConeState, Moments
 
 
 def layers(
-    model: str | os.PathLike[str] | LoadedModel | None = None,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
+    model: ModelLike | None = None,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any] | None = None,
     *,
     state: ConeState | str | os.PathLike[str] | None = None,
     pooling: str = "mean",
@@ -38,8 +38,8 @@ def layers(
     """Measures the cone at every layer, and in a model's own output where it has one, in one pass over the corpus.
 
     Args:
-        model: a folder, a hub id, or what `load_model` returned.
-        corpus: a file, a `Corpus`, or sentences.
+        model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
+        corpus: a file, a `Corpus`, sentences, or records that have them in a `field`.
         state: a state saved before, in place of model and corpus: what it holds, as `cone show` does.
         pooling: how the sentence vectors of the layers are made of tokens, one of `cone_kernels.names.POOLINGS`, or
             "model": the pooling that a model of sentence-transformers has itself.

@@ -20,13 +20,13 @@ from cone_kernels.runs.options import ShardOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.state.cone_state import ConeState
 
 
 def pooling(
-    model: str | os.PathLike[str] | LoadedModel | None = None,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
+    model: ModelLike | None = None,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any] | None = None,
     *,
     state: ConeState | str | os.PathLike[str] | None = None,
     pooling: str | Sequence[str] = ("mean",),
@@ -36,8 +36,8 @@ def pooling(
     """Tokens against sentences at every layer, and the poolings side by side, in one pass over the corpus.
 
     Args:
-        model: a folder, a hub id, or what `load_model` returned.
-        corpus: a file, a `Corpus`, or sentences.
+        model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
+        corpus: a file, a `Corpus`, sentences, or records that have them in a `field`.
         state: a state saved before, in place of model and corpus.
         pooling: names of `cone_kernels.names.POOLINGS`, or "all"; of a state those that it keeps. "model" is the
             pooling that a model of sentence-transformers has itself.

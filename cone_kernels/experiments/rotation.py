@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
 
@@ -35,8 +35,8 @@ _LEAST_EIGENVALUE = 1e-8
 
 
 def rotation(
-    model: Sequence[str | os.PathLike[str] | LoadedModel] = (),
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None = None,
+    model: Sequence[ModelLike] = (),
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any] | None = None,
     *,
     state: Sequence[ConeState | str | os.PathLike[str]] = (),
     layer: Layer | Sequence[Layer | None] | None = None,
@@ -47,7 +47,7 @@ def rotation(
     """Compares the cones of two or more models: one pass of each over the same corpus, one model in memory at a time.
 
     Args:
-        model: folders, hub ids, or what `load_model` returned.
+        model: folders, hub ids, what `load_model` returned, or models in memory (`ModelLike`).
         corpus: a file, a `Corpus`, or sentences; read once for each model.
         state: states saved before, with their second moments; they follow the models. What needs sentence vectors
             (`functional_cosine`, and their own rows of `centered_anisotropy`) is not defined for them.

@@ -32,7 +32,7 @@ from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_mod
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/run/1"
@@ -118,8 +118,8 @@ class RunResult:
 
 
 def run(
-    model: Sequence[str | os.PathLike[str] | LoadedModel],
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    model: Sequence[ModelLike],
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any],
     out: str | os.PathLike[str],
     *,
     layer: Layer | None = None,
@@ -139,7 +139,7 @@ def run(
     everything is computed.
 
     Args:
-        model: folders, hub ids, or what `load_model` returned; with two or more they are compared.
+        model: folders, hub ids, what `load_model` returned, or models in memory (`ModelLike`); several are compared.
         corpus: a file, a `Corpus`, or sentences.
         out: the folder; made where there is none, and files of these names in it are replaced.
         layer: the layer whose axes are looked at and compared; -1 is the last of each model, "output" are the vectors

@@ -30,6 +30,7 @@ class Description:
 
     Attributes:
         subfolder: where the transformer's files are; empty for the folder itself.
+        base: the folder or hub id of the model that the transformer is an adapter (LoRA) of; None for a whole one.
         max_length: the longest input that it was tuned for.
         lowercase: whether text is lowercased first.
         modules: class and subfolder of each module of `modules.json`, the transformer first; none for a plain model.
@@ -40,6 +41,7 @@ class Description:
     """
 
     subfolder: str = ""
+    base: str | None = None
     max_length: int | None = None
     lowercase: bool = False
     modules: tuple[tuple[str, str], ...] = ()
@@ -56,10 +58,10 @@ class Description:
             prompt_name: the name of one of `prompts`.
 
         Raises:
-            ValueError: both are given, or there is no prompt of this name.
+            ModelError: both are given, or there is no prompt of this name.
         """
         if prompt is not None and prompt_name is not None:
-            raise ValueError(f"prompt: got {prompt!r} together with prompt_name {prompt_name!r}; give one of them")
+            raise ModelError(f"prompt: got {prompt!r} together with prompt_name {prompt_name!r}; give one of them")
         if prompt is not None:
             return prompt
         name = self.default_prompt if prompt_name is None else prompt_name
@@ -67,7 +69,7 @@ class Description:
             return ""
         if name not in self.prompts:
             known = ", ".join(self.prompts) or "none, for the model has no prompts"
-            raise ValueError(f"prompt_name: got {name!r}; it must be one of the model's prompts: {known}")
+            raise ModelError(f"prompt_name: got {name!r}; it must be one of the model's prompts: {known}")
         return self.prompts[name]
 
 
@@ -79,7 +81,7 @@ def description_of(source: Source) -> Description:
     """
     listed = source.json("modules.json")
     if listed is None:
-        return Description()
+        return Description(base=_base(source, ""))
     try:
         modules = tuple((str(module["type"]), str(module["path"])) for module in listed)
         kind, subfolder = modules[0]
@@ -94,6 +96,7 @@ def description_of(source: Source) -> Description:
     prompts = {"query": "", "document": "", **settings.get("prompts", {})} if ours else {}
     return Description(
         subfolder=subfolder,
+        base=_base(source, subfolder),
         max_length=transformer.get("max_seq_length"),
         lowercase=bool(transformer.get("do_lower_case", False)),
         modules=modules,
@@ -102,6 +105,19 @@ def description_of(source: Source) -> Description:
         truncate_dim=settings.get("truncate_dim") if ours else None,
         no_output=_no_output(family, transformer),
     )
+
+
+def _base(source: Source, subfolder: str) -> str | None:
+    """The model that the transformer's files adapt; None where they are those of a whole model."""
+    if source.file(inside(subfolder, "config.json")) is not None:
+        return None
+    adapter = source.json(inside(subfolder, "adapter_config.json"))
+    if adapter is None:
+        return None
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"model: {source.name} is an adapter and does not name its base (base_model_name_or_path)")
+    return str(base)
 
 
 def _transformer(source: Source, subfolder: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cone_kernels.files import sha256_of
-from cone_kernels.models.source import ModelError, Source, inside
+from cone_kernels.models.source import ModelError, NoOutputError, Source, inside
 from cone_kernels.state.poolings import pool
 
 # The poolings of sentence-transformers by our names; it multiplies `mean_sqrt_len_tokens` by the root of the length.
@@ -39,10 +39,6 @@ _OLD_KEYS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _VECTORS = "sentence_embedding"
-
-
-class NoOutputError(ModelError):
-    """The output of a model cannot be computed; its layers can. The message says why, to follow "because"."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def output_of_folder(
     listed: Sequence[tuple[str, str]],
     like: Tensor,
     *,
-    skipped: Callable[[], int],
+    prompt_length: Callable[[], int],
     truncate_dim: int | None,
 ) -> Output:
     """The output that a folder of sentence-transformers describes.
@@ -146,7 +142,7 @@ def output_of_folder(
         source: its files.
         listed: the modules of its modules.json: class and subfolder of each, the transformer first.
         like: a weight of the transformer; the modules compute where that is, and in its type.
-        skipped: gives how many tokens the prompt has; called where the folder leaves it out of the pooling.
+        prompt_length: gives how many tokens the prompt has; called where the folder leaves it out of the pooling.
         truncate_dim: as in `Output`.
 
     Raises:
@@ -160,11 +156,8 @@ def output_of_folder(
     if source.file(inside(listed[1][1], "config.json")) is None:
         raise NoOutputError(f"its {inside(listed[1][1], 'config.json')}, which says how it pools, is missing")
     config = _config(source, listed[1][1])
-    poolings, include_prompt = _poolings(config), bool(config.get("include_prompt", True))
+    poolings, left_out = pooled_tokens(_modes(config), bool(config.get("include_prompt", True)), prompt_length)
     dim = len(poolings) * int(config.get("embedding_dimension", config.get("word_embedding_dimension", 0)))
-    left_out = 0 if include_prompt else skipped()
-    if left_out and "weightedmean" in poolings:
-        raise NoOutputError("it pools by weightedmean without the prompt, and which weights are left is not known here")
     steps: list[nn.Module] = []
     weights: list[Path] = []
     for kind, subfolder in listed[2:]:
@@ -194,16 +187,34 @@ def _config(source: Source, subfolder: str) -> dict[str, Any]:
     return found
 
 
-def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
-    modes = config.get("pooling_mode")
-    if modes is None:
-        # Folders from before there was a choice pool by the mean.
-        modes = [mode for key, mode in _OLD_KEYS.items() if config.get(key, False)] or ["mean"]
-    named = (modes,) if isinstance(modes, str) else tuple(modes)
-    unknown = [mode for mode in named if mode not in POOLINGS]
+def _modes(config: dict[str, Any]) -> str | Sequence[str]:
+    """How the Pooling of a folder pools; those from before there was a choice pool by the mean."""
+    old = [mode for key, mode in _OLD_KEYS.items() if config.get(key, False)]
+    found: str | Sequence[str] = config.get("pooling_mode") or old or "mean"
+    return found
+
+
+def pooled_tokens(
+    modes: str | Sequence[str], include_prompt: bool, prompt_length: Callable[[], int]
+) -> tuple[tuple[str, ...], int]:
+    """The poolings of an `Output`, and how many tokens it skips.
+
+    Args:
+        modes: of the Pooling.
+        include_prompt: whether it pools the tokens of the prompt.
+        prompt_length: gives how many they are; called where they are not pooled.
+
+    Raises:
+        NoOutputError: a mode is not known here, alone or without the prompt.
+    """
+    poolings = (modes,) if isinstance(modes, str) else tuple(modes)
+    unknown = [mode for mode in poolings if mode not in POOLINGS]
     if unknown:
         raise NoOutputError(f"this tool does not know its pooling {', '.join(map(str, unknown))}")
-    return named
+    skipped = 0 if include_prompt else prompt_length()
+    if skipped and "weightedmean" in poolings:
+        raise NoOutputError("it pools by weightedmean without the prompt, and which weights are left is not known here")
+    return poolings, skipped
 
 
 class _Dense(nn.Module):

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cone_kernels.files import sha256_of
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cone_kernels.models.loaded import LoadedModel
+
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | LoadedModel | nn.Module"
+"""A folder, a hub id, what `load_model` returned, a model of transformers in memory, or a `SentenceTransformer`."""
 
 
 class ModelError(ValueError):
     """A model cannot be loaded as asked; the message names it and what is missing."""
+
+
+class NoOutputError(ModelError):
+    """The output of a model cannot be computed; its layers can. The message says why, to follow "because"."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,9 @@ class Source:
         parts = config.parts if config and self.folder is None else ()
         return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
-    def weights(self, subfolder: str) -> list[Path]:
+    def weights(self, subfolder: str = "") -> list[Path]:
         """The files of weights, those of one kind, by name; empty where there are none."""
-        for stem in ("model.safetensors", "pytorch_model.bin"):
+        for stem in ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin"):
             index = self.json(inside(subfolder, f"{stem}.index.json"))
             names = [stem] if index is None else sorted(set(index["weight_map"].values()))
             files = [self.file(inside(subfolder, name)) for name in names]
@@ -75,11 +87,6 @@ class Source:
             if found and len(found) == len(files):
                 return found
         return []
-
-    def weights_sha256(self, subfolder: str) -> str | None:
-        """sha256 over the files of weights, one after the other by name; of a single file it is that file's own."""
-        files = self.weights(subfolder)
-        return sha256_of(*files) if files else None
 
 
 def inside(subfolder: str, filename: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cone_kernels.devices import to_device
-from cone_kernels.models.loading import LoadedModel, first_position
+from cone_kernels.models.loaded import LoadedModel, first_position
 from cone_kernels.models.transformers_names import ATTENTION_MASK, LONGEST, POSITIONS, STARTS
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}

@@ -15,13 +15,13 @@ from cone_kernels.runs.options import ShardOptions, refuse_run_options, refuse_u
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.state.cone_state import ConeState
 
 
 def measure(
-    model: str | os.PathLike[str] | LoadedModel,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    model: ModelLike,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any],
     *,
     second_moment: bool = False,
     unit_second_moment: bool = False,
@@ -34,8 +34,8 @@ def measure(
     """Runs a model over a corpus once.
 
     Args:
-        model: a folder, a hub id, or what `load_model` returned.
-        corpus: a file, a `Corpus`, or sentences.
+        model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
+        corpus: a file, a `Corpus`, sentences, or records that have them in a `field`.
         second_moment, unit_second_moment: as in `RunOptions`.
         pooling, poolings: as in `RunOptions`; "model" is the one that a model of sentence-transformers has itself.
         keep_vectors: as in `RunOptions`; None is the model's output, or its last layer where it has none.
@@ -82,8 +82,8 @@ def measure(
 
 
 def measured(
-    model: str | os.PathLike[str] | LoadedModel | None,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str] | None,
+    model: ModelLike | None,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any] | None,
     state: ConeState | str | os.PathLike[str] | None,
     *,
     second_moment: bool = False,

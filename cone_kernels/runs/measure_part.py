@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,14 @@ from cone_kernels.runs.options import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.loaded import LoadedModel
+    from cone_kernels.models.source import ModelLike
     from cone_kernels.runs.progress import Progress
 
 
 def measure_part(
-    model: str | os.PathLike[str] | LoadedModel,
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str],
+    model: ModelLike,
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any],
     *,
     second_moment: bool = False,
     unit_second_moment: bool = False,
@@ -93,30 +94,40 @@ def measure_part(
     )
 
 
-def loaded_model(model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions) -> LoadedModel:
-    """The model itself, or the one that is loaded from a folder or by a hub id as the options say.
+def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:
+    """The model as a run takes it: as it is, or loaded from a folder or by a hub id as the options say.
 
     Raises:
         ModuleNotFoundError, ModelError: it cannot be loaded.
-        ValueError: options of `load_model` are given together with a `LoadedModel`.
+        TypeError: it is none of `ModelLike`.
+        ValueError: an option does not go with what is given.
     """
-    from cone_kernels.models.loading import LoadedModel, load_model
+    from cone_kernels.models.loaded import LoadedModel
+    from cone_kernels.models.loading import load_model
 
-    defaults = {name: DEFAULTS[name] for name in LOAD_OPTIONS}
-    chosen: dict[str, Any] = {name: options.get(name, default) for name, default in defaults.items()}
-    if not isinstance(model, LoadedModel):
+    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in LOAD_OPTIONS}
+    if isinstance(model, (str, os.PathLike)):
+        _refuse_given(chosen, ("tokenizer",), "a folder or a hub id, which has its own")
+        del chosen["tokenizer"]
         return load_model(model, **chosen)
-    if chosen != defaults:
-        raise ValueError(
-            f"model: got a LoadedModel and options of load_model; give {', '.join(defaults)} to load_model"
-        )
-    return model
+    if isinstance(model, LoadedModel):
+        _refuse_given(chosen, LOAD_OPTIONS, "a LoadedModel; give it to load_model")
+        return model
+    from cone_kernels.models.live import live_model
+
+    of_memory = ("tokenizer", "prompt", "prompt_name", "truncate_dim")
+    _refuse_given(chosen, [name for name in chosen if name not in of_memory], "a model that is in memory already")
+    return live_model(model, **{name: chosen[name] for name in of_memory})
+
+
+def _refuse_given(chosen: Mapping[str, Any], names: Sequence[str], why: str) -> None:
+    given = [name for name in names if chosen[name] != DEFAULTS[name]]
+    if given:
+        raise ValueError(f"{given[0]}: got {chosen[given[0]]!r:.40} with {why}; it must be left out")
 
 
 @contextmanager
-def reported(
-    model: str | os.PathLike[str] | LoadedModel, options: MeasureOptions
-) -> Iterator[Callable[[Progress], None] | None]:
+def reported(model: ModelLike, options: MeasureOptions) -> Iterator[Callable[[Progress], None] | None]:
     """Gives what is to be called with the progress of a run, as `progress` and `log_json` say; None where neither does.
 
     The log is closed at the end.
@@ -130,6 +141,7 @@ def reported(
         return
     from cone_kernels.runs.progress import JsonLinesProgress
 
-    name = str(model) if isinstance(model, (str, os.PathLike)) else str(model.info["name"])
+    info = getattr(model, "info", {"name": type(model).__name__})
+    name = str(model) if isinstance(model, (str, os.PathLike)) else str(info["name"])
     with JsonLinesProgress(file, then=then, also={"model": name}) as log:
         yield log

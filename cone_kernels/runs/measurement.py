@@ -16,7 +16,7 @@ from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.machine import machine
 
 if TYPE_CHECKING:
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.loaded import LoadedModel
     from cone_kernels.runs.runner import Run
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState, Moments

@@ -6,7 +6,7 @@ import inspect
 
 import torch
 
-from cone_kernels.models.loading import LoadedModel
+from cone_kernels.models.loaded import LoadedModel
 from cone_kernels.models.transformers_names import ATTENTION_MASK, FLASH, POSITIONS
 from cone_kernels.runs.encoded_shard import EncodedShard
 

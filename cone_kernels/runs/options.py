@@ -39,8 +39,10 @@ class CorpusOptions(TypedDict, total=False):
 
 
 class LoadOptions(TypedDict, total=False):
-    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id."""
+    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id; and its tokenizer."""
 
+    tokenizer: Any
+    """Of a model of transformers that is in memory already, which has none with it."""
     device: str | torch.device | None
     """Where the model runs; None takes the first GPU, or the CPU."""
     dtype: str | torch.dtype
@@ -211,6 +213,7 @@ DEFAULTS: dict[str, Any] = {
     "format": None,
     "errors": "replace",
     "malformed": "drop",
+    "tokenizer": None,
     "device": None,
     "dtype": "float32",
     "revision": None,
@@ -286,18 +289,18 @@ def rank_of(options: SharedOptions) -> int:
 
 
 def open_corpus(
-    corpus: str | os.PathLike[str] | Corpus | Iterable[str], options: MeasureOptions, *, again: bool = False
+    corpus: str | os.PathLike[str] | Corpus | Iterable[Any], options: MeasureOptions, *, again: bool = False
 ) -> Corpus:
     """The `Corpus` of a file or of sentences, read as the options say.
 
     Args:
-        corpus: a path that `Corpus` can read, a `Corpus`, or sentences.
+        corpus: a path that `Corpus` can read, a `Corpus`, sentences, or records that have them in fields.
         options: those of `CorpusOptions` are used.
         again: it will be read more than once, so sentences that can be read only once are kept.
 
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read, or not more than once.
-        ValueError: options of a corpus are given together with a `Corpus`, or fields or a format with sentences.
+        ValueError: options of a corpus are given together with a `Corpus`, or a format with sentences.
     """
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
     if isinstance(corpus, Corpus):
@@ -306,12 +309,12 @@ def open_corpus(
         return _readable(corpus, again)
     if isinstance(corpus, (str, os.PathLike)):
         return _readable(open_files([corpus], options), again)
-    _, text_format, field = (chosen.pop(name) for name in ("malformed", "format", "field"))
-    if field:
-        raise ValueError(f"field: got {', '.join(field)}; sentences given in Python have no fields")
+    text_format, field = chosen.pop("format"), chosen.pop("field")
     if text_format is not None:
         raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
-    return Corpus.from_sentences(list(corpus) if again else corpus, **chosen)
+    # What cannot be iterated over again is kept.
+    once = again and iter(corpus) is corpus
+    return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)
 
 
 def open_files(paths: Sequence[str | os.PathLike[str]], options: MeasureOptions) -> Corpus:

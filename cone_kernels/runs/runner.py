@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.devices import cpu_threads
-from cone_kernels.models.loading import LoadedModel
+from cone_kernels.models.loaded import LoadedModel, evaluation
 from cone_kernels.models.names import measured_layer
 from cone_kernels.names import OUTPUT, Layer, pooling_names
 from cone_kernels.probe.cone_probe import ConeProbe
@@ -199,7 +199,8 @@ class _CorpusPass:
 
         first = ""
         shards = encoded_shards(self._sentences, self.part.shard_size, self._runner.encode, runs_here)
-        with self._probe, cpu_threads(self._threads), closing(shards):
+        modules = (self._loaded.model, *(self._loaded.output.steps if self._loaded.output else ()))
+        with evaluation(*modules), self._probe, cpu_threads(self._threads), closing(shards):
             for number, (texts, shard) in enumerate(shards):
                 first = first or texts[0]
                 self._position.pass_over(texts)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cone_kernels import backends
 from cone_kernels.devices import to_device
-from cone_kernels.models.loading import LoadedModel
+from cone_kernels.models.loaded import LoadedModel
 from cone_kernels.models.output import Output
 from cone_kernels.names import OUTPUT
 from cone_kernels.probe.cone_probe import ConeProbe

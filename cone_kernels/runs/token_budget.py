@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from cone_kernels.models.loading import LoadedModel
+from cone_kernels.models.loaded import LoadedModel
 from cone_kernels.runs.encoded_shard import EncodedShard
 
 _SMALLEST, _LARGEST = 1 << 10, 1 << 18

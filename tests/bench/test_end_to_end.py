@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import end_to_end, generated
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.state.cone_state import ConeState
 from tests.support.recording_probe import assert_statistics_of, hidden_states
 

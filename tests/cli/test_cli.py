@@ -330,4 +330,4 @@ def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     parameters = inspect.signature(getattr(experiments, name)).parameters
     options = {"Unpack[SharedOptions]": SharedOptions, "Unpack[ShardOptions]": ShardOptions}
     keywords = set(parameters) | set(options[parameters["options"].annotation].__annotations__)
-    assert flags == keywords - {"options", "progress"}
+    assert flags == keywords - {"options", "progress", "tokenizer"}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.part import RunPart, merge
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import Run, run

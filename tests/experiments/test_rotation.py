@@ -19,7 +19,7 @@ from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.rotation import rotation, rotation_of
 from cone_kernels.experiments.rotation_result import Chance, RotationResult
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.runs.sentence_vectors import SentenceVectors

@@ -18,7 +18,7 @@ from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments import axis, center, layers, pooling, rotation, run
 from cone_kernels.experiments.axis_vectors import AxisVectors
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from tests.support.tiny_checkpoints import save_checkpoint
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from cone_kernels.models import ModelError, load_model
 from cone_kernels.models.compiled_blocks import compile_blocks
-from cone_kernels.models.loading import ModelError, load_model
 from cone_kernels.probe.calibration import calibrating
 from cone_kernels.runs.runner import run
 from tests.runs.test_runner import sentences

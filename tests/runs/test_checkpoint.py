@@ -16,7 +16,7 @@ import torch
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.files import write_whole
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.checkpoint import Checkpoint, Interrupted
 from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress

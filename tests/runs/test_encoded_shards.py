@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.encoded_shards import encoded_shards
 from cone_kernels.runs.progress import Progress

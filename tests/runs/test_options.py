@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.runs.options import (
     CORPUS_OPTIONS,
     DEFAULTS,

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from cone_kernels import experiments, metrics
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.names import pooling_names
 from cone_kernels.runs.batches import packed_batches
 from cone_kernels.runs.runner import run

@@ -19,7 +19,7 @@ from rich.console import Console
 from cone_kernels import ConeProbe, experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.progress import JsonLinesProgress, Progress
 from cone_kernels.runs.runner import run
 from cone_kernels.terminal.progress import progress_line, told

@@ -16,7 +16,7 @@ from torch import nn
 
 from cone_kernels import metrics
 from cone_kernels.corpora import Corpus
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.shard_runner import length_batches

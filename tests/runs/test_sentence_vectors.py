@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cone_kernels.experiments import measure
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.runs.vector_keeper import VectorKeeper, layer_number

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cone_kernels import experiments
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs import token_budget
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.runner import run

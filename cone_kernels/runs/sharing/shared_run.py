@@ -19,7 +19,7 @@ from cone_kernels.runs.options import CORPUS_OPTIONS, DEFAULTS, SharedOptions, o
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cone_kernels.models.loading import LoadedModel
+    from cone_kernels.models.loaded import LoadedModel
     from cone_kernels.runs.part import RunPart
     from cone_kernels.runs.sentence_vectors import SentenceVectors
 

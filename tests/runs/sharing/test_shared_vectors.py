@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from cone_kernels import experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
-from cone_kernels.models.loading import LoadedModel, load_model
+from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement
 from cone_kernels.runs.part import RunPart

@@ -1,0 +1,113 @@
+"""A model that is in memory already, of transformers or sentence-transformers, as a run takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cone_kernels.models.description import Description
+from cone_kernels.models.loaded import LoadedModel, evaluation, loaded_of, prompt_length, with_output
+from cone_kernels.models.output import Output, pooled_tokens
+from cone_kernels.models.source import ModelError, NoOutputError
+
+
+def live_model(
+    model: nn.Module,
+    tokenizer: Any = None,
+    *,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    truncate_dim: int | None = None,
+) -> LoadedModel:
+    """A model in memory as a run takes it; nothing of it is changed, and it stays where it is.
+
+    Args:
+        model: of transformers, or a `SentenceTransformer`, whose transformer is taken with the modules after it.
+        tokenizer: of a model of transformers; a `SentenceTransformer` has its own.
+        prompt, prompt_name, truncate_dim: as in `load_model`.
+
+    Raises:
+        TypeError: it is neither.
+        ModelError: a model of transformers comes without a tokenizer, or a `SentenceTransformer` with one or without a
+            transformer; `prompt_name` or `truncate_dim` is none of this model's.
+
+    Example:
+        >>> live_model(SentenceTransformer("all-MiniLM-L6-v2")).info["output"]["pooling"]
+        'mean'
+    """
+    # Importing sentence-transformers takes seconds; one of its models is known by its modules and prompts.
+    if isinstance(model, nn.Sequential) and hasattr(model, "prompts"):
+        return _of_sentence_transformer(model, tokenizer, prompt, prompt_name, truncate_dim)
+    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        raise TypeError(
+            f"model: got {type(model).__name__}; it must be a folder, a hub id, what load_model returned, a model of "
+            "transformers or a SentenceTransformer"
+        )
+    if tokenizer is None:
+        raise ModelError("tokenizer: got none; it must be given with a model that is in memory already")
+    plain = Description()
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    loaded = loaded_of(model, tokenizer, plain, name=name, prompt=plain.prompt(prompt, prompt_name))
+    return with_output(loaded, plain, _no_output, truncate_dim)
+
+
+def _no_output() -> Output:
+    raise NoOutputError("it has no modules of its own after the transformer")
+
+
+def _of_sentence_transformer(
+    model: Any, tokenizer: Any, prompt: str | None, prompt_name: str | None, truncate_dim: int | None
+) -> LoadedModel:
+    if tokenizer is not None:
+        raise ModelError("tokenizer: got one with a SentenceTransformer; it must be None, for that has its own")
+    first, *after = model
+    if type(first).__name__ != "Transformer" or not hasattr(first, "auto_model"):
+        raise ModelError(
+            f"model: got a SentenceTransformer that starts with a {type(first).__name__}; it must start "
+            "with a Transformer"
+        )
+    kinds = tuple((f"{type(module).__module__}.{type(module).__name__}", "") for module in model)
+    description = Description(
+        max_length=first.max_seq_length,
+        modules=kinds,
+        prompts={name: text or "" for name, text in model.prompts.items()},
+        default_prompt=model.default_prompt_name,
+        truncate_dim=model.truncate_dim,
+    )
+    transformer = first.auto_model
+    loaded = loaded_of(
+        transformer,
+        first.tokenizer,
+        description,
+        name=getattr(transformer.config, "_name_or_path", "") or type(transformer).__name__,
+        prompt=description.prompt(prompt, prompt_name),
+    )
+
+    def output() -> Output:
+        names = tuple(type(module).__name__ for module in model)
+        if not after or names[1] != "Pooling":
+            raise NoOutputError("no Pooling follows its transformer")
+        poolings, skipped = pooled_tokens(after[0].pooling_mode, after[0].include_prompt, lambda: prompt_length(loaded))
+        steps = tuple(_OfVectors(module) for module in after[1:])
+        like = next(transformer.parameters())
+        vectors = like.new_zeros(1, len(poolings) * int(transformer.config.get_text_config().hidden_size))
+        with evaluation(*steps), torch.inference_mode():
+            for step in steps:
+                vectors = step(vectors)
+        return Output(names, poolings, steps, vectors.shape[1], skipped, description.truncate_dim)
+
+    return with_output(loaded, description, output, truncate_dim)
+
+
+class _OfVectors(nn.Module):
+    """A module of sentence-transformers as a map of vectors (B, d) to vectors (B, d')."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        mapped: Tensor = self.module({"sentence_embedding": vectors})["sentence_embedding"]
+        return mapped

@@ -1,0 +1,178 @@
+"""A model that is ready to run, and what it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.models.description import Description
+from cone_kernels.models.source import ModelError, NoOutputError
+from cone_kernels.models.transformers_names import ATTENTION_CHOSEN, POSITION_EMBEDDINGS
+
+if TYPE_CHECKING:
+    import torch
+
+    from cone_kernels.models.output import Output
+
+# Tokenizers without a length of their own give 1e30.
+_NO_LENGTH = 10**9
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what it is.
+
+    Attributes:
+        model: in eval mode, on its device; of an encoder-decoder model the encoder alone.
+        tokenizer: the model's own.
+        max_length: the most tokens that a sentence may have, with special tokens; None where there is no limit.
+        input_names: which of the tokenizer's outputs the model's forward takes.
+        info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
+            dtype, attention, weights_sha256, max_length, compiled, prompt, truncate_dim, output.
+        output: how a model of sentence-transformers makes its own sentence vectors; None for other models, and where
+            `info["output"]` has a reason.
+        prompt: put before every sentence.
+    """
+
+    model: torch.nn.Module
+    tokenizer: Any
+    max_length: int | None
+    input_names: tuple[str, ...]
+    info: dict[str, Any]
+    output: Output | None = None
+    prompt: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
+
+def loaded_of(
+    model: Any,
+    tokenizer: Any,
+    description: Description,
+    *,
+    name: str,
+    prompt: str,
+    revision: str | None = None,
+    weights_sha256: str | None = None,
+    compiled: bool = False,
+) -> LoadedModel:
+    """A model with its tokenizer, without an output so far.
+
+    Args:
+        model, tokenizer: of transformers.
+        description: what there is around the transformer.
+        name, revision, weights_sha256, compiled: of its `info`.
+        prompt: put before every sentence.
+    """
+    config = model.config.get_text_config()
+    max_length = _max_length(model, tokenizer, description)
+    info = {
+        "name": name,
+        "revision": revision,
+        "architecture": type(model).__name__,
+        "model_type": config.model_type,
+        "n_layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, ATTENTION_CHOSEN, None),
+        "weights_sha256": weights_sha256,
+        "max_length": max_length,
+        "compiled": compiled,
+        "prompt": prompt or None,
+        "output": None,
+    }
+    return LoadedModel(model, tokenizer, max_length, _input_names(model, tokenizer), info, prompt=prompt)
+
+
+def with_output(
+    loaded: LoadedModel, description: Description, make: Callable[[], Output], truncate_dim: int | None
+) -> LoadedModel:
+    """The model with its own output, or with the reason why that is not known.
+
+    Args:
+        loaded: the model.
+        description: what there is around its transformer; without modules there is no output.
+        make: gives the output, or raises NoOutputError.
+        truncate_dim: keep so many of its first dimensions; None as the model says.
+
+    Raises:
+        ModelError: `truncate_dim` is out of range, or there is no output that it could be of.
+    """
+    if not description.modules:
+        if truncate_dim is not None:
+            raise ModelError(
+                f"truncate_dim: got {truncate_dim}; it must be None, for {loaded.info['name']} is no model of "
+                "sentence-transformers, whose vectors are truncated"
+            )
+        return loaded
+    names = [kind.rpartition(".")[2] for kind, _ in description.modules]
+    try:
+        if description.no_output is not None:
+            raise NoOutputError(description.no_output)
+        output = make()
+    except NoOutputError as error:
+        if truncate_dim is not None:
+            raise ModelError(f"truncate_dim: got {truncate_dim}; it must be None, for {error}") from None
+        return replace(loaded, info={**loaded.info, "output": {"modules": names, "reason": str(error)}})
+    if truncate_dim is not None:
+        output = output.truncated(truncate_dim)
+    return replace(loaded, output=output, info={**loaded.info, "output": output.to_dict()})
+
+
+@contextmanager
+def evaluation(*modules: torch.nn.Module) -> Iterator[None]:
+    """The modules in evaluation mode; each part of them that was in training mode is put back afterwards."""
+    trained = [part for module in modules for part in module.modules() if part.training]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
+
+
+def prompt_length(loaded: LoadedModel) -> int:
+    """Tokens of the prompt with the special ones before it, as sentence-transformers counts them."""
+    if not loaded.prompt:
+        return 0
+    ids = loaded.tokenizer(loaded.prompt, verbose=False)["input_ids"]
+    return len(ids) - (ids[-1] in loaded.tokenizer.all_special_ids)
+
+
+def _max_length(model: Any, tokenizer: Any, description: Description) -> int | None:
+    bounds = [description.max_length, tokenizer.model_max_length, _position_bound(model)]
+    known = [int(bound) for bound in bounds if bound is not None and 0 < bound < _NO_LENGTH]
+    return min(known, default=None)
+
+
+def _position_bound(model: Any) -> int | None:
+    """The tokens that the model has positions for."""
+    embeddings = _padded_positions(model)
+    if embeddings is not None:
+        return int(embeddings.num_embeddings) - first_position(model)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def first_position(model: Any) -> int:
+    """The position of a sentence's first token: 0, but RoBERTa and its kin count from after the padding index."""
+    embeddings = _padded_positions(model)
+    return 0 if embeddings is None else int(embeddings.padding_idx) + 1
+
+
+def _padded_positions(model: Any) -> Any:
+    for name, module in model.named_modules():
+        if name.endswith(POSITION_EMBEDDINGS) and getattr(module, "padding_idx", None) is not None:
+            return module
+    return None
+
+
+def _input_names(model: Any, tokenizer: Any) -> tuple[str, ...]:
+    accepted = inspect.signature(model.forward).parameters
+    return tuple(name for name in tokenizer.model_input_names if name in accepted)

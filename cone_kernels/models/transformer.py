@@ -1,0 +1,102 @@
+"""The transformer of a folder or a repository of the hub, and its tokenizer, as transformers loads them."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from typing import Any
+
+from cone_kernels.models.description import Description
+from cone_kernels.models.source import ModelError, Source, inside
+from cone_kernels.models.transformers_names import ATTENTION_KEYWORD, DTYPE_KEYWORD
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def load_transformer(
+    source: Source, description: Description, dtype: Any, trust_remote_code: bool, attention: str | None
+) -> tuple[Any, Any]:
+    """The model and its tokenizer; of an encoder-decoder model the encoder, of CLIP and its kin the tower of texts.
+
+    Args:
+        source: the files.
+        description: what there is around the transformer.
+        dtype: a torch dtype, or "auto".
+        trust_remote_code, attention: as in `load_model`.
+
+    Raises:
+        ModelError: weights are missing from the checkpoint, or a package that its kind needs is not installed.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    location, shared = _location(source, description.subfolder)
+    shared["trust_remote_code"] = trust_remote_code
+    described, own = (location, shared), dict(shared)
+    if description.base is not None:
+        _require_peft(source)
+        described = (description.base, {"trust_remote_code": trust_remote_code})
+    config = transformers.AutoConfig.from_pretrained(described[0], **described[1])
+    has_tokenizer = any(source.file(inside(description.subfolder, name)) for name in _TOKENIZER_FILES)
+    named, options = (location, shared) if has_tokenizer else described
+    tokenizer = transformers.AutoTokenizer.from_pretrained(named, **options)
+    if description.lowercase:
+        _lowercase(tokenizer, source.name)
+    loader = transformers.AutoModel
+    if config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        loader = transformers.AutoModelForTextEncoding
+        config.is_encoder_decoder = False
+    if attention is not None:
+        own[ATTENTION_KEYWORD] = attention
+    own[DTYPE_KEYWORD] = dtype
+    model, loading = loader.from_pretrained(location, config=config, output_loading_info=True, **own)
+    missing = sorted(key for key in loading["missing_keys"] if not _may_miss(model, key))
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(f"model: {len(missing)} weights of {source.name} are not in its checkpoint: {shown}")
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
+        model = model.get_encoder()
+    model = _text_tower(model)
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+def _location(source: Source, subfolder: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the files: a folder, or a hub id with what more it must be told."""
+    shared: dict[str, Any] = {"revision": source.revision}
+    # A subfolder of a local folder is a folder; only the hub needs to be told of it.
+    if source.folder is not None:
+        return str(source.folder / subfolder), shared
+    return source.name, shared | ({"subfolder": subfolder} if subfolder else {})
+
+
+def _require_peft(source: Source) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(
+            f"model: {source.name} is an adapter, which peft loads and which is not installed: pip install peft"
+        )
+
+
+def _text_tower(model: Any) -> Any:
+    """Of a model of images and texts, whose forward needs both, the part that takes texts."""
+    tower = getattr(model, "text_model", None)
+    takes_images = "pixel_values" in inspect.signature(model.forward).parameters
+    return tower if tower is not None and takes_images and hasattr(model, "get_text_features") else model
+
+
+def _may_miss(model: Any, key: str) -> bool:
+    """Whether a checkpoint need not hold this weight: pooling heads follow the last hidden state, and sinusoids
+    are computed."""
+    owner = model.get_submodule(key.rpartition(".")[0])
+    return "pooler" in key or "Sinusoid" in type(owner).__name__
+
+
+def _lowercase(tokenizer: Any, name: str) -> None:
+    """Lowercases before tokenizing, as sentence-transformers does where a folder asks for it."""
+    if not tokenizer.is_fast:
+        raise ModelError(f"model: {name} asks for lowercased text, which needs a fast tokenizer")
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
+    backend.normalizer = normalizers.Sequence(steps)

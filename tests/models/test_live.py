@@ -1,0 +1,188 @@
+"""Models in memory: the same numbers as those of their folders, and nothing of them is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from cone_kernels import experiments
+from cone_kernels.models import ModelError, load_model
+from cone_kernels.models.live import live_model
+from tests.support.encoding_folders import dense, save_tiny_encoder
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
+
+TEXTS = [" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {"prompts": {"say": "w80 w81 "}, "default_prompt_name": "say", "truncate_dim": 12}
+    modules = [dense(32, 16), ("LayerNorm", {"dimension": 16}), ("Normalize", {})]
+    return save_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny", then=modules, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def numbers(result: Any) -> Any:
+    """A result without what tells of files and times."""
+    found = result.to_dict()
+    for name in ("manifest", "model", "corpus"):
+        del found[name]
+    if found["output"]:
+        found["output"].pop("weights_sha256", None)
+    return found
+
+
+def test_a_sentence_transformer_gives_the_numbers_of_its_folder(folder: Path, encoder: Any) -> None:
+    options: dict[str, Any] = {"second_moment": True}
+    assert numbers(experiments.layers(encoder, TEXTS, **options)) == numbers(
+        experiments.layers(folder, TEXTS, device="cpu", **options)
+    )
+    live = live_model(encoder)
+    assert (live.prompt, live.max_length) == ("w80 w81 ", load_model(folder).max_length)
+    assert live.info["output"] == {
+        "modules": ["Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"],
+        "pooling": "cls",
+        "dim": 12,
+    }
+    other = {"prompt": "", "truncate_dim": 5}
+    assert numbers(experiments.layers(encoder, TEXTS, **other)) == numbers(
+        experiments.layers(folder, TEXTS, device="cpu", **other)
+    )
+
+
+def test_a_module_of_one_s_own_is_in_the_output(encoder: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    class Doubled(nn.Module):
+        def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return features | {"sentence_embedding": 2 * features["sentence_embedding"]}
+
+    found = experiments.layers(SentenceTransformer(modules=[*encoder, Doubled()], device="cpu"), TEXTS)
+    assert found.output is not None
+    assert found.output.sentence is not None
+    assert found.output.sentence.mean_norm == pytest.approx(2, abs=1e-6)
+    assert found.output.about["modules"][-1] == "Doubled"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_of_transformers_is_measured_and_left_as_it_was(tmp_path: Path, training: bool) -> None:
+    model = save_checkpoint(tmp_path)
+    model.train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = experiments.layers(model, TEXTS, tokenizer=word_tokenizer())
+    assert numbers(found) == numbers(experiments.layers(tmp_path, TEXTS, device="cpu"))
+    assert all(module.training == training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, ModelError, "tokenizer: got none; it must be given with a model that is in memory already"),
+        (
+            {"tokenizer": word_tokenizer(), "device": "cpu"},
+            ValueError,
+            "device: got 'cpu' with a model that is in memory",
+        ),
+        (
+            {"tokenizer": word_tokenizer(), "prompt_name": "say"},
+            ModelError,
+            "prompt_name: got 'say'; it must be one of",
+        ),
+        ({"tokenizer": word_tokenizer(), "truncate_dim": 3}, ModelError, "truncate_dim: got 3; it must be None"),
+    ],
+)
+def test_what_does_not_go_with_a_model_is_refused(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        experiments.layers(save_checkpoint(tmp_path), TEXTS, **options)
+
+
+def test_other_things_are_refused(folder: Path, encoder: Any) -> None:
+    with pytest.raises(TypeError, match="model: got Linear; it must be a folder, a hub id, what load_model returned"):
+        experiments.layers(nn.Linear(2, 2), TEXTS)
+    with pytest.raises(ModelError, match="tokenizer: got one with a SentenceTransformer; it must be None"):
+        experiments.layers(encoder, TEXTS, tokenizer=word_tokenizer())
+    with pytest.raises(ValueError, match="tokenizer: got .* with a folder or a hub id, which has its own"):
+        experiments.layers(folder, TEXTS, tokenizer=word_tokenizer())
+    with pytest.raises(TypeError, match="model: got SentenceTransformer with workers; it must be a path or an id"):
+        experiments.layers(encoder, TEXTS, workers=2)
+
+
+def test_a_data_set_of_hugging_face_is_a_corpus(folder: Path) -> None:
+    rows = {"id": list(range(len(TEXTS))), "premise": TEXTS, "hypothesis": [text[::-1] for text in TEXTS]}
+    data = datasets.Dataset.from_dict(rows)
+    wanted = numbers(experiments.layers(folder, TEXTS))
+    assert numbers(experiments.layers(folder, data, field=["premise"])) == wanted
+    assert numbers(experiments.layers(folder, data.to_iterable_dataset(), field=["premise"])) == wanted
+    both = experiments.layers(folder, data)
+    assert both.corpus["fields"] == ("premise", "hypothesis")
+    assert experiments.axis(folder, data.to_iterable_dataset(), field=["premise"]).sentences == len(TEXTS)
+    lost = experiments.layers(folder, [{"text": "w5"}, {"text": 3}, {"id": 1}, {"text": "w6 w7"}])
+    assert lost.corpus["dropped"]["missing_field"] == 2
+    assert lost.corpus["sentences"] == 2
+
+
+def test_an_adapter_is_loaded_with_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    plain = save_checkpoint(base)
+    config = peft.LoraConfig(target_modules=["query", "value"], r=2, init_lora_weights=False)
+    tuned = peft.get_peft_model(plain, config)
+    tuned.peft_config["default"].base_model_name_or_path = str(base)
+    tuned.save_pretrained(adapter)
+    loaded = load_model(adapter, "cpu")
+    ids = torch.tensor([[2, 4, 5, 3]])
+    with torch.inference_mode():
+        wanted = tuned.eval()(input_ids=ids).last_hidden_state
+        assert torch.allclose(loaded.model(input_ids=ids).last_hidden_state, wanted, atol=1e-6)
+        assert not torch.allclose(load_model(base, "cpu").model(input_ids=ids)[0], wanted, atol=1e-3)
+    assert loaded.tokenizer("w5")["input_ids"] == [2, 5, 3]
+    hashes = {load_model(folder, "cpu").info["weights_sha256"] for folder in (base, adapter)}
+    assert len(hashes) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match="is an adapter, which peft loads and which is not installed: pip install peft"
+    ):
+        load_model(adapter, "cpu")
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+def test_of_a_model_of_images_and_texts_the_tower_of_texts_is_taken(tmp_path: Path, family: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    text = {**sizes, "vocab_size": 100, "max_position_embeddings": 32, "bos_token_id": 2, "eos_token_id": 3}
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4}
+    )
+    whole = getattr(transformers, f"{family}Model")(config).eval()
+    whole.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    found = experiments.layers(tmp_path, TEXTS, device="cpu")
+    assert found.model["architecture"] == f"{family}TextModel"
+    hidden = []
+    with torch.inference_mode():
+        for words in TEXTS:
+            inputs = word_tokenizer()(words, return_tensors="pt")
+            given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            states = whole.text_model(**given, output_hidden_states=True).hidden_states
+            hidden.append(torch.stack([state.mean(1)[0] for state in states[:-1]]))
+    unit = nn.functional.normalize(torch.stack(hidden, 1).double(), dim=-1)  # (L - 1, n, d)
+    n = unit.shape[1]
+    wanted = (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))
+    got = [row.sentence.anisotropy for row in found.layers[:-1]]
+    assert got == pytest.approx(wanted.tolist(), abs=1e-6)
