@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from cone_kernels.experiments.axis_vectors import AxisVectors
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
     from cone_kernels.experiments.vocabulary import TokenProjection
-    from cone_kernels.models.loaded import LoadedModel
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import LoadedModel, ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.statistics.extremes import Extreme, Extremes

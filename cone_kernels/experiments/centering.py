@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.metrics import Geometry
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import ModelLike
     from cone_kernels.state.cone_state import ConeState, Moments
 
 

@@ -20,7 +20,7 @@ from cone_kernels.runs.options import ShardOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import ModelLike
     from cone_kernels.state.cone_state import ConeState
 
 

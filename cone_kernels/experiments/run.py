@@ -32,7 +32,7 @@ from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_mod
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import ModelLike
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/run/1"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.models.description import Description
 from cone_kernels.models.source import ModelError, NoOutputError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from cone_kernels.models.output import Output
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | LoadedModel | torch.nn.Module"
+"""A folder, a hub id, what `load_model` returned, a model of transformers in memory, or a `SentenceTransformer`."""
 
 # Tokenizers without a length of their own give 1e30.
 _NO_LENGTH = 10**9

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from cone_kernels.models.loaded import LoadedModel
-
-
-ModelLike: TypeAlias = "str | os.PathLike[str] | LoadedModel | nn.Module"
-"""A folder, a hub id, what `load_model` returned, a model of transformers in memory, or a `SentenceTransformer`."""
+from typing import Any
 
 
 class ModelError(ValueError):

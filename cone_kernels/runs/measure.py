@@ -15,7 +15,7 @@ from cone_kernels.runs.options import ShardOptions, refuse_run_options, refuse_u
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import ModelLike
     from cone_kernels.state.cone_state import ConeState
 
 

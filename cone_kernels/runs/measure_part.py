@@ -25,8 +25,7 @@ from cone_kernels.runs.options import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cone_kernels.models.loaded import LoadedModel
-    from cone_kernels.models.source import ModelLike
+    from cone_kernels.models.loaded import LoadedModel, ModelLike
     from cone_kernels.runs.progress import Progress
 
 
