@@ -56,10 +56,13 @@ def pool(
     row_dims, shape = (3, "(B, T, D)") if cu_seqlens is None else (2, "(N, D)")
     if float_tensor("hidden", hidden, row_dims, shape).dim() != row_dims:
         raise ValueError(f"hidden: got shape {tuple(hidden.shape)}; it must be {shape}")
-    batch = SentenceBatch.of(hidden, mask, cu_seqlens, None, special=special)
     if name == "mean":
-        mean: Tensor = masked_mean_pool(hidden, batch.mask, cu_seqlens=batch.cu_seqlens)
+        mean: Tensor = masked_mean_pool(hidden, mask, cu_seqlens=cu_seqlens)
         return mean
+    # Ids, which nothing is made of here, are made where to check them waits for no device.
+    given = mask if cu_seqlens is None else cu_seqlens[1:]
+    ids = None if given is None else torch.arange(len(given))
+    batch = SentenceBatch.of(hidden, mask, cu_seqlens, ids, special=special)
     return pool_layers([name], [hidden], batch)[name][0]
 
 
