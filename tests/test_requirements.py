@@ -102,7 +102,7 @@ def test_what_torch_asks_for_is_locked_though_torch_is_not() -> None:
         assert_satisfied(lines, locked(name, python), set())
 
 
-@pytest.mark.parametrize("name", ("build", *LOCKS))
+@pytest.mark.parametrize("name", ["build", *LOCKS])
 def test_locks_hold_final_releases_only(name: str) -> None:
     pins = re.findall(r"^([\w.-]+)==(\S+)", lock(name).read_text(), flags=re.MULTILINE)
     assert pins
