@@ -115,9 +115,10 @@ gpu:
 	$(PYTHON) -m bench.gpu.run --results $(RESULTS) $(STAGES)
 
 # Brings the locks up to date: test.txt has all that tests, lint and bench need, demo.txt what the demo needs, in the same
-# versions, for every Python that pyproject.toml admits; oldest.txt has the lowest versions, for the lowest Python.
-UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --no-config --no-python-downloads --upgrade --python-version 3.10 \
-  --no-emit-index-url --generate-hashes --custom-compile-command "make lock"
+# versions, for every Python that pyproject.toml admits; oldest.txt has the lowest versions, for the lowest Python. Where no
+# final release fits the newest release of another package, that other one is taken older, and never a release candidate.
+UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --no-config --no-python-downloads --upgrade --prerelease disallow \
+  --python-version 3.10 --no-emit-index-url --generate-hashes --custom-compile-command "make lock"
 LOCK = $(UV_COMPILE) --overrides requirements/left-out.in pyproject.toml requirements/build.in requirements/torch.in
 lock:
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(INSTALL) uv)

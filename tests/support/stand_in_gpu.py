@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import traced
@@ -113,35 +113,51 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any], work: Work) -> Any
     if func is torch.ops.prim.device.default:
         return CUDA if isinstance(args[0], StandIn) else torch.device("cpu")
     packet = func.overloadpacket
-    wrappers = {id(leaf.held): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, StandIn)}
+    tensors = _tensors([*args, *kwargs.values()])
+    wrappers = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, StandIn)}
     on_gpu = bool(wrappers)
     if on_gpu:
-        _refuse_what_cuda_refuses(packet, args, kwargs)
+        _refuse_what_cuda_refuses(packet, args, tensors)
     if kwargs.get("device") is not None:
         to_gpu = torch.device(kwargs["device"]).type == "cuda"
         kwargs = {**kwargs, "device": torch.device("cpu")}
     else:
         to_gpu = on_gpu if packet is not aten.copy_ else isinstance(args[0], StandIn)
     if on_gpu or to_gpu:
-        _count(func, packet, args, kwargs, to_gpu, work)
+        _count(func, packet, args, kwargs, tensors, to_gpu, work)
 
-    plain_args, plain_kwargs = tree_map(_held, (args, kwargs))
-    result = func(*plain_args, **plain_kwargs)
+    result = func(*_held(args), **_held(kwargs))
 
     def wrapped(value: Any) -> Any:
         if not to_gpu or not isinstance(value, Tensor):
             return value
         return wrappers[id(value)] if id(value) in wrappers else StandIn(value)
 
-    return tree_map(wrapped, result)
+    return wrapped(result) if isinstance(result, Tensor) else tree_map(wrapped, result)
+
+
+# Arguments are values, and lists and dictionaries of them: torch's walk through any tree takes several times as long.
+def _tensors(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+        elif isinstance(value, dict):
+            found += _tensors(value.values())
+    return found
 
 
 def _held(value: Any) -> Any:
-    return value.held if isinstance(value, StandIn) else value
+    if isinstance(value, StandIn):
+        return value.held
+    if isinstance(value, dict):
+        return {name: _held(one) for name, one in value.items()}
+    return type(value)(map(_held, value)) if type(value) in (list, tuple) else value
 
 
-def _refuse_what_cuda_refuses(packet: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def _refuse_what_cuda_refuses(packet: Any, args: Any, tensors: list[Tensor]) -> None:
     if packet in _COPIES:
         return
     if packet in _INDEXED and isinstance(args[0], StandIn):
@@ -155,8 +171,9 @@ def _refuse_what_cuda_refuses(packet: Any, args: Any, kwargs: dict[str, Any]) ->
         raise RuntimeError(f'"{packet}" not implemented for {tensors[0].dtype} on CUDA')
 
 
-def _count(func: Any, packet: Any, args: Any, kwargs: dict[str, Any], to_gpu: bool, work: Work) -> None:
-    sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def _count(
+    func: Any, packet: Any, args: Any, kwargs: dict[str, Any], sources: list[Tensor], to_gpu: bool, work: Work
+) -> None:
     on_gpu = any(isinstance(tensor, StandIn) for tensor in sources)
     sent = (
         packet in _COPIES
@@ -205,10 +222,10 @@ def stand_in_gpu() -> Iterator[Work]:
 
     def kernel_of_the_cpu(op: str, backend: str | backends.Backend) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            if not any(isinstance(leaf, StandIn) for leaf in tree_leaves(args)):
+            if not any(isinstance(tensor, StandIn) for tensor in _tensors(args)):
                 return kernel(op, backend)(*args)
             work.launches[op] += 1
-            found = kernel(op, backends.Backend.CPU)(*tree_map(_held, args))
+            found = kernel(op, backends.Backend.CPU)(*_held(args))
             return tree_map(lambda value: StandIn(value) if isinstance(value, Tensor) else value, found)
 
         return run

@@ -51,11 +51,11 @@ def krylov_step(
     kept = tl.where((size + block > capacity) & (capacity < d), RESTART_BLOCKS * block, size)
     rotate(found, order, ritz, basis, image, next_basis, next_image, directions, size, kept, columns, SIZE, BLOCK,
            TILE, WIDTH)  # fmt: skip
+    steps = tl.load(state + 2) + 1
     tl.debug_barrier()
 
     everything = tl.arange(0, SIZE)
     largest = tl.max(tl.abs(tl.load(ritz + everything, mask=everything < size, other=0.0)), 0)
-    steps = tl.load(state + 2) + 1
     wanted = tl.arange(0, BLOCK)
     theta = tl.load(ritz + wanted, mask=wanted < size, other=0.0)
     residual = tl.load(ritz + SIZE + wanted, mask=wanted < size, other=0.0)
@@ -68,6 +68,7 @@ def krylov_step(
     tl.store(values + layer * k + wanted, theta * unscale, mask=wanted < k)
     tl.store(residuals + layer * k + wanted, residual * unscale, mask=wanted < k)
     tl.store(next_value + layer + wanted * 0, theta * unscale, mask=(wanted == k) & (wanted < d))
+    tl.store(state + 2, steps)  # not at the end: it would take registers while the basis grows
     tl.store(iterations + layer, steps.to(tl.int64))
     tl.store(converged + layer, done.to(tl.uint8))
 
@@ -81,7 +82,6 @@ def krylov_step(
         store_vectors(next_basis, ritz + 2 * SIZE, vectors + layer * k * d, k, d, columns, PART, WIDTH)
     tl.store(state, kept)
     tl.store(state + 1, filled - kept)
-    tl.store(state + 2, steps)
     tl.store(state + 3, finished.to(tl.int32))
 
 
@@ -107,9 +107,10 @@ def project(basis, image, pairs, size, columns, SIZE: tl.constexpr, TILE: tl.con
             if other == first:
                 product = 0.5 * (product + tl.trans(product))
             identity = (i[:, None] == j[None, :]).to(tl.float64)
-            upper, lower = rows_at(pairs, i, j, 2 * SIZE), rows_at(pairs, j, i, 2 * SIZE)
+            # transposed addresses take fewer registers than a transposed product: Triton 3.6 would spill
+            upper, lower = rows_at(pairs, i, j, 2 * SIZE), tl.trans(rows_at(pairs, j, i, 2 * SIZE))
             tl.store(upper, product)
-            tl.store(lower, tl.trans(product))
+            tl.store(lower, product)
             tl.store(upper + SIZE, identity)
             tl.store(lower + SIZE, identity)
 

@@ -67,8 +67,9 @@ constexpr unsigned kWarp = 32;
 struct Place {
   dim3 thread, block, block_size, grid;
 };
-const Place& place();
-unsigned lane();
+extern const Place* running;
+inline const Place& place() { return *running; }
+inline unsigned lane() { return place().thread.x % kWarp; }
 
 // Each stops the running thread until all of its block, or all lanes of `mask`, have come to the same line.
 void block_barrier(int line);
@@ -76,7 +77,11 @@ void warp_barrier(unsigned mask, int line);
 
 // Memory of the running thread's warp, one slot of kSlotBytes a lane.
 constexpr unsigned kSlotBytes = 64;
-unsigned char* warp_slot(unsigned lane);
+constexpr unsigned kMostThreads = 1024;
+extern unsigned char slots[kMostThreads * kSlotBytes];
+inline unsigned char* warp_slot(unsigned lane) {
+  return slots + (place().thread.x / kWarp * kWarp + lane) * kSlotBytes;
+}
 
 // The value that lane `source` gives, when all lanes of `mask` have given theirs.
 template <class T>

@@ -15,24 +15,24 @@
 namespace simt {
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10, kMostThreads = 1024, kMostShared = 227 << 10;
+constexpr size_t kStackBytes = 128 << 10, kMostShared = 227 << 10;
 constexpr unsigned kMostBlocksUp = 65535;  // of gridDim.y and z
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
 struct Fiber {
   Place place;
-  State state;
+  State state = State::kEnded;
   int line;
   unsigned mask;
-  bool started;
+  bool started = false;
   jmp_buf here;
   std::unique_ptr<unsigned char[]> stack;
 };
 
 struct Block {
   std::vector<Fiber> fibers;
-  std::vector<unsigned char> shared, slots;
+  std::vector<unsigned char> shared;
   Fiber* running = nullptr;
   const std::function<void()>* body = nullptr;
   jmp_buf scheduler;
@@ -43,14 +43,18 @@ Block block;
 std::mutex one_grid_at_a_time;
 int order_seed = 0;
 
+// A fiber that has ended begins anew in the next block.
 void enter() {
-  (*block.body)();
-  block.running->state = State::kEnded;
-  _longjmp(block.scheduler, 1);
+  while (true) {
+    (*block.body)();
+    block.running->state = State::kEnded;
+    if (_setjmp(block.running->here) == 0) _longjmp(block.scheduler, 1);
+  }
 }
 
 void resume(Fiber& fiber) {
   block.running = &fiber;
+  running = &fiber.place;
   if (_setjmp(block.scheduler) != 0) return;
   if (fiber.started) _longjmp(fiber.here, 1);
   fiber.started = true;
@@ -154,15 +158,11 @@ std::vector<size_t> order_of(size_t n) {
 
 }  // namespace
 
-const Place& place() { return block.running->place; }
-unsigned lane() { return place().thread.x % kWarp; }
+const Place* running = nullptr;
+alignas(kSlotBytes) unsigned char slots[kMostThreads * kSlotBytes];
 unsigned char* shared_memory() { return block.shared.data(); }
 void block_barrier(int line) { wait(State::kAtBlockBarrier, 0, line); }
 void warp_barrier(unsigned mask, int line) { wait(State::kAtWarpBarrier, mask, line); }
-
-unsigned char* warp_slot(unsigned lane) {
-  return block.slots.data() + (place().thread.x / kWarp * kWarp + lane) * kSlotBytes;
-}
 
 void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
@@ -174,7 +174,6 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
                                 std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks cannot be launched");
   block.body = &body;
   block.fibers.resize(std::max(block.fibers.size(), size_t(threads)));
-  block.slots.resize(kMostThreads * kSlotBytes);
   getcontext(&block.blank);
   const std::vector<size_t> order = order_of(threads);
   for (const size_t number : order_of(size_t(grid.x) * grid.y * grid.z)) {
@@ -183,8 +182,8 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
     for (unsigned i = 0; i < threads; ++i) {
       Fiber& fiber = block.fibers[i];
       fiber.place = {dim3(i), at, dim3(threads), grid};
+      fiber.started = fiber.started && fiber.state == State::kEnded;  // others were left at a barrier
       fiber.state = State::kReady;
-      fiber.started = false;
     }
     run_block(op, order);
   }

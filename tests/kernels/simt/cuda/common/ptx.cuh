@@ -24,10 +24,18 @@ float value_of(unsigned pair, unsigned half) {
   return kType == MatrixType::kBFloat16 ? __uint_as_float(unsigned(bits) << 16) : float16_to_float(bits);
 }
 
-// Subnormal numbers are not shifted up to their first digit.
+// Of a finite value; subnormal numbers are not shifted up to their first digit, and zeros count for nothing.
 template <MatrixType kType>
 int exponent_of(float value) {
-  return std::max(std::ilogb(value), kType == MatrixType::kFloat16 ? -14 : -126);
+  const unsigned bits = __float_as_uint(value) & 0x7fffffff;
+  return bits == 0 ? -1024 : std::max(int(bits >> 23) - 127, kType == MatrixType::kFloat16 ? -14 : -126);
+}
+
+inline double power_of_two(int exponent) {
+  const uint64_t bits = uint64_t(exponent + 1023) << 52;
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 inline float truncated(double value) {
@@ -39,21 +47,22 @@ inline float truncated(double value) {
 // c + Σ left · right as the hardware with the fewest digits adds (compute capability 8.0): all terms are aligned to the
 // largest exponent among them, with one bit more than float32 has, and what falls off is cut off of each.
 template <MatrixType kType>
-float add_products(float c, const float (&left)[8], const float (&right)[8]) {
+float add_products(float c, const float (&left)[8], const float (&right)[8], const int (&left_exponents)[8],
+                   const int (&right_exponents)[8]) {
   constexpr int kExtraBits = 1;
   double products[8], exact = c;
-  int largest = std::isfinite(c) ? std::max(std::ilogb(c), -126) : 0;
+  int largest = std::max(exponent_of<MatrixType::kBFloat16>(c), -126);
   for (unsigned k = 0; k < 8; ++k) {
     products[k] = double(left[k]) * double(right[k]);
     exact += products[k];
-    if (products[k] != 0 && std::isfinite(products[k]))
-      largest = std::max(largest, exponent_of<kType>(left[k]) + exponent_of<kType>(right[k]));
+    largest = std::max(largest, left_exponents[k] + right_exponents[k]);
   }
   if (!std::isfinite(exact)) return float(exact);
-  const double unit = std::ldexp(1.0, largest - 23 - kExtraBits), per_unit = 1 / unit;
-  double units = std::trunc(double(c) * per_unit);
-  for (const double product : products) units += std::trunc(product * per_unit);
-  return truncated(units * unit);
+  const int last_bit = largest - 23 - kExtraBits;
+  const double per_unit = power_of_two(-last_bit);
+  int64_t units = int64_t(double(c) * per_unit);  // cuts off; no term has more than 26 bits
+  for (const double product : products) units += int64_t(product * per_unit);
+  return truncated(double(units) * power_of_two(last_bit));
 }
 
 struct Copy {
@@ -77,23 +86,31 @@ inline Copies& copies() {
 template <MatrixType kType>
 void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4], int line = __builtin_LINE()) {
   struct Given {
-    unsigned a[4], b[2];
+    float a[4][2], b[2][2];
   };
+  static_assert(sizeof(Given) <= simt::kSlotBytes);
   Given own;
-  std::memcpy(own.a, a, sizeof own.a);
-  std::memcpy(own.b, b, sizeof own.b);
+  for (unsigned half = 0; half < 2; ++half) {
+    for (unsigned i = 0; i < 4; ++i) own.a[i][half] = emulated::value_of<kType>(a[i], half);
+    for (unsigned i = 0; i < 2; ++i) own.b[i][half] = emulated::value_of<kType>(b[i], half);
+  }
   std::memcpy(simt::warp_slot(simt::lane()), &own, sizeof own);
   simt::warp_barrier(0xffffffffu, line);
   const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
   const auto given = [](unsigned lane) { return reinterpret_cast<const Given*>(simt::warp_slot(lane)); };
   for (unsigned part = 0; part < 2; ++part) {
     float left[2][8], right[2][8];  // rows g and g + 8 of a, columns 2 t and 2 t + 1 of b; k = 8 part ..
-    for (unsigned k = 0; k < 8; ++k)
-      for (unsigned s = 0; s < 2; ++s) {
-        left[s][k] = emulated::value_of<kType>(given(4 * g + k / 2)->a[2 * part + s], k % 2);
-        right[s][k] = emulated::value_of<kType>(given(4 * (2 * t + s) + k / 2)->b[part], k % 2);
+    int left_exponents[2][8], right_exponents[2][8];
+    for (unsigned s = 0; s < 2; ++s)
+      for (unsigned k = 0; k < 8; ++k) {
+        left[s][k] = given(4 * g + k / 2)->a[2 * part + s][k % 2];
+        right[s][k] = given(4 * (2 * t + s) + k / 2)->b[part][k % 2];
+        left_exponents[s][k] = emulated::exponent_of<kType>(left[s][k]);
+        right_exponents[s][k] = emulated::exponent_of<kType>(right[s][k]);
       }
-    for (unsigned i = 0; i < 4; ++i) c[i] = emulated::add_products<kType>(c[i], left[i / 2], right[i % 2]);
+    for (unsigned i = 0; i < 4; ++i)
+      c[i] =
+          emulated::add_products<kType>(c[i], left[i / 2], right[i % 2], left_exponents[i / 2], right_exponents[i % 2]);
   }
   simt::warp_barrier(0xffffffffu, line);
 }
