@@ -264,13 +264,19 @@ def geometry(moments: Moments) -> Geometry | None:
     )
 
 
-def undefined_reason(moments: Moments, layer: int) -> str | None:
-    """Why the anisotropy of the layer at this position is NaN, or None where it is defined."""
+def undefined_reason(moments: Moments, layer: int, rows: str | None = None) -> str | None:
+    """Why the anisotropy of the layer at this position is NaN, or None where it is defined.
+
+    Args:
+        moments: of one level.
+        layer: the position.
+        rows: what they are called; None is "sentences" or "tokens", as the level is.
+    """
     n = int(moments.count[layer].sum())
     left_out = int((moments.n_zero + moments.n_nonfinite)[layer].sum())
     if n >= 2:
         return None
-    rows = {"sentence": "sentences", "token": "tokens"}[moments.level]
+    rows = rows or {"sentence": "sentences", "token": "tokens"}[moments.level]
     return f"{n} {rows} used ({left_out} left out as zero or not finite); a pair needs two"
 
 

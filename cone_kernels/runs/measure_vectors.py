@@ -131,7 +131,7 @@ def _measurement(
 ) -> Measurement:
     import torch
 
-    about = {**described(vectors), "rows": part.sentences, "fingerprint": vectors.fingerprint}
+    about = {**described(vectors), "rows": part.sentences, "fingerprint": part.identity["vectors.fingerprint"]}
     return Measurement(
         model={"name": vectors.name, "architecture": None, "vectors": about},
         corpus=without_corpus(state, vectors.name),

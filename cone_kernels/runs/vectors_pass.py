@@ -50,14 +50,15 @@ def pass_over(vectors: Vectors, limit: int | None, options: RunOptions) -> tuple
         >>> part, state = pass_over(Vectors("minilm.npy"), None, RunOptions())
         >>> metrics.anisotropy(state.output)
     """
-    if vectors.fingerprint is None and (options.checkpoint or options.shard):
+    identity = _identity(vectors, limit, options)
+    if identity["vectors.fingerprint"] is None and (options.checkpoint or options.shard):
         name = "checkpoint" if options.checkpoint else "shard"
         raise ValueError(
             f"{name}: got {getattr(options, name)!r} for {vectors.name}; it must be vectors in files or in one array, "
             "for nothing shows whether an iterable gives the same rows again"
         )
     growing = GrowingPart(
-        RunPart.begin(_identity(vectors, limit, options), options.shard or "0/1", SHARD_ROWS),
+        RunPart.begin(identity, options.shard or "0/1", SHARD_ROWS),
         checkpoint=options.checkpoint,
         every=options.checkpoint_every,
         resume=options.resume,
