@@ -41,14 +41,18 @@ def leave_one_out(moments: Moments) -> Totals:
     return _totals(moments, lambda field, dim: field.sum(dim, keepdim=True) - field)
 
 
-def anisotropy(moments: Moments) -> Tensor:
+def anisotropy(moments: Moments, sums: Callable[[Moments], Totals] = totals) -> Tensor:
     """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)); NaN for n < 2.
+
+    Args:
+        moments: the sums of L layers.
+        sums: `totals`, or `leave_one_out`: the same with each group in turn left out, (L, G).
 
     Example:
         >>> anisotropy(state.sentence)
         tensor([0.4929, 0.6958, ...], dtype=torch.float64)
     """
-    return _anisotropy(totals(moments))
+    return _anisotropy(sums(moments))
 
 
 def anisotropy_stderr(moments: Moments) -> Tensor:
