@@ -168,7 +168,8 @@ def _anisotropy(level: Level) -> str:
     begin = "Two of these vectors picked at random have a mean cosine of"
     if not math.isfinite(level.stderr):
         return f"{begin} {level.anisotropy:.3f}, of an error that is not known ({level.reason})."
-    decimals = 3 if level.stderr == 0 else min(9, max(3, 1 - math.floor(math.log10(level.stderr))))
+    # As many as show the error, which of a million vectors is small.
+    decimals = 3 if level.stderr == 0 else min(9, max(3, -math.floor(math.log10(level.stderr))))
     said = f"{begin} {level.anisotropy:.{decimals}f} ± {level.stderr:.{decimals}f}"
     return f"{said}." if _told_from_zero(level) else f"{said}: these data do not tell it from 0."
 

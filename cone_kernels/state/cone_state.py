@@ -133,7 +133,7 @@ class ConeState:
 
     def __repr__(self) -> str:
         device, seconds = self._first_left_out.device, second_moments_in_words(self.sentence.fields)
-        lines = [f"ConeState({model_in_words(self.info)})"]
+        lines = [f"ConeState({model_in_words(self.info) if self.layers else 'vectors'})"]
         if self.layers:
             lines += [
                 f"  layers: {layers_in_words(self.layers)}; {self.sentence.dim:,} wide, on {device}",

@@ -42,8 +42,9 @@ def print_vectors(console: Console, result: VectorsResult) -> None:
     table.add_row("mean cosine", cosine.append(bar(level.anisotropy, _BAR_WIDTH, console), "cyan"))
     table.add_row("mean norm", f"{level.mean_norm:.4g}" if math.isfinite(level.mean_norm) else "-")
     if result.rogue_dimensions:
-        rogue = ", ".join(f"{one.dimension} ({one.share:.0%})" for one in result.rogue_dimensions)
-        table.add_row("dimensions", f"{rogue} of it; without them {number(result.anisotropy_without_rogue)}")
+        shares = [f" ({one.share:.0%} of it)" if math.isfinite(one.share) else "" for one in result.rogue_dimensions]
+        rogue = [f"{one.dimension}{share}" for one, share in zip(result.rogue_dimensions, shares, strict=True)]
+        table.add_row("dimensions", f"{', '.join(rogue)}; without them {number(result.anisotropy_without_rogue)}")
     for name, metric in GEOMETRY.items() if result.geometry else ():
         table.add_row(metric.label, geometry_value(name, getattr(result.geometry, name)))
     console.print(table)
