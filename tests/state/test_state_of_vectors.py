@@ -46,7 +46,7 @@ def test_it_merges_and_is_copied_as_any_state(tmp_path: Path) -> None:
         assert again.fingerprint() == state.fingerprint()
     with pytest.raises(ValueError, match=r"differ in dim \(5 and 6\)"):
         Moments.merge(state.sentence, state_of(normal(3, 6), second_moment=True).sentence)
-    with pytest.raises(ValueError, match="differ in layers"):
+    with pytest.raises(ValueError, match=r"differ in output \(True and False\)"):
         state.merge(ConeState.empty([0], 5, second_moment=True, info=state.info))
 
 
