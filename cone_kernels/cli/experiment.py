@@ -41,7 +41,7 @@ def run_experiment(
         outputs: names of options.
     """
     _refuse_two_prompts(options)
-    inputs = [options.get("corpus"), options.get("state")]
+    inputs = [options.get(name) for name in ("corpus", "state", "vectors")]
     named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
     check_outputs(json_out, options.get("log_json"), whole=[options[name] for name in outputs], inputs=named)
 

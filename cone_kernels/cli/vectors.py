@@ -39,11 +39,12 @@ def vectors(files: tuple[str, ...], json_out: str | None, max_bad: int | None, *
     check_outputs(json_out, whole=[options[name] for name in ("save_state", "checkpoint")], inputs=files)
 
     from cone_kernels import experiments
-    from cone_kernels.terminal.vectors import note_vectors, print_vectors
+    from cone_kernels.terminal.notes import print_notes
+    from cone_kernels.terminal.vectors import print_vectors
 
     measure_and_show(
         experiments.vectors,
-        note_vectors,
+        print_notes,
         print_vectors,
         {"source": list(files), **options},
         json_out=json_out,

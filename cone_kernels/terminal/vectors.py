@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 20
 
 
-def note_vectors(console: Console, result: VectorsResult) -> None:
-    """How fast they were read; of a saved state nothing."""
-    seconds, rows = result.manifest.get("seconds", {}).get("run"), result.vectors["rows"]
-    if seconds is not None:
-        console.print(f"{rows:,} vectors in {seconds:.1f} s: {rows / max(seconds, 1e-3):,.0f} vectors/s", style="dim")
-
-
 def print_vectors(console: Console, result: VectorsResult) -> None:
     """What they are, the mean cosine with a bar, the shape of the cone, each axis with its ends, plain sentences."""
     about, level = result.vectors, result.level

@@ -116,3 +116,28 @@ def test_failures_are_one_line(folder: Path, arguments: list[str], code: int, wo
     assert (done.exit_code, done.stdout) == (code, "")
     assert words.format(folder=folder) in done.stderr
     assert code == 2 or len(done.stderr.splitlines()) == 1
+
+
+def test_vectors_are_opened_by_the_command(folder: Path, tmp_path: Path) -> None:
+    files = ["--vectors", folder / "a.npy", "--vectors", folder / "b.npy"]
+    done = cone("center", *files, "--write", tmp_path / "o.npy", "--json", tmp_path / "r", "--method", "whitening")
+    assert done.exit_code == 0, done.output
+    assert "mean cosine of two vectors" in done.stdout
+    assert f"written to {tmp_path / 'o.npy'}" in done.stdout
+    assert "8,492 vectors in " in done.stderr
+    found = json.loads((tmp_path / "r").read_text())
+    after = data_of(cone("vectors", tmp_path / "o.npy", "--json", "-"))
+    assert after["sentence"]["anisotropy"] == pytest.approx(found["after"]["value"], abs=1e-6)
+    for arguments, words in (
+        (["--vectors", folder / "a.npy", "--model", "m", "--corpus", "c"], "takes the place of --model and --corpus"),
+        (["--state", folder / "s", "--write", "x.npy"], "--write goes with --vectors"),
+        (["--vectors", folder / "a.npy", "--write", folder / "a.npy"], "is named twice"),
+    ):
+        wrong = cone("center", *arguments)
+        assert (wrong.exit_code, wrong.stdout) == (2, "")
+        assert words in wrong.stderr
+    refused = cone("center", "--vectors", folder / "a.npy", "--device", "cpu")
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        "Error: device: got a value together with vectors; no model is run, so leave it out\n",
+    )

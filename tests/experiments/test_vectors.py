@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cone_kernels import ConeState
+from cone_kernels import Centering, ConeState
 from cone_kernels.experiments import center, compare, layers, rotation, vectors
 from cone_kernels.report import fragment
 from cone_kernels.sums import jackknife_groups
@@ -233,3 +233,56 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(tmp_path: Path) -> N
     for kind, words, source, options in cases:
         with pytest.raises(kind, match=words.replace("[", r"\[").replace("(", r"\(")):
             vectors(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "method"),
+    [
+        ("v.npy", "float32", "mean"),
+        ("v.safetensors", "float64", "whitening"),
+        ("v.parquet", "float16", "all-but-the-top"),
+    ],
+)
+def test_opened_vectors_are_written_as_the_centering_maps_them(
+    tmp_path: Path, name: str, kind: str, method: Any
+) -> None:
+    array = cone_of(kind, 9000)
+    array[5] = np.nan
+    np.save(tmp_path / "in.npy", array)
+    result = center(vectors=tmp_path / "in.npy", method=method, write=tmp_path / name, output=tmp_path / "c")
+    assert result.before.anisotropy == pytest.approx(vectors(array).level.anisotropy)
+    assert result.after is not None
+    assert (result.after.count, result.before.count) == (8999, 8999)
+    opened = Vectors(tmp_path / name)
+    assert (opened.rows, opened.kind) == (9000, kind)
+    wanted = Centering.load(tmp_path / "c")(torch.from_numpy(array).double()).to(opened.dtype)
+    torch.testing.assert_close(opened.read(0, 9000), wanted, rtol=0, atol=0, equal_nan=True)
+    assert vectors(opened).level.anisotropy == pytest.approx(result.after.anisotropy, abs=1e-5)
+    assert abs(result.after.anisotropy) < 0.01 < result.before.anisotropy
+    assert "the mean cosine of two vectors from " in result.summary()[0]
+    assert result.manifest["written"] == str(tmp_path / name)
+
+
+def test_bytes_are_opened_as_floats_by_a_state_of_others(tmp_path: Path) -> None:
+    vectors(cone_of("uint8", seed=3), scale=0.1, save_state=tmp_path / "s")
+    result = center(state=tmp_path / "s", vectors=cone_of("uint8"), scale=0.1, write=tmp_path / "v.npy")
+    assert Vectors(tmp_path / "v.npy").kind == "float32"
+    assert "fitted on the 1,200 vectors of s" in result.summary()[0]
+
+
+def test_a_centering_of_vectors_refuses_what_it_does_not_take(tmp_path: Path) -> None:
+    array = cone_of("float32", 50)
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, "model, device: got a value together with vectors", {"model": "m", "device": "cpu"}),
+        (ValueError, "it must be one, which holds the vectors", {"field": ["a", "b"]}),
+        (TypeError, "it must be one that can be read twice", {"vectors": iter([array])}),
+        (VectorFileError, "are not written", {"write": tmp_path / "v.jsonl"}),
+        (ValueError, "write: got 'v.npy' without vectors", {"vectors": None, "write": "v.npy"}),
+        (ValueError, "components: got 9; it must be from 1 to", {"method": "all-but-the-top", "components": 9}),
+    ]
+    for kind, words, options in cases:
+        with pytest.raises(kind, match=words):
+            center(**{"vectors": array, **options})
+    vectors(np.ones((9, 3), np.float32), save_state=tmp_path / "s")
+    with pytest.raises(ValueError, match="state: got width 3; it must be 6, the width of the vectors"):
+        center(vectors=array, state=tmp_path / "s")
