@@ -119,10 +119,7 @@ def axis_of(
     vocabulary, named = _vocabulary(loaded, number, solved.directions, tokens)
     components = tuple(
         Component(
-            eigenvalue=solved.eigenvalues[at],
-            explained_variance_ratio=solved.explained_variance_ratios[at],
-            residual=solved.residuals[at],
-            eigengap=solved.eigengaps[at],
+            **solved.numbers(at),
             top=_with_texts(ends[at][0], texts),
             bottom=_with_texts(ends[at][1], texts),
             tokens_top=named[at][0],

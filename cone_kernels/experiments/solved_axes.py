@@ -45,6 +45,15 @@ class SolvedAxes:
         directions: Tensor = self.found.centered.vectors[0]
         return directions
 
+    def numbers(self, at: int) -> dict[str, float]:
+        """Those of one axis, by the names that a component has for them."""
+        return {
+            "eigenvalue": self.eigenvalues[at],
+            "explained_variance_ratio": self.explained_variance_ratios[at],
+            "residual": self.residuals[at],
+            "eigengap": self.eigengaps[at],
+        }
+
     def reasons(self, vectors: str) -> list[str]:
         """A sentence for each number that is not defined.
 

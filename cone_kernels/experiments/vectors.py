@@ -163,15 +163,7 @@ def _axes(measurement: Measurement, source: Vectors, k: int, top: int) -> Vector
         return tuple(VectorProjection(one.index, one.projection, names.get(one.index)) for one in end)
 
     components = tuple(
-        VectorAxis(
-            eigenvalue=solved.eigenvalues[at],
-            explained_variance_ratio=solved.explained_variance_ratios[at],
-            residual=solved.residuals[at],
-            eigengap=solved.eigengaps[at],
-            top=named(ends[at][0]),
-            bottom=named(ends[at][1]),
-        )
-        for at in range(k)
+        VectorAxis(**solved.numbers(at), top=named(ends[at][0]), bottom=named(ends[at][1])) for at in range(k)
     )
     return VectorAxes(components, float(solved.found.centered_mean_cosine), tuple(solved.reasons("the vectors")))
 

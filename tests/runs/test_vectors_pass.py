@@ -18,7 +18,7 @@ from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.vectors_pass import SHARD_ROWS
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.vector_files import Vectors
-from tests.support.vector_writers import write_jsonl
+from tests.support.vector_writers import two_sparse_gigabytes, write_jsonl
 
 N, DIM = 5 * SHARD_ROWS + 100, 3
 
@@ -170,12 +170,7 @@ print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_is_flat_over_two_gigabytes(tmp_path: Path) -> None:
-    # A sparse file of 256 MiB under eight names: each is mapped anew, and the page cache holds it once.
-    first, *others = (tmp_path / f"{part}.npy" for part in range(8))
-    np.lib.format.open_memmap(first, "w+", np.float16, (1 << 17, 1024)).flush()
-    for other in others:
-        other.hardlink_to(first)
-    paths = map(str, (first, *others))
+    paths = map(str, two_sparse_gigabytes(tmp_path))
     ran = subprocess.run([sys.executable, "-c", FLAT, *paths], capture_output=True, text=True, check=True)
     rows, more_kilobytes = json.loads(f"[{ran.stdout.strip().replace(' ', ', ')}]")
     assert rows == 1 << 20

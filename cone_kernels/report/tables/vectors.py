@@ -8,6 +8,7 @@ from cone_kernels.names import GEOMETRY, is_share, label_of
 from cone_kernels.report.inline import Parts, code, count, estimate, fixed, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
+from cone_kernels.report.tables.axis import AXIS_COLUMNS, axis_cells
 from cone_kernels.report.words import ordinal
 
 
@@ -57,20 +58,9 @@ def _rogue(result: Node) -> Table:
 
 def _axes(result: Node) -> Iterator[Table]:
     components = result.get("axis").get("components").entries
-    numbers: list[list[Parts]] = []
-    for at, component in enumerate(components, start=1):
-        cells: list[Parts] = [[significant(component["eigenvalue"])], [percent(component["explained_variance_ratio"])]]
-        cells += [[significant(component.get("eigengap"))], [significant(component.get("residual"))]]
-        numbers.append([[ordinal(at)], *cells])
-    columns = [
-        Column("axis", ("axis",), "text"),
-        Column("eigenvalue", ("eigenvalue",)),
-        Column("share of the variance", ("explained_variance_ratio",)),
-        Column("gap to the next", ("eigengap",)),
-        Column("residual", ("residual",)),
-    ]
+    numbers = [axis_cells(component, at) for at, component in enumerate(components, start=1)]
     notes: list[Parts] = [[text(reason)] for reason in result.get("axis").get("reasons").entries]
-    yield Table("axes", ["The axes of the vectors"], columns, numbers, notes)
+    yield Table("axes", ["The axes of the vectors"], AXIS_COLUMNS, numbers, notes)
     for at, component in enumerate(components, start=1):
         yield _ends(component, at)
 
