@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_whole(
@@ -22,11 +25,29 @@ def write_whole(
     Raises:
         OSError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
+    with whole_file(path, previous=previous) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], *, previous: str | os.PathLike[str] | None = None) -> Iterator[BinaryIO]:
+    """As `write_whole`, of content that comes piece by piece: at the end it is at `path`.
+
+    Args:
+        path, previous: as in `write_whole`.
+
+    Raises:
+        OSError: as `write_whole`. Whatever is raised within the block, nothing is left behind.
+
+    Example:
+        >>> with whole_file("vectors.fbin") as file:
+        ...     file.write(header)
+    """
     target = Path(path)
     descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o666 & ~_umask())

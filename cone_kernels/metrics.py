@@ -41,14 +41,18 @@ def leave_one_out(moments: Moments) -> Totals:
     return _totals(moments, lambda field, dim: field.sum(dim, keepdim=True) - field)
 
 
-def anisotropy(moments: Moments) -> Tensor:
+def anisotropy(moments: Moments, sums: Callable[[Moments], Totals] = totals) -> Tensor:
     """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)); NaN for n < 2.
+
+    Args:
+        moments: the sums of L layers.
+        sums: `totals`, or `leave_one_out`: the same with each group in turn left out, (L, G).
 
     Example:
         >>> anisotropy(state.sentence)
         tensor([0.4929, 0.6958, ...], dtype=torch.float64)
     """
-    return _anisotropy(totals(moments))
+    return _anisotropy(sums(moments))
 
 
 def anisotropy_stderr(moments: Moments) -> Tensor:
@@ -264,13 +268,19 @@ def geometry(moments: Moments) -> Geometry | None:
     )
 
 
-def undefined_reason(moments: Moments, layer: int) -> str | None:
-    """Why the anisotropy of the layer at this position is NaN, or None where it is defined."""
+def undefined_reason(moments: Moments, layer: int, rows: str | None = None) -> str | None:
+    """Why the anisotropy of the layer at this position is NaN, or None where it is defined.
+
+    Args:
+        moments: of one level.
+        layer: the position.
+        rows: what they are called; None is "sentences" or "tokens", as the level is.
+    """
     n = int(moments.count[layer].sum())
     left_out = int((moments.n_zero + moments.n_nonfinite)[layer].sum())
     if n >= 2:
         return None
-    rows = {"sentence": "sentences", "token": "tokens"}[moments.level]
+    rows = rows or {"sentence": "sentences", "token": "tokens"}[moments.level]
     return f"{n} {rows} used ({left_out} left out as zero or not finite); a pair needs two"
 
 

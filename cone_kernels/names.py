@@ -120,6 +120,7 @@ EXPERIMENTS = {
     "axis": Experiment("Axis", "What lies along the main axis of the cone?", "axis", "each model"),
     "rotation": Experiment("Rotation", "Do models share their axis?", "rotation", "all models"),
     "centering": Experiment("The fix", "What does centring do to the cone?", "center", "each method"),
+    "vectors": Experiment("Vectors", "How tight is the cone of vectors that are there already?", "vectors"),
     "compare": Experiment("Comparison", "Did the cone change?", "compare"),
 }
 

@@ -41,16 +41,33 @@ from cone_kernels.names import METHODS
     type=click.FloatRange(0, 1),
     help="Of the covariance, for whitening.  [default: the oracle approximating shrinkage]",
 )
+@click.option(
+    "--vectors",
+    multiple=True,
+    metavar="FILE",
+    help="Vectors that are there already, in place of a model and a corpus (see `cone vectors`); may be repeated.",
+)
+@click.option("--scale", type=float, metavar="X", help="What int8 and uint8 of --vectors are multiplied by.")
+@click.option(
+    "--write",
+    metavar="FILE",
+    help="Write the opened --vectors: .npy, .safetensors, .parquet, .fvecs or .fbin, by the ending of the name.",
+)
 @click.option("--output", "-o", metavar="FILE", help="Write the centering, for Centering.load.")
 @shared_options()
 @json_option
 @debuggable
 def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     """Open the cone: a centering, and the anisotropy before and after it."""
+    for name in ("scale", "write"):
+        if options[name] is not None and not options["vectors"]:
+            raise click.UsageError(f"--{name} goes with --vectors FILE")
+    if options["vectors"] and (options["model"] is not None or options["corpus"] is not None):
+        raise click.UsageError("--vectors takes the place of --model and --corpus")
     if (options["model"] is None) != (options["corpus"] is None):
         raise click.UsageError("--model and --corpus go together")
-    if options["model"] is None and options["state"] is None:
-        raise click.UsageError("give --model and --corpus, or --state FILE, or all three")
+    if options["model"] is None and options["state"] is None and not options["vectors"]:
+        raise click.UsageError("give --model and --corpus, or --vectors FILE, or --state FILE")
     for name, method in (("components", "all-but-the-top"), ("shrinkage", "whitening")):
         if options[name] is not None and options["method"] != method:
             raise click.UsageError(f"--{name} is for --method {method}")
@@ -58,5 +75,6 @@ def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     from cone_kernels.experiments.centering import center as open_cone
     from cone_kernels.terminal.centering import print_centering
 
-    files = ("output", "checkpoint")
+    files = ("output", "checkpoint", "write")
+    options["vectors"] = list(options["vectors"]) or None
     run_experiment(open_cone, print_centering, options, json_out=json_out, max_bad=max_bad, outputs=files)

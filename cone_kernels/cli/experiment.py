@@ -41,27 +41,60 @@ def run_experiment(
         outputs: names of options.
     """
     _refuse_two_prompts(options)
-    inputs = [options.get("corpus"), options.get("state")]
+    inputs = [options.get(name) for name in ("corpus", "state", "vectors")]
     named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
     check_outputs(json_out, options.get("log_json"), whole=[options[name] for name in outputs], inputs=named)
 
-    from cone_kernels.terminal.console import stderr_console, stdout_console
     from cone_kernels.terminal.notes import print_notes
-    from cone_kernels.terminal.progress import progress_line
 
     rank = _rank(options)
-    stderr = stderr_console()
-    stderr.quiet = rank > 0
     options["field"] = list(options["field"]) or None
     if options.pop("no_prompt"):
         options["prompt"] = ""
     if isinstance(options["corpus"], tuple):
         options |= _one_corpus(options)
-    with progress_line(stderr) as progress:
+    return measure_and_show(
+        experiment,
+        print_notes,
+        show,
+        options,
+        json_out=json_out,
+        max_bad=max_bad,
+        begins="loading the model",
+        rank=rank,
+    )
+
+
+def measure_and_show(
+    experiment: Callable[..., _Result],
+    note: Callable[[Console, _Result], None],
+    show: Callable[[Console, _Result], None],
+    options: dict[str, Any],
+    *,
+    json_out: str | None,
+    max_bad: int | None,
+    begins: str,
+    rank: int = 0,
+) -> _Result:
+    """Measures with a progress line, prints notes to stderr, writes the JSON, shows the result, judges the losses.
+
+    Args:
+        experiment, show, json_out, max_bad: as in `run_experiment`.
+        note: prints how it went.
+        options: the keywords of the function.
+        begins: what is said before there is any progress.
+        rank: of this process; all but 0 are quiet.
+    """
+    from cone_kernels.terminal.console import stderr_console, stdout_console
+    from cone_kernels.terminal.progress import progress_line
+
+    stderr = stderr_console()
+    stderr.quiet = rank > 0
+    with progress_line(stderr, begins) as progress:
         result = experiment(**options, progress=interruptible(progress))
     if rank > 0:
         return result
-    print_notes(stderr, result)
+    note(stderr, result)
     if json_out:
         write_json(json_out, result.to_dict())
     if json_out != "-":

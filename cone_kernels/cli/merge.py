@@ -22,4 +22,6 @@ def merge(parts: tuple[str, ...], output: str, incomplete: bool) -> None:
     whole = unite(parts, output, incomplete=incomplete)
     missing = whole.missing()
     state = f"a part: it lacks {missing}" if missing else "the state of the whole corpus"
-    click.echo(f"{output}: {whole.counts['sentences']:,} of {whole.sentences:,} sentences, {state}", err=True)
+    if whole.unit == "vectors" and not missing:
+        state = "the state of all"
+    click.echo(f"{output}: {whole.counts['sentences']:,} of {whole.sentences:,} {whole.unit}, {state}", err=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cone_kernels.names import MODEL_POOLING, OUTPUT, POOLINGS, TEXT_FORMATS, listed_suffixes
+from cone_kernels.names import MODEL_POOLING, OUTPUT, POOLINGS, TEXT_FORMATS, VECTOR_FORMATS, listed_suffixes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -82,6 +82,31 @@ layer_pooling_option = click.option(
 )
 
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "reference", "cpu", "triton", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Who computes the sums; one asked for by name runs or fails.",
+)
+
+max_bad_option = click.option(
+    "--max-bad", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if more than N are left out."
+)
+
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."
+)
+
+_checkpoint_options = (
+    click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),
+    click.option(
+        "--checkpoint-every", type=click.FloatRange(min=0), metavar="SECONDS", help="At least.  [default: 300]"
+    ),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one."),
+)
+
+
 def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ...]:
     return (
         click.option(
@@ -111,13 +136,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             show_default=True,
             help="What the model computes in; auto: as its weights are stored.",
         ),
-        click.option(
-            "--backend",
-            type=click.Choice(["auto", "reference", "cpu", "triton", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="Who computes the sums; one asked for by name runs or fails.",
-        ),
+        backend_option,
         click.option("--revision", help="Branch, tag or commit of a hub id."),
         click.option("--prompt", metavar="TEXT", help="Put before every sentence.  [default: the model's own]"),
         click.option("--prompt-name", metavar="NAME", help="One of the model's prompts."),
@@ -159,16 +178,14 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--log-json", metavar="FILE|-", help="Append the progress as JSON lines, one a second; - is stderr."
         ),
-        click.option(
-            "--max-bad", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if more than N are left out."
-        ),
+        max_bad_option,
     )
 
 
 def shared_options() -> Callable[[_Command], _Command]:
     """Many processes and checkpoints: the keywords of `SharedOptions`."""
     options = (
-        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."),
+        workers_option,
         click.option(
             "--ray",
             type=click.IntRange(min=1),
@@ -192,11 +209,46 @@ def shared_options() -> Callable[[_Command], _Command]:
             metavar="N",
             help="Sentences of a shard.  [default: 8192, on a GPU 65536]",
         ),
-        click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),
+        *_checkpoint_options,
+    )
+    return _all_of(options)
+
+
+def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    """All options of a command that reads vectors, which no model is needed for: the keywords of `VectorsOptions`.
+
+    Args:
+        own: the options that only this command has.
+    """
+    formats = "; ".join(f"{name}: {about.holds}" for name, about in VECTOR_FORMATS.items())
+    threads = "CPU threads of a process; the bits do not depend on them.  [default: all, shared among workers]"
+    options = (
         click.option(
-            "--checkpoint-every", type=click.FloatRange(min=0), metavar="SECONDS", help="At least.  [default: 300]"
+            "--format",
+            type=click.Choice(list(VECTOR_FORMATS)),
+            metavar="NAME",
+            help=f"Of the files.  [default: by the endings of their names]  {formats}.",
         ),
-        click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one."),
+        click.option("--field", metavar="NAME", help="The array, tensor or column that holds the vectors."),
+        click.option(
+            "--ids",
+            multiple=True,
+            callback=_one_or_several,
+            metavar="FILE|COLUMN",
+            help="Texts or ids of the vectors: a file with a line for each (may be repeated), or a column beside them.",
+        ),
+        click.option("--scale", type=float, metavar="X", help="What int8 and uint8 are multiplied by."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N vectors."),
+        *own,
+        backend_option,
+        max_bad_option,
+        workers_option,
+        click.option("--threads", type=click.IntRange(min=1), metavar="N", help=threads),
+        *_checkpoint_options,
+        shard_option,
+        save_state_option,
+        json_option,
+        debuggable,
     )
     return _all_of(options)
 

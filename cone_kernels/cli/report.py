@@ -13,15 +13,21 @@ from cone_kernels.cli.outputs import check_outputs
 
 
 @click.command()
-@click.argument("folder", metavar="DIR")
-@click.option("--output", metavar="FILE", help="Where the page goes.  [default: DIR/report.html]")
+@click.argument("folder", metavar="DIR|FILE")
+@click.option(
+    "--output", metavar="FILE", help="Where the page goes.  [default: DIR/report.html, or FILE ending in .html]"
+)
 @debuggable
 def report(folder: str, output: str | None) -> None:
-    """Make report.html again from the results.json that `cone run` wrote to DIR."""
+    """Make report.html again from the results.json that `cone run` wrote to DIR.
+
+    Or make the page of one result, from the FILE that --json of any command wrote.
+    """
     if output == "-":
         raise click.UsageError("--output: got -; the page is written to a file")
-    source = Path(folder) / "results.json"
-    target = output or str(Path(folder) / "report.html")
+    given = Path(folder)
+    source = given if given.is_file() else given / "results.json"
+    target = output or str(given.with_suffix(".html") if given.is_file() else given / "report.html")
     results = _read(source)
     check_outputs(whole=[target], inputs=[str(source)])
 

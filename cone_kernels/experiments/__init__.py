@@ -20,6 +20,7 @@ from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.experiments.run import RunResult
+from cone_kernels.experiments.vectors_result import VectorsResult
 from cone_kernels.names import EXPERIMENTS
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cone_kernels.experiments.pooling import pooling
     from cone_kernels.experiments.rotation import rotation
     from cone_kernels.experiments.run import run
+    from cone_kernels.experiments.vectors import vectors
 
 __all__ = [
     "AxisResult",
@@ -43,6 +45,7 @@ __all__ = [
     "PoolingResult",
     "RotationResult",
     "RunResult",
+    "VectorsResult",
     "axis",
     "center",
     "compare",
@@ -51,6 +54,7 @@ __all__ = [
     "pooling",
     "rotation",
     "run",
+    "vectors",
 ]
 
 

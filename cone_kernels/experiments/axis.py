@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
+from cone_kernels.experiments.solved_axes import SolvedAxes, extremes_of, solved_axes, used_blocks, window
 from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, threads_of
@@ -19,18 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
-    from cone_kernels.axes import Axes
     from cone_kernels.experiments.axis_vectors import AxisVectors
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
     from cone_kernels.experiments.vocabulary import TokenProjection
     from cone_kernels.models.loaded import LoadedModel, ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
-    from cone_kernels.statistics.extremes import Extreme, Extremes
-
-# A variance below this share of the squared mean is what rounding leaves of equal vectors, and one below this share of
-# the largest is what it leaves where there is none: the products of float32 vectors are summed in float32 blocks.
-_ROUNDING, _UNRESOLVED = 1e-13, 1e-7
+    from cone_kernels.statistics.extremes import Extreme
 
 # Modules after the pooling that give vectors in other directions than they take.
 _MAPS = ("Dense", "LayerNorm")
@@ -112,43 +108,31 @@ def axis_of(
     """
     _check_counts(k, top, tokens)
     number = measurement.layer(layer)
-    loaded, kept, moments = _parts(measurement, number, k)
+    loaded, kept, moments = _parts(measurement, number)
 
-    from cone_kernels import metrics
-    from cone_kernels.axes import axes
-
-    found = axes(moments, k)
-    directions, mean = found.centered.vectors[0], metrics.mean_vector(moments)[0]  # (k, d), (d,)
-    values = found.centered.values[0]
-    if float(values[0]) <= _ROUNDING * float(mean.square().sum()):
-        raise ValueError(f"corpus: got equal sentence vectors at {place(number)}; they must vary to have an axis")
-    extremes = _extremes(kept, directions, mean, top)
+    solved = solved_axes(moments, k, "corpus", "sentence vectors", f" at {place(number)}")
+    found = solved.found
+    extremes = extremes_of(kept.blocks(window(kept.dim)), solved, top)
     ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
-    texts, corpus_tokens = _read_again(measurement, ends, _window(kept))
-    correlations = _correlations(kept, directions, mean, corpus_tokens)
+    texts, corpus_tokens = _read_again(measurement, ends, window(kept.dim))
+    correlations = _correlations(kept, solved, corpus_tokens)
     if number == OUTPUT and loaded.output is not None and loaded.output.normalized:
         # In 16 bits their lengths differ by more than a millionth, by rounding alone.
         correlations["norm"] = correlations["norm"] * math.nan
-    vocabulary, named = _vocabulary(loaded, number, directions, tokens)
-    ratios = metrics.explained_variance_ratio(metrics.covariance(moments), found.centered.values)[0]
-    flat = (values <= _UNRESOLVED * values[0]).tolist()
-    gaps = [*(values[:-1] - values[1:]).tolist(), float(found.centered.eigengap)]
+    vocabulary, named = _vocabulary(loaded, number, solved.directions, tokens)
     components = tuple(
         Component(
-            eigenvalue=float(values[at]),
-            explained_variance_ratio=float(ratios[at]),
-            residual=float(found.centered.residuals[0, at]),
-            eigengap=gaps[at],
+            **solved.numbers(at),
             top=_with_texts(ends[at][0], texts),
             bottom=_with_texts(ends[at][1], texts),
             tokens_top=named[at][0],
             tokens_bottom=named[at][1],
-            correlations={name: math.nan if flat[at] else float(r[at]) for name, r in correlations.items()},
+            correlations={name: math.nan if solved.flat[at] else float(r[at]) for name, r in correlations.items()},
         )
         for at in range(k)
     )
     name = measurement.layer_name(number)
-    vectors = _vectors(measurement, found, mean, {"layer": number, "layer_name": name})
+    vectors = _vectors(measurement, solved, {"layer": number, "layer_name": name})
     if save_vectors is not None and measurement.rank == 0:
         vectors.save(save_vectors)
     cosines = (found.centered_mean_cosine, found.uncentered_mean_cosine, found.centered_uncentered_cosine)
@@ -165,7 +149,7 @@ def axis_of(
         centered_uncentered_cosine=centered_uncentered_cosine,
         vocabulary=vocabulary,
         vectors_file=None if save_vectors is None else os.fspath(save_vectors),
-        reasons=_reasons(components, flat, mean_cosine, bool(found.centered.converged)),
+        reasons=(*_reasons(components), *solved.reasons("the sentence vectors")),
         manifest={**measurement.manifest, "axis": {"k": k, "top": top, "tokens": tokens}},
         vectors=vectors,
     )
@@ -177,8 +161,8 @@ def _check_counts(k: int, top: int, tokens: int) -> None:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
 
 
-def _parts(measurement: Measurement, layer: Layer, k: int) -> tuple[LoadedModel, SentenceVectors, Moments]:
-    """The model, the kept vectors and the sums of one layer, all there and enough for k axes."""
+def _parts(measurement: Measurement, layer: Layer) -> tuple[LoadedModel, SentenceVectors, Moments]:
+    """The model, the kept vectors and the sums of one layer, all there."""
     if measurement.load is None or measurement.sentences is None:
         raise ValueError(
             "measurement: got one of a saved state; it must be of a model and a corpus, whose vectors axis reads"
@@ -187,40 +171,8 @@ def _parts(measurement: Measurement, layer: Layer, k: int) -> tuple[LoadedModel,
     moments = measurement.moments(layer)
     if "second_moment" not in moments.fields:
         raise ValueError("measurement: got one without second moments; it must be made with second_moment=True")
-    n = int(moments.count.sum())
-    most = min(n - 1, moments.dim)
-    if most < 1:
-        raise ValueError(
-            f"corpus: got {n} sentence vectors at {place(layer)}; it must give at least two to have an axis"
-        )
-    if k > most:
-        raise ValueError(f"k: got {k}; it must be at most {most} for {n} sentence vectors of width {moments.dim}")
     assert measurement.loaded is not None
     return measurement.loaded, vectors, moments
-
-
-def _window(kept: SentenceVectors) -> int:
-    from cone_kernels.statistics.extremes import block_rows
-
-    return min(8192, block_rows(kept.dim))
-
-
-def _used_rows(kept: SentenceVectors) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """(id of the first row, rows (n, d), lengths of the used ones, which are used (n,)) of every block, in order."""
-    from cone_kernels.runs.sentence_vectors import used_rows
-
-    for first, rows in kept.blocks(_window(kept)):
-        used = used_rows(rows.double())
-        yield first, rows, rows[used].double().norm(dim=1), used
-
-
-def _extremes(kept: SentenceVectors, directions: Tensor, mean: Tensor, count: int) -> Extremes:
-    from cone_kernels.statistics.extremes import Extremes, project
-
-    extremes = Extremes(count, len(directions))
-    for first, rows, _, used in _used_rows(kept):
-        extremes.add(used.nonzero()[:, 0] + first, project(rows[used], directions, mean))
-    return extremes
 
 
 def _read_again(
@@ -246,7 +198,7 @@ def _read_again(
     return texts, tokens
 
 
-def _correlations(kept: SentenceVectors, directions: Tensor, mean: Tensor, tokens: CorpusTokens) -> dict[str, Tensor]:
+def _correlations(kept: SentenceVectors, solved: SolvedAxes, tokens: CorpusTokens) -> dict[str, Tensor]:
     """Pearson's r of the projections with each variable: (k,) by its name."""
     import torch
 
@@ -255,9 +207,10 @@ def _correlations(kept: SentenceVectors, directions: Tensor, mean: Tensor, token
 
     # Vectors that were normalized differ in length by rounding alone.
     resolution = {"norm": 8 * torch.finfo(kept.dtype).eps}
-    found = {name: Correlation(len(directions), resolution.get(name, 0.0)) for name in VARIABLES}
-    for (_, rows, norms, used), (lengths, frequency) in zip(_used_rows(kept), tokens.windows(), strict=True):
-        projections = project(rows[used], directions, mean)
+    found = {name: Correlation(len(solved.directions), resolution.get(name, 0.0)) for name in VARIABLES}
+    blocks = used_blocks(kept.blocks(window(kept.dim)))
+    for (_, rows, norms, used), (lengths, frequency) in zip(blocks, tokens.windows(), strict=True):
+        projections = project(rows[used], solved.directions, solved.mean)
         variables = {"length": lengths[used], "token_frequency": frequency[used], "norm": norms}
         for name, values in variables.items():
             found[name].add(projections, values)
@@ -284,15 +237,17 @@ def _with_texts(extremes: Sequence[Extreme], texts: Mapping[int, str]) -> tuple[
     return tuple(SentenceProjection(texts[one.index], one.projection, one.index) for one in extremes)
 
 
-def _vectors(measurement: Measurement, found: Axes, mean: Tensor, where: dict[str, Any]) -> AxisVectors:
+def _vectors(measurement: Measurement, solved: SolvedAxes, where: dict[str, Any]) -> AxisVectors:
     from cone_kernels.experiments.axis_vectors import AxisVectors
+
+    found = solved.found
 
     names = ("name", "architecture", "weights_sha256")
     corpus = measurement.corpus
     return AxisVectors(
         centered=found.centered.vectors[0],
         eigenvalues=found.centered.values[0],
-        mean=mean,
+        mean=solved.mean,
         # A mean of zero has no direction; NaN would make the file unreadable.
         mean_direction=found.mean_direction[0].nan_to_num(0.0),
         uncentered=found.uncentered.vectors[0, 0],
@@ -305,20 +260,8 @@ def _vectors(measurement: Measurement, found: Axes, mean: Tensor, where: dict[st
     )
 
 
-def _reasons(
-    components: Sequence[Component], flat: Sequence[bool], mean_cosine: float, converged: bool
-) -> tuple[str, ...]:
-    reasons = []
+def _reasons(components: Sequence[Component]) -> Iterator[str]:
     for name, about in VARIABLES.items():
         # The first axis is never flat.
         if math.isnan(components[0].correlations[name]):
-            reasons.append(f"the correlation with {name} is not defined: the {about.phrase} does not vary")
-    for number in [at for at, is_flat in enumerate(flat, start=1) if is_flat]:
-        reasons.append(f"nothing varies along axis {number} that the sums resolve: its direction is arbitrary")
-    if math.isnan(components[-1].eigengap):
-        reasons.append(f"the eigengap of axis {len(components)} is not defined: there is no further axis")
-    if math.isnan(mean_cosine):
-        reasons.append("the angles to the mean direction are not defined: the mean of the sentence vectors is zero")
-    if not converged:
-        reasons.append("the axes are not determined to 1e-8 of the largest eigenvalue; see the residuals")
-    return tuple(reasons)
+            yield f"the correlation with {name} is not defined: the {about.phrase} does not vary"

@@ -12,7 +12,7 @@ from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
-from cone_kernels.runs.options import SharedOptions, refuse_run_options
+from cone_kernels.runs.options import DEFAULTS, SharedOptions, refuse_run_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,12 +34,16 @@ def center(
     components: int | None = None,
     shrinkage: float | None = None,
     output: str | os.PathLike[str] | None = None,
+    vectors: Any = None,
+    scale: float | None = None,
+    write: str | os.PathLike[str] | None = None,
     **options: Unpack[SharedOptions],
 ) -> CenteringResult:
     """Fits a centering on a layer's sentence vectors and measures the cone before and after it.
 
     With a model and a corpus: one pass, fitted and measured on the same sentences. With a state too: fitted on the
-    state, measured on the corpus. With a state alone nothing is run, and what comes after is not measured.
+    state, measured on the corpus. With a state alone nothing is run, and what comes after is not measured. With vectors
+    in place of a model and a corpus no model is needed: they are read twice, and may be written opened.
 
     Args:
         model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
@@ -52,6 +56,11 @@ def center(
         components: directions that all-but-the-top projects out. Default: a hundredth of the width.
         shrinkage: α of whitening, 0 to 1. Default: the oracle approximating shrinkage.
         output: where to write the centering; `Centering.load` reads it.
+        vectors: vectors that are there already, in place of a model and a corpus: what `experiments.vectors` takes. Of
+            `options` they take field, limit, backend, threads, workers, checkpoint, checkpoint_every and resume.
+        scale: what vectors of int8 and uint8 are multiplied by.
+        write: where to write the opened vectors, by the ending of its name as .npy, .safetensors, .parquet, .fvecs or
+            .fbin.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
@@ -72,6 +81,12 @@ def center(
     check_method(method, components, shrinkage)
     fit: dict[str, Any] = {"layer": layer, "method": method, "components": components, "shrinkage": shrinkage}
     saved = None if state is None else from_state(state)
+    if vectors is not None:
+        taken = {"model": model, "corpus": corpus, "pooling": None if pooling == "mean" else pooling}
+        return _center_vectors(vectors, scale, taken, options, fitted_on=saved, write=write, output=output, **fit)
+    for name, value in (("scale", scale), ("write", write)):
+        if value is not None:
+            raise ValueError(f"{name}: got {value!r} without vectors; it must be left out")
     if model is None and corpus is None:
         if saved is None:
             raise ValueError(
@@ -88,6 +103,27 @@ def center(
     measurement = measure(model, corpus, second_moment=needs_moment, pooling=pooling, keep_vectors=(layer,), **options)
     with threads_of(measurement):
         return center_of(measurement, fitted_on=saved, output=output, **fit)
+
+
+def _center_vectors(
+    vectors: Any, scale: float | None, taken: dict[str, Any], options: SharedOptions, **fit: Any
+) -> CenteringResult:
+    from cone_kernels.experiments.center_vectors import center_vectors
+    from cone_kernels.experiments.vectors import open_vectors
+    from cone_kernels.runs.measure_vectors import VectorsOptions
+
+    names = VectorsOptions.__annotations__
+    rest = {name: value for name, value in options.items() if name not in names and name != "field"}
+    refused = [name for name, value in taken.items() if value is not None]
+    refused += [name for name, value in rest.items() if value != DEFAULTS.get(name)]
+    if refused:
+        raise ValueError(f"{', '.join(refused)}: got a value together with vectors; no model is run, so leave it out")
+    fields = options.get("field") or []
+    if len(fields) > 1:
+        raise ValueError(f"field: got {', '.join(fields)}; it must be one, which holds the vectors")
+    field = fields[0] if fields else None
+    own: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+    return center_vectors(open_vectors(vectors, field=field, scale=scale), field=field, **fit, **own)
 
 
 def center_of(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SCHEMA = "cone_kernels/centering/1"
 
 _NO_VECTORS = "after: a saved state has no sentence vectors to apply the centering to; give a model and a corpus too"
+_NO_GIVEN_VECTORS = "after: a saved state has none of its vectors to apply the centering to; give the vectors too"
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,16 @@ class CenteringResult(ExperimentResult):
     centering: Centering = field(repr=False)
 
     @property
+    def rows(self) -> str:
+        """What was measured: "sentences" of a model, or "vectors" that were given."""
+        return "vectors" if "vectors" in self.model else "sentences"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why numbers are not defined."""
         found = [f"before: {self.before.reason}"] if self.before.reason else []
         if self.after is None:
-            found.append(_NO_VECTORS)
+            found.append(_NO_VECTORS if self.rows == "sentences" else _NO_GIVEN_VECTORS)
         elif self.after.reason:
             found.append(f"after: {self.after.reason}")
         return tuple(found)
@@ -95,13 +101,14 @@ def _summary(result: CenteringResult) -> list[str]:
     if before.reason or (after and after.reason):
         return []
     how = _in_words(result.centering)
-    cone = f"the mean cosine of two sentences at {place(result.layer)}"
-    fitted = f"{result.fitted_on['sentences']:,} sentences"
+    at = f" at {place(result.layer)}" if result.rows == "sentences" else ""
+    cone = f"the mean cosine of two {result.rows}{at}"
+    fitted = f"{result.fitted_on['sentences']:,} {result.rows}"
     if after is None:
         return [f"The centering was fitted on {fitted}; {cone} is {before.anisotropy:.3f} without it."]
     where = f"measured on the {fitted} that it was fitted on"
     if result.fitted_on["state"] is not None:
-        where = f"measured on {after.count:,} sentences, fitted on the {fitted} of {result.fitted_on['state']}"
+        where = f"measured on {after.count:,} {result.rows}, fitted on the {fitted} of {result.fitted_on['state']}"
     lines = [f"{how} takes {cone} from {before.anisotropy:.3f} to {after.anisotropy:.3f}, {where}."]
     if abs(before.anisotropy) <= 3 * before.stderr:
         lines.append("There was no cone to open: the mean cosine was within three standard errors of 0 before.")
@@ -113,7 +120,7 @@ def _summary(result: CenteringResult) -> list[str]:
     elif after.anisotropy >= before.anisotropy:
         lines.append("It does not open the cone.")
     else:
-        lines.append("Two sentences point apart on average now.")
+        lines.append(f"Two {result.rows} point apart on average now.")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from cone_kernels.experiments.compare_result import (
     DirectionChange,
     RandomCosine,
 )
+from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
 
 if TYPE_CHECKING:
@@ -37,7 +39,9 @@ def compare(
     is left out of both states at once, so that what both owe to the choice of sentences cancels. Unpaired, the two
     errors are combined as independent, SE² = SE_a² + SE_b². The p value is that of the t distribution, with one degree
     of freedom less than there are groups (unpaired: of the state that has fewer). Each statistic is a family of as many
-    tests as there are layers, corrected by Holm's method; of the six statistics each keeps its own rate alpha.
+    tests as there are layers, corrected by Holm's method; of the six statistics each keeps its own rate alpha. What a
+    model itself gives for sentences, its output, is one more row where both states have one of the same width, with
+    the sentence level alone; of states of vectors it is the only one.
 
     A state does not say which sentences it is of. With `paired=None` the states are taken to be of the same sentences
     where each of the 64 groups has the same number of sentences, of tokens, and the same Σ(tokens of a sentence)²:
@@ -55,14 +59,14 @@ def compare(
 
     Args:
         a: the state before: a file, a `ConeState`, or a `Measurement`.
-        b: the state after, of the same architecture, layers and width; the weights may differ.
+        b: the state after, of the same architecture, layers, width and pooling; the weights may differ.
         paired: whether both are of the same sentences in the same order; None judges by the counts.
         alpha: the rate at which a statistic that did not change at any layer is called changed at one.
 
     Raises:
         OSError, StateFileError: a file cannot be read, or is damaged.
-        ValueError: the states differ in architecture, layers, width or final norm, each named; `paired` is True and the
-            states have other numbers of sentences in their groups; `alpha` is not between 0 and 1.
+        ValueError: the states differ in architecture, layers, width, pooling or final norm, each named; `paired` is
+            True and the states have other numbers of sentences in their groups; `alpha` is not between 0 and 1.
 
     Example:
         >>> result = compare("before.safetensors", "after.safetensors")
@@ -77,28 +81,37 @@ def compare(
 
     from cone_kernels.statistics.directions import random_cosine_mean, random_cosine_quantile
 
-    changes = _changes(first.state, second.state, together, alpha)
-    axes = [_turn(_axis(first.state, layer), _axis(second.state, layer)) for layer in first.state.layers]
-    means = [_turn(*both) for both in zip(_means(first.state), _means(second.state), strict=True)]
+    names = labels([first, second])
+    without_output = _without_output(first.state, second.state, names)
+    places: list[Layer] = [*first.state.layers, *([] if without_output or first.state.output is None else [OUTPUT])]
+    changes = _changes(first.state, second.state, together, alpha, with_output=OUTPUT in places)
+    sentence = changes.pop("sentence")
     rows = tuple(
         ComparedLayer(
-            layer=number,
-            name=name,
-            **{statistic: found[at] for statistic, found in changes.items()},
-            axis=axes[at],
-            mean=means[at],
+            layer=layer,
+            name=first.layer_name(layer),
+            sentence=sentence[at],
+            # Of the output there is the sentence level alone.
+            **{statistic: found[at] if at < len(found) else None for statistic, found in changes.items()},
+            axis=_turn(*(_axis(one.moments(layer)) for one in (first, second))),
+            mean=_turn(*(_mean(one.moments(layer)) for one in (first, second))),
         )
-        for at, (number, name) in enumerate(zip(first.state.layers, first.layer_names, strict=True))
+        for at, layer in enumerate(places)
     )
+    random = {
+        dim: RandomCosine(dim, random_cosine_mean(dim), random_cosine_quantile(0.95, dim))
+        for dim in {first.moments(layer).dim for layer in places}
+    }
     dim = first.state.sentence.dim
-    names = labels([first, second])
     return CompareResult(
         a=_identity(first, names[0]),
         b=_identity(second, names[1]),
         paired=together,
         pairing=pairing,
         layers=rows,
-        random_cosine=RandomCosine(dim, random_cosine_mean(dim), random_cosine_quantile(0.95, dim)),
+        random_cosine=random[dim],
+        output_random_cosine=random[first.moments(OUTPUT).dim] if OUTPUT in places else None,
+        without_output=without_output,
         alpha=alpha,
         corpus=shared_corpus([first, second]),
         manifest={
@@ -123,6 +136,11 @@ def _identity(found: Measurement, name: str) -> dict[str, Any]:
 def _refuse_other_architectures(a: Measurement, b: Measurement) -> None:
     from cone_kernels.state.agreement import differences
 
+    poolings = [found.state.pooling for found in (a, b)]
+    if poolings[0] != poolings[1]:
+        raise ValueError(
+            f"a, b: got states of the poolings {poolings[0]} and {poolings[1]}; they must be of one pooling"
+        )
     keys = ("architecture", "model_type", "final_norm")
     told = [
         {"layers": list(found.state.layers), "width": found.state.sentence.dim}
@@ -139,26 +157,43 @@ def _refuse_other_architectures(a: Measurement, b: Measurement) -> None:
         )
 
 
+def _without_output(a: ConeState, b: ConeState, names: Sequence[str]) -> str | None:
+    """Why the models' own outputs are not compared; None where they are, or where there are none."""
+    if a.output is None and b.output is None:
+        return None
+    if a.output is None or b.output is None:
+        has, lacks = names if b.output is None else reversed(names)
+        return f"{has} has one, and {lacks} has none"
+    if a.output.dim != b.output.dim:
+        return f"it is {a.output.dim} wide in {names[0]} and {b.output.dim} in {names[1]}"
+    return None
+
+
 def _pairing(a: ConeState, b: ConeState, asked: bool | None) -> tuple[bool, str]:
     """Whether the jackknife is taken on the difference, and why."""
-    other_sentences = not _seen(a.sentence).equal(_seen(b.sentence))
+    seen = [_seen(state.sentence if state.layers else state.output) for state in (a, b)]
+    other_sentences = not seen[0].equal(seen[1])
     if asked and other_sentences:
-        counts = " and ".join(str(int(_seen(state.sentence).sum())) for state in (a, b))
+        counts = " and ".join(str(int(one.sum())) for one in seen)
         raise ValueError(
             f"paired: got True for states with other numbers of sentences in their jackknife groups ({counts} in all); "
             "it must be False or None, for they are not of the same sentences"
         )
     if asked is not None:
         return asked, "as asked for"
+    rows = "sentences" if a.layers else "vectors"
     if other_sentences:
-        return False, "the states have other numbers of sentences in their jackknife groups"
+        return False, f"the states have other numbers of {rows} in their jackknife groups"
+    if not a.layers:
+        return True, "the states have the same numbers of vectors in every jackknife group"
     if not _same_lengths(a.token, b.token):
         return False, "the sentences of their jackknife groups have other numbers of tokens"
     return True, "the states have the same numbers of sentences and tokens in every jackknife group"
 
 
-def _seen(moments: Moments) -> Tensor:
+def _seen(moments: Moments | None) -> Tensor:
     """(G,) the rows used or left out of the first layer, by group."""
+    assert moments is not None
     names = ("count", "n_zero", "n_nonfinite", *(("n_empty",) if moments.level == "sentence" else ()))
     by_group: Tensor = sum(getattr(moments, name)[0].cpu() for name in names)
     return by_group
@@ -181,12 +216,15 @@ class _Jackknife:
     not_empty: Tensor
 
 
-def _jackknifes(state: ConeState) -> dict[str, _Jackknife]:
+def _jackknifes(state: ConeState, with_output: bool) -> dict[str, _Jackknife]:
+    """Every statistic by name; the output follows the layers, in the sentence level alone."""
+    import torch
+
     from cone_kernels import metrics
 
     values, left_out = metrics.first_order(state), metrics.first_order(state, metrics.leave_one_out)
     of_sentences = ("sentence", "gap")
-    return {
+    found = {
         name: _Jackknife(
             value.cpu(),
             left_out[name].cpu(),
@@ -194,12 +232,20 @@ def _jackknifes(state: ConeState) -> dict[str, _Jackknife]:
         )
         for name, value in values.items()
     }
+    if with_output:
+        assert state.output is not None
+        own = [metrics.anisotropy(state.output, sums) for sums in (metrics.totals, metrics.leave_one_out)]
+        rows = (*own, state.output.count > 0)
+        of_layers = found["sentence"]
+        both = zip((of_layers.value, of_layers.left_out, of_layers.not_empty), rows, strict=True)
+        found["sentence"] = _Jackknife(*(torch.cat([layers, row.cpu()]) for layers, row in both))
+    return found
 
 
-def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float) -> dict[str, list[Change]]:
-    """The changes of every statistic by name, one for each layer."""
-    others = _jackknifes(b)
-    return {name: _change(first, others[name], paired, alpha) for name, first in _jackknifes(a).items()}
+def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float, with_output: bool) -> dict[str, list[Change]]:
+    """The changes of every statistic by name, one for each layer; and for the output, which has no tokens."""
+    first, second = (_jackknifes(state, with_output) for state in (a, b))
+    return {name: _change(one, second[name], paired, alpha) for name, one in first.items()}
 
 
 def _change(a: _Jackknife, b: _Jackknife, paired: bool, alpha: float) -> list[Change]:
@@ -262,17 +308,16 @@ class _Direction:
     sampling: float
 
 
-def _axis(state: ConeState, layer: int) -> _Direction | None:
-    """The top eigenvector of the covariance, one layer at a time: that is (d, d) float64.
+def _axis(moments: Moments) -> _Direction | None:
+    """The top eigenvector of the covariance of one layer: that is (d, d) float64.
 
     sin² is about λ₁/n · Σ λ_j/(λ₁ − λ_j)² for normal vectors (Anderson 1963), so at most λ₁(tr C − λ₁)/(n(λ₁ − λ₂)²).
     """
     from cone_kernels.metrics import covariance
     from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 
-    if "second_moment" not in state.sentence.fields:
+    if "second_moment" not in moments.fields:
         return None
-    moments = state.sentence.select(layer)
     matrix = covariance(moments)  # (1, d, d)
     trace = float(matrix[0].trace())
     if not trace > 0:
@@ -283,17 +328,13 @@ def _axis(state: ConeState, layer: int) -> _Direction | None:
     return _Direction(top.vectors[0, 0].cpu(), spread / (first - second) ** 2 if first > second else math.inf)
 
 
-def _means(state: ConeState) -> list[_Direction | None]:
-    """The mean m of each layer; sin² is about (E‖x‖² − ‖m‖²)/(n‖m‖²), less what of it lies along m."""
+def _mean(moments: Moments) -> _Direction | None:
+    """The mean m of one layer; sin² is about (E‖x‖² − ‖m‖²)/(n‖m‖²), less what of it lies along m."""
     from cone_kernels.metrics import mean_vector
 
-    moments = state.sentence
-    found: list[_Direction | None] = []
-    squares = zip(moments.norm_sq_sum.tolist(), moments.count.sum(1).tolist(), strict=True)
-    for mean, (square_sum, n) in zip(mean_vector(moments).cpu(), squares, strict=True):
-        own = float(mean.square().sum())
-        found.append(_Direction(mean, (square_sum / n - own) / (n * own)) if own > 0 else None)
-    return found
+    mean = mean_vector(moments)[0].cpu()
+    own, n = float(mean.square().sum()), int(moments.count.sum())
+    return _Direction(mean, (float(moments.norm_sq_sum) / n - own) / (n * own)) if own > 0 else None
 
 
 def _turn(a: _Direction | None, b: _Direction | None) -> DirectionChange:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
+from cone_kernels.names import OUTPUT, Layer, place
 
 SCHEMA = "cone_kernels/compare/1"
 
@@ -81,7 +82,7 @@ class ComparedLayer:
     """One layer of both states.
 
     Attributes:
-        layer, name: its number as in Hugging Face's `hidden_states`, and the module.
+        layer, name: its number as in Hugging Face's `hidden_states`, and the module; or "output", which has no tokens.
         sentence, token: the anisotropy at the two levels.
         gap: sentence-level less token-level anisotropy.
         within, between: the mean cosine of two tokens of one sentence, of two sentences.
@@ -90,24 +91,25 @@ class ComparedLayer:
         mean: the means.
     """
 
-    layer: int
+    layer: Layer
     name: str
     sentence: Change
-    token: Change
-    gap: Change
-    within: Change
-    between: Change
-    predicted: Change
+    token: Change | None
+    gap: Change | None
+    within: Change | None
+    between: Change | None
+    predicted: Change | None
     axis: DirectionChange
     mean: DirectionChange
 
     def changes(self) -> dict[str, Change]:
-        """Every statistic by name."""
+        """Every statistic that there is, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Change)}
 
     def to_dict(self) -> dict[str, Any]:
         """The layer as JSON data."""
-        changes = {name: change.to_dict() for name, change in self.changes().items()}
+        none = dict.fromkeys(("token", "gap", "within", "between", "predicted")) if self.layer == OUTPUT else {}
+        changes = {**none, **{name: change.to_dict() for name, change in self.changes().items()}}
         cosines = {"axis_cosine": finite(self.axis.cosine), "mean_cosine": finite(self.mean.cosine)}
         sampling = {"axis_sampling": finite(self.axis.sampling), "mean_sampling": finite(self.mean.sampling)}
         return {"layer": self.layer, "name": self.name, **changes, **cosines, **sampling}
@@ -132,6 +134,8 @@ class CompareResult(ExperimentResult):
         pairing: why it is, or is not, in words.
         layers: one entry a layer.
         random_cosine: what |cos| of two random directions would be.
+        output_random_cosine: the same in the width of the outputs; None where they are not compared.
+        without_output: why the models' own outputs are not compared, where there are some.
         alpha: the family-wise rate of false alarms, each statistic over all layers.
         corpus: sentences and what was left out of them, where both states agree.
         manifest: versions and fingerprints.
@@ -146,6 +150,13 @@ class CompareResult(ExperimentResult):
     alpha: float
     corpus: dict[str, Any]
     manifest: dict[str, Any]
+    output_random_cosine: RandomCosine | None = None
+    without_output: str | None = None
+
+    @property
+    def of_vectors(self) -> bool:
+        """Whether the states are of given vectors, and have no layers."""
+        return all(row.layer == OUTPUT for row in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as strict JSON data."""
@@ -158,6 +169,7 @@ class CompareResult(ExperimentResult):
             "pairing": self.pairing,
             "layers": [row.to_dict() for row in self.layers],
             "random_cosine": vars(self.random_cosine),
+            **({"output_random_cosine": vars(self.output_random_cosine)} if self.output_random_cosine else {}),
             "alpha": self.alpha,
             "correction": "holm",
             "resolution": RESOLUTION,
@@ -177,7 +189,7 @@ class CompareResult(ExperimentResult):
         for row in self.layers:
             one = row.sentence
             levels = f"{one.a:9.4f} {one.b:9.4f} {one.difference:+9.4f} {one.stderr:9.4f} {one.p_adjusted:9.2g}"
-            rest = f"{row.token.difference:+9.4f} {row.gap.difference:+9.4f}"
+            rest = " ".join(f"{one.difference:+9.4f}" if one else " " * 9 for one in (row.token, row.gap))
             mark = "*" if one.significant else " "
             lines.append(f"  {row.layer:>5} {levels} {mark} {rest}  {row.axis.cosine:13.4f}, {row.mean.cosine:.4f}")
         return "\n".join(lines)
@@ -187,16 +199,21 @@ def _summary(result: CompareResult) -> list[str]:
     a, b = result.a["name"], result.b["name"]
     if result.a["state_fingerprint"] == result.b["state_fingerprint"]:
         return [f"{a} and {b} are the same state, to the last bit."]
-    lines = [*_cone(result.layers, a, b), *_tokens(result.layers)]
+    lines = [*_cone(result, a, b), *_tokens(result.layers)]
     if not lines and any(not math.isnan(row.sentence.p_value) for row in result.layers):
-        lines.append(
-            f"From {a} to {b} the cone did not change by more than chance at any layer "
-            f"({result.alpha:.2g} for all layers together)."
+        where = (
+            f" ({result.alpha:.2g})"
+            if result.of_vectors
+            else (f" at any layer ({result.alpha:.2g} for all layers together)")
         )
+        lines.append(f"From {a} to {b} the cone did not change by more than chance{where}.")
+    if result.without_output:
+        lines.append(f"The models' own output is left out: {result.without_output}.")
     return [*lines, *_gap(result.layers), *_directions(result)]
 
 
-def _cone(layers: Sequence[ComparedLayer], a: str, b: str) -> list[str]:
+def _cone(result: CompareResult, a: str, b: str) -> list[str]:
+    layers, rows = result.layers, "vectors" if result.of_vectors else "sentences"
     lines, begin = [], f"From {a} to {b} the cone"
     for verb, moved, fell in (
         ("opened", _fell(layers, "sentence"), True),
@@ -205,11 +222,11 @@ def _cone(layers: Sequence[ComparedLayer], a: str, b: str) -> list[str]:
         if not moved:
             continue
         most = max(moved, key=lambda row: abs(row.sentence.difference))
-        where = f", most at layer {most.layer}" if len(moved) > 1 else ""
+        most_at = f", most at {place(most.layer)}" if len(moved) > 1 else ""
+        where, there = ("", "") if result.of_vectors else (f" at {_at(moved, layers)}{most_at}", " there")
         values = f"{most.sentence.a:.4f} to {most.sentence.b:.4f}"
         lines.append(
-            f"{begin} {verb} at {_at(moved, layers)}{where}: the mean cosine of two sentences "
-            f"{'fell' if fell else 'rose'} from {values} there."
+            f"{begin} {verb}{where}: the mean cosine of two {rows} {'fell' if fell else 'rose'} from {values}{there}."
         )
         begin = "It"
     return lines
@@ -248,36 +265,50 @@ def _directions(result: CompareResult) -> list[str]:
             lines.append(f"The {what} points the same way in both: |cos| is at least {least:.3f}.")
         elif turned:
             layer = min(turned, key=turned.__getitem__)
-            chance = result.random_cosine.p95
+            by_chance = result.output_random_cosine if layer == OUTPUT else result.random_cosine
+            assert by_chance is not None
+            chance = by_chance.p95
             random = f", no more than two random directions may have (95% are below {chance:.3f})"
             far = random if turned[layer] <= chance else ""
-            lines.append(f"The {what} turned most at layer {layer}: |cos| is {turned[layer]:.3f} there{far}.")
+            where, at_it = ("", "") if result.of_vectors else (f" most at {place(layer)}", " there")
+            lines.append(f"The {what} turned{where}: |cos| is {turned[layer]:.3f}{at_it}{far}.")
     return lines
 
 
 def _fell(layers: Sequence[ComparedLayer], name: str) -> list[ComparedLayer]:
-    return [row for row in layers if row.changes()[name].significant and row.changes()[name].difference < 0]
+    return [row for row in layers if _significant(row, name) < 0]
 
 
 def _rose(layers: Sequence[ComparedLayer], name: str) -> list[ComparedLayer]:
-    return [row for row in layers if row.changes()[name].significant and row.changes()[name].difference > 0]
+    return [row for row in layers if _significant(row, name) > 0]
+
+
+def _significant(row: ComparedLayer, name: str) -> float:
+    """The difference of a statistic, 0 where it is not significant or the row has none."""
+    change = row.changes().get(name)
+    return change.difference if change and change.significant else 0.0
 
 
 def _at(moved: Sequence[ComparedLayer], layers: Sequence[ComparedLayer]) -> str:
-    """The layers in words, runs of neighbours as one: "layers 1, 3 and 9 to 12"."""
-    if len(moved) == len(layers) > 1:
+    """The layers in words, runs of neighbours as one: "layers 1, 3 and 9 to 12", or "layer 6 and the output"."""
+    chosen, numbers = ([row.layer for row in rows if isinstance(row.layer, int)] for rows in (moved, layers))
+    output = [place(OUTPUT)] if len(chosen) < len(moved) else []
+    return " and ".join([*([_numbered(chosen, numbers)] if chosen else []), *output])
+
+
+def _numbered(chosen: Sequence[int], numbers: Sequence[int]) -> str:
+    if len(chosen) == len(numbers) > 1:
         return "every layer"
-    chosen = {row.layer for row in moved}
     runs: list[list[int]] = []
     neighbours = False
-    for row in layers:
-        if row.layer in chosen and neighbours:
-            runs[-1].append(row.layer)
-        elif row.layer in chosen:
-            runs.append([row.layer])
-        neighbours = row.layer in chosen
+    for number in numbers:
+        if number in chosen and neighbours:
+            runs[-1].append(number)
+        elif number in chosen:
+            runs.append([number])
+        neighbours = number in chosen
     parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else " and ".join(map(str, run)) for run in runs]
     if len(parts) > 1:
         parts = [part.replace(" and ", ", ") for part in parts]
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"layer{'s' if len(moved) > 1 else ''} {listed}"
+    return f"layer{'s' if len(chosen) > 1 else ''} {listed}"

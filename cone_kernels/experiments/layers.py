@@ -81,7 +81,7 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
     for at, (number, name) in enumerate(zip(state.layers, measurement.layer_names, strict=True)):
         # One layer at a time: a covariance is (d, d) float64.
         moments = state.sentence.select(number)
-        found = _shape(moments, rogue, sentence[at].anisotropy)
+        found = shape_of(moments, rogue, sentence[at].anisotropy)
         rows.append(Layer(number, name, sentence[at], token[at], *found))
     return LayersResult(
         model=measurement.model,
@@ -100,10 +100,10 @@ def _output(measurement: Measurement, rogue: int) -> Output | None:
         return None if described is None else Output(described)
     (level,) = levels_of(moments)
     about = {**(described or {}), "prompt": measurement.model.get("prompt")}
-    return Output(about, level, *_shape(moments, rogue, level.anisotropy))
+    return Output(about, level, *shape_of(moments, rogue, level.anisotropy))
 
 
-def _shape(
+def shape_of(
     moments: Moments, rogue: int, anisotropy: float
 ) -> tuple[tuple[RogueDimension, ...], float, Geometry | None]:
     """Rogue dimensions of one layer, its anisotropy without them, and its geometry where second moments are kept."""

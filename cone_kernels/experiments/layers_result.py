@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
 from cone_kernels.experiments.level import Level, differ
@@ -66,7 +66,7 @@ class Layer:
             "name": self.name,
             "sentence": self.sentence.to_dict(),
             "token": self.token.to_dict(),
-            **_shape(self),
+            **shape_to_dict(self),
         }
 
 
@@ -90,7 +90,7 @@ class Output:
         """The output as JSON data."""
         if self.sentence is None:
             return dict(self.about)
-        return {**self.about, "sentence": self.sentence.to_dict(), **_shape(self)}
+        return {**self.about, "sentence": self.sentence.to_dict(), **shape_to_dict(self)}
 
     def summary(self, pooling: str) -> str:
         """What it is, in one sentence.
@@ -113,7 +113,21 @@ class Output:
         return f"{said}; it pools by {phrases.get(own, own)}, and the layers are pooled by {phrases[pooling]}."
 
 
-def _shape(row: Layer | Output) -> dict[str, Any]:
+class Shaped(Protocol):
+    """What has the shape of a cone: its rogue dimensions, and its geometry where second moments are kept."""
+
+    @property
+    def rogue_dimensions(self) -> tuple[RogueDimension, ...]: ...
+
+    @property
+    def anisotropy_without_rogue(self) -> float: ...
+
+    @property
+    def geometry(self) -> Geometry | None: ...
+
+
+def shape_to_dict(row: Shaped) -> dict[str, Any]:
+    """The shape as JSON data."""
     return {
         "rogue_dimensions": [rogue.to_dict() for rogue in row.rogue_dimensions],
         "anisotropy_without_rogue": finite(row.anisotropy_without_rogue),
@@ -231,7 +245,7 @@ def _moves(shape: CurveShape, heights: dict[int, float]) -> list[str]:
         for move in shape.builds
     ]
     dips = [f"by {move.height:.2f} at layer {move.end}" for move in shape.dips]
-    return [f"It builds {_listed(builds)}" + (f", and dips {_listed(dips)}." if dips else ".")]
+    return [f"It builds {listed_words(builds)}" + (f", and dips {listed_words(dips)}." if dips else ".")]
 
 
 def _ending(shape: CurveShape, before: Layer, last: Layer) -> str:
@@ -250,7 +264,7 @@ def _rogue_summary(known: Sequence[Layer]) -> list[str]:
     if most is None or shares[most] < 0.25:
         return []
     row = next(row for row in known if row.layer == most)
-    names = _listed([str(rogue.dimension) for rogue in row.rogue_dimensions])
+    names = listed_words([str(rogue.dimension) for rogue in row.rogue_dimensions])
     which = f"dimension {names} carries" if len(row.rogue_dimensions) == 1 else f"dimensions {names} carry"
     return [
         f"A few dimensions do much of it: at layer {most}, {which} {shares[most]:.0%} of the mean cosine, which would "
@@ -269,5 +283,5 @@ def _geometry_summary(known: Sequence[Layer]) -> list[str]:
     ]
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed_words(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

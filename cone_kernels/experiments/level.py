@@ -41,8 +41,12 @@ class Level:
         return found | ({"reason": self.reason} if self.reason else {})
 
 
-def levels_of(moments: Moments) -> list[Level]:
+def levels_of(moments: Moments, rows: str | None = None) -> list[Level]:
     """Every layer of the sums.
+
+    Args:
+        moments: of one level.
+        rows: what reasons call its rows; None is "sentences" or "tokens", as the level is.
 
     Example:
         >>> levels_of(state.sentence)[2].anisotropy
@@ -56,7 +60,7 @@ def levels_of(moments: Moments) -> list[Level]:
     groups = (moments.count > 0).sum(1).tolist()
     levels = []
     for at in range(len(moments.layers)):
-        reason = metrics.undefined_reason(moments, at)
+        reason = metrics.undefined_reason(moments, at, rows)
         if reason is None and math.isnan(stderr[at]):
             reason = f"stderr: the jackknife has {groups[at]} groups; it needs two that leave pairs behind"
         numbers = {name: values[at] for name, values in counts.items()}

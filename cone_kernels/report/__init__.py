@@ -83,10 +83,10 @@ def fragment(result: dict[str, Any]) -> str:
 
 
 def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes the page of a run; aside first, then renamed, so that there is never half of one.
+    """Writes the page of a run, or of one result; aside first, then renamed, so that there is never half of one.
 
     Args:
-        results: JSON data of the schema cone_kernels/run/1.
+        results: JSON data of the schema cone_kernels/run/1, or what `to_dict` of an experiment's result gives.
         path: the file to write.
 
     Raises:
@@ -99,10 +99,11 @@ def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """
     require("matplotlib", "report", "the report")
     from cone_kernels.report.node import Node
-    from cone_kernels.report.page import page_html
+    from cone_kernels.report.page import page_html, result_page_html
 
+    html = result_page_html if "experiment" in results else page_html
     # UTF-8 has no bytes for a lone surrogate; as a character reference browsers show U+FFFD.
-    page = page_html(Node(results), _draw_both).encode("utf-8", "xmlcharrefreplace")
+    page = html(Node(results), _draw_both).encode("utf-8", "xmlcharrefreplace")
     write_whole(Path(path).resolve(), page)
 
 

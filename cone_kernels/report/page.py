@@ -23,7 +23,7 @@ from cone_kernels.report.inline import (
 )
 from cone_kernels.report.methods import METHODS_HTML
 from cone_kernels.report.node import Node
-from cone_kernels.report.section import Drawer, figures_and_tables, findings, in_short
+from cone_kernels.report.section import Drawer, experiment_of, figures_and_tables, findings, in_short
 from cone_kernels.report.style import style_sheet
 from cone_kernels.report.table import Column, Table, table_html
 from cone_kernels.report.tables import TABLES
@@ -56,6 +56,36 @@ def page_html(results: Node, draw: Drawer) -> str:
         raise ValueError("results: /models is empty; it must have at least one model")
     sections = "".join(_sections(results, models, draw))
     title = _title(models)
+    parts = (_in_short(results, models), sections, _measured(results, models), METHODS_HTML, _manifest(results, models))
+    return _document(title, _header(results, models, title), "".join(parts))
+
+
+def result_page_html(result: Node, draw: Drawer) -> str:
+    """The page of one result, of any experiment.
+
+    Args:
+        result: what `to_dict` gives.
+        draw: gives a figure as HTML.
+
+    Raises:
+        ValueError: the result is of no experiment, or lacks what it must have.
+    """
+    from cone_kernels.report.figures import PANELS
+
+    key = experiment_of(result)
+    measured = next((result[what] for what in ("model", "vectors") if result.get(what).known), None)
+    title: Parts = [EXPERIMENTS[key].heading, *(() if measured is None else (": ", name(measured)))]
+    body = findings(result) + figures_and_tables(PANELS[key](result), TABLES[key](result), key, draw)
+    pairs = [_pairs("manifest", ["Its measurement"], result.get("manifest"))]
+    pairs += [] if measured is None else [_pairs("measured", ["What was measured"], measured)]
+    listed = "".join(table_html(table, "manifest") for table in pairs if table.rows)
+    section = f'<section id="{key}" class="experiment">{body}</section>'
+    manifest = f'<section id="manifest"><h2>Manifest</h2><p>What it takes to measure this again.</p>{listed}</section>'
+    header = f"<header><h1>{markup(title)}</h1><p>{escape(EXPERIMENTS[key].question)}</p></header>"
+    return _document(title, header, f"{section}{METHODS_HTML}{manifest}")
+
+
+def _document(title: Parts, header: str, main: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -63,8 +93,7 @@ def page_html(results: Node, draw: Drawer) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(plain(title))}</title>"
         f"<style>{style_sheet(page=True)}</style></head>\n"
-        f'<body><div class="cone cone-page">{_header(results, models, title)}<main>{_in_short(results, models)}'
-        f"{sections}{_measured(results, models)}{METHODS_HTML}{_manifest(results, models)}</main></div></body></html>\n"
+        f'<body><div class="cone cone-page">{header}<main>{main}</main></div></body></html>\n'
     )
 
 

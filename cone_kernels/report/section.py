@@ -63,7 +63,7 @@ def fragment_html(result: Node, panels: Sequence[Panel] | None, prefix: str, sty
     """
     experiment = experiment_of(result)
     about = EXPERIMENTS[experiment]
-    model = result.get("model")
+    model = result.get("model") if result.get("model").known else result.get("vectors")
     heading = escape(about.heading) + (f": {markup([name(model)])}" if model.known else "")
     body = figures_and_tables(panels or (), TABLES[experiment](result), prefix, draw)
     missing = "" if panels is not None else f'<p class="note">{escape(NO_FIGURES)}</p>'

@@ -91,12 +91,12 @@ class Checkpoint:
                 self._newest_is_whole = False
                 continue
             if faults:
-                logger.warning("%s; resuming from %s, %d sentences in", faults[0], path, found.sentences)
+                logger.warning("%s; resuming from %s, %d %s in", faults[0], path, found.sentences, found.unit)
             self._latest = found
             return found
         if any(path.exists() for path in (self.file, self.previous)):
             raise StateFileError(f"resume: no checkpoint is whole: {'; '.join(faults)}")
-        logger.warning("there is no checkpoint %s yet: starting with the first sentence", self.file)
+        logger.warning("there is no checkpoint %s yet: starting with the first %s", self.file, start.unit[:-1])
         return start
 
     def shard_done(self, part: RunPart, expected_sentences: int | None) -> None:
@@ -144,7 +144,7 @@ class Checkpoint:
             return Interrupted(f"no shard was done yet, so {self.file} was not written")
         if part is not self._latest:
             self.save(part)
-        return Interrupted(f"{self.file} holds the first {part.sentences:,} sentences; --resume goes on from there")
+        return Interrupted(f"{self.file} holds the first {part.sentences:,} {part.unit}; --resume goes on from there")
 
     def _require_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.file.parent).free

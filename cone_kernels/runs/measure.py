@@ -113,4 +113,7 @@ def measured(
     if taken:
         raise ValueError(f"state: got one together with {', '.join(taken)}; a state takes the place of a run")
     refuse_run_options(options)
-    return from_state(state)
+    found = from_state(state)
+    if not found.state.layers:
+        raise ValueError(f"state: got one of vectors, {found.name}, which has no layers; see `vectors`")
+    return found

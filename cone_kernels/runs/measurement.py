@@ -93,6 +93,8 @@ class Measurement:
     def layer_name(self, layer: Layer) -> str:
         """What a layer is: the module by name; of the output the modules that make it."""
         if layer == OUTPUT:
+            if "vectors" in self.model:
+                return "the vectors as they were given"
             return ", ".join((self.model.get("output") or {}).get("modules", [OUTPUT]))
         return self.layer_names[self.state.layers.index(layer)]
 
@@ -176,20 +178,13 @@ def from_state(state: ConeState | str | os.PathLike[str]) -> Measurement:
 
     file = None if isinstance(state, ConeState) else Path(state)
     found = state.on_cpu() if isinstance(state, ConeState) else ConeState.load(state)
-    info, sentence = found.info, found.sentence
+    info = found.info
     identity = info["model"] if isinstance(info.get("model"), dict) else {"architecture": info.get("model")}
+    vectors = {"vectors": info["vectors"]} if isinstance(info.get("vectors"), dict) else {}
     names = info.get("layer_names") or [f"layer {number}" for number in found.layers]
     return Measurement(
-        model={"name": file.stem if file else "state", **identity, "final_norm": info.get("final_norm")},
-        corpus={
-            "name": None,
-            "sentences": sentence.rows_seen(0),
-            "dropped": dict.fromkeys(DROP_REASONS, 0) | {"no_token": int(sentence.n_empty[0].sum())},
-            "replaced": dict.fromkeys(REPLACE_REASONS, 0),
-            "examples": [],
-            "tokens": found.token.rows_seen(0),
-            "left_out": _left_out(found),
-        },
+        model={"name": file.stem if file else "state", **identity, **vectors, "final_norm": info.get("final_norm")},
+        corpus=without_corpus(found),
         manifest={
             "versions": versions(),
             "state": file.name if file else None,
@@ -199,6 +194,26 @@ def from_state(state: ConeState | str | os.PathLike[str]) -> Measurement:
         state=found,
         vectors={},
     )
+
+
+def without_corpus(state: ConeState, name: str | None = None) -> dict[str, Any]:
+    """What a state's sums say of the corpus, or the vectors, that it is of.
+
+    Args:
+        state: of a model, or of vectors, which have no tokens.
+        name: of the corpus, where it is known.
+    """
+    moments = state.sentence if state.layers else state.output
+    assert moments is not None
+    return {
+        "name": name,
+        "sentences": moments.rows_seen(0),
+        "dropped": dict.fromkeys(DROP_REASONS, 0) | {"no_token": int(moments.n_empty[0].sum())},
+        "replaced": dict.fromkeys(REPLACE_REASONS, 0),
+        "examples": [],
+        "tokens": state.token.rows_seen(0) if state.layers else 0,
+        "left_out": _left_out(state),
+    }
 
 
 def labels(measurements: Sequence[Measurement]) -> list[str]:
@@ -243,4 +258,6 @@ def threads_of(*measurements: Measurement) -> AbstractContextManager[None]:
 
 def _left_out(state: ConeState) -> int:
     """Sentence vectors left out as zero or not finite, of the layer that has most of them."""
-    return int((state.sentence.n_zero + state.sentence.n_nonfinite).sum(1).max())
+    moments = state.sentence if state.layers else state.output
+    assert moments is not None
+    return int((moments.n_zero + moments.n_nonfinite).sum(1).max())

@@ -72,6 +72,16 @@ class RunPart:
         """How many shards the sentences passed over make."""
         return math.ceil(self.sentences / self.shard_size)
 
+    @property
+    def unit(self) -> str:
+        """What the rows of its sums are: "sentences" of a model, or "vectors" that were given."""
+        return "vectors" if "vectors.dim" in self.identity else "sentences"
+
+    @property
+    def came_to(self) -> str:
+        """How many rows have been passed over, in words."""
+        return f"{self.sentences} {self.unit}{' of the corpus' if self.unit == 'sentences' else ''}"
+
     def merge(self, other: RunPart) -> RunPart:
         """Both parts as one; neither changes.
 
@@ -81,18 +91,19 @@ class RunPart:
         """
         for part in (self, other):
             if not part.ended:
-                where = f"the part {', '.join(part.shards)} stopped after {part.sentences} sentences of the corpus"
+                where = f"the part {', '.join(part.shards)} stopped after {part.came_to}"
                 raise ValueError(f"merge: {where}; resume it first")
         refuse_differences("parts", self._agreeing(), other._agreeing())
-        budgets = [part.counts["token_budget"] for part in (self, other)]
         counts = {name: self.counts[name] + other.counts[name] for name in self.counts}
+        if "token_budget" in counts:
+            counts["token_budget"] = min(part.counts["token_budget"] for part in (self, other))
         return replace(
             self,
             # Which sentence vectors are in the files next to a part's file is a fact of that part alone.
             facts={name: fact for name, fact in self.facts.items() if name != "vectors"},
             tree=self.tree.merge(other.tree),
             shards=self.shards + other.shards,
-            counts=counts | {"token_budget": min(budgets)},
+            counts=counts,
         )
 
     def close(self) -> ConeState:
@@ -102,7 +113,7 @@ class RunPart:
             ValueError: the corpus has not been read to its end, or shards are missing, each named.
         """
         if not self.ended:
-            raise ValueError(f"close: the run stopped after {self.sentences} sentences of the corpus; resume it first")
+            raise ValueError(f"close: the run stopped after {self.came_to}; resume it first")
         return self.tree.close(self.n_shards)
 
     def missing(self) -> str | None:
@@ -201,7 +212,7 @@ def merge(
     for path in parts:
         loaded.append(RunPart.load(path))
         if not loaded[-1].ended:
-            where = f"stopped after {loaded[-1].sentences} sentences of the corpus"
+            where = f"stopped after {loaded[-1].came_to}"
             raise ValueError(f"{os.fspath(path)}: {where}; resume that run first")
     whole = reduce(RunPart.merge, loaded)
     missing = whole.missing()

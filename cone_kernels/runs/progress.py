@@ -25,6 +25,7 @@ class Progress:
         elapsed: seconds since the run began, without the loading of the model.
         padding: share of the positions given to the model that were padding; 0 in batches of one exact length.
         statistics: share of the elapsed time that was spent on the statistics; on a GPU that of the CPU alone.
+        unit: what is counted as sentences: "vectors" where no model is run, and then there are no tokens.
         resumed_sentences, resumed_tokens: how many of the done ones come from an interrupted run that this one goes on.
     """
 
@@ -36,6 +37,7 @@ class Progress:
     statistics: float = field(default=0.0, compare=False)
     resumed_sentences: int = 0
     resumed_tokens: int = 0
+    unit: str = "sentences"
 
     @property
     def sentences_per_second(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sized
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,17 +17,16 @@ from cone_kernels.models.loaded import LoadedModel, evaluation
 from cone_kernels.models.names import measured_layer
 from cone_kernels.names import OUTPUT, Layer, pooling_names
 from cone_kernels.probe.cone_probe import ConeProbe
-from cone_kernels.runs.checkpoint import Checkpoint
 from cone_kernels.runs.corpus_position import CorpusPosition
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.encoded_shards import encoded_shards
+from cone_kernels.runs.growing_part import GrowingPart
 from cone_kernels.runs.mixing import refuse_unpackable
 from cone_kernels.runs.options import RunOptions
 from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.runs.shard_runner import Counts, ShardRunner
-from cone_kernels.runs.shard_tree import owner
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.poolings import needs_special
@@ -126,32 +125,23 @@ def run(loaded: LoadedModel, sentences: Iterable[str], **options: Any) -> Run:
         >>> metrics.anisotropy(result.state.sentence)
     """
     corpus_pass = _CorpusPass(loaded, sentences, RunOptions(**options))
-    try:
+    with corpus_pass.growing.checkpointed():
         corpus_pass.pass_over()
         return corpus_pass.finish()
-    except KeyboardInterrupt:
-        if corpus_pass.checkpoint is None:
-            raise
-        raise corpus_pass.checkpoint.interrupted(corpus_pass.part) from None
 
 
 class _CorpusPass:
     """One pass over a corpus: what it has gathered so far, and what runs the next shard.
 
     Attributes:
-        part: the shards that are done, with those of an interrupted run that this one goes on with.
-        checkpoint: where the part is written to now and then; None where it is not.
+        growing: the shards that are done, and their checkpoint.
     """
-
-    part: RunPart
-    checkpoint: Checkpoint | None = None
 
     def __init__(self, loaded: LoadedModel, sentences: Iterable[str], options: RunOptions) -> None:
         """Begins: checks that the model can be run so, and finds where an interrupted run stopped."""
         if options.packed:
             refuse_unpackable(loaded)
         self._loaded, self._sentences, self._threads = loaded, sentences, options.threads
-        self._process, self._processes = options.process
         self._keeper = keeper = VectorKeeper(options.keep_vectors, options.checkpoint or options.vectors_prefix)
 
         def keep(layer: int, sentence_ids: Tensor, pooled: Tensor) -> None:
@@ -162,43 +152,41 @@ class _CorpusPass:
         of_layers = keep if any(layer != OUTPUT for layer in layers) else None
         self._probe = probe = ConeProbe(loaded.model, **gathered, on_pooled=of_layers)
         budget = TOKEN_BUDGET[loaded.device.type] if options.token_budget is None else options.token_budget
-        self.part = self._begun(options, gathered, budget)
-        self._position = CorpusPosition(self.part.sentences, self.part.corpus_sha256, self.part.ended)
-        self._clock = _Clock(self.part, probe, sentences, self._processes, options.progress)
+        self.growing = self._begun(options, gathered, budget)
+        before = self.growing.part
+        self._position = CorpusPosition(before.sentences, before.corpus_sha256, before.ended)
+        self._clock = _Clock(before, probe, sentences, options.process[1], options.progress)
         self._runner = ShardRunner(
             loaded,
             probe,
-            Counts(**self.part.counts) if self.part.counts else Counts(0 if budget == "auto" else budget),
+            Counts(**before.counts) if before.counts else Counts(0 if budget == "auto" else budget),
             special_tokens=needs_special([gathered["pooling"], *gathered["poolings"]]),
             batch_size=options.batch_size,
             packed=options.packed,
             keeper=keeper,
             on_batch=self._clock.report,
         )
-        self._runner.backends.update(self.part.facts.get("backends", {}))
+        self._runner.backends.update(before.facts.get("backends", {}))
         self._empty: ConeState | None = None
 
-    def _begun(self, options: RunOptions, gathered: dict[str, Any], budget: int | Literal["auto"]) -> RunPart:
+    def _begun(self, options: RunOptions, gathered: dict[str, Any], budget: int | Literal["auto"]) -> GrowingPart:
         """The part before its first sentence, or that of the checkpoint that the run goes on from."""
         shard_size = SHARD_SIZE[self._loaded.device.type] if options.shard_size is None else options.shard_size
         asked = {**gathered, "token_budget": budget, "batch_size": options.batch_size, "packed": options.packed}
         identity = _identity(self._loaded, self._sentences, {**asked, "shard_size": shard_size}, options)
-        part = RunPart.begin(identity, options.shard or "0/1", shard_size)
-        if not options.checkpoint:
-            return part
-        every, resume = options.checkpoint_every, options.resume
-        self.checkpoint = Checkpoint(options.checkpoint, self._keeper, every=every, resume=resume)
-        return self.checkpoint.latest(part, self._loaded.device) if resume else part
+        return GrowingPart(
+            RunPart.begin(identity, options.shard or "0/1", shard_size),
+            checkpoint=options.checkpoint,
+            every=options.checkpoint_every,
+            resume=options.resume,
+            keeper=self._keeper,
+            device=self._loaded.device,
+        )
 
     def pass_over(self) -> None:
         """Reads the corpus to its end, and runs the shards that fall to this process and are not done."""
-        done = self.part.sentences
-
-        def runs_here(number: int, end: int) -> bool:
-            return owner(number, self._processes) == self._process and end > done
-
-        first = ""
-        shards = encoded_shards(self._sentences, self.part.shard_size, self._runner.encode, runs_here)
+        first, size = "", self.growing.part.shard_size
+        shards = encoded_shards(self._sentences, size, self._runner.encode, self.growing.runs_here)
         modules = (self._loaded.model, *(self._loaded.output.steps if self._loaded.output else ()))
         with evaluation(*modules), self._probe, cpu_threads(self._threads), closing(shards):
             for number, (texts, shard) in enumerate(shards):
@@ -220,32 +208,20 @@ class _CorpusPass:
             "model": self._loaded.info,
             "corpus": self._sentences.summary.to_dict() if isinstance(self._sentences, Corpus) else None,
         }
-        self.part = replace(self.part, ended=True, facts={**self.part.facts, **described})
-        if self.checkpoint:
-            self.checkpoint.save(self.part)
-        if self._processes == 1:
-            state = self.part.close()
-        elif self._empty and not self.part.tree.nodes:
-            state = self._empty
-        else:
-            state = self.part.tree.folded()
-        return Run.of(self.part, state, self._keeper.vectors)
+        part = self.growing.end(**described)
+        return Run.of(part, self.growing.state(self._empty), self._keeper.vectors)
 
     def _take(self, number: int, shard: EncodedShard | None) -> None:
         """Adds one more shard to the part: run here, or, where it is None, passed over for another process."""
-        tree = self.part.tree
-        if shard is not None:
-            tree = tree.add(number, self._with_info(self._runner.run_shard(shard)))
-        self.part = replace(
-            self.part,
-            tree=tree,
+        self.growing.take(
+            number,
+            None if shard is None else self._with_info(self._runner.run_shard(shard)),
+            _expected_sentences(self._sentences),
             sentences=self._position.sentences,
             corpus_sha256=self._position.sha256,
             counts=self._runner.counts.to_dict(),
             facts={"backends": dict(self._runner.backends), "seconds": self._clock.seconds(), **self._keeper.facts()},
         )
-        if self.checkpoint:
-            self.checkpoint.shard_done(self.part, _expected_sentences(self._sentences))
 
     def _with_info(self, state: ConeState) -> ConeState:
         state.info |= _model_info(self._loaded)

@@ -102,23 +102,50 @@ class ConeState:
         kept = {name: Moments.empty("sentence", layers, dim, device=device) for name in others}
         return cls(sentence, token, dict(info or {}), left_out, backend, kept, pooling)
 
+    @classmethod
+    def of_vectors(
+        cls,
+        dim: int,
+        *,
+        second_moment: bool = False,
+        unit_second_moment: bool = False,
+        backend: str = "auto",
+        info: Mapping[str, Any] | None = None,
+    ) -> ConeState:
+        """A state without layers, for vectors that no model gives here: `add_output` adds them, and `output` has them.
+
+        Args:
+            dim: d, their width.
+            second_moment, unit_second_moment, backend, info: as in `empty`.
+
+        Raises:
+            ValueError: the width is below 1.
+
+        Example:
+            >>> state = ConeState.of_vectors(384)
+            >>> state.add_output(vectors, torch.arange(len(vectors)))  # (n, 384)
+            >>> metrics.anisotropy(state.output)  # (1,)
+        """
+        kept: dict[str, Any] = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
+        output = Moments.empty("sentence", [0], dim, **kept)
+        state = cls(output.without_layers(), output.without_layers("token"), dict(info or {}), torch.empty(0, 8).long())
+        return replace(state, backend=backend, output=output)
+
     def __repr__(self) -> str:
-        place = f"{self.sentence.dim:,} wide, on {self._first_left_out.device}"
-        return "\n".join(
-            (
-                f"ConeState({model_in_words(self.info)})",
-                f"  layers: {layers_in_words(self.layers)}; {place}",
+        device, seconds = self._first_left_out.device, second_moments_in_words(self.sentence.fields)
+        lines = [f"ConeState({model_in_words(self.info) if self.layers else 'vectors'})"]
+        if self.layers:
+            lines += [
+                f"  layers: {layers_in_words(self.layers)}; {self.sentence.dim:,} wide, on {device}",
                 f"  {self.sentence.rows_in_words()}",
                 f"  {self.token.rows_in_words()}",
-                f"  second moments: {second_moments_in_words(self.sentence.fields)}",
-                f"  poolings: {', '.join((self.pooling, *self.poolings))}",
-                *(
-                    ()
-                    if self.output is None
-                    else (f"  output: {self.output.dim:,} wide; {self.output.rows_in_words()}",)
-                ),
-            )
-        )
+            ]
+        lines.append(f"  second moments: {seconds}")
+        if self.layers:
+            lines.append(f"  poolings: {', '.join((self.pooling, *self.poolings))}")
+        if self.output is not None:
+            lines.append(f"  output: {self.output.dim:,} wide; {self.output.rows_in_words()}")
+        return "\n".join(lines)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -312,6 +339,8 @@ class ConeState:
         """The state of no sentence that merges with this one."""
         kept: dict[str, Any] = {name: name in self.sentence.fields for name in SECOND_MOMENT_FIELDS}
         device = self._first_left_out.device
+        if not self.layers:
+            return ConeState.of_vectors(self.sentence.dim, **kept, backend=self.backend, info=self.info)
         empty = ConeState.empty(self.layers, self.sentence.dim, **kept, backend=self.backend, device=device)
         poolings = {
             name: Moments.empty("sentence", self.layers, moments.dim, device=device)

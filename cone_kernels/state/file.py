@@ -121,8 +121,8 @@ def checked_identity(
     level, layers, dim, fields = (identity[key] for key in expected)
     if level not in level_fields:
         raise StateFileError(f"{path}: level is {level!r}; it must be one of {sorted(level_fields)}")
-    if not layers or len(set(map(str, layers))) != len(layers) or not all(type(layer) is int for layer in layers):
-        raise StateFileError(f"{path}: layers are {layers!r}; they must be distinct integers, at least one")
+    if len(set(map(str, layers))) != len(layers) or not all(type(layer) is int for layer in layers):
+        raise StateFileError(f"{path}: layers are {layers!r}; they must be distinct integers")
     if dim < 1:
         raise StateFileError(f"{path}: dim is {dim}; it must be 1 or more")
     required = list(level_fields[level])

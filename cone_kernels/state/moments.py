@@ -101,6 +101,15 @@ class Moments:
         kept = any(name in sums for name in SECOND_MOMENT_FIELDS)
         return cls(level, layers, dim, sums, PendingRows(len(layers)) if kept else None)
 
+    def without_layers(self, level: str | None = None) -> Moments:
+        """The state of no layer, as wide as this one and with the second moments that it keeps; its sums are empty.
+
+        Args:
+            level: another level than this one's, which has no second moments.
+        """
+        fields = self.fields if level is None else _FIELDS[level]
+        return Moments.of_sums(level or self.level, (), self.dim, zero_sums(fields, 0, self.dim))
+
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the sums."""

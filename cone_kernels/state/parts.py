@@ -90,6 +90,8 @@ def _check(path: str | os.PathLike[str], parts: Parts) -> None:
     for key, part in {"token": token, **poolings}.items():
         if (part.layers, part.dim) != (sentence.layers, sentence.dim):
             raise state_file.StateFileError(f"{path}: {key} and sentence differ in layers or width")
+    if not sentence.layers and (output is None or output.dim != sentence.dim):
+        raise state_file.StateFileError(f"{path}: has no layers; it must have some, or an output as wide as it says")
     if output is not None and (output.level, output.layers) != ("sentence", (0,)):
         got = f"level {output.level} and layers {output.layers}"
         raise state_file.StateFileError(f"{path}: output has {got}; it must have level sentence and the layer 0")

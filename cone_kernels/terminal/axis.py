@@ -16,7 +16,7 @@ from cone_kernels.names import place, spaced
 from cone_kernels.terminal.console import bar
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
+    from cone_kernels.experiments.axis_result import AxisResult, Component
     from cone_kernels.experiments.vocabulary import TokenProjection
 
 _BAR_WIDTH = 8
@@ -30,7 +30,8 @@ def print_axis(console: Console, result: AxisResult) -> None:
     for number, component in enumerate(result.components, start=1):
         console.print()
         console.print(_heading(number, component))
-        for part in (_sentences(console, component), _tokens(component), _correlations(component)):
+        ends = [[(one.projection, one.text) for one in end] for end in (component.top, component.bottom)]
+        for part in (ends_table(console, *ends), _tokens(component), _correlations(component)):
             console.print(Padding(part, (0, 0, 0, 2)))
     console.print()
     console.print(_angles(result))
@@ -50,23 +51,28 @@ def _heading(number: int, component: Component) -> Text:
     return heading.append(f"  eigenvalue {component.eigenvalue:.4g}{gap}", style="not bold dim")
 
 
-def _sentences(console: Console, component: Component) -> Table:
-    """The upper end from the highest down, then the lower end down to the lowest."""
+def ends_table(console: Console, top: Sequence[tuple[float, str]], bottom: Sequence[tuple[float, str]]) -> Table:
+    """The upper end from the highest down, then the lower end down to the lowest.
+
+    Args:
+        console: what it is drawn for.
+        top, bottom: (projection, text) of what lies at the ends, the furthest first.
+    """
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, width=_BAR_WIDTH)
     table.add_column(no_wrap=True, overflow="ellipsis")
-    largest = max(abs(one.projection) for one in (*component.top, *component.bottom)) or 1.0
+    largest = max(abs(projection) for projection, _ in (*top, *bottom)) or 1.0
     decimals = max(0, 2 - math.floor(math.log10(largest)))
 
-    def add(end: Sequence[SentenceProjection], colour: str) -> None:
-        for one in end:
-            drawn = bar(abs(one.projection) / largest, _BAR_WIDTH, console)
-            table.add_row(f"{one.projection:+.{decimals}f}", Text(drawn, colour), Text(excerpt(one.text, 200)))
+    def add(end: Sequence[tuple[float, str]], colour: str) -> None:
+        for projection, text in end:
+            drawn = bar(abs(projection) / largest, _BAR_WIDTH, console)
+            table.add_row(f"{projection:+.{decimals}f}", Text(drawn, colour), Text(excerpt(text, 200)))
 
-    add(component.top, _UPPER)
+    add(top, _UPPER)
     table.add_row("", "", Text("⋯" if not console.options.ascii_only else "...", style="dim"))
-    add(component.bottom[::-1], _LOWER)
+    add(bottom[::-1], _LOWER)
     return table
 
 

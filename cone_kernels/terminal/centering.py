@@ -25,10 +25,11 @@ def print_centering(console: Console, result: CenteringResult) -> None:
         how += f", {centering.components} component{'s' if centering.components > 1 else ''}"
     elif centering.shrinkage is not None:
         how += f", shrinkage {centering.shrinkage:.3g}"
-    console.print(Text.assemble((how, "bold"), f" at {place(result.layer)} ({result.layer_name})"))
+    where = f" at {place(result.layer)} ({result.layer_name})" if result.rows == "sentences" else ""
+    console.print(Text.assemble((how, "bold"), where))
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("")
-    table.add_column("sentence", justify="right", no_wrap=True)
+    table.add_column(result.rows[:-1], justify="right", no_wrap=True)
     table.add_column("s.e.", justify="right", style="dim", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name, level, colour in (("before", result.before, "magenta"), ("after", result.after, "cyan")):
@@ -38,10 +39,11 @@ def print_centering(console: Console, result: CenteringResult) -> None:
             drawn = Text(bar(level.anisotropy, _BAR_WIDTH, console), colour)
             table.add_row(name, number(level.anisotropy), number(level.stderr), drawn)
     console.print(table)
-    console.print("mean cosine of two sentences; s.e.: standard error", style="dim")
+    console.print(f"mean cosine of two {result.rows}; s.e.: standard error", style="dim")
     for reason in result.reasons:
         console.print(f"- is not defined: {reason}", style="yellow")
     for sentence in result.summary():
         console.print(sentence, markup=False)
-    if result.file is not None:
-        console.print(f"written to {result.file}", style="dim", markup=False)
+    for file in (result.file, result.manifest.get("written")):
+        if file is not None:
+            console.print(f"written to {file}", style="dim", markup=False)

@@ -26,7 +26,8 @@ def print_compare(console: Console, result: CompareResult) -> None:
     console.print()
     _print_levels(console, result)
     console.print()
-    _print_token_pairs(console, result)
+    if not result.of_vectors:
+        _print_token_pairs(console, result)
     for reason in dict.fromkeys(one.reason for row in result.layers for one in row.changes().values() if one.reason):
         console.print(f"- is not defined: {reason}", style="yellow")
     console.print()
@@ -38,29 +39,37 @@ def _described(state: dict[str, Any]) -> str:
     weights = state["model"].get("weights_sha256")
     parts = [str(state["model"].get("architecture") or "unknown model"), str(state["model"].get("dtype") or "")]
     parts.append(f"weights {weights[:12]}" if isinstance(weights, str) else "")
-    parts += [f"{state['sentences']:,} sentences", f"{state['tokens']:,} tokens"]
+    if "vectors" in state["model"]:
+        parts = [f"{state['sentences']:,} vectors", f"{state['model']['vectors'].get('dim')} wide"]
+    else:
+        parts += [f"{state['sentences']:,} sentences", f"{state['tokens']:,} tokens"]
     return f"{state['name']} ({', '.join(part for part in parts if part)})"
 
 
 def _print_levels(console: Console, result: CompareResult) -> None:
     with_axes = any(not math.isnan(row.axis.cosine) for row in result.layers)
     cosines = ("axis", "mean") if with_axes else ("mean",)
-    table = _table("a", "b", "b - a", "s.e.", "p", "token", "gap", *cosines)
+    tokens = [] if result.of_vectors else ["token", "gap"]
+    table = _table("a", "b", "b - a", "s.e.", "p", *tokens, *cosines)
     for row in result.layers:
         one = row.sentence
         cells: list[str | Text] = [number(one.a), number(one.b), _drawn(one, console), number(one.stderr)]
-        cells += [_p_value(one.p_adjusted), _drawn(row.token, console), _drawn(row.gap, console)]
+        cells.append(_p_value(one.p_adjusted))
+        cells += [_drawn(change, console) for change in (row.token, row.gap)][: len(tokens)]
         turns = (row.axis, row.mean) if with_axes else (row.mean,)
         cells += [Text(number(turn.cosine), "" if turn.known else "dim") for turn in turns]
         table.add_row(str(row.layer), *cells)
     console.print(table)
     rose, fell = _arrows(console)
     random = result.random_cosine
+    rows = "vectors" if result.of_vectors else "sentences"
+    at_any = f" at any of {len(result.layers)} layers" if not result.of_vectors else ""
     legend = [
-        "a, b: mean cosine of two sentences; s.e.: standard error of b - a",
-        f"p: chance of such a change at any of {len(result.layers)} layers; {rose} {fell}: below {result.alpha:g}",
-        "token: change of the mean cosine of two tokens; gap: change of what pooling adds",
+        f"a, b: mean cosine of two {rows}; s.e.: standard error of b - a",
+        f"p: chance of such a change{at_any}; {rose} {fell}: below {result.alpha:g}",
     ]
+    if not result.of_vectors:
+        legend.append("token: change of the mean cosine of two tokens; gap: change of what pooling adds")
     what = "axis, mean: |cos| of the two" if with_axes else "mean: |cos| of the two"
     legend.append(f"{what}; of random directions 95% are below {random.p95:.3f}")
     console.print(Text("\n".join(legend), "dim"))
@@ -69,7 +78,8 @@ def _print_levels(console: Console, result: CompareResult) -> None:
 def _print_token_pairs(console: Console, result: CompareResult) -> None:
     table = _table("within", "between", "predicted")
     for row in result.layers:
-        table.add_row(str(row.layer), *(_drawn(one, console) for one in (row.within, row.between, row.predicted)))
+        if row.within is not None:
+            table.add_row(str(row.layer), *(_drawn(one, console) for one in (row.within, row.between, row.predicted)))
     console.print(table)
     legend = (
         "change of the mean cosine of two tokens of one sentence, of two sentences",
@@ -86,8 +96,10 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _drawn(change: Change, console: Console) -> Text:
-    """The difference, with an arrow where it is significant."""
+def _drawn(change: Change | None, console: Console) -> Text:
+    """The difference, with an arrow where it is significant; nothing of what the output has not."""
+    if change is None:
+        return Text()
     if math.isnan(change.difference):
         return Text("-")
     value = f"{change.difference:+.4f}"

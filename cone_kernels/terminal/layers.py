@@ -64,13 +64,16 @@ def _print_geometry(console: Console, result: LayersResult) -> None:
     rows += [(OUTPUT, result.output)] if result.output and result.output.geometry else []
     for name, row in rows:
         rogue = ", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions)
-        table.add_row(name, *(_shown(metric, getattr(row.geometry, metric, math.nan)) for metric in GEOMETRY), rogue)
+        table.add_row(
+            name, *(geometry_value(metric, getattr(row.geometry, metric, math.nan)) for metric in GEOMETRY), rogue
+        )
     console.print(table)
     what = "of the sentence vectors around their mean; PR: participation ratio; in brackets: share of the mean cosine"
     console.print(what, style="dim")
 
 
-def _shown(metric: str, value: float) -> str:
+def geometry_value(metric: str, value: float) -> str:
+    """A value of a metric of `cone_kernels.names.GEOMETRY`, as it is shown."""
     if not math.isfinite(value):
         return "-"
     return {"directions": f"{value:.1f}", "score": number(value), "share": f"{value:.1%}"}[GEOMETRY[metric].shown]

@@ -34,6 +34,9 @@ def print_notes(console: Console, result: Shown) -> None:
     seconds = manifest.get("seconds", {}).get("run")
     if seconds is None:
         return
+    if "truncated" not in corpus:
+        note_vectors(console, corpus["sentences"], seconds)
+        return
     ran = f"{corpus['sentences']:,} sentences, {corpus['tokens']:,} tokens in {seconds:.1f} s"
     console.print(f"{ran}: {rates_of(corpus['sentences'], corpus['tokens'], seconds)}", style="dim")
     dropped = {reason: count for reason, count in corpus["dropped"].items() if count}
@@ -52,3 +55,8 @@ def print_notes(console: Console, result: Shown) -> None:
     if manifest.get("out_of_memory"):
         budget = manifest["token_budget"]
         console.print(f"out of memory: batches were halved down to {budget:,} tokens", style="yellow")
+
+
+def note_vectors(console: Console, rows: int, seconds: float) -> None:
+    """How fast vectors were read."""
+    console.print(f"{rows:,} vectors in {seconds:.1f} s: {rows / max(seconds, 1e-3):,.0f} vectors/s", style="dim")

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_line(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A progress line, as the `progress` of `layers`: sentences done, rates, shares, time left; gone at the end."""
+def progress_line(console: Console, begins: str = "loading the model") -> Iterator[Callable[[Progress], None]]:
+    """A progress line, as the `progress` of `layers`: sentences done, rates, shares, time left; gone at the end.
+
+    Args:
+        console: what it is on.
+        begins: what is said before the first report.
+    """
     bars = Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
@@ -32,7 +37,7 @@ def progress_line(console: Console) -> Iterator[Callable[[Progress], None]]:
         disable=not console.is_terminal,
     )
     with bars:
-        task = bars.add_task("loading the model", total=None, told="")
+        task = bars.add_task(begins, total=None, told="")
 
         def report(done: Progress) -> None:
             bars.update(
@@ -55,12 +60,14 @@ def told(done: Progress, width: int = 120) -> str:
     """
     if math.isnan(done.sentences_per_second):
         return ""
+    left = [] if done.remaining is None else [f"{timedelta(seconds=round(done.remaining))} left"]
+    if done.unit != "sentences":
+        return ", ".join([f"{done.sentences_per_second:,.0f} {done.unit}/s", *left])
     wide = width >= 110
     units = ("sentences/s", "tokens/s", "padding", "statistics") if wide else ("sent/s", "tok/s", "pad", "stat")
     rates = [f"{rate:,.0f}" for rate in (done.sentences_per_second, done.tokens_per_second)]
     shares = [f"{share:.0%}" for share in (done.padding, done.statistics)]
     parts = [f"{value} {unit}" for value, unit in zip([*rates, *shares], units, strict=True)]
-    left = [] if done.remaining is None else [f"{timedelta(seconds=round(done.remaining))} left"]
     return ", ".join([*(parts if width >= 80 else parts[:1]), *left])
 
 

@@ -1,4 +1,4 @@
-"""What a saved state is of, above the table of its layers."""
+"""What a saved state is of, above the table of its layers or the view of its vectors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from cone_kernels.terminal.layers import print_layers
+from cone_kernels.terminal.vectors import print_vectors
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.layers_result import LayersResult
+    from cone_kernels.experiments.vectors_result import VectorsResult
+    from cone_kernels.state.cone_state import ConeState
 
 
 def print_state(console: Console, result: LayersResult) -> None:
@@ -28,17 +31,32 @@ def print_state(console: Console, result: LayersResult) -> None:
     counts = [f"{corpus['sentences']:,} sentences", f"{corpus['tokens']:,} tokens"]
     counts += [f"{corpus['dropped']['no_token']:,} sentences without a token"] if corpus["dropped"]["no_token"] else []
     counts += [f"up to {corpus['left_out']:,} of a layer zero or not finite"] if corpus["left_out"] else []
-    optional = [name for name in ("second_moment", "unit_second_moment") if name in state.sentence.fields]
     lines = {
         "state": model["name"],
         "model": ", ".join(identity),
         "layers": layers,
         "of": ", ".join(counts),
-        "keeps": ", ".join(["first-order sums", *(name.replace("_", " ") + "s" for name in optional)]),
+        "keeps": _kept(state),
         "poolings": ", ".join(["mean", *state.poolings]),
         "fingerprint": result.manifest["state_fingerprint"],
     }
+    _print_lines(console, lines)
+    print_layers(console, result)
+
+
+def print_vectors_state(console: Console, result: VectorsResult) -> None:
+    """What of a state of vectors there is, and then as `print_vectors`."""
+    lines = {"keeps": _kept(result.state), "fingerprint": result.manifest["state_fingerprint"]}
+    _print_lines(console, lines)
+    print_vectors(console, result)
+
+
+def _kept(state: ConeState) -> str:
+    optional = [name for name in ("second_moment", "unit_second_moment") if name in state.sentence.fields]
+    return ", ".join(["first-order sums", *(name.replace("_", " ") + "s" for name in optional)])
+
+
+def _print_lines(console: Console, lines: dict[str, str]) -> None:
     for what, said in lines.items():
         console.print(Text.assemble((f"{what:<12}", "dim"), str(said)), soft_wrap=True)
     console.print()
-    print_layers(console, result)

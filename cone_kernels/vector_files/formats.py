@@ -33,7 +33,7 @@ def open_reader(path: Path, name: VectorFormat | None, field: str | None) -> Rea
     if not path.exists():
         raise FileNotFoundError(f"vectors: there is no file {path}")
     if name is None:
-        name = _format_of(path)
+        name = format_of(path)
     if path.is_dir() != (name == "dataset"):
         is_a, must_be = ("folder", "file") if path.is_dir() else ("file", "folder")
         raise VectorFileError(f"{path} is a {is_a}; it must be a {must_be} to be read as {name}")
@@ -47,7 +47,12 @@ def open_reader(path: Path, name: VectorFormat | None, field: str | None) -> Rea
     return about.open(path, field)
 
 
-def _format_of(path: Path) -> VectorFormat:
+def format_of(path: Path) -> VectorFormat:
+    """The format that the ending of a path's name tells; of a folder that datasets saved "dataset".
+
+    Raises:
+        IsADirectoryError, VectorFileError: it tells none.
+    """
     if path.is_dir():
         if not any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
             raise IsADirectoryError(f"{path} is a folder that datasets did not save; name the files in it")

@@ -130,4 +130,5 @@ def _kind(value: np.ndarray[Any, Any] | Tensor) -> str:
 def _tensor(value: np.ndarray[Any, Any] | Tensor, where: str) -> Tensor:
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
-    return as_tensor(where, value).detach()
+    # Blocks are summed here, wherever the rows are.
+    return as_tensor(where, value).detach().cpu()

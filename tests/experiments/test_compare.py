@@ -20,6 +20,7 @@ from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments import CompareResult, compare, measure
 from cone_kernels.experiments.compare_result import RESOLUTION
+from cone_kernels.report import fragment
 from cone_kernels.terminal.compare import print_compare
 from tests.support.moment_cases import GROUP_OF, normal
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -330,6 +331,67 @@ def test_states_of_other_architectures_are_refused(before: Tensor) -> None:
         compare(state_of(before), state_of(before[:2, ..., :11], info=other))
     # What a state does not say of its model is no difference.
     assert isinstance(compare(state_of(before), state_of(before, info={})), CompareResult)
+
+
+def with_output(hidden: Tensor, vectors: Tensor) -> ConeState:
+    """A state of hidden states (L, n, T, d), and what the model makes of the sentences (n, D)."""
+    state = state_of(hidden, second_moment=True)
+    state.add_output(vectors, torch.arange(len(vectors)))
+    return state
+
+
+def test_the_models_own_output_is_one_more_row(before: Tensor, after: Tensor) -> None:
+    a, b = (with_output(hidden, hidden[2].mean(1)[:, :5]) for hidden in (before, after))
+    result = compare(a, b)
+    assert [row.layer for row in result.layers] == [0, 1, 2, "output"]
+    *layers, output = result.layers
+    (alone,) = compare(*(vectors_state(hidden[2].mean(1)[:, :5]) for hidden in (before, after))).layers
+    assert (output.sentence.a, output.sentence.b) == (alone.sentence.a, alone.sentence.b)
+    assert (output.sentence.stderr, output.sentence.p_value) == (alone.sentence.stderr, alone.sentence.p_value)
+    assert (output.axis, output.mean) == (alone.axis, alone.mean)
+    assert output.token is output.gap is output.within is output.between is output.predicted is None
+    # Holm's method: the smallest p value is multiplied by how many rows there are, the output among them.
+    p_values = [row.sentence.p_value for row in result.layers]
+    least = min(result.layers, key=lambda row: row.sentence.p_value)
+    assert least.sentence.p_adjusted == pytest.approx(min(1, min(p_values) * 4))
+    assert [row.token for row in layers] == [row.token for row in compare(state_of(before), state_of(after)).layers]
+    assert "tightened at layer 2 and the output, most at " in " ".join(result.summary())
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (data["layers"][3]["layer"], data["layers"][3]["token"]) == ("output", None)
+    assert data["output_random_cosine"]["dim"] == 5
+    assert "output" in fragment(data)
+    written = io.StringIO()
+    print_compare(Console(file=written, width=80), result)
+    assert len([line for line in written.getvalue().splitlines() if line.startswith("output")]) == 1
+    assert "output     " in repr(result) or " output " in repr(result)
+
+
+def vectors_state(vectors: Tensor) -> ConeState:
+    state = ConeState.of_vectors(vectors.shape[1], second_moment=True)
+    state.add_output(vectors, torch.arange(len(vectors)))
+    return state
+
+
+def test_outputs_that_cannot_be_compared_are_left_out_and_it_is_said(before: Tensor, after: Tensor) -> None:
+    vectors = before[2].mean(1)
+    plain, wide, narrow = state_of(before), with_output(before, vectors), with_output(after, vectors[:, :5])
+    for a, b, words in (
+        (wide, narrow, "it is 12 wide in state and 5 in state (2)"),
+        (wide, plain, "state has one, and state (2) has none"),
+        (plain, wide, "state (2) has one, and state has none"),
+    ):
+        result = compare(a, b)
+        assert [row.layer for row in result.layers] == [0, 1, 2]
+        assert f"The models' own output is left out: {words}." in result.summary()
+        assert "output_random_cosine" not in result.to_dict()
+    assert not any("output" in line for line in compare(plain, state_of(after)).summary())
+
+
+def test_states_of_two_poolings_are_refused(before: Tensor) -> None:
+    cls = ConeState.empty(range(3), 12, info=INFO, pooling="cls")
+    cls.update(list(before), torch.ones(before.shape[1:3]))
+    with pytest.raises(ValueError, match="got states of the poolings mean and cls; they must be of one pooling"):
+        compare(state_of(before), cls)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan])

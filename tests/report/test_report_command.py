@@ -10,7 +10,22 @@ import pytest
 from click.testing import CliRunner
 
 from cone_kernels.cli import main
-from tests.support.report_cases import bare_results
+from cone_kernels.names import EXPERIMENTS
+from cone_kernels.report.inline import escape
+from cone_kernels.report.node import Node
+from cone_kernels.report.section import findings
+from tests.support.html_tree import read_html
+from tests.support.report_cases import (
+    axis_result,
+    bare_results,
+    centering_result,
+    compare_result,
+    layers_result,
+    pooling_result,
+    rotation_result,
+    vectors_result,
+)
+from tests.support.report_reading import value_at
 
 
 def cone_report(*arguments: str | Path) -> Any:
@@ -27,6 +42,24 @@ def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
         assert (done.exit_code, done.stdout) == (0, f"{file}\n")
         assert file.read_text("utf-8").startswith("<!DOCTYPE html>")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other.html", "report.html", "results.json"]
+
+
+@pytest.mark.parametrize("name", ["layers", "pooling", "axis", "rotation", "centering", "compare", "vectors"])
+def test_the_page_of_one_result_is_made_from_its_file(tmp_path: Path, name: str) -> None:
+    makers = {"pooling": pooling_result, "axis": axis_result, "rotation": rotation_result, "vectors": vectors_result}
+    makers |= {"layers": layers_result, "centering": centering_result, "compare": compare_result}
+    result = makers[name]()
+    (tmp_path / "one.json").write_text(json.dumps(result))
+    done = cone_report(tmp_path / "one.json")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'one.html'}\n")
+    page = (tmp_path / "one.html").read_text("utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert escape(EXPERIMENTS[name].question) in page
+    assert findings(Node(result)) in page
+    numbers = read_html(page).all("data")
+    assert len(numbers) > 10
+    for element in numbers:
+        assert json.loads(element.attributes["value"]) == value_at(result, element.attributes["data-at"])
 
 
 @pytest.mark.parametrize(

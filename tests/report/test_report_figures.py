@@ -32,6 +32,7 @@ from tests.support.report_cases import (
     pooling_result,
     rotation_result,
     run_results,
+    vectors_result,
 )
 from tests.support.report_reading import value_at
 
@@ -43,6 +44,8 @@ RESULTS = {
     "centering": centering_result(),
     "compare": compare_result(),
 }
+# What has no figure, and tables all the same.
+FRAGMENTS = {**RESULTS, "vectors": vectors_result()}
 SHEET = style_sheet(page=True)
 
 
@@ -176,14 +179,14 @@ def test_the_comparison_is_that_of_the_numbers() -> None:
     assert len(figure(result).axes) == 2
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", FRAGMENTS)
 def test_fragment(name: str) -> None:
-    page = fragment(RESULTS[name])
+    page = fragment(FRAGMENTS[name])
     root = read_html(page)
     (whole,) = root.children
     assert isinstance(whole, Element)
     assert whole.attributes["class"].split()[0] == "cone"
-    assert len(root.all("svg")) == len(PANELS[name](Node(RESULTS[name])))
+    assert len(root.all("svg")) == len(PANELS[name](Node(FRAGMENTS[name])))
     assert root.all("table")
     (style,) = root.all("style")
     selectors = re.findall(r"(?:^|[{};])\s*([^@{};]+)\{", re.sub(r"--?[a-z-]+: [^;}]+;?", "", style.text))
@@ -191,7 +194,7 @@ def test_fragment(name: str) -> None:
     assert len(parts) > 50
     assert all(re.match(r"(\[data-jp-theme-light=\"\w+\"\] |\.vscode-dark )?\.cone\b", part) for part in parts), parts
     for element in root.all("data"):
-        assert json.loads(element.attributes["value"]) == value_at(RESULTS[name], element.attributes["data-at"])
+        assert json.loads(element.attributes["value"]) == value_at(FRAGMENTS[name], element.attributes["data-at"])
 
 
 def test_fragments_of_different_results_share_no_id() -> None:

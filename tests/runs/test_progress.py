@@ -220,6 +220,7 @@ def test_the_line_says_all_of_it() -> None:
     assert told(DONE, 60) == "206 sent/s, 11:50:00 left"
     assert told(Progress(5, 9, None, elapsed=2.0)) == "2 sentences/s, 4 tokens/s, 0% padding, 0% statistics"
     assert told(Progress(0, 0, None)) == ""
+    assert told(Progress(90, 0, 180, elapsed=3.0, unit="vectors"), 60) == "30 vectors/s, 0:00:03 left"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -314,6 +314,36 @@ def compare_result(n_layers: int = 7, seed: int = 4) -> dict[str, Any]:
     }
 
 
+def vectors_result(ids: bool = True) -> dict[str, Any]:
+    """All that `vectors` can write."""
+    random_ = random.Random(9)
+
+    def end(sign: int) -> list[dict[str, Any]]:
+        rows = [random_.randrange(10**6) for _ in range(3)]
+        return [
+            {"id": f"{HOSTILE} {row}" if ids else None, "index": row, "projection": sign * random_.uniform(1, 3)}
+            for row in rows
+        ]
+
+    numbers = ("eigenvalue", "explained_variance_ratio", "residual", "eigengap")
+    components = [
+        {**{name: random_.random() for name in numbers}, "top": end(1), "bottom": end(-1)},
+        {**{name: random_.random() for name in numbers}, "eigengap": None, "top": end(1), "bottom": end(-1)},
+    ]
+    (layer,) = layers_result(n_layers=1)["layers"]
+    about = {"name": "v <1>.npy", "rows": 1234567, "dim": 384, "dtype": "uint8", "scale": 0.5, "fingerprint": "c" * 64}
+    return {
+        "schema": "cone_kernels/vectors/1",
+        "experiment": "vectors",
+        "vectors": about,
+        "sentence": {**layer["sentence"], "n_zero": 3},
+        **{name: layer[name] for name in ("rogue_dimensions", "anisotropy_without_rogue", "geometry")},
+        "axis": {"components": components, "mean_cosine": 0.2, "reasons": ["the eigengap of axis 2 is <not> defined"]},
+        "summary": ["Two of these vectors & others."],
+        "manifest": shared("")["manifest"],
+    }
+
+
 def run_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
     """What `cone run` writes."""
     names = [f"org/model-{at}" for at in range(models)]

@@ -140,6 +140,16 @@ WRITERS: dict[str, tuple[str, tuple[str, ...], Callable[[Path, Array], None]]] =
 }
 
 
+def two_sparse_gigabytes(folder: Path) -> list[Path]:
+    """A sparse file of 256 MiB, (131072, 1024) float16, under eight names: each is mapped anew, and the page cache
+    holds it once."""
+    first, *others = (folder / f"{part}.npy" for part in range(8))
+    np.lib.format.open_memmap(first, "w+", np.float16, (1 << 17, 1024)).flush()
+    for other in others:
+        other.hardlink_to(first)
+    return [first, *others]
+
+
 def numbers(kind: str, n: int, d: int, seed: int = 0) -> Array:
     """Numbers of a dtype, of both signs where it has them."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cone_kernels.vector_files import Vectors
-from tests.support.vector_writers import WRITERS, numbers
+from tests.support.vector_writers import WRITERS, numbers, two_sparse_gigabytes
 
 FLAT = """
 import resource, sys
@@ -56,12 +56,7 @@ def test_a_block_is_a_map_of_the_file_while_it_lives(tmp_path: Path, case: str) 
 
 
 def test_memory_is_flat_over_two_gigabytes(tmp_path: Path) -> None:
-    # A sparse file of 256 MiB under eight names: each is mapped anew, and the page cache holds it once.
-    first, *others = (tmp_path / f"{part}.npy" for part in range(8))
-    np.lib.format.open_memmap(first, "w+", np.float16, (1 << 17, 1024)).flush()
-    for other in others:
-        other.hardlink_to(first)
-    paths = map(str, (first, *others))
+    paths = map(str, two_sparse_gigabytes(tmp_path))
     result = subprocess.run([sys.executable, "-c", FLAT, *paths], capture_output=True, text=True, check=True)
     read, more_kilobytes = map(int, result.stdout.split())
     assert read == 2 << 30

@@ -20,10 +20,18 @@ _DIRECTIONS = (("mean_cosine", "means", PURPLE), ("axis_cosine", "axes", GREEN))
 
 def panels(result: Node) -> list[Panel]:
     """The figures that the result has the numbers for."""
+    # The output is no point of a curve over layers; it is in the tables.
+    rows = _layers(result)
+    if not rows:
+        return []
     found = [_both_panel(result), _changes_panel(result)]
-    if any(row.get(key).known for row in result["layers"] for key, _, _ in _DIRECTIONS):
+    if any(row.get(key).known for row in rows for key, _, _ in _DIRECTIONS):
         found.append(_directions_panel(result))
     return found
+
+
+def _layers(result: Node) -> list[Node]:
+    return [row for row in result["layers"] if row["layer"].numeric]
 
 
 def _both_panel(result: Node) -> Panel:
@@ -40,7 +48,7 @@ def _both_panel(result: Node) -> Panel:
 
 def _most(result: Node) -> Parts:
     """Where the sentence level changed most, in words; nothing where no change is defined."""
-    defined = [row for row in result["layers"] if row["sentence"].get("difference").known]
+    defined = [row for row in _layers(result) if row["sentence"].get("difference").known]
     if not defined:
         return []
     row = max(defined, key=lambda row: abs(row["sentence"]["difference"].number))
@@ -49,7 +57,7 @@ def _most(result: Node) -> Parts:
 
 
 def _draw_both(canvas: Canvas, result: Node) -> None:
-    rows, room = result["layers"], 11 if canvas.width < 500 else 17
+    rows, room = _layers(result), 11 if canvas.width < 500 else 17
     curves = []
     for side, colour in (("a", MUTED), ("b", SENTENCE)):
         whole = text(result[side]["name"])
@@ -65,7 +73,7 @@ def _changes_panel(result: Node) -> Panel:
         fixed(result["alpha"], 2),
         ").",
     ]
-    changed = [row["layer"] for row in result["layers"] if row["sentence"]["significant"].value]
+    changed = [row["layer"] for row in _layers(result) if row["sentence"]["significant"].value]
     marked: list[Inline] = ["no layer"] if not changed else []
     for at, layer in enumerate(changed):
         marked += [", " if at else "layer " if len(changed) == 1 else "layers ", count(layer)]
@@ -75,11 +83,11 @@ def _changes_panel(result: Node) -> Panel:
         caption,
         ["Line chart of the change of tokens and sentences; that of sentences is more than chance at ", *marked, "."],
         lambda width: 280 if width < 500 else 310,
-        lambda canvas: _draw_changes(canvas, result["layers"]),
+        lambda canvas: _draw_changes(canvas, _layers(result)),
     )
 
 
-def _draw_changes(canvas: Canvas, rows: Node) -> None:
+def _draw_changes(canvas: Canvas, rows: Sequence[Node]) -> None:
     numbers = layer_numbers(rows)
     curves = [
         Curve(name, colour, [row[key].get("difference") for row in rows], [row[key].get("stderr") for row in rows])
@@ -107,11 +115,11 @@ def _directions_panel(result: Node) -> Panel:
          "random directions 95 in 100 are below ", fixed(chance, 3), "."],
         ["Line chart of |cos| of the two states' means and axes at every layer."],
         lambda width: 260 if width < 500 else 280,
-        lambda canvas: _draw_directions(canvas, result["layers"]),
+        lambda canvas: _draw_directions(canvas, _layers(result)),
     )  # fmt: skip
 
 
-def _draw_directions(canvas: Canvas, rows: Node) -> None:
+def _draw_directions(canvas: Canvas, rows: Sequence[Node]) -> None:
     known = [(key, name, colour) for key, name, colour in _DIRECTIONS if any(row.get(key).known for row in rows)]
     curves = [Curve(name, colour, [row.get(key) for row in rows]) for key, name, colour in known]
     curve_axes(canvas, layer_numbers(rows), curves, "|cos| of the two states' directions")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cone_kernels.names import GEOMETRY, is_share, label_of
@@ -30,7 +30,7 @@ def panels(result: Node) -> list[Panel]:
     return found
 
 
-def layer_numbers(rows: Node) -> list[int]:
+def layer_numbers(rows: Iterable[Node]) -> list[int]:
     """The layers' numbers."""
     return [int(row["layer"].number) for row in rows]
 

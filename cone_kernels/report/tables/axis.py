@@ -10,6 +10,13 @@ from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table
 from cone_kernels.report.words import ordinal, place
 
+AXIS_COLUMNS = (
+    Column("axis", ("axis",), "text"),
+    Column("eigenvalue", ("eigenvalue",)),
+    Column("share of the variance", ("explained_variance_ratio",)),
+    Column("gap to the next", ("eigengap",)),
+    Column("residual", ("residual",)),
+)
 _ANGLES = {
     "mean_cosine": "first centred axis and mean direction",
     "uncentered_mean_cosine": "uncentred axis and mean direction",
@@ -29,22 +36,31 @@ def _axes(result: Node) -> Table:
     components = list(result["components"])
     variables = [key for key, _ in components[0]["correlations"].items()] if components else []
     columns = [
-        Column("axis", ("axis",), "text"),
-        Column("eigenvalue", ("eigenvalue",)),
-        Column("share of the variance", ("explained_variance_ratio",)),
-        Column("gap to the next", ("eigengap",)),
-        Column("residual", ("residual",)),
+        *AXIS_COLUMNS,
         *(Column(f"r with {label_of(VARIABLES, key)}", (f"correlation_{key}",)) for key in variables),
     ]
     rows: list[list[Parts]] = []
     for number, component in enumerate(components, start=1):
-        cells: list[Parts] = [[ordinal(number)], [significant(component["eigenvalue"])]]
-        cells += [[percent(component["explained_variance_ratio"])], [significant(component.get("eigengap"))]]
-        cells += [[significant(component.get("residual"))]]
-        rows.append([*cells, *([fixed(component["correlations"].get(key), 3, sign=True)] for key in variables)])
+        rows.append(
+            [
+                *axis_cells(component, number),
+                *([fixed(component["correlations"].get(key), 3, sign=True)] for key in variables),
+            ]
+        )
     notes: list[Parts] = [[text(reason)] for reason in result.get("reasons").entries]
     title: Parts = ["The axes of ", *place(result["layer"])]
     return Table("axes", title, columns, rows, notes)
+
+
+def axis_cells(component: Node, number: int) -> list[Parts]:
+    """The cells of `AXIS_COLUMNS`."""
+    return [
+        [ordinal(number)],
+        [significant(component["eigenvalue"])],
+        [percent(component["explained_variance_ratio"])],
+        [significant(component.get("eigengap"))],
+        [significant(component.get("residual"))],
+    ]
 
 
 def _angles(result: Node) -> Table:

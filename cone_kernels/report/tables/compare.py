@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from cone_kernels.report.inline import Parts, count, estimate, fixed, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
+from cone_kernels.report.words import layer_cell
 
 _PAIRS = {"within": "within", "between": "between", "predicted": "predicted"}
 
 
 def tables(result: Node) -> list[Table]:
     """The cone in both states and its change; what lies behind it."""
-    return [_changes(result), _pairs(result)]
+    return [table for table in (_changes(result), _pairs(result)) if table.rows]
 
 
 def _changes(result: Node) -> Table:
@@ -31,7 +32,7 @@ def _changes(result: Node) -> Table:
     rows: list[list[Parts]] = []
     for row in result["layers"]:
         one = row["sentence"]
-        cells: list[Parts] = [[count(row["layer"])], [fixed(one["a"])], [fixed(one["b"])], _change(one)]
+        cells: list[Parts] = [layer_cell(row["layer"]), [fixed(one["a"])], [fixed(one["b"])], _change(one)]
         cells += [[significant(one["p_adjusted"], 2)], _change(row["token"]), _change(row["gap"])]
         rows.append([*cells, [fixed(row["axis_cosine"])], [fixed(row["mean_cosine"])]])
     notes: list[Parts] = [["a is ", text(result["a"]["name"]), ", b is ", text(result["b"]["name"]), "."]]
@@ -43,7 +44,8 @@ def _changes(result: Node) -> Table:
 def _pairs(result: Node) -> Table:
     columns = [Column("layer", ("layer",))]
     columns += [Column(f"{heading}, b − a", (key, f"{key}_stderr")) for key, heading in _PAIRS.items()]
-    rows = [[[count(row["layer"])], *(_change(row[key]) for key in _PAIRS)] for row in result["layers"]]
+    with_tokens = [row for row in result["layers"] if row["token"].known]
+    rows = [[[count(row["layer"])], *(_change(row[key]) for key in _PAIRS)] for row in with_tokens]
     notes: list[Parts] = [
         [
             "Within: mean cosine of two tokens of one sentence. Between: of two sentences. Predicted: what averaging "
@@ -55,7 +57,7 @@ def _pairs(result: Node) -> Table:
 
 
 def _change(change: Node) -> Parts:
-    return estimate(change["difference"], change["stderr"], sign=True)
+    return estimate(change["difference"], change["stderr"], sign=True) if change.known else []
 
 
 def _reasons(result: Node, keys: Sequence[str]) -> list[Parts]:

@@ -148,7 +148,7 @@ def merged_parts(each: Sequence[Mapping[str, Any]]) -> tuple[RunPart, dict[Layer
 
     parts = [RunPart.load(keywords["save_state"]) for keywords in each]
     whole = reduce(RunPart.merge, parts)
-    if not each[0]["keep_vectors"]:
+    if not each[0].get("keep_vectors"):
         return whole, {}
     prefixes = [keywords.get("checkpoint") or keywords["save_state"] for keywords in each]
     kept = [opened(prefix, part.facts) for prefix, part in zip(prefixes, parts, strict=True)]

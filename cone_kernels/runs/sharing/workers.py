@@ -205,7 +205,7 @@ def added_up(each: Sequence[Progress], processes: int) -> Progress:
         tokens=tokens,
         expected=None if first.expected is None else first.expected * processes,
         elapsed=max(done.elapsed for done in each),
-        padding=1 - tokens / sum(positions),
+        padding=1 - tokens / sum(positions) if tokens else 0.0,
         statistics=sum(done.statistics for done in each) / len(each),
         resumed_sentences=sum(done.resumed_sentences for done in each),
         resumed_tokens=sum(done.resumed_tokens for done in each),

@@ -1,0 +1,144 @@
+"""One pass over vectors that somebody has already, in fixed shards of rows: no model is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cone_kernels import backends
+from cone_kernels.devices import cpu_threads
+from cone_kernels.runs.growing_part import GrowingPart
+from cone_kernels.runs.options import RunOptions
+from cone_kernels.runs.part import RunPart
+from cone_kernels.runs.progress import Progress
+from cone_kernels.state.cone_state import ConeState
+from cone_kernels.vector_files import Vectors
+
+SHARD_ROWS = 8192
+
+# How many numbers a block has at most; a shard of wide vectors is added in several blocks, so that memory stays flat.
+_BLOCK_NUMBERS = 2**24
+
+
+def pass_over(vectors: Vectors, limit: int | None, options: RunOptions) -> tuple[RunPart, ConeState]:
+    """Adds up the rows shard by shard, those of this process alone where several share them.
+
+    A shard is 8192 rows by their number alone, and is added in blocks that depend on the width alone. So the sums have
+    the same bits for any number of processes and threads, and however the rows lie in files or batches.
+
+    Args:
+        vectors: what is read, once.
+        limit: only the first so many rows; None for all.
+        options: `second_moment`, `unit_second_moment`, `backend`, `threads`, `shard`, `checkpoint`, `checkpoint_every`,
+            `resume` and `progress` are used.
+
+    Returns:
+        The part that is saved for a merge, and its sums as one state.
+
+    Raises:
+        VectorFileError: a row cannot be read.
+        ValueError: the checkpoint is of other vectors or options; vectors that nothing tells apart from others are to
+            be resumed or shared.
+        FileExistsError, FileNotFoundError, StateFileError, OSError, Interrupted: as `run` of a model.
+
+    Example:
+        >>> part, state = pass_over(Vectors("minilm.npy"), None, RunOptions())
+        >>> metrics.anisotropy(state.output)
+    """
+    identity = _identity(vectors, limit, options)
+    if identity["vectors.fingerprint"] is None and (options.checkpoint or options.shard):
+        name = "checkpoint" if options.checkpoint else "shard"
+        raise ValueError(
+            f"{name}: got {getattr(options, name)!r} for {vectors.name}; it must be vectors in files or in one array, "
+            "for nothing shows whether an iterable gives the same rows again"
+        )
+    growing = GrowingPart(
+        RunPart.begin(identity, options.shard or "0/1", SHARD_ROWS),
+        checkpoint=options.checkpoint,
+        every=options.checkpoint_every,
+        resume=options.resume,
+    )
+    with growing.checkpointed(), cpu_threads(options.threads):
+        return _pass(vectors, limit, options, growing)
+
+
+def described(vectors: Vectors) -> dict[str, Any]:
+    """What a state says of its vectors, wherever their files are: two states of one kind of vectors agree in it."""
+    return {"dim": vectors.dim, "dtype": vectors.kind, "scale": vectors.scale}
+
+
+def _pass(vectors: Vectors, limit: int | None, options: RunOptions, growing: GrowingPart) -> tuple[RunPart, ConeState]:
+    def empty() -> ConeState:
+        kept = {"second_moment": options.second_moment, "unit_second_moment": options.unit_second_moment}
+        info = {"vectors": described(vectors)}
+        return ConeState.of_vectors(vectors.dim, **kept, backend=options.backend, info=info)
+
+    started, before = time.perf_counter(), growing.part
+    done = before.counts.get("sentences", 0)
+    ran: dict[str, str] = dict(before.facts.get("backends", {}))
+    expected = vectors.rows if limit is None else min(limit, vectors.rows or limit)
+    for number, start, stop, blocks in _shards(vectors, limit, growing):
+        state = None
+        if blocks is not None:
+            state, done = empty(), done + stop - start
+            with backends.record() as used:
+                for first, rows in blocks:
+                    state.add_output(rows, torch.arange(first, first + len(rows)))
+            ran |= {op: str(backend) for op, backend in used}
+        elif stop <= before.sentences:
+            continue
+        seconds = time.perf_counter() - started
+        facts = {"backends": ran, "seconds": before.facts.get("seconds", 0.0) + seconds}
+        growing.take(number, state, expected, sentences=stop, counts={"sentences": done}, facts=facts)
+        if options.progress and state is not None:
+            share = None if expected is None else round(expected / options.process[1])
+            resumed = before.counts.get("sentences", 0)
+            options.progress(Progress(done, 0, share, seconds, resumed_sentences=resumed, unit="vectors"))
+    part = growing.end()
+    return part, growing.state(empty())
+
+
+def _shards(
+    vectors: Vectors, limit: int | None, growing: GrowingPart
+) -> Iterator[tuple[int, int, int, Iterator[tuple[int, Tensor]] | None]]:
+    """(number, first row, row after the last, blocks) of every shard; None in place of blocks of what is not run here.
+
+    Where the number of rows is not known ahead, what is not run here is read over.
+    """
+    rows, known = _block_rows(vectors.dim), vectors.rows
+    if known is not None:
+        end = known if limit is None else min(limit, known)
+        for number, start in enumerate(range(0, end, SHARD_ROWS)):
+            stop = min(start + SHARD_ROWS, end)
+            wanted = growing.runs_here(number, stop)
+            yield number, start, stop, vectors.blocks(start, stop, rows) if wanted else None
+        return
+    for number, group in groupby(_up_to(vectors.blocks(rows=rows), limit), lambda block: block[0] // SHARD_ROWS):
+        blocks = list(group)
+        start, stop = blocks[0][0], blocks[-1][0] + len(blocks[-1][1])
+        yield number, start, stop, iter(blocks) if growing.runs_here(number, stop) else None
+
+
+def _up_to(blocks: Iterator[tuple[int, Tensor]], limit: int | None) -> Iterator[tuple[int, Tensor]]:
+    for first, rows in blocks:
+        yield first, rows if limit is None else rows[: limit - first]
+        if limit is not None and first + len(rows) >= limit:
+            return
+
+
+def _block_rows(dim: int) -> int:
+    """A power of two, so that every shard is a whole number of blocks."""
+    return min(SHARD_ROWS, 1 << (max(1, _BLOCK_NUMBERS // dim).bit_length() - 1))
+
+
+def _identity(vectors: Vectors, limit: int | None, options: RunOptions) -> dict[str, Any]:
+    """All that decides the bits of a pass, as flat JSON."""
+    of_vectors = {**described(vectors), "fingerprint": vectors.fingerprint}
+    chosen = {name: getattr(options, name) for name in ("second_moment", "unit_second_moment", "backend")}
+    groups = {"vectors": of_vectors, "options": {"limit": limit, **chosen}}
+    return {f"{group}.{name}": value for group, found in groups.items() for name, value in found.items()}

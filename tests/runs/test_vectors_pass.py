@@ -1,0 +1,178 @@
+"""A pass over vectors has the same bits however its shards are cut up, interrupted and merged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cone_kernels.runs.checkpoint import Interrupted
+from cone_kernels.runs.measure_vectors import measure_vectors
+from cone_kernels.runs.part import RunPart, merge
+from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.vectors_pass import SHARD_ROWS
+from cone_kernels.state.cone_state import ConeState
+from cone_kernels.vector_files import Vectors
+from tests.support.vector_writers import two_sparse_gigabytes, write_jsonl
+
+N, DIM = 5 * SHARD_ROWS + 100, 3
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    array = np.random.default_rng(0).standard_normal((N, DIM)).astype(np.float32) + 0.5
+    array[[7, 20_000]] = 0
+    path = tmp_path_factory.mktemp("vectors") / "v.npy"
+    np.save(path, array)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path) -> str:
+    return bits(file)
+
+
+def bits(file: Path | Vectors, **options: Any) -> str:
+    vectors = file if isinstance(file, Vectors) else Vectors(file)
+    return measure_vectors(vectors, second_moment=True, **options).state.fingerprint()
+
+
+class StopAfter:
+    """A progress that interrupts the run at a report."""
+
+    def __init__(self, reports: int) -> None:
+        self.left = reports
+        self.seen: list[Progress] = []
+
+    def __call__(self, done: Progress) -> None:
+        self.seen.append(done)
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_decide_no_bit(file: Path, whole: str, threads: int) -> None:
+    assert bits(file, threads=threads) == whole
+
+
+def test_files_cut_anywhere_have_the_bits_of_one(file: Path, whole: str, tmp_path: Path) -> None:
+    array, cuts = np.load(file), [0, 1, 8191, 8193, 30_000, N]
+    paths = [tmp_path / f"{at}.npy" for at in range(len(cuts) - 1)]
+    for path, start, stop in zip(paths, cuts, cuts[1:], strict=False):
+        np.save(path, array[start:stop])
+    assert bits(Vectors(paths)) == whole
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_parts_merge_to_the_bits_of_one_process(file: Path, whole: str, tmp_path: Path, processes: int) -> None:
+    parts = [tmp_path / str(process) for process in range(processes)]
+    for process, part in enumerate(parts):
+        measured = measure_vectors(Vectors(file), second_moment=True, shard=f"{process}/{processes}", save_state=part)
+        assert measured.state.output is not None
+    merge(parts[::-1], tmp_path / "whole")
+    assert ConeState.load(tmp_path / "whole").fingerprint() == whole
+    loaded = [RunPart.load(part) for part in parts]
+    assert sum(part.counts["sentences"] for part in loaded) == N
+    assert {part.sentences for part in loaded} == {N}
+
+
+def test_workers_give_the_bits_of_one_process(file: Path, whole: str, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    measured = measure_vectors(
+        Vectors(file), second_moment=True, workers=2, progress=seen.append, save_state=tmp_path / "s"
+    )
+    assert measured.state.fingerprint() == ConeState.load(tmp_path / "s").fingerprint() == whole
+    assert measured.corpus["left_out"] == 2
+    assert max(done.sentences for done in seen) == N
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("every", [0.0, 300.0])
+def test_a_resumed_pass_has_the_bits_of_an_undisturbed_one(
+    file: Path, whole: str, tmp_path: Path, after: int, every: float
+) -> None:
+    options: dict[str, Any] = {"checkpoint": tmp_path / "c", "checkpoint_every": every}
+    words = rf"holds the first {min(after * SHARD_ROWS, N):,} vectors; --resume"
+    with pytest.raises(Interrupted, match=words):
+        bits(file, progress=StopAfter(after), **options)
+    again = StopAfter(100)
+    assert bits(file, progress=again, resume=True, **options) == whole
+    assert len(again.seen) == 6 - after
+    assert all(done.resumed_sentences == min(after * SHARD_ROWS, N) for done in again.seen)
+    assert bits(file, resume=True, **options) == whole
+    with pytest.raises(FileExistsError):
+        bits(file, **options)
+
+
+def test_lines_are_resumed_though_their_number_is_not_known(tmp_path: Path) -> None:
+    array = np.random.default_rng(1).standard_normal((SHARD_ROWS * 2 + 5, 2)).round(3)
+    write_jsonl(tmp_path / "v.jsonl", array)
+    wanted, options = bits(tmp_path / "v.jsonl"), {"checkpoint": tmp_path / "c", "checkpoint_every": 0.0}
+    np.save(tmp_path / "v.npy", array)
+    assert wanted == bits(tmp_path / "v.npy")
+    with pytest.raises(Interrupted):
+        bits(tmp_path / "v.jsonl", progress=StopAfter(2), **options)
+    assert bits(tmp_path / "v.jsonl", resume=True, **options) == wanted
+    assert bits(tmp_path / "v.jsonl", resume=True, **options) == wanted
+
+
+def test_other_vectors_and_options_are_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        bits(file, progress=StopAfter(1), checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match=r"differ in options.limit \(None and 9000\)"):
+        bits(file, limit=9000, checkpoint=tmp_path / "c", resume=True)
+    other = np.load(file)
+    other[0] += 1
+    np.save(tmp_path / "other.npy", other)
+    with pytest.raises(ValueError, match=r"differ in vectors.fingerprint"):
+        bits(tmp_path / "other.npy", checkpoint=tmp_path / "c", resume=True)
+    for at, path in enumerate((file, tmp_path / "other.npy")):
+        bits(path, shard=f"{at}/2", save_state=tmp_path / f"{at}")
+    with pytest.raises(ValueError, match=r"the two parts differ in vectors.fingerprint"):
+        merge([tmp_path / "0", tmp_path / "1"], tmp_path / "whole")
+
+
+def test_a_process_without_a_shard_gives_an_empty_state(tmp_path: Path) -> None:
+    rows = np.ones((10, 2), np.float32)
+    measured = measure_vectors(Vectors.from_rows(rows), shard="1/2", save_state=tmp_path / "part")
+    assert measured.state.output is not None
+    assert int(measured.state.output.count.sum()) == 0
+    measure_vectors(Vectors.from_rows(rows), shard="0/2", save_state=tmp_path / "first")
+    merge([tmp_path / "first", tmp_path / "part"], tmp_path / "whole")
+    assert (
+        ConeState.load(tmp_path / "whole").fingerprint() == measure_vectors(Vectors.from_rows(rows)).state.fingerprint()
+    )
+
+
+def test_wide_vectors_are_added_in_blocks_that_depend_on_the_width_alone() -> None:
+    wide = np.random.default_rng(2).standard_normal((300, 70_000)).astype(np.float32)
+    whole, cut = (measure_vectors(Vectors.from_rows(source)) for source in (wide, [wide[:7], wide[7:]]))
+    assert whole.state.fingerprint() == cut.state.fingerprint()
+
+
+FLAT = """
+import json, resource, sys
+from click.testing import CliRunner
+from cone_kernels.cli import main
+
+CliRunner().invoke(main, ["vectors", sys.argv[1], "--limit", "100", "--json", "-"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+done = CliRunner().invoke(main, ["vectors", *sys.argv[1:], "--json", "-"])
+rows = json.loads(done.stdout)["vectors"]["rows"]
+print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_is_flat_over_two_gigabytes(tmp_path: Path) -> None:
+    paths = map(str, two_sparse_gigabytes(tmp_path))
+    ran = subprocess.run([sys.executable, "-c", FLAT, *paths], capture_output=True, text=True, check=True)
+    rows, more_kilobytes = json.loads(f"[{ran.stdout.strip().replace(' ', ', ')}]")
+    assert rows == 1 << 20
+    # Two blocks of 16 MiB, and a state of half a MiB for each doubling of the shards.
+    assert more_kilobytes < 96 << 10
