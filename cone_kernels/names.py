@@ -122,6 +122,7 @@ EXPERIMENTS = {
     "centering": Experiment("The fix", "What does centring do to the cone?", "center", "each method"),
     "vectors": Experiment("Vectors", "How tight is the cone of vectors that are there already?", "vectors"),
     "compare": Experiment("Comparison", "Did the cone change?", "compare"),
+    "rows": Experiment("Row by row", "Do two sources give the same vectors?", "rows"),
 }
 
 POOLINGS = {

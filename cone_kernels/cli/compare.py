@@ -6,6 +6,7 @@ import click
 
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.cli.rows import show_rows
 
 
 @click.command()
@@ -23,13 +24,19 @@ from cone_kernels.cli.outputs import check_outputs, write_json
     show_default=True,
     help="Rate of false alarms, for all layers together.",
 )
+@click.option("--rows", is_flag=True, help="A and B are files of vectors, compared row by row, as `cone rows` does.")
 @json_option
 @debuggable
-def compare(a: str, b: str, paired: bool | None, alpha: float, json_out: str | None) -> None:
+def compare(a: str, b: str, paired: bool | None, alpha: float, rows: bool, json_out: str | None) -> None:
     """Did the cone change from state A to state B (before and after fine-tuning, say), layer by layer?
 
     Both are files that --save-state wrote, of one architecture. Nothing is run, and no model is needed.
     """
+    if rows:
+        if paired is not None:
+            raise click.UsageError("--paired and --rows: give one of them; rows are pairs")
+        show_rows(a, b, json_out)
+        return
     check_outputs(json_out, inputs=[a, b])
 
     from cone_kernels import experiments

@@ -19,6 +19,7 @@ from cone_kernels.experiments.compare_result import CompareResult
 from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.rotation_result import RotationResult
+from cone_kernels.experiments.rows_result import RowsResult
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.experiments.vectors_result import VectorsResult
 from cone_kernels.names import EXPERIMENTS
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cone_kernels.experiments.layers import layers
     from cone_kernels.experiments.pooling import pooling
     from cone_kernels.experiments.rotation import rotation
+    from cone_kernels.experiments.rows import rows
     from cone_kernels.experiments.run import run
     from cone_kernels.experiments.vectors import vectors
 
@@ -44,6 +46,7 @@ __all__ = [
     "Measurement",
     "PoolingResult",
     "RotationResult",
+    "RowsResult",
     "RunResult",
     "VectorsResult",
     "axis",
@@ -53,6 +56,7 @@ __all__ = [
     "measure",
     "pooling",
     "rotation",
+    "rows",
     "run",
     "vectors",
 ]

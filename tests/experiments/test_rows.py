@@ -1,0 +1,205 @@
+"""Two sources row by row: against NumPy and SciPy, and what is said of pairs whose relation is known."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from click.testing import CliRunner, Result
+
+from cone_kernels import experiments
+from cone_kernels.cli import main
+from cone_kernels.experiments.rows_result import RowsResult
+from cone_kernels.report import fragment
+from cone_kernels.statistics.neighbours import EvenlySpaced
+from cone_kernels.statistics.twin_rows import FOLDS, TwinRows
+from cone_kernels.sums import jackknife_groups
+from cone_kernels.vector_files import Vectors
+
+D = 24
+
+
+def cone(n: int, d: int = D, seed: int = 0) -> np.ndarray:
+    """(n, d) float64 with a mean cosine well above 0."""
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(n, d)) + 1.5 * generator.normal(size=d)
+
+
+def turn(d: int = D, wide: int = D) -> np.ndarray:
+    """(d, wide) whose rows are orthonormal."""
+    return np.linalg.qr(np.random.default_rng(7).normal(size=(wide, wide)))[0][:d]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_numbers_are_those_of_numpy() -> None:
+    a = cone(500)
+    b = 2 * (a + 0.3 * cone(500, seed=1))
+    found = experiments.rows(a, b, k=5, top=3)
+    u, v = unit(a), unit(b)
+    cosines = (u * v).sum(1)
+    assert found.cosine is not None
+    assert found.cosine.value == pytest.approx(cosines.mean(), abs=1e-12)
+    # Independent rows: the jackknife over groups is near the error of a mean.
+    assert found.cosine.stderr == pytest.approx(cosines.std() / np.sqrt(500), rel=0.3)
+    assert found.quantiles["least"] == pytest.approx(cosines.min(), abs=1e-6)
+    assert found.quantiles["median"] == pytest.approx(np.median(cosines), abs=1e-3)
+    assert found.permuted == pytest.approx((u * np.roll(v, 250, 0)).sum(1).mean(), abs=1e-6)
+    ratios = np.linalg.norm(b, axis=1) / np.linalg.norm(a, axis=1)
+    assert found.norm_ratio.value == pytest.approx(np.exp(np.log(ratios).mean()), rel=1e-12)
+    assert found.norm_spread == pytest.approx(np.log(ratios).std(ddof=1), rel=1e-9)
+    order = np.argsort(cosines)
+    assert [row.index for row in found.furthest] == order[:3].tolist()
+    assert [row.cosine for row in found.furthest] == pytest.approx(cosines[order[:3]].tolist(), abs=1e-6)
+
+
+def test_the_rotation_is_that_of_scipy_on_the_other_folds() -> None:
+    a = cone(400)
+    b = a @ turn() + 0.1 * cone(400, seed=1)
+    twins = TwinRows(D, D)
+    for first in range(0, 400, 90):
+        twins.add(torch.from_numpy(a[first : first + 90]), torch.from_numpy(b[first : first + 90]), first)
+    u, v, fold = unit(a), unit(b), jackknife_groups(torch.arange(400)).numpy() % FOLDS
+    wanted, others = [], []
+    for one in range(FOLDS):
+        q, _ = scipy.linalg.orthogonal_procrustes(u[fold != one], v[fold != one])
+        wanted.append((u[fold == one] @ q * v[fold == one]).sum(1).mean())
+        others.append(u[fold == one].mean(0) @ q @ v[fold == one].mean(0))
+    rotation = twins.rotation()
+    assert rotation is not None
+    assert rotation.cosine == pytest.approx(np.mean(wanted), abs=1e-12)
+    assert rotation.permuted == pytest.approx(np.mean(others), abs=1e-12)
+    assert rotation.stderr == pytest.approx(np.std(wanted, ddof=1) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "most"), [(30, 64), (64, 64), (65, 64), (1000, 64)])
+def test_neighbours_are_those_of_a_plain_search(n: int, most: int) -> None:
+    a = cone(n)
+    b = a + 0.7 * cone(n, seed=1)
+    kept = EvenlySpaced(most)
+    for first in range(0, n, 17):
+        kept.add(torch.from_numpy(a[first : first + 17]), torch.from_numpy(b[first : first + 17]))
+    step = 1
+    while len(range(0, n, step)) > most:
+        step *= 2
+    near = []
+    for rows in (a[::step], b[::step]):
+        cosines = unit(rows.astype(np.float32).astype(float)) @ unit(rows.astype(np.float32).astype(float)).T
+        np.fill_diagonal(cosines, -np.inf)
+        near.append([set(row[:4]) for row in np.argsort(-cosines, axis=1)])
+    shared = [len(x & y) / 4 for x, y in zip(*near, strict=True)]
+    found = kept.overlap(4)
+    assert found is not None
+    assert (found.among, found.queries) == (len(shared), len(shared))
+    assert found.overlap == pytest.approx(np.mean(shared), abs=1e-12)
+    assert found.chance == 4 / (len(shared) - 1)
+
+
+def bfloat16(rows: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(rows).bfloat16().double().numpy()
+
+
+KNOWN: dict[str, tuple[Any, str]] = {
+    "itself": (lambda a: a, "same up to rounding"),
+    "another length": (lambda a: 3 * a, "same up to rounding"),
+    "bfloat16": (bfloat16, "same up to rounding"),
+    "turned": (lambda a: a @ turn(), "same up to a rotation"),
+    "turned, in bfloat16": (lambda a: bfloat16(a @ turn()), "same up to a rotation"),
+    "turned into a wider space": (lambda a: a @ turn(D, D + 9), "same up to a rotation"),
+    "noise of a third": (lambda a: a + cone(len(a), seed=3) / 3, "different"),
+    "cut to half its width": (lambda a: a[:, : D // 2], "different"),
+    "other texts": (lambda a: np.roll(a, 1, 0), "different"),
+    "of nothing alike": (lambda a: np.random.default_rng(5).normal(size=a.shape), "different"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_relation_is_told(name: str) -> None:
+    make, verdict = KNOWN[name]
+    a = cone(600)
+    found = experiments.rows(a, make(a))
+    assert found.verdict == verdict
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["verdict"] == verdict
+
+
+def test_too_few_rows_leave_a_rotation_undecided() -> None:
+    a = cone(28)
+    few = experiments.rows(a, a @ turn())
+    assert (few.verdict, few.rotation) == ("undecided", None)
+    assert few.summary()[0].endswith("it takes at least 33.")
+    assert experiments.rows(a, a).verdict == "same up to rounding"
+    assert experiments.rows(cone(40), cone(40) @ turn()).verdict == "same up to a rotation"
+    one = experiments.rows(a[:1], a[:1])
+    assert (one.verdict, one.neighbours) == ("undecided", None)
+    assert json.dumps(one.to_dict(), allow_nan=False)
+
+
+def test_distances_near_the_bound_are_undecided() -> None:
+    a = cone(60)
+    noise = cone(60, seed=1)
+    verdicts = [experiments.rows(a, a + share * noise).verdict for share in np.linspace(0.02, 0.4, 40)]
+    assert list(dict.fromkeys(verdicts)) == ["same up to rounding", "undecided", "different"]
+
+
+def test_rows_that_are_not_used_are_counted() -> None:
+    a, b = cone(50), cone(50)
+    a[3], b[7, 2], b[9] = 0, np.nan, np.inf
+    found = experiments.rows(a, b)
+    assert (found.count, found.n_left_out, found.n_bad) == (47, 3, 3)
+    assert found.verdict == "same up to rounding"
+    with pytest.raises(ValueError, match="a, b: got 2 rows and no pair of which both are finite and not zero"):
+        experiments.rows(np.zeros((2, 4)), np.ones((2, 4)))
+
+
+def test_unequal_numbers_of_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got 20 rows of .* and 30 of .*; it must be as many of both"):
+        experiments.rows(cone(20), cone(30))
+    for name, n in (("a", 9000), ("b", 8500)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"v": [i % 7 + 1, 2.0]}) for i in range(n)))
+    with pytest.raises(ValueError, match=r"at least 9000 rows of a.jsonl and 8500 of b.jsonl"):
+        experiments.rows(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match="k: got 0; it must be at least 1"):
+        experiments.rows(cone(20), cone(20), k=0)
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    a = cone(100).astype(np.float32)
+    np.save(tmp_path / "a.npy", a)
+    np.savez(tmp_path / "b.npz", one=a @ turn().astype(np.float32))
+    (tmp_path / "ids.txt").write_text("".join(f"text {i}\n" for i in range(100)))
+    files = (tmp_path / "a.npy", tmp_path / "b.npz")
+    done = command("compare", "--rows", *files)
+    assert done.exit_code == 0, done.output
+    assert "are the same up to a rotation" in " ".join(done.output.split())
+    by_name = json.loads(command("rows", *files, "--ids", tmp_path / "ids.txt", "--json", "-").stdout)
+    assert by_name["furthest"][0]["id"] == f"text {by_name['furthest'][0]['index']}"
+    assert by_name["verdict"] == "same up to a rotation"
+    assert "same up to a rotation" in fragment(by_name)
+    refused = command("compare", "--rows", "--paired", *files)
+    assert (refused.exit_code, "--paired and --rows: give one of them" in refused.output) == (2, True)
+
+
+def test_any_source_gives_the_same(tmp_path: Path) -> None:
+    a, b = cone(300), bfloat16(cone(300))
+    np.save(tmp_path / "a.npy", a)
+    found = experiments.rows(Vectors(tmp_path / "a.npy"), iter(b))
+    again: RowsResult = experiments.rows(a, torch.from_numpy(b))
+    for result in (found, again):
+        result.to_dict()
+    skip = {"a", "b", "manifest", "summary"}
+    assert {k: v for k, v in found.to_dict().items() if k not in skip} == {
+        k: v for k, v in again.to_dict().items() if k not in skip
+    }
+    assert io.StringIO(repr(found)).read().startswith("RowsResult(a.npy and ")
