@@ -22,6 +22,7 @@ from cone_kernels.names import pooling_names
 from cone_kernels.runs.batches import packed_batches
 from cone_kernels.runs.runner import run
 from tests.runs.test_runner import sentences
+from tests.support.encoding_folders import dense, save_encoder
 from tests.support.tiny_checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +66,10 @@ def attentions() -> None:
 
 def loaded_with(folder: Path, architecture: str, attention: str = FLASH) -> LoadedModel:
     save_checkpoint(folder, architecture)
+    return with_attention(folder, attention)
+
+
+def with_attention(folder: Path, attention: str) -> LoadedModel:
     loaded = load_model(folder, device="cpu")
     # Asked for by its name, transformers would look for a flash attention of that name on the hub.
     loaded.model.config._attn_implementation_internal = attention
@@ -86,6 +91,23 @@ def test_sums_are_those_of_one_sentence_at_a_time(tmp_path: Path, architecture: 
         assert got.fields == expected.fields
         for name in expected.fields:
             torch.testing.assert_close(got.sums[name], expected.sums[name], rtol=2e-5, atol=2e-5)
+
+
+def test_the_model_s_own_output_is_that_of_one_sentence_at_a_time(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "plain", special=False)  # so that "nothing" has no token
+    modules = [dense(96, 8), ("Normalize", {})]
+    loaded = with_attention(
+        save_encoder(tmp_path / "model", tmp_path / "plain", ["cls", "max", "lasttoken"], then=modules, dim=32), FLASH
+    )
+    packed = run(loaded, TEXTS, packed=True, token_budget=50, shard_size=40, keep_vectors=["output"])
+    alone = run(loaded, TEXTS, batch_size=1, keep_vectors=["output"])
+    assert packed.batches < alone.batches / 3
+    found, wanted = (ran.vectors["output"].read(0, len(TEXTS)) for ran in (packed, alone))
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5, equal_nan=True)
+    assert found.isnan().all(1).nonzero()[:, 0].tolist() == [60, 62]
+    assert packed.state.output is not None
+    counts = {name: int(packed.state.output.sums[name].sum()) for name in ("count", "n_empty", "n_nonfinite")}
+    assert counts == {"count": 61, "n_empty": 2, "n_nonfinite": 0}
 
 
 def test_batches_are_full_whatever_the_lengths(tmp_path: Path) -> None:
