@@ -17,6 +17,8 @@ from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state.cone_state import ConeState, Moments
 
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
+# The largest eigenvalue that rounding makes of zeros is of the size of the lowest, with its sign turned.
+_ROUNDING_SPREAD = 3.0
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,20 @@ def effective_rank(covariances: Tensor) -> Tensor:
 
 
 def rank_me(moments: Moments) -> Tensor:
-    """RankMe (Garrido et al. 2023, equation 1), from the uncentred singular values. Needs `second_moment`."""
-    # As above: σ² below zero is rounding.
-    sigma = torch.linalg.eigvalsh(symmetric(moments.second_moment)).clamp_min(0).sqrt()
+    """RankMe (Garrido et al. 2023, equation 1), from the min(n, d) uncentred singular values. Needs `second_moment`.
+
+    What rounding leaves of a σ² that is 0 is as often below 0 as above it: values no larger than a few times the
+    lowest, where that is negative, are taken for 0, for under the root they would add up.
+    """
+    squares = torch.linalg.eigvalsh(symmetric(moments.second_moment))  # (L, d), ascending
+    rounding = _ROUNDING_SPREAD * -squares[..., :1].clamp_max(0)
+    sigma = torch.where(squares > rounding, squares, 0.0).clamp_min(0).sqrt()
     total = sigma.sum(-1, keepdim=True)
     p = sigma / _or_nan(total, total > 0) + _RANKME_EPSILON
-    rank: Tensor = (-(p * p.log()).sum(-1)).exp()
+    d = squares.shape[-1]
+    n = moments.count.sum(-1, keepdim=True)
+    there = torch.arange(d, 0, -1, device=p.device) <= n  # the min(n, d) largest
+    rank: Tensor = (-torch.where(there, p * p.log(), 0.0).sum(-1)).exp()
     return rank
 
 

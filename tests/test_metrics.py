@@ -183,6 +183,22 @@ def test_participation_ratio_and_effective_rank_of_known_spectra() -> None:
     assert float(metrics.iso_score(single)) == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.parametrize(("n", "d", "rank"), [(1000, 96, 5), (60, 96, 5), (60, 96, 96), (40, 8, 8), (500, 96, 40)])
+def test_rank_me_of_float32_rows_is_that_of_their_singular_values(n: int, d: int, rank: int) -> None:
+    generator = np.random.default_rng(n + rank)
+    rows = (
+        generator.normal(size=(n, rank)) @ generator.normal(size=(rank, d))
+        if rank < d
+        else generator.normal(size=(n, d))
+    )
+    rows = (rows + 1).astype(np.float32) if rank == d else rows.astype(np.float32)
+    moments = Moments.empty("sentence", [0], d, second_moment=True)
+    moments.update(torch.from_numpy(rows))
+    sigma = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+    p = sigma / sigma.sum() + 1e-7  # min(n, d) of them
+    assert float(metrics.rank_me(moments)) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=3e-5)
+
+
 def test_rank_me_is_garridos_equation_1(state: ConeState, pooled: Tensor) -> None:
     sigma = np.linalg.svd(pooled.numpy(), compute_uv=False)
     p = sigma / sigma.sum() + 1e-7
