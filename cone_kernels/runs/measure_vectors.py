@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, TypedDict
 
 from cone_kernels.doctor import versions
 from cone_kernels.runs.machine import processor
 from cone_kernels.runs.measurement import Measurement, without_corpus
-from cone_kernels.runs.options import RunOptions, with_checkpoint_of
+from cone_kernels.runs.options import RunOptions
 from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.vectors_pass import SHARD_ROWS, described, pass_over
@@ -83,47 +81,15 @@ def measure_vectors(
     if workers is None:
         part, state = pass_over(vectors, limit, chosen)
     else:
-        part = _by_workers(vectors, second_moment, limit, workers, options)
+        from cone_kernels.runs.sharing.vector_workers import pass_over_by_workers
+
+        part = pass_over_by_workers(vectors, limit, workers, {**options, "second_moment": second_moment})
         part = replace(part, facts={**part.facts, "seconds": time.perf_counter() - clock})
         state = part.close()
     if save_state is not None:
         (state if chosen.shard is None else part).save(save_state)
     asked = {"limit": limit, "second_moment": second_moment, "workers": workers, "shard": chosen.shard}
     return _measurement(vectors, part, state, asked, chosen, started.isoformat(timespec="seconds"))
-
-
-def _by_workers(
-    vectors: Vectors, second_moment: bool, limit: int | None, workers: int, options: dict[str, Any]
-) -> RunPart:
-    """Each worker reads its shards alone, and the parts are merged here."""
-    if workers < 1:
-        raise ValueError(f"workers: got {workers}; it must be at least 1")
-    if not vectors.in_files:
-        raise TypeError(
-            f"vectors: got {vectors.name} with workers; they must be in files, as each process opens them again"
-        )
-    import torch
-
-    from cone_kernels.runs.sharing.shared_run import merged_parts
-    from cone_kernels.runs.sharing.workers import run_workers
-
-    rest = {name: value for name, value in options.items() if name != "progress"}
-    rest["threads"] = options.get("threads") or max(1, torch.get_num_threads() // workers)
-    with tempfile.TemporaryDirectory() as folder:
-        each: list[dict[str, Any]] = [
-            {
-                **with_checkpoint_of(f"{worker}-of-{workers}", rest),
-                "vectors": vectors,
-                "second_moment": second_moment,
-                "limit": limit,
-                "shard": f"{worker}/{workers}",
-                "save_state": Path(folder, str(worker)),
-            }
-            for worker in range(workers)
-        ]
-        run_workers(measure_vectors, each, options.get("progress"))
-        part, _ = merged_parts(each)
-    return part
 
 
 def _measurement(

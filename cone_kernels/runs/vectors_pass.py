@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from itertools import groupby
@@ -65,6 +66,18 @@ def pass_over(vectors: Vectors, limit: int | None, options: RunOptions) -> tuple
     )
     with growing.checkpointed(), cpu_threads(options.threads):
         return _pass(vectors, limit, options, growing)
+
+
+def save_part(vectors: Vectors, *, limit: int | None, save_state: str | os.PathLike[str], **options: Any) -> None:
+    """As `pass_over`, and writes the part; a worker calls this.
+
+    Args:
+        vectors, limit: as in `pass_over`.
+        save_state: where the part is written.
+        options: fields of `RunOptions`.
+    """
+    part, _ = pass_over(vectors, limit, RunOptions(**options))
+    part.save(save_state)
 
 
 def described(vectors: Vectors) -> dict[str, Any]:

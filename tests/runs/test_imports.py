@@ -32,10 +32,11 @@ def test_no_module_imports_what_is_built_on_it(file: Path) -> None:
     names = imported(file)
     rooms = {name.split(".")[0] for name in names}
     assert not rooms & {"experiments", "report", "terminal", "cli", "integrations"}
-    # The modules that share a run call `measure_part`; only `measure` chooses one of them.
-    if file.parent.name == "sharing" or file.name == "measure_part.py":
-        assert "runs.measure" not in names
-    elif file.name != "measure.py":
+    # The modules that share a run call `measure_part`, or `vectors_pass`; only `measure` chooses one of them, and of
+    # vectors `measure_vectors`.
+    if file.parent.name == "sharing" or file.name in ("measure_part.py", "vectors_pass.py"):
+        assert not names & {"runs.measure", "runs.measure_vectors"}
+    elif file.name not in ("measure.py", "measure_vectors.py"):
         assert not any(name.startswith("runs.sharing") for name in names)
 
 
