@@ -241,6 +241,16 @@ def place(layer: Layer) -> str:
     return "the output" if layer == OUTPUT else f"layer {layer}"
 
 
+def prompt_in_words(prompt: str | None) -> str:
+    """With which prompt sentences were given to a model, in a sentence.
+
+    Example:
+        >>> prompt_in_words("query: "), prompt_in_words(None)
+        ('with the prompt “query: ”', 'without a prompt')
+    """
+    return f"with the prompt “{prompt}”" if prompt else "without a prompt"
+
+
 def listed_suffixes() -> str:
     """The suffixes of the formats in words.
 

@@ -69,7 +69,7 @@ def layer_option(what: str, multiple: bool = False) -> Callable[[_Command], _Com
         multiple=multiple,
         metavar=f"N|{OUTPUT}",
         help=f"{what} As in hidden_states: 0 the embeddings, -1 the last; {OUTPUT}: what the model itself gives.  "
-        f"[default: {OUTPUT}, or the last of a model without one]",
+        f"[default: {OUTPUT}; the last with --pooling, or of a model without one]",
     )
 
 

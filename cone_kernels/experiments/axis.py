@@ -54,7 +54,7 @@ def axis(
         model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
         corpus: a file, a `Corpus`, sentences, or records that have them in a `field` that can be iterated over again.
         layer: its number as in Hugging Face's `hidden_states`, -1 is the last; or "output", the vectors that the model
-            itself gives. None is the output, or the last layer of a model without one.
+            itself gives. None is the output, or with `pooling` and of a model without one the last layer.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         k: how many axes.
         top: sentences at each end of an axis.

@@ -50,7 +50,7 @@ def center(
         corpus: a file, a `Corpus`, sentences, or records that have them in a `field`.
         state: a state saved before, with second moments for all methods but "mean".
         layer: its number as in Hugging Face's `hidden_states`, -1 is the last; or "output", the vectors that the model
-            itself gives. None is the output, or the last layer of a model without one.
+            itself gives. None is the output, or with `pooling` and of a model without one the last layer.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         method: "mean", "all-but-the-top" or "whitening"; see `Centering.fit`.
         components: directions that all-but-the-top projects out. Default: a hundredth of the width.
@@ -118,7 +118,8 @@ def _center_vectors(
     refused += [name for name, value in rest.items() if value != DEFAULTS.get(name)]
     if refused:
         raise ValueError(f"{', '.join(refused)}: got a value together with vectors; no model is run, so leave it out")
-    fields = options.get("field") or []
+    asked = options.get("field") or []
+    fields = [asked] if isinstance(asked, str) else asked
     if len(fields) > 1:
         raise ValueError(f"field: got {', '.join(fields)}; it must be one, which holds the vectors")
     field = fields[0] if fields else None
@@ -147,8 +148,7 @@ def center_of(
 
     number = measurement.layer(layer)
     source = measurement if fitted_on is None else fitted_on
-    if number != OUTPUT:
-        _refuse_other_poolings(source, measurement)
+    _refuse_other_vectors(source, measurement, number)
     centering = Centering.fit(
         source.state,
         layer=source.layer(number if layer is None else layer),
@@ -176,19 +176,37 @@ def center_of(
         layer_name=measurement.layer_name(number),
         before=before,
         after=after,
-        fitted_on={"state": None if fitted_on is None else fitted_on.name, "sentences": centering.count},
+        fitted_on={
+            "state": None if fitted_on is None else fitted_on.name,
+            "sentences": centering.count,
+            "prompt": source.model.get("prompt"),
+        },
         file=None if output is None else os.fspath(output),
         manifest={**measurement.manifest, "centering_fingerprint": centering.fingerprint()},
         centering=centering,
     )
 
 
-def _refuse_other_poolings(fitted_on: Measurement, measured_on: Measurement) -> None:
-    fitted, measured = (one.state.pooling for one in (fitted_on, measured_on))
-    if fitted != measured:
-        raise ValueError(
-            f"state: got one of the pooling {fitted!r}; it must be {measured!r}, as what it is measured on"
-        )
+def _refuse_other_vectors(fitted_on: Measurement, measured_on: Measurement, layer: Layer) -> None:
+    """Refuses sums of vectors that are made otherwise than those that they are to centre."""
+    for name, kind in (("pooling", _pooling), ("output", _output)):
+        if (name == "output") == (layer == OUTPUT):
+            fitted, measured = kind(fitted_on), kind(measured_on)
+            if fitted != measured:
+                raise ValueError(
+                    f"state: got one of the {name} {fitted!r}; it must be {measured!r}, as what it is measured on"
+                )
+
+
+def _pooling(measurement: Measurement) -> str:
+    return measurement.state.pooling
+
+
+def _output(measurement: Measurement) -> str:
+    """What makes the vectors of an output, in words; models of the same words may differ in their weights."""
+    about = measurement.model.get("output") or {}
+    kept = {name: about[name] for name in ("modules", "pooling", "dim", "include_prompt") if name in about}
+    return ", ".join(f"{name} {value}" for name, value in kept.items())
 
 
 def level_after(vectors: SentenceVectors, centering: Centering | None = None) -> Level:

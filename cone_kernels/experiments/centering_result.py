@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import Estimate, ExperimentResult
-from cone_kernels.names import Layer, place
+from cone_kernels.names import Layer, place, prompt_in_words
 
 if TYPE_CHECKING:
     from cone_kernels.centering import Centering
@@ -110,6 +110,9 @@ def _summary(result: CenteringResult) -> list[str]:
     if result.fitted_on["state"] is not None:
         where = f"measured on {after.count:,} {result.rows}, fitted on the {fitted} of {result.fitted_on['state']}"
     lines = [f"{how} takes {cone} from {before.anisotropy:.3f} to {after.anisotropy:.3f}, {where}."]
+    fitted_prompt, prompt = result.fitted_on.get("prompt"), result.model.get("prompt")
+    if fitted_prompt != prompt:
+        lines.append(f"It was fitted {prompt_in_words(fitted_prompt)}, and measured {prompt_in_words(prompt)}.")
     if abs(before.anisotropy) <= 3 * before.stderr:
         lines.append("There was no cone to open: the mean cosine was within three standard errors of 0 before.")
     elif abs(after.anisotropy) <= max(3 * after.stderr, 2 / (after.count - 1)):

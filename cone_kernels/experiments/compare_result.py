@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import OUTPUT, Layer, place
+from cone_kernels.names import OUTPUT, Layer, place, prompt_in_words
 
 SCHEMA = "cone_kernels/compare/1"
 
@@ -207,6 +207,10 @@ def _summary(result: CompareResult) -> list[str]:
             else (f" at any layer ({result.alpha:.2g} for all layers together)")
         )
         lines.append(f"From {a} to {b} the cone did not change by more than chance{where}.")
+    prompts = [one["model"].get("prompt") for one in (result.a, result.b)]
+    if prompts[0] != prompts[1]:
+        said = [prompt_in_words(prompt) for prompt in prompts]
+        lines.insert(0, f"The prompts differ: {a} was measured {said[0]}, {b} {said[1]}.")
     if result.without_output:
         lines.append(f"The models' own output is left out: {result.without_output}.")
     return [*lines, *_gap(result.layers), *_directions(result)]

@@ -101,16 +101,16 @@ class Output:
         if self.sentence is None:
             return f"The model's own output is not measured, because {self.about['reason']}."
         made = ", ".join(self.about.get("modules", ["its modules"]))
-        prompt = f", each after the prompt “{self.about['prompt']}”" if self.about.get("prompt") else ""
         given = f"What the model itself gives for a sentence ({made})"
         if self.sentence.reason is not None:
             return f"{given} has no mean cosine here: {self.sentence.reason}."
-        said = f"{given} has a mean cosine of {self.sentence.anisotropy:.3f} ± {self.sentence.stderr:.3f}{prompt}"
-        own = str(self.about.get("pooling"))
-        if own == pooling:
-            return f"{said}."
-        phrases = {name: about.phrase for name, about in POOLINGS.items()}
-        return f"{said}; it pools by {phrases.get(own, own)}, and the layers are pooled by {phrases[pooling]}."
+        said = f"{given} has a mean cosine of {self.sentence.anisotropy:.3f} ± {self.sentence.stderr:.3f}"
+        own, phrases = str(self.about.get("pooling")), {name: about.phrase for name, about in POOLINGS.items()}
+        if own != pooling:
+            return f"{said}; it pools by {phrases.get(own, own)}, and the layers are pooled by {phrases[pooling]}."
+        if self.about.get("include_prompt") is False:
+            return f"{said}; it leaves the prompt's tokens out of the pooling, and the layers have them in."
+        return f"{said}."
 
 
 class Shaped(Protocol):
@@ -212,8 +212,10 @@ def _geometry(found: Geometry | None) -> dict[str, float | None] | None:
 
 
 def _summary(result: LayersResult) -> list[str]:
+    prompt = result.model.get("prompt")
+    said = [f"Every sentence was given after the prompt “{prompt}”, whose tokens are in all numbers."] if prompt else []
     own = [] if result.output is None else [result.output.summary(result.state.pooling)]
-    return own + _of_layers(result)
+    return said + own + _of_layers(result)
 
 
 def _of_layers(result: LayersResult) -> list[str]:

@@ -52,8 +52,8 @@ def rotation(
         state: states saved before, with their second moments; they follow the models. What needs sentence vectors
             (`functional_cosine`, and their own rows of `centered_anisotropy`) is not defined for them.
         layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or "output", the vectors that the
-            models themselves give. None is the output, or the last layer of a model without one. Or one for each model
-            and state.
+            models themselves give. None is the output, or with `pooling` and of a model without one the last layer. Or
+            one for each model and state.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         k: the principal angles are those between the subspaces of the top k axes.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...

@@ -13,10 +13,22 @@ _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+_ROUTES = (
+    "it sends queries and documents different ways; for the layers of one of them give its folder, such as "
+    "{folder}/{first}, and measure what encode gives by `cone vectors`"
+)
+# Settings of a Transformer that change its tokens or its layers, but for what changes neither.
+_LOADING_KEYS = (
+    *("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"),
+    "processing_kwargs",
+)
+_HARMLESS = frozenset(
+    ("trust_remote_code", "revision", "torch_dtype", "dtype", "attn_implementation", "device_map", "use_safetensors")
+)
 # Modules that a folder may begin with in place of a transformer, and what to do with it.
 _OTHER_BEGINNINGS = {
-    "Router": "it sends queries and documents different ways; give the folder of one of them, such as {folder}/{first}",
-    "Asym": "it sends queries and documents different ways; give the folder of one of them, such as {folder}/{first}",
+    "Router": _ROUTES,
+    "Asym": _ROUTES,
     "CLIPModel": "it holds a model of images and texts; give the folder of CLIP itself, whose text tower is taken",
     "StaticEmbedding": "it has no layers: each token has one vector; measure what its encode gives by `cone vectors`",
     "WordEmbeddings": "it has no layers: each word has one vector; measure what its encode gives by `cone vectors`",
@@ -67,6 +79,8 @@ class Description:
         name = self.default_prompt if prompt_name is None else prompt_name
         if name is None:
             return ""
+        if prompt_name is None and name not in self.prompts:
+            raise ModelError(f"model: its default prompt {name!r} is none of its prompts: {', '.join(self.prompts)}")
         if name not in self.prompts:
             known = ", ".join(self.prompts) or "none, for the model has no prompts"
             raise ModelError(f"prompt_name: got {name!r}; it must be one of the model's prompts: {known}")
@@ -89,11 +103,12 @@ def description_of(source: Source) -> Description:
         raise ModelError(f"model: modules.json of {source.name} cannot be read: {error!r}") from None
     if kind.rpartition(".")[2] != "Transformer":
         raise _other_beginning(source, kind, subfolder)
+    foreign = None if kind.startswith("sentence_transformers.") else f"its first module {kind} is code of its own"
     transformer = _transformer(source, subfolder)
     settings = source.json("config_sentence_transformers.json") or {}
     family = settings.get("model_type", "SentenceTransformer")
     ours = family == "SentenceTransformer"
-    prompts = {"query": "", "document": "", **settings.get("prompts", {})} if ours else {}
+    prompts = {"query": "", "document": "", **(settings.get("prompts") or {})} if ours else {}
     return Description(
         subfolder=subfolder,
         base=_base(source, subfolder),
@@ -103,7 +118,7 @@ def description_of(source: Source) -> Description:
         prompts={name: text or "" for name, text in prompts.items()},
         default_prompt=settings.get("default_prompt_name") if ours else None,
         truncate_dim=settings.get("truncate_dim") if ours else None,
-        no_output=_no_output(family, transformer),
+        no_output=foreign or why_no_output(family, transformer),
     )
 
 
@@ -128,10 +143,26 @@ def _transformer(source: Source, subfolder: str) -> dict[str, Any]:
     return {}
 
 
-def _no_output(family: str, transformer: Mapping[str, Any]) -> str | None:
+def why_no_output(family: str, transformer: Mapping[str, Any]) -> str | None:
+    """Why what `encode` gives cannot be made of the last hidden states of plain text; None where it can.
+
+    Args:
+        family: the class of sentence-transformers that the model is.
+        transformer: the settings of its Transformer module, as sentence_bert_config.json has them.
+    """
     if family != "SentenceTransformer":
         return f"it is a {family}, which gives other things than one vector a sentence"
-    text = transformer.get("modality_config", {}).get("text", {})
+    modalities = transformer.get("modality_config") or {"text": {}}
+    if "message" in modalities or "text" not in modalities:
+        return "it is not given plain text but messages in a chat template, which this tool does not make"
+    task = transformer.get("transformer_task") or "feature-extraction"
+    if task != "feature-extraction":
+        return f"its transformer_task is {task}, where this tool knows feature-extraction"
+    for key in _LOADING_KEYS:
+        changed = sorted(set(transformer.get(key) or {}) - _HARMLESS)
+        if changed:
+            return f"it sets {key}.{changed[0]}, which this tool does not heed"
+    text = modalities["text"]
     given = text.get("method", "forward"), text.get("method_output_name", "last_hidden_state")
     if given != ("forward", "last_hidden_state"):
         return f"its modules are given what {given[0]} calls {given[1]}, where this tool knows the last hidden states"

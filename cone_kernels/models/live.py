@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cone_kernels.models.description import Description
+from cone_kernels.models.description import Description, why_no_output
 from cone_kernels.models.loaded import LoadedModel, evaluation, loaded_of, prompt_length, with_output
 from cone_kernels.models.output import Output, pooled_tokens
 from cone_kernels.models.source import ModelError, NoOutputError
+from cone_kernels.models.transformer import text_encoder
 
 
 def live_model(
@@ -37,24 +39,22 @@ def live_model(
         >>> live_model(SentenceTransformer("all-MiniLM-L6-v2")).info["output"]["pooling"]
         'mean'
     """
-    # Importing sentence-transformers takes seconds; one of its models is known by its modules and prompts.
-    if isinstance(model, nn.Sequential) and hasattr(model, "prompts"):
+    # Importing sentence-transformers takes seconds; its models are known by the names of their classes.
+    classes = [one.__name__ for one in type(model).__mro__]
+    if "SentenceTransformer" in classes:
         return _of_sentence_transformer(model, tokenizer, prompt, prompt_name, truncate_dim)
-    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+    if not (isinstance(model, nn.Module) and hasattr(model, "config")) or isinstance(model, nn.Sequential):
         raise TypeError(
             f"model: got {type(model).__name__}; it must be a folder, a hub id, what load_model returned, a model of "
             "transformers or a SentenceTransformer"
         )
     if tokenizer is None:
         raise ModelError("tokenizer: got none; it must be given with a model that is in memory already")
-    plain = Description()
+    plain, part = Description(), text_encoder(model)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    loaded = loaded_of(model, tokenizer, plain, name=name, prompt=plain.prompt(prompt, prompt_name))
-    return with_output(loaded, plain, _no_output, truncate_dim)
-
-
-def _no_output() -> Output:
-    raise NoOutputError("it has no modules of its own after the transformer")
+    said = plain.prompt(prompt, prompt_name)
+    loaded = loaded_of(part, tokenizer, plain, name=name, weights_sha256=_sha256(part), prompt=said)
+    return with_output(loaded, plain, None, truncate_dim)
 
 
 def _of_sentence_transformer(
@@ -69,19 +69,25 @@ def _of_sentence_transformer(
             "with a Transformer"
         )
     kinds = tuple((f"{type(module).__module__}.{type(module).__name__}", "") for module in model)
+    transformer = text_encoder(first.auto_model)
+    keys = ("modality_config", "transformer_task", "processing_kwargs")
+    no_output = why_no_output("SentenceTransformer", {key: getattr(first, key, None) for key in keys})
+    if transformer is not first.auto_model:
+        no_output = f"sentence-transformers runs the whole {type(first.auto_model).__name__}"
     description = Description(
         max_length=first.max_seq_length,
         modules=kinds,
         prompts={name: text or "" for name, text in model.prompts.items()},
         default_prompt=model.default_prompt_name,
         truncate_dim=model.truncate_dim,
+        no_output=no_output,
     )
-    transformer = first.auto_model
     loaded = loaded_of(
         transformer,
         first.tokenizer,
         description,
         name=getattr(transformer.config, "_name_or_path", "") or type(transformer).__name__,
+        weights_sha256=_sha256(transformer),
         prompt=description.prompt(prompt, prompt_name),
     )
 
@@ -89,16 +95,28 @@ def _of_sentence_transformer(
         names = tuple(type(module).__name__ for module in model)
         if not after or names[1] != "Pooling":
             raise NoOutputError("no Pooling follows its transformer")
-        poolings, skipped = pooled_tokens(after[0].pooling_mode, after[0].include_prompt, lambda: prompt_length(loaded))
+        modes, skipped = pooled_tokens(after[0].pooling_mode, after[0].include_prompt, lambda: prompt_length(loaded))
         steps = tuple(_OfVectors(module) for module in after[1:])
         like = next(transformer.parameters())
-        vectors = like.new_zeros(1, len(poolings) * int(transformer.config.get_text_config().hidden_size))
+        vectors = like.new_zeros(1, len(modes) * int(loaded.info["hidden_size"]))
         with evaluation(*steps), torch.inference_mode():
             for step in steps:
                 vectors = step(vectors)
-        return Output(names, poolings, steps, vectors.shape[1], skipped, description.truncate_dim)
+        own = _sha256(*steps) if any(True for step in steps for _ in step.parameters()) else None
+        return Output(names, modes, steps, vectors.shape[1], skipped, description.truncate_dim, own)
 
     return with_output(loaded, description, output, truncate_dim)
+
+
+def _sha256(*modules: nn.Module) -> str:
+    """sha256 (hex) over the names, shapes and values of all parameters and buffers; that of a file is another."""
+    sha256 = hashlib.sha256()
+    for at, module in enumerate(modules):
+        for name, tensor in sorted(module.state_dict().items()):
+            content = tensor.detach().cpu().contiguous()
+            sha256.update(f"|{at}.{name}|{content.dtype}|{tuple(content.shape)}|".encode())
+            sha256.update(content.flatten().view(torch.uint8).numpy().data if content.numel() else b"")
+    return sha256.hexdigest()
 
 
 class _OfVectors(nn.Module):

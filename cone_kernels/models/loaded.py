@@ -35,7 +35,7 @@ class LoadedModel:
         max_length: the most tokens that a sentence may have, with special tokens; None where there is no limit.
         input_names: which of the tokenizer's outputs the model's forward takes.
         info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
-            dtype, attention, weights_sha256, max_length, compiled, prompt, truncate_dim, output.
+            dtype, attention, weights_sha256, max_length, compiled, prompt, output.
         output: how a model of sentence-transformers makes its own sentence vectors; None for other models, and where
             `info["output"]` has a reason.
         prompt: put before every sentence.
@@ -95,20 +95,20 @@ def loaded_of(
 
 
 def with_output(
-    loaded: LoadedModel, description: Description, make: Callable[[], Output], truncate_dim: int | None
+    loaded: LoadedModel, description: Description, make: Callable[[], Output] | None, truncate_dim: int | None
 ) -> LoadedModel:
     """The model with its own output, or with the reason why that is not known.
 
     Args:
         loaded: the model.
         description: what there is around its transformer; without modules there is no output.
-        make: gives the output, or raises NoOutputError.
+        make: gives the output, or raises NoOutputError; None for a model without modules.
         truncate_dim: keep so many of its first dimensions; None as the model says.
 
     Raises:
         ModelError: `truncate_dim` is out of range, or there is no output that it could be of.
     """
-    if not description.modules:
+    if make is None or not description.modules:
         if truncate_dim is not None:
             raise ModelError(
                 f"truncate_dim: got {truncate_dim}; it must be None, for {loaded.info['name']} is no model of "
@@ -146,12 +146,15 @@ def prompt_length(loaded: LoadedModel) -> int:
     """Tokens of the prompt with the special ones before it, as sentence-transformers counts them."""
     if not loaded.prompt:
         return 0
-    ids = loaded.tokenizer(loaded.prompt, verbose=False)["input_ids"]
-    return len(ids) - (ids[-1] in loaded.tokenizer.all_special_ids)
+    cut = {} if loaded.max_length is None else {"truncation": True, "max_length": loaded.max_length}
+    ids = loaded.tokenizer(loaded.prompt, verbose=False, **cut)["input_ids"]
+    return len(ids) - bool(ids and ids[-1] in loaded.tokenizer.all_special_ids)
 
 
 def _max_length(model: Any, tokenizer: Any, description: Description) -> int | None:
-    bounds = [description.max_length, tokenizer.model_max_length, _position_bound(model)]
+    # As sentence-transformers does: its own length takes the place of the tokenizer's.
+    own = description.max_length
+    bounds = [tokenizer.model_max_length if own is None else own, _position_bound(model)]
     known = [int(bound) for bound in bounds if bound is not None and 0 < bound < _NO_LENGTH]
     return min(known, default=None)
 

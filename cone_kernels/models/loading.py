@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from cone_kernels.models.compiled_blocks import compile_blocks
 from cone_kernels.models.description import description_of
 from cone_kernels.models.loaded import LoadedModel, loaded_of, prompt_length, with_output
 from cone_kernels.models.source import ModelError, Source
-from cone_kernels.models.transformer import load_transformer
+from cone_kernels.models.transformer import load_transformer, text_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -76,12 +77,15 @@ def load_model(
         try:
             source = Source(name, revision)
             description = description_of(source)
-            model, tokenizer = load_transformer(source, description, chosen_dtype, trust_remote_code, attention)
+            whole, tokenizer = load_transformer(source, description, chosen_dtype, trust_remote_code, attention)
+            model = text_encoder(whole)
         except ModelError:
             raise
         # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
         except Exception as error:
             raise _explained(name, error) from error
+    if model is not whole and description.no_output is None:
+        description = replace(description, no_output=f"sentence-transformers runs the whole {type(whole).__name__}")
     model = model.eval().to(chosen_device)
     if torch_compile and compile_blocks(model) == 0:
         raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
@@ -106,7 +110,12 @@ def load_model(
 
         like, truncated = next(model.parameters()), description.truncate_dim
         return output_of_folder(
-            source, description.modules, like, prompt_length=lambda: prompt_length(loaded), truncate_dim=truncated
+            source,
+            description.modules,
+            like,
+            int(loaded.info["hidden_size"]),
+            prompt_length=lambda: prompt_length(loaded),
+            truncate_dim=truncated,
         )
 
     return with_output(loaded, description, output, truncate_dim)

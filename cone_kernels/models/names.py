@@ -52,21 +52,24 @@ def with_own_pooling(poolings: Sequence[str], info: Mapping[str, Any]) -> tuple[
     return tuple(name for name in POOLINGS if name in poolings or name == own)
 
 
-def measured_layer(layer: Layer | None, info: Mapping[str, Any]) -> Layer:
+def measured_layer(layer: Layer | None, info: Mapping[str, Any], pooling: str = "mean") -> Layer:
     """The layer that is looked at where a user names one or none: by default the model's output, else its last layer.
 
     Args:
         layer: as asked for.
         info: of the `LoadedModel`.
+        pooling: as asked for; any but the mean asks for layers, by default for the last one.
 
     Raises:
-        ValueError: the output is asked for, and the model has none that is known.
+        ValueError: the output is asked for together with a pooling of layers, or the model has none that is known.
     """
+    if layer == OUTPUT and pooling != "mean":
+        raise ValueError(f"pooling: got {pooling!r} with the layer {OUTPUT!r}; it must be left out, as the model pools")
     output = info.get("output")
     known = output is not None and "reason" not in output
     if layer == OUTPUT and not known:
         why = "it is no folder of sentence-transformers" if output is None else output["reason"]
         raise ValueError(f"layer: got {OUTPUT!r} for {info['name']}; it must be a number, because {why}")
     if layer is None:
-        return OUTPUT if known else -1
+        return OUTPUT if known and pooling == "mean" else -1
     return layer

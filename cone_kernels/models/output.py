@@ -21,8 +21,8 @@ from cone_kernels.files import sha256_of
 from cone_kernels.models.source import ModelError, NoOutputError, Source, inside
 from cone_kernels.state.poolings import pool
 
-# The poolings of sentence-transformers by our names; it multiplies `mean_sqrt_len_tokens` by the root of the length.
-POOLINGS = {
+# The modes of a Pooling and what they are here; `mean_sqrt_len_tokens` is the mean times the root of the length.
+_MODES = {
     "mean": "mean",
     "mean_sqrt_len_tokens": "mean",
     "cls": "cls",
@@ -48,7 +48,7 @@ class Output:
 
     Attributes:
         modules: the names of all modules, the transformer first.
-        poolings: as the Pooling module names them; their vectors are put side by side.
+        modes: of the Pooling, in its names; their vectors are put side by side.
         steps: the modules after it, each from vectors (B, d) to vectors (B, d').
         full_dim: the width of what the last module gives.
         skipped: tokens at the beginning of a sentence that are not pooled: the prompt, where the folder says so.
@@ -57,7 +57,7 @@ class Output:
     """
 
     modules: tuple[str, ...]
-    poolings: tuple[str, ...]
+    modes: tuple[str, ...]
     steps: tuple[nn.Module, ...]
     full_dim: int
     skipped: int = 0
@@ -67,7 +67,7 @@ class Output:
     @property
     def pooling(self) -> str:
         """How it pools, in the names of `cone_kernels.names.POOLINGS`; several are joined by +."""
-        return "+".join(_our_name(name) for name in self.poolings)
+        return "+".join(_our_name(name) for name in self.modes)
 
     def vectors(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The vectors of a batch.
@@ -85,17 +85,26 @@ class Output:
         if self.skipped:
             mask = mask.clone()
             mask[:, : self.skipped] = False
-        pooled = []
-        for name in self.poolings:
-            vectors = pool(hidden, POOLINGS[name], mask)
-            root = name == "mean_sqrt_len_tokens"
-            pooled.append(vectors * mask.sum(1, keepdim=True).to(vectors.dtype).sqrt() if root else vectors)
+        pooled = [self._pooled(hidden, mode, mask) for mode in self.modes]
         # As `encode` does: what is summed is summed in float32, and each module computes in the model's own type.
         found = torch.cat(pooled, dim=1).to(hidden.dtype)
         for step in self.steps:
             found = step(found)
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         return found[:, : self.truncate_dim].to(dtype)
+
+    def _pooled(self, hidden: Tensor, mode: str, mask: Tensor) -> Tensor:
+        """(B, D) of the tokens under the mask."""
+        vectors = pool(hidden, _MODES[mode], mask)
+        tokens = mask.sum(1, keepdim=True).to(vectors.dtype)  # (B, 1)
+        if mode == "mean_sqrt_len_tokens":
+            return vectors * tokens.sqrt()
+        if mode == "weightedmean" and self.skipped:
+            # Tokens keep the weights that they have with the prompt before them: rank + skipped.
+            ranks = tokens * (tokens + 1) / 2
+            mean = pool(hidden, "mean", mask)
+            return (vectors * ranks + mean * (tokens * self.skipped)) / (ranks + tokens * self.skipped)
+        return vectors
 
     @property
     def normalized(self) -> bool:
@@ -126,13 +135,14 @@ class Output:
 
 
 def _our_name(pooling: str) -> str:
-    return pooling if pooling == "mean_sqrt_len_tokens" else POOLINGS[pooling]
+    return pooling if pooling == "mean_sqrt_len_tokens" else _MODES[pooling]
 
 
 def output_of_folder(
     source: Source,
     listed: Sequence[tuple[str, str]],
     like: Tensor,
+    hidden_size: int,
     *,
     prompt_length: Callable[[], int],
     truncate_dim: int | None,
@@ -143,6 +153,7 @@ def output_of_folder(
         source: its files.
         listed: the modules of its modules.json: class and subfolder of each, the transformer first.
         like: a weight of the transformer; the modules compute where that is, and in its type.
+        hidden_size: D, the width of the last hidden states.
         prompt_length: gives how many tokens the prompt has; called where the folder leaves it out of the pooling.
         truncate_dim: as in `Output`.
 
@@ -157,22 +168,22 @@ def output_of_folder(
     if source.file(inside(listed[1][1], "config.json")) is None:
         raise NoOutputError(f"its {inside(listed[1][1], 'config.json')}, which says how it pools, is missing")
     config = _config(source, listed[1][1])
-    poolings, left_out = pooled_tokens(_modes(config), bool(config.get("include_prompt", True)), prompt_length)
-    dim = len(poolings) * int(config.get("embedding_dimension", config.get("word_embedding_dimension", 0)))
+    modes, left_out = pooled_tokens(_modes(config), bool(config.get("include_prompt", True)), prompt_length)
+    dim = len(modes) * hidden_size
     steps: list[nn.Module] = []
     weights: list[Path] = []
     for kind, subfolder in listed[2:]:
         name = _short(kind)
         if name not in _STEPS:
             raise NoOutputError(f"this tool does not know its module {kind}")
-        step, width = _STEPS[name](source, subfolder, dim)
+        step, width = _made(_STEPS[name], source, subfolder, dim)
         if any(parameter.shape[-1] != dim for key, parameter in step.named_parameters() if "weight" in key):
             raise ModelError(f"model: {subfolder} of {source.name} does not take vectors {dim} wide")
         dim = width
         weights += source.weights(subfolder)
         steps.append(step.to(like.device, like.dtype).eval())
     sha256 = sha256_of(*weights) if weights else None
-    return Output(names, poolings, tuple(steps), dim, left_out, truncate_dim, sha256)
+    return Output(names, modes, tuple(steps), dim, left_out, truncate_dim, sha256)
 
 
 def _short(kind: str) -> str:
@@ -198,7 +209,7 @@ def _modes(config: dict[str, Any]) -> str | Sequence[str]:
 def pooled_tokens(
     modes: str | Sequence[str], include_prompt: bool, prompt_length: Callable[[], int]
 ) -> tuple[tuple[str, ...], int]:
-    """The poolings of an `Output`, and how many tokens it skips.
+    """The modes of an `Output`, and how many tokens it skips.
 
     Args:
         modes: of the Pooling.
@@ -206,16 +217,26 @@ def pooled_tokens(
         prompt_length: gives how many they are; called where they are not pooled.
 
     Raises:
-        NoOutputError: a mode is not known here, alone or without the prompt.
+        NoOutputError: a mode is not known here.
     """
-    poolings = (modes,) if isinstance(modes, str) else tuple(modes)
-    unknown = [mode for mode in poolings if mode not in POOLINGS]
+    named = (modes,) if isinstance(modes, str) else tuple(modes)
+    unknown = [mode for mode in named if mode not in _MODES]
     if unknown:
         raise NoOutputError(f"this tool does not know its pooling {', '.join(map(str, unknown))}")
-    skipped = 0 if include_prompt else prompt_length()
-    if skipped and "weightedmean" in poolings:
-        raise NoOutputError("it pools by weightedmean without the prompt, and which weights are left is not known here")
-    return poolings, skipped
+    return named, 0 if include_prompt else prompt_length()
+
+
+def _made(make: _Step, source: Source, subfolder: str, dim: int) -> tuple[nn.Module, int]:
+    try:
+        return make(source, subfolder, dim)
+    except ModelError:
+        raise
+    # A configuration that lacks a key or has other types fails in many ways; the layers are there all the same.
+    except Exception as error:
+        raise NoOutputError(f"its module {subfolder} cannot be made: {type(error).__name__}: {error}") from error
+
+
+_Step = Callable[[Source, str, int], tuple[nn.Module, int]]
 
 
 class _Dense(nn.Module):
@@ -228,10 +249,13 @@ class _Dense(nn.Module):
         if residual and width != dim:
             self.residual = nn.Linear(width, dim, bias=False)
         self._adds = residual
-        self._activation = _activation(str(config.get("activation_function", "torch.nn.modules.activation.Tanh")))
+        # Its weights, where it has some, have this name in the folder.
+        self.activation_function = _activation(
+            str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+        )
 
     def forward(self, vectors: Tensor) -> Tensor:
-        mapped: Tensor = self._activation(self.linear(vectors))
+        mapped: Tensor = self.activation_function(self.linear(vectors))
         if not self._adds:
             return mapped
         added: Tensor = self.residual(vectors) if hasattr(self, "residual") else vectors
@@ -296,7 +320,7 @@ def _dropout(source: Source, subfolder: str, dim: int) -> tuple[nn.Module, int]:
     return nn.Identity(), dim
 
 
-_STEPS: dict[str, Callable[[Source, str, int], tuple[nn.Module, int]]] = {
+_STEPS: dict[str, _Step] = {
     "Dense": _dense,
     "Normalize": _normalize,
     "LayerNorm": _layer_norm,
@@ -320,7 +344,7 @@ def _filled(step: nn.Module, source: Source, subfolder: str) -> nn.Module:
     """The module with the weights of its folder."""
     weights: dict[str, Tensor] = {}
     for file in source.weights(subfolder):
-        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         weights |= found
     try:
         step.load_state_dict(weights)

@@ -16,7 +16,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def load_transformer(
     source: Source, description: Description, dtype: Any, trust_remote_code: bool, attention: str | None
 ) -> tuple[Any, Any]:
-    """The model and its tokenizer; of an encoder-decoder model the encoder, of CLIP and its kin the tower of texts.
+    """The model and its tokenizer; of T5 and its kin the encoder alone.
 
     Args:
         source: the files.
@@ -43,7 +43,9 @@ def load_transformer(
     if description.lowercase:
         _lowercase(tokenizer, source.name)
     loader = transformers.AutoModel
-    if config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+    # Folders of an encoder alone say that they are no encoder-decoder; the class of the whole would miss the decoder.
+    encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    if encoder is not None and (config.is_encoder_decoder or encoder.__name__.endswith("EncoderModel")):
         loader = transformers.AutoModelForTextEncoding
         config.is_encoder_decoder = False
     if attention is not None:
@@ -54,11 +56,20 @@ def load_transformer(
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ModelError(f"model: {len(missing)} weights of {source.name} are not in its checkpoint: {shown}")
-    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
-        model = model.get_encoder()
-    model = _text_tower(model)
     model.config.use_cache = False
     return model, tokenizer
+
+
+def text_encoder(model: Any) -> Any:
+    """The part of a model that makes hidden states of texts.
+
+    It is the encoder of an encoder-decoder model, the tower of texts of CLIP and its kin, and else the model itself.
+    """
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        return model.get_encoder()
+    tower = getattr(model, "text_model", None)
+    takes_images = "pixel_values" in inspect.signature(model.forward).parameters
+    return tower if tower is not None and takes_images and hasattr(model, "get_text_features") else model
 
 
 def _location(source: Source, subfolder: str) -> tuple[str, dict[str, Any]]:
@@ -75,13 +86,6 @@ def _require_peft(source: Source) -> None:
         raise ModelError(
             f"model: {source.name} is an adapter, which peft loads and which is not installed: pip install peft"
         )
-
-
-def _text_tower(model: Any) -> Any:
-    """Of a model of images and texts, whose forward needs both, the part that takes texts."""
-    tower = getattr(model, "text_model", None)
-    takes_images = "pixel_values" in inspect.signature(model.forward).parameters
-    return tower if tower is not None and takes_images and hasattr(model, "get_text_features") else model
 
 
 def _may_miss(model: Any, key: str) -> bool:

@@ -76,7 +76,7 @@ def measure_part(
             "poolings": list(with_own_pooling(poolings, loaded.info)),
         }
         vectors = {
-            "keep_vectors": [measured_layer(layer, loaded.info) for layer in keep_vectors],
+            "keep_vectors": [measured_layer(layer, loaded.info, pooling) for layer in keep_vectors],
             "vectors_prefix": None if shard is None else save_state,
         }
         ran = run(loaded, read, progress=progress, **gathered, **vectors, **chosen)

@@ -62,14 +62,14 @@ class Measurement:
         """The layer that is looked at: a number that may be counted from the end, -1 is the last, or "output".
 
         Args:
-            layer: None is the output, or the last layer where there is none.
+            layer: None is the output; or the last layer, where there is none or layers were pooled as asked.
 
         Raises:
             ValueError: there is no such layer, or no output.
         """
         numbers = self.state.layers
         if layer is None:
-            return numbers[-1] if self.state.output is None else OUTPUT
+            return numbers[-1] if self.state.output is None or self.state.pooling != "mean" else OUTPUT
         if isinstance(layer, str):
             if layer != OUTPUT:
                 raise ValueError(f"layer: got {layer!r}; it must be a number or {OUTPUT!r}")
@@ -147,6 +147,7 @@ def measurement_of(
             "versions": versions(),
             "started": started,
             "seconds": {"load": round(load_seconds, 3), "run": round(ran.seconds, 3)},
+            "prompt": info["prompt"],
             "options": {**policies, **options},
             **machine(ran),
             "max_length": info["max_length"],
@@ -257,7 +258,7 @@ def threads_of(*measurements: Measurement) -> AbstractContextManager[None]:
 
 
 def _left_out(state: ConeState) -> int:
-    """Sentence vectors left out as zero or not finite, of the layer that has most of them."""
-    moments = state.sentence if state.layers else state.output
-    assert moments is not None
-    return int((moments.n_zero + moments.n_nonfinite).sum(1).max())
+    """Sentence vectors left out as zero or not finite, of the layer, or the output, that has most of them."""
+    kept = [state.sentence] if state.layers else []
+    kept += [] if state.output is None else [state.output]
+    return max(int((moments.n_zero + moments.n_nonfinite).sum(1).max()) for moments in kept)

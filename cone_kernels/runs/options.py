@@ -22,8 +22,8 @@ class CorpusOptions(TypedDict, total=False):
 
     limit: int | None
     """Only the first so many distinct sentences."""
-    field: Sequence[str] | None
-    """The fields of records, or columns of tables, to read."""
+    field: str | Sequence[str] | None
+    """The field or fields of records, or columns of tables, to read."""
     sample: int | None
     """So many of the distinct sentences, drawn uniformly."""
     seed: int | None
@@ -302,7 +302,7 @@ def open_corpus(
         FileNotFoundError, IsADirectoryError, CorpusError: the file cannot be read, or not more than once.
         ValueError: options of a corpus are given together with a `Corpus`, or a format with sentences.
     """
-    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
+    chosen = _corpus_options(options)
     if isinstance(corpus, Corpus):
         if any(chosen[name] != DEFAULTS[name] for name in CORPUS_OPTIONS):
             raise ValueError(f"corpus: got a Corpus and options of one; give {', '.join(CORPUS_OPTIONS)} to it")
@@ -327,8 +327,13 @@ def open_files(paths: Sequence[str | os.PathLike[str]], options: MeasureOptions)
     Raises:
         FileNotFoundError, IsADirectoryError, CorpusError, ValueError: as `Corpus`.
     """
-    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
+    chosen = _corpus_options(options)
     return Corpus(paths, fields=chosen.pop("field"), **chosen)
+
+
+def _corpus_options(options: MeasureOptions) -> dict[str, Any]:
+    chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in CORPUS_OPTIONS}
+    return chosen | ({"field": [chosen["field"]]} if isinstance(chosen["field"], str) else {})
 
 
 def _readable(corpus: Corpus, again: bool) -> Corpus:

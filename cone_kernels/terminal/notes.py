@@ -46,6 +46,8 @@ def print_notes(console: Console, result: Shown) -> None:
             console.print(f"{what}: {listed}", style="yellow", soft_wrap=True)
     for example in corpus["examples"]:
         console.print(f"  {example}", style="yellow", soft_wrap=True, markup=False)
+    if manifest.get("prompt"):
+        console.print(f"prompt: “{manifest['prompt']}” before every sentence", style="dim", markup=False)
     if corpus["truncated"]:
         limit = f" at {manifest['max_length']} tokens" if "max_length" in manifest else ""
         console.print(f"truncated: {corpus['truncated']:,} sentences{limit}", style="yellow")

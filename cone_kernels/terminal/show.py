@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -13,7 +13,7 @@ from cone_kernels.terminal.vectors import print_vectors
 if TYPE_CHECKING:
     from cone_kernels.experiments.layers_result import LayersResult
     from cone_kernels.experiments.vectors_result import VectorsResult
-    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.state.cone_state import ConeState, Moments
 
 
 def print_state(console: Console, result: LayersResult) -> None:
@@ -37,7 +37,9 @@ def print_state(console: Console, result: LayersResult) -> None:
         "layers": layers,
         "of": ", ".join(counts),
         "keeps": _kept(state),
-        "poolings": ", ".join(["mean", *state.poolings]),
+        "poolings": ", ".join([state.pooling, *state.poolings]),
+        **({"output": _output(model, state.output)} if state.output is not None else {}),
+        **({"prompt": str(model["prompt"])} if model.get("prompt") else {}),
         "fingerprint": result.manifest["state_fingerprint"],
     }
     _print_lines(console, lines)
@@ -49,6 +51,12 @@ def print_vectors_state(console: Console, result: VectorsResult) -> None:
     lines = {"keeps": _kept(result.state), "fingerprint": result.manifest["state_fingerprint"]}
     _print_lines(console, lines)
     print_vectors(console, result)
+
+
+def _output(model: dict[str, Any], output: Moments) -> str:
+    about = model.get("output") or {}
+    made = ", ".join(about.get("modules", []))
+    return f"{output.dim} wide" + (f", of {made}; pooled by {about['pooling']}" if made else "")
 
 
 def _kept(state: ConeState) -> str:

@@ -92,7 +92,7 @@ def test_result_is_strict_json(minilm: Measurement) -> None:
     assert (data["schema"], data["experiment"]) == ("cone_kernels/centering/1", "centering")
     assert (data["method"], data["components"], data["shrinkage"], data["file"]) == ("all-but-the-top", 3, None, None)
     assert data["before"] == {"value": found.before.anisotropy, "stderr": found.before.stderr}
-    assert data["fitted_on"] == {"state": None, "sentences": 200}
+    assert data["fitted_on"] == {"state": None, "sentences": 200, "prompt": None}
     assert data["summary"] == list(found.summary())
     assert data["manifest"]["centering_fingerprint"] == found.centering.fingerprint()
     assert "CenteringResult(Centering(all-but-the-top of 3 components, 384 wide, layer 2" in repr(found)
@@ -123,7 +123,7 @@ def test_a_state_fits_and_a_corpus_measures(folder: Path, tmp_path: Path) -> Non
     rows = torch.cat([block for _, block in kept.blocks()]).double()
     assert found.after is not None
     assert found.after.anisotropy == pytest.approx(plain_anisotropy(found.centering(rows)), abs=1e-9)
-    assert found.fitted_on == {"state": "half", "sentences": 20}
+    assert found.fitted_on == {"state": "half", "sentences": 20, "prompt": None}
     assert "measured on 20 sentences, fitted on the 20 sentences of half" in found.summary()[0]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from cone_kernels import ConeState, experiments, metrics
 from cone_kernels.centering import Centering
@@ -82,9 +83,9 @@ def test_layers_have_one_more_row(layers: LayersResult, encoded: np.ndarray) -> 
 
 
 def test_it_is_said_first_and_shown_in_the_tables(layers: LayersResult) -> None:
-    first = layers.summary()[0]
+    prompt, first, *_ = layers.summary()
+    assert prompt == f"Every sentence was given after the prompt “{PROMPT}”, whose tokens are in all numbers."
     assert first.startswith("What the model itself gives for a sentence (Transformer, Pooling, Dense, Normalize) has")
-    assert f"each after the prompt “{PROMPT}”" in first
     assert first.endswith("it pools by the first token, and the layers are pooled by the mean.")
     stream = io.StringIO()
     print_layers(Console(file=stream, width=100), layers)
@@ -209,7 +210,7 @@ def test_layers_are_pooled_as_asked(folder: Path, asked: str, pooling: str) -> N
 def test_other_poolings_say_nothing_of_averaging(folder: Path) -> None:
     found = experiments.layers(folder, TEXTS, pooling="cls")
     assert not [line for line in found.summary() if "veraging" in line]
-    assert found.summary()[0].endswith(f"each after the prompt “{PROMPT}”.")
+    assert found.summary()[1].endswith("± 0.000.")
     with pytest.raises(ValueError, match="state: got one of the pooling 'cls'; it must be of the mean"):
         experiments.pooling(state=found.state)
 
@@ -221,6 +222,33 @@ def test_axis_and_center_by_a_pooling(folder: Path) -> None:
     assert experiments.axis(folder, TEXTS, layer=2, pooling="cls").sentences == len(TEXTS)
     with pytest.raises(ValueError, match="state: got one of the pooling 'mean'; it must be 'cls', as what it"):
         experiments.center(folder, TEXTS, state=experiments.layers(folder, TEXTS).state, layer=2, pooling="cls")
+
+
+def test_a_pooling_of_layers_asks_for_a_layer(folder: Path) -> None:
+    assert experiments.axis(folder, TEXTS, pooling="last").layer == 3
+    assert experiments.center(folder, TEXTS, pooling="model").layer == 3
+    with pytest.raises(ValueError, match="pooling: got 'last' with the layer 'output'; it must be left out"):
+        experiments.axis(folder, TEXTS, pooling="last", layer="output")
+
+
+def test_what_is_measured_and_fitted_otherwise_is_refused_or_said(folder: Path, tmp_path: Path) -> None:
+    mean = save_tiny_encoder(tmp_path / "mean", "mean", then=DENSE)
+    fitted = experiments.layers(folder, TEXTS[:40]).state
+    with pytest.raises(ValueError, match=r"state: got one of the output .*pooling cls.*; it must be .*pooling mean"):
+        experiments.center(mean, TEXTS, state=fitted)
+    without = experiments.center(folder, TEXTS, state=fitted, prompt="")
+    assert f"It was fitted with the prompt “{PROMPT}”, and measured without a prompt." in without.summary()
+    other = experiments.layers(folder, TEXTS[:40], prompt="").state
+    first = experiments.compare(fitted, other).summary()[0]
+    assert first.endswith(f"was measured with the prompt “{PROMPT}”, state (2) without a prompt.")
+
+
+def test_outputs_that_are_left_out_count_as_bad(tmp_path: Path) -> None:
+    folder = save_tiny_encoder(tmp_path / "nan", then=[dense(32, 4)])
+    weights = load_file(folder / "2_Dense" / "model.safetensors")
+    save_file({**weights, "linear.bias": torch.full((4,), torch.nan)}, folder / "2_Dense" / "model.safetensors")
+    found = experiments.layers(folder, TEXTS[:9])
+    assert (found.corpus["left_out"], found.n_bad) == (9, 9)
 
 
 def cone(*arguments: object) -> Result:

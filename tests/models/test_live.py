@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_sentence_transformer_gives_the_numbers_of_its_folder(folder: Path, en
     )
     live = live_model(encoder)
     assert (live.prompt, live.max_length) == ("w80 w81 ", load_model(folder).max_length)
-    assert live.info["output"] == {
+    assert {key: value for key, value in live.info["output"].items() if key != "weights_sha256"} == {
         "modules": ["Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"],
         "pooling": "cls",
         "dim": 12,
@@ -114,6 +115,46 @@ def test_what_does_not_go_with_a_model_is_refused(
         experiments.layers(save_checkpoint(tmp_path), TEXTS, **options)
 
 
+def test_models_of_other_weights_are_told_apart(encoder: Any, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    other = copy.deepcopy(encoder)
+    other[2].linear.weight.data *= -3
+    turned = copy.deepcopy(encoder)
+    turned[0].auto_model.embeddings.word_embeddings.weight.data *= 1.1
+    first = experiments.layers(encoder, TEXTS)
+    assert first.state.merge(experiments.layers(copy.deepcopy(encoder), TEXTS).state).fingerprint()
+    for model in (other, turned):
+        assert isinstance(model, SentenceTransformer)
+        with pytest.raises(ValueError, match="info differ in model"):
+            first.state.merge(experiments.layers(model, TEXTS).state)
+
+
+def test_other_models_of_sentence_transformers_are_refused(folder: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    plain = str(folder.with_name("tiny-plain"))
+    with pytest.raises(TypeError, match="model: got CrossEncoder; it must be a folder"):
+        experiments.layers(CrossEncoder(plain, num_labels=1), TEXTS)
+
+
+def test_settings_that_change_tokens_leave_the_output_unmeasured(encoder: Any) -> None:
+    model = copy.deepcopy(encoder)
+    model[0].processing_kwargs = {"text": {"max_length": 4}}
+    found = experiments.layers(model, TEXTS)
+    assert found.output is not None
+    assert "it sets processing_kwargs.text" in found.output.about["reason"]
+
+
+@pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "BartModel"])
+def test_of_an_encoder_decoder_in_memory_the_encoder_is_taken(tmp_path: Path, name: str) -> None:
+    whole = save_checkpoint(tmp_path, "t5" if name.startswith("T5") else "bart", model_class=name)
+    found = experiments.layers(whole, TEXTS, tokenizer=word_tokenizer())
+    of_folder = experiments.layers(tmp_path, TEXTS, device="cpu")
+    for row, wanted in zip(found.layers, of_folder.layers, strict=True):
+        assert row.sentence.anisotropy == pytest.approx(wanted.sentence.anisotropy, abs=1e-6)
+
+
 def test_other_things_are_refused(folder: Path, encoder: Any) -> None:
     with pytest.raises(TypeError, match="model: got Linear; it must be a folder, a hub id, what load_model returned"):
         experiments.layers(nn.Linear(2, 2), TEXTS)
@@ -129,7 +170,7 @@ def test_a_data_set_of_hugging_face_is_a_corpus(folder: Path) -> None:
     rows = {"id": list(range(len(TEXTS))), "premise": TEXTS, "hypothesis": [text[::-1] for text in TEXTS]}
     data = datasets.Dataset.from_dict(rows)
     wanted = numbers(experiments.layers(folder, TEXTS))
-    assert numbers(experiments.layers(folder, data, field=["premise"])) == wanted
+    assert numbers(experiments.layers(folder, data, field="premise")) == wanted
     assert numbers(experiments.layers(folder, data.to_iterable_dataset(), field=["premise"])) == wanted
     both = experiments.layers(folder, data)
     assert list(both.corpus["fields"]) == ["premise", "hypothesis"]

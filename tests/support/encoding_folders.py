@@ -23,6 +23,8 @@ def save_encoder(
     then: Sequence[tuple[str, Mapping[str, Any]]] = (),
     include_prompt: bool = True,
     settings: Mapping[str, Any] | None = None,
+    transformer_settings: Mapping[str, Any] | None = None,
+    package: str = _PACKAGE,
     dim: int = 384,
 ) -> Path:
     """Writes a folder and returns it; the transformer's own files are linked to.
@@ -34,6 +36,8 @@ def save_encoder(
         then: kind and configuration of each module after the Pooling. A Dense and a LayerNorm get random weights.
         include_prompt: whether the prompt's tokens are pooled.
         settings: what is in config_sentence_transformers.json.
+        transformer_settings: what is in sentence_bert_config.json, in place of the transformer's own.
+        package: of the first module.
         dim: the transformer's width.
     """
     folder.mkdir(parents=True)
@@ -45,7 +49,7 @@ def save_encoder(
         {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"{_PACKAGE}.{kind}"}
         for at, kind in enumerate(kinds)
     ]
-    (folder / "modules.json").write_text(json.dumps(modules))
+    modules[0]["type"] = f"{package}.Transformer"
     modes = dict(pooling) if isinstance(pooling, Mapping) else {"pooling_mode": pooling}
     pooled: dict[str, Any] = {"word_embedding_dimension": dim, **modes, "include_prompt": include_prompt}
     for at, (kind, config) in enumerate([("Pooling", pooled), *then], start=1):
@@ -56,6 +60,10 @@ def save_encoder(
         weights = _weights(kind, config)
         if weights:
             save_file(weights, inner / "model.safetensors")
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if transformer_settings is not None:
+        (folder / "sentence_bert_config.json").unlink(missing_ok=True)
+        (folder / "sentence_bert_config.json").write_text(json.dumps(transformer_settings))
     if settings is not None:
         (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
     return folder
@@ -74,7 +82,8 @@ def _weights(kind: str, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         return torch.randn(*shape, generator=generator) / 8
 
     if kind == "LayerNorm":
-        return {"norm.weight": 1 + random(config["dimension"]), "norm.bias": random(config["dimension"])}
+        width = config.get("dimension", 384)
+        return {"norm.weight": 1 + random(width), "norm.bias": random(width)}
     if kind != "Dense":
         return {}
     width, dim = config["in_features"], config["out_features"]
