@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 from cone_kernels.cli import main
 from cone_kernels.runs.vectors_pass import SHARD_ROWS
 
+N = SHARD_ROWS + 300
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -24,7 +26,7 @@ def cone(*arguments: str | Path) -> Result:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files, ids of their rows, and a state."""
     folder = tmp_path_factory.mktemp("vectors")
-    rows = np.random.default_rng(0).standard_normal((SHARD_ROWS + 300, 8)).astype(np.float32) + 0.4
+    rows = np.random.default_rng(0).standard_normal((N, 8)).astype(np.float32) + 0.4
     rows[4] = 0
     np.save(folder / "a.npy", rows[:5000])
     np.save(folder / "b.npy", rows[5000:])
@@ -44,16 +46,16 @@ def test_as_a_user_runs_it(folder: Path, tmp_path: Path) -> None:
     done = cone("vectors", *files, "--axis", "2", "--top", "2", "--ids", folder / "ids.txt", "--json", tmp_path / "r")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "r").read_text())
-    assert found["vectors"]["rows"] == SHARD_ROWS + 300
+    assert found["vectors"]["rows"] == N
     assert found["sentence"]["n_zero"] == 1
     assert f"{found['sentence']['anisotropy']:.4f} ± " in done.stdout
-    assert "a.npy and 1 more: 8,492 vectors, 8 wide, float32" in done.stdout
+    assert f"a.npy and 1 more: {N:,} vectors, 8 wide, float32" in done.stdout
     for component in found["axis"]["components"]:
         for end in ("top", "bottom"):
             assert [one["id"] for one in component[end]] == [f"id-{one['index']}" for one in component[end]]
             assert component[end][0]["id"] in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()[1:]) <= 80
-    assert "8,492 vectors in " in done.stderr
+    assert f"{N:,} vectors in " in done.stderr
     assert " ".join(found["summary"][-1].split()) in " ".join(done.stdout.split())
     alone = cone("vectors", folder / "a.npy", "--json", "-", "--max-bad", "0")
     assert alone.exit_code == 3
@@ -67,7 +69,7 @@ def test_parts_are_merged_by_the_command(folder: Path, tmp_path: Path) -> None:
         done = cone("vectors", *files, "--shard", f"{at}/2", "--save-state", tmp_path / str(at))
         assert done.exit_code == 0, done.output
     merged = cone("merge", tmp_path / "0", tmp_path / "1", "-o", tmp_path / "whole")
-    assert merged.stderr == f"{tmp_path / 'whole'}: 8,492 of 8,492 vectors, the state of all\n"
+    assert merged.stderr == f"{tmp_path / 'whole'}: {N:,} of {N:,} vectors, the state of all\n"
     shown = data_of(cone("show", tmp_path / "whole", "--json", "-"))
     whole = data_of(cone("vectors", *files, "--json", "-"))
     assert shown["sentence"] == whole["sentence"]
@@ -124,7 +126,7 @@ def test_vectors_are_opened_by_the_command(folder: Path, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     assert "mean cosine of two vectors" in done.stdout
     assert f"written to {tmp_path / 'o.npy'}" in done.stdout
-    assert "8,492 vectors in " in done.stderr
+    assert f"{N:,} vectors in " in done.stderr
     found = json.loads((tmp_path / "r").read_text())
     after = data_of(cone("vectors", tmp_path / "o.npy", "--json", "-"))
     assert after["sentence"]["anisotropy"] == pytest.approx(found["after"]["value"], abs=1e-6)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cone_kernels.runs import vectors_pass
 from cone_kernels.runs.checkpoint import Interrupted
 from cone_kernels.runs.measure_vectors import measure_vectors
 from cone_kernels.runs.part import RunPart, merge
@@ -22,7 +23,9 @@ from cone_kernels.sums import jackknife_groups
 from cone_kernels.vector_files import Vectors
 from tests.support.vector_writers import two_sparse_gigabytes, write_jsonl
 
-N, DIM = 5 * SHARD_ROWS + 100, 3
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N, DIM = 2 * SHARD_ROWS + 100, 3
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +55,16 @@ def test_a_row_is_in_the_jackknife_group_of_its_number(file: Path) -> None:
     assert output.n_zero[0].nonzero().flatten().tolist() == sorted(jackknife_groups(torch.tensor([7, 20_000])).tolist())
 
 
-class StopAfter:
-    """A progress that interrupts the run at a report."""
+class Stop:
+    """A progress that interrupts the run once so many rows have been read."""
 
-    def __init__(self, reports: int) -> None:
-        self.left = reports
+    def __init__(self, after: float = float("inf")) -> None:
+        self.after = after
         self.seen: list[Progress] = []
 
     def __call__(self, done: Progress) -> None:
         self.seen.append(done)
-        self.left -= 1
-        if self.left == 0:
+        if done.sentences >= self.after:
             raise KeyboardInterrupt
 
 
@@ -72,7 +74,7 @@ def test_threads_decide_no_bit(file: Path, whole: str, threads: int) -> None:
 
 
 def test_files_cut_anywhere_have_the_bits_of_one(file: Path, whole: str, tmp_path: Path) -> None:
-    array, cuts = np.load(file), [0, 1, 8191, 8193, 30_000, N]
+    array, cuts = np.load(file), [0, 1, 8191, 8193, SHARD_ROWS + 1, N]
     paths = [tmp_path / f"{at}.npy" for at in range(len(cuts) - 1)]
     for path, start, stop in zip(paths, cuts, cuts[1:], strict=False):
         np.save(path, array[start:stop])
@@ -102,39 +104,44 @@ def test_workers_give_the_bits_of_one_process(file: Path, whole: str, tmp_path: 
     assert max(done.sentences for done in seen) == N
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize("every", [0.0, 300.0])
 def test_a_resumed_pass_has_the_bits_of_an_undisturbed_one(
     file: Path, whole: str, tmp_path: Path, after: int, every: float
 ) -> None:
     options: dict[str, Any] = {"checkpoint": tmp_path / "c", "checkpoint_every": every}
-    words = rf"holds the first {min(after * SHARD_ROWS, N):,} vectors; --resume"
-    with pytest.raises(Interrupted, match=words):
-        bits(file, progress=StopAfter(after), **options)
-    again = StopAfter(100)
+    with pytest.raises(Interrupted, match=rf"holds the first {after * SHARD_ROWS:,} vectors; --resume"):
+        bits(file, progress=Stop(after * SHARD_ROWS + 1), **options)
+    again = Stop()
     assert bits(file, progress=again, resume=True, **options) == whole
-    assert len(again.seen) == 6 - after
-    assert all(done.resumed_sentences == min(after * SHARD_ROWS, N) for done in again.seen)
+    assert again.seen[-1].sentences == N
+    assert all(done.sentences > done.resumed_sentences == after * SHARD_ROWS for done in again.seen)
     assert bits(file, resume=True, **options) == whole
     with pytest.raises(FileExistsError):
         bits(file, **options)
 
 
-def test_lines_are_resumed_though_their_number_is_not_known(tmp_path: Path) -> None:
-    array = np.random.default_rng(1).standard_normal((SHARD_ROWS * 2 + 5, 2)).round(3)
+def test_lines_are_resumed_though_their_number_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors_pass, "SHARD_ROWS", 8192)
+    monkeypatch.setattr(vectors_pass, "_BLOCK_ROWS", 2048)
+    array = np.random.default_rng(1).standard_normal((8192 * 2 + 5, 2)).round(3)
     write_jsonl(tmp_path / "v.jsonl", array)
     wanted, options = bits(tmp_path / "v.jsonl"), {"checkpoint": tmp_path / "c", "checkpoint_every": 0.0}
     np.save(tmp_path / "v.npy", array)
     assert wanted == bits(tmp_path / "v.npy")
-    with pytest.raises(Interrupted):
-        bits(tmp_path / "v.jsonl", progress=StopAfter(2), **options)
-    assert bits(tmp_path / "v.jsonl", resume=True, **options) == wanted
+    with pytest.raises(Interrupted, match="holds the first 16,384 vectors"):
+        bits(tmp_path / "v.jsonl", progress=Stop(16_385), **options)
+    again = Stop()
+    assert bits(tmp_path / "v.jsonl", resume=True, progress=again, **options) == wanted
+    assert [(done.sentences, done.resumed_sentences) for done in again.seen] == [(16_389, 16_384)]
     assert bits(tmp_path / "v.jsonl", resume=True, **options) == wanted
 
 
 def test_other_vectors_and_options_are_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match=r"no shard was done yet, so .* was not written"):
+        bits(file, progress=Stop(1), checkpoint=tmp_path / "c")
     with pytest.raises(Interrupted):
-        bits(file, progress=StopAfter(1), checkpoint=tmp_path / "c")
+        bits(file, progress=Stop(SHARD_ROWS + 1), checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match=r"differ in options.limit \(None and 9000\)"):
         bits(file, limit=9000, checkpoint=tmp_path / "c", resume=True)
     other = np.load(file)
@@ -171,9 +178,9 @@ import json, resource, sys
 from click.testing import CliRunner
 from cone_kernels.cli import main
 
-CliRunner().invoke(main, ["vectors", sys.argv[1], "--limit", "100", "--json", "-"])
+CliRunner().invoke(main, ["vectors", sys.argv[1], "--limit", "100", "--threads", "1", "--json", "-"])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-done = CliRunner().invoke(main, ["vectors", *sys.argv[1:], "--json", "-"])
+done = CliRunner().invoke(main, ["vectors", *sys.argv[1:], "--threads", "1", "--json", "-"])
 rows = json.loads(done.stdout)["vectors"]["rows"]
 print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
