@@ -177,7 +177,8 @@ def output_of_folder(
         if name not in _STEPS:
             raise NoOutputError(f"this tool does not know its module {kind}")
         step, width = _made(_STEPS[name], source, subfolder, dim)
-        if any(parameter.shape[-1] != dim for key, parameter in step.named_parameters() if "weight" in key):
+        weights_in = [one for key, one in step.named_parameters() if key in {"linear.weight", "norm.weight"}]
+        if any(weight.shape[-1] != dim for weight in weights_in):
             raise ModelError(f"model: {subfolder} of {source.name} does not take vectors {dim} wide")
         dim = width
         weights += source.weights(subfolder)
