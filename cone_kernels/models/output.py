@@ -1,7 +1,9 @@
 """What a model of sentence-transformers makes of its last hidden states: the vectors that its `encode` gives.
 
 The modules are computed here, because importing sentence-transformers takes longer than measuring a small corpus; the
-tests hold them to what `SentenceTransformer.encode` gives. Its page "Creating Custom Models" lists the modules.
+tests hold them to what `SentenceTransformer.encode` gives. Its page "Creating Custom Models" lists the modules. Where
+padding changes what a model makes of a sentence (absolute positions, padded on the left), `encode` depends on which
+sentences share a batch; the vectors here are those of each sentence alone.
 """
 
 from __future__ import annotations
