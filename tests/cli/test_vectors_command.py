@@ -125,7 +125,8 @@ def test_vectors_are_opened_by_the_command(folder: Path, tmp_path: Path) -> None
     done = cone("center", *files, "--write", tmp_path / "o.npy", "--json", tmp_path / "r", "--method", "whitening")
     assert done.exit_code == 0, done.output
     assert "mean cosine of two vectors" in done.stdout
-    assert f"written to {tmp_path / 'o.npy'}" in done.stdout
+    # A long path begins on a line of its own.
+    assert f"written to {tmp_path / 'o.npy'}" in " ".join(done.stdout.split())
     assert f"{N:,} vectors in " in done.stderr
     found = json.loads((tmp_path / "r").read_text())
     after = data_of(cone("vectors", tmp_path / "o.npy", "--json", "-"))

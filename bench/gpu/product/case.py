@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.generated import sentences, write_model
+from bench.generated import SHAPES, sentences, write_model
 from bench.gpu.product.differences import FLOAT32, Tolerance, largest_difference
+from tests.support.encoding_folders import dense, save_encoder
 
 SENTENCES = 400
 _MOST_TEXT = 2000
@@ -28,10 +29,16 @@ class Place:
 
     @classmethod
     def made(cls, folder: Path) -> Place:
-        """Writes two small models of one architecture, with other weights, and a corpus to a folder."""
+        """Writes two small models of one architecture, with other weights, and a corpus to a folder.
+
+        The first one is of sentence-transformers: its own output is measured too.
+        """
         place = cls.at(folder)
-        for seed, model in enumerate(place.models):
+        first, second = place.models
+        for seed, model in enumerate((folder / "transformer", second)):
             write_model(model, "small", seed=seed)
+        width = int(SHAPES["small"]["hidden_size"])
+        save_encoder(first, folder / "transformer", "cls", then=[dense(width, width), ("Normalize", {})], dim=width)
         place.corpus.write_text("\n".join(sentences(SENTENCES)) + "\n", encoding="utf-8")
         return place
 

@@ -62,6 +62,8 @@ def command_cases() -> list[Case]:
             Case(f"layers --dtype {dtype}", _rounded(dtype), tolerance=SIXTEEN_BITS)
             for dtype in ("float16", "bfloat16")
         ),
+        Case("layers --pooling model", _command("layers", "--pooling", "model")),
+        Case("axis --layer -1", _command("axis", "--layer", "-1")),
         Case("layers --token-budget auto", _command("layers", "--token-budget", "auto"), plain),
         Case("layers --attention eager", _command("layers", "--attention", "eager"), plain),
         Case(
