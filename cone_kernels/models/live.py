@@ -100,8 +100,14 @@ def _of_sentence_transformer(
         like = next(transformer.parameters())
         vectors = like.new_zeros(1, len(modes) * int(loaded.info["hidden_size"]))
         with evaluation(*steps), torch.inference_mode():
-            for step in steps:
-                vectors = step(vectors)
+            for name, step in zip(names[2:], steps, strict=True):
+                try:
+                    vectors = step(vectors)
+                # A module may ask for anything else that sentence-transformers hands on.
+                except Exception as error:
+                    raise NoOutputError(
+                        f"its module {name} does not map sentence vectors alone ({type(error).__name__}: {error})"
+                    ) from error
         own = _sha256(*steps) if any(True for step in steps for _ in step.parameters()) else None
         return Output(names, modes, steps, vectors.shape[1], skipped, description.truncate_dim, own)
 

@@ -98,15 +98,14 @@ class Output:
     def _pooled(self, hidden: Tensor, mode: str, mask: Tensor) -> Tensor:
         """(B, D) of the tokens under the mask."""
         vectors = pool(hidden, _MODES[mode], mask)
+        if mode not in {"mean_sqrt_len_tokens", "weightedmean"} or (mode == "weightedmean" and not self.skipped):
+            return vectors
         tokens = mask.sum(1, keepdim=True).to(vectors.dtype)  # (B, 1)
         if mode == "mean_sqrt_len_tokens":
             return vectors * tokens.sqrt()
-        if mode == "weightedmean" and self.skipped:
-            # Tokens keep the weights that they have with the prompt before them: rank + skipped.
-            ranks = tokens * (tokens + 1) / 2
-            mean = pool(hidden, "mean", mask)
-            return (vectors * ranks + mean * (tokens * self.skipped)) / (ranks + tokens * self.skipped)
-        return vectors
+        # Tokens keep the weights that they have with the prompt before them: rank + skipped.
+        ranks, before = tokens * (tokens + 1) / 2, tokens * self.skipped
+        return (vectors * ranks + pool(hidden, "mean", mask) * before) / (ranks + before)
 
     @property
     def normalized(self) -> bool:

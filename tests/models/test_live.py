@@ -77,6 +77,18 @@ def test_a_module_of_one_s_own_is_in_the_output(encoder: Any) -> None:
     assert found.output.about["modules"][-1] == "Doubled"
 
 
+def test_a_module_that_asks_for_more_than_vectors_leaves_the_output_unmeasured(encoder: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    class OfTokens(nn.Module):
+        def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return features | {"sentence_embedding": features["token_embeddings"].sum(1)}
+
+    found = experiments.layers(SentenceTransformer(modules=[*encoder, OfTokens()], device="cpu"), TEXTS)
+    assert found.output is not None
+    assert "its module OfTokens does not map sentence vectors alone (KeyError" in found.output.about["reason"]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_of_transformers_is_measured_and_left_as_it_was(tmp_path: Path, training: bool) -> None:
     model = save_checkpoint(tmp_path)
