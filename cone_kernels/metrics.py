@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state.cone_state import ConeState, Moments
+from cone_kernels.sums import jackknife_stderr
 
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
 # The largest eigenvalue that rounding makes of zeros is of the size of the lowest, with its sign turned.
@@ -122,23 +123,6 @@ def first_order(state: ConeState, sums: Callable[[Moments], Totals] = totals) ->
     sentence, token = _anisotropy(sums(state.sentence)), _anisotropy(tokens)
     of_tokens = {"within": _within(tokens), "between": _between(tokens), "predicted": _predicted(tokens)}
     return {"sentence": sentence, "token": token, "gap": sentence - token, **of_tokens}
-
-
-def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:
-    """SE² = (G'−1)/G' · Σ_g (θ_(−g) − θ̄)² over the G' groups that are not empty.
-
-    Args:
-        left_out: (L, G) the statistic with group g left out.
-        not_empty: (L, G) bool.
-
-    Returns:
-        (L,) float64; NaN where G' < 2.
-    """
-    groups = not_empty.sum(-1).double()
-    values = torch.where(not_empty, left_out, 0.0)
-    mean = values.sum(-1) / groups
-    squares = torch.where(not_empty, (left_out - mean[:, None]).square(), 0.0).sum(-1)
-    return torch.where(groups >= 2, ((groups - 1) / groups * squares).sqrt(), torch.nan)
 
 
 def contributions(moments: Moments) -> Tensor:

@@ -101,3 +101,23 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
     shifted = sentence_ids + _STRETCHES
     doublings = sum((shifted >= _STRETCHES * length).to(torch.int64) for length in _LENGTHS[1:])
     return (_STRETCHES * doublings + (shifted >> doublings) - _STRETCHES) % GROUPS
+
+
+def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:
+    """SE² = (G'−1)/G' · Σ_g (θ_(−g) − θ̄)² over the G' groups that are not empty.
+
+    Args:
+        left_out: (L, G) the statistic with group g left out.
+        not_empty: (L, G) bool.
+
+    Returns:
+        (L,) float64; NaN where G' < 2.
+
+    Example:
+        >>> jackknife_stderr(left_out, moments.count > 0)
+    """
+    groups = not_empty.sum(-1).double()
+    values = torch.where(not_empty, left_out, 0.0)
+    mean = values.sum(-1) / groups
+    squares = torch.where(not_empty, (left_out - mean[:, None]).square(), 0.0).sum(-1)
+    return torch.where(groups >= 2, ((groups - 1) / groups * squares).sqrt(), torch.nan)

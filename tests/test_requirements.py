@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import sys
@@ -128,3 +129,19 @@ def test_every_locked_version_has_hashes(name: str) -> None:
 def test_the_demo_asks_for_nothing_of_tests_and_training() -> None:
     heavy = {"pytest", "triton", "ray", "lightning", "datasets", "scikit-learn", "matplotlib", "mypy"}
     assert not heavy & set(locked("demo", "3.11"))
+
+
+def test_what_is_missing_is_asked_for_by_an_extra_that_brings_it() -> None:
+    """`require(package, extra, what)` says how to install a package; the extra must be one of ours, and have it."""
+    calls = [
+        [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
+        for file in sorted((ROOT / "cone_kernels").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require"
+    ]
+    named = {(package, extra) for package, extra in (call for call in calls if len(call) == 2)}
+    assert ("pyarrow", "parquet") in named
+    optional = PROJECT["project"]["optional-dependencies"]
+    for package, extra in named:
+        brought = {canonicalize_name(Requirement(line).name) for line in optional.get(extra, [])}
+        assert canonicalize_name(package) in brought, f"require({package!r}, {extra!r})"

@@ -189,13 +189,10 @@ def center_of(
 
 def _refuse_other_vectors(fitted_on: Measurement, measured_on: Measurement, layer: Layer) -> None:
     """Refuses sums of vectors that are made otherwise than those that they are to centre."""
-    for name, kind in (("pooling", _pooling), ("output", _output)):
-        if (name == "output") == (layer == OUTPUT):
-            fitted, measured = kind(fitted_on), kind(measured_on)
-            if fitted != measured:
-                raise ValueError(
-                    f"state: got one of the {name} {fitted!r}; it must be {measured!r}, as what it is measured on"
-                )
+    name, kind = ("output", _output) if layer == OUTPUT else ("pooling", _pooling)
+    fitted, measured = kind(fitted_on), kind(measured_on)
+    if fitted != measured:
+        raise ValueError(f"state: got one of the {name} {fitted!r}; it must be {measured!r}, as what it is measured on")
 
 
 def _pooling(measurement: Measurement) -> str:

@@ -249,8 +249,8 @@ def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float, with_output
 
 
 def _change(a: _Jackknife, b: _Jackknife, paired: bool, alpha: float) -> list[Change]:
-    from cone_kernels.metrics import jackknife_stderr
     from cone_kernels.statistics.significance import holm
+    from cone_kernels.sums import jackknife_stderr
 
     groups = [one.not_empty.sum(1) for one in (a, b)]
     if paired:

@@ -52,13 +52,27 @@ def with_own_pooling(poolings: Sequence[str], info: Mapping[str, Any]) -> tuple[
     return tuple(name for name in POOLINGS if name in poolings or name == own)
 
 
-def measured_layer(layer: Layer | None, info: Mapping[str, Any], pooling: str = "mean") -> Layer:
-    """The layer that is looked at where a user names one or none: by default the model's output, else its last layer.
+def default_layer(has_output: bool, pooling: str) -> Layer:
+    """The layer that is looked at where a user names none: the model's output, unless layers were pooled as asked.
 
     Args:
-        layer: as asked for.
+        has_output: whether there is one.
+        pooling: of the layers, by its own name; any but the mean was asked for.
+
+    Example:
+        >>> default_layer(True, "mean"), default_layer(True, "cls")
+        ('output', -1)
+    """
+    return OUTPUT if has_output and pooling == "mean" else -1
+
+
+def measured_layer(layer: Layer | None, info: Mapping[str, Any], pooling: str = "mean") -> Layer:
+    """The layer that a model is asked for, where a user names one or none.
+
+    Args:
+        layer: as asked for; None is the `default_layer`.
         info: of the `LoadedModel`.
-        pooling: as asked for; any but the mean asks for layers, by default for the last one.
+        pooling: of the layers, by its own name.
 
     Raises:
         ValueError: the output is asked for together with a pooling of layers, or the model has none that is known.
@@ -70,6 +84,4 @@ def measured_layer(layer: Layer | None, info: Mapping[str, Any], pooling: str = 
     if layer == OUTPUT and not known:
         why = "it is no folder of sentence-transformers" if output is None else output["reason"]
         raise ValueError(f"layer: got {OUTPUT!r} for {info['name']}; it must be a number, because {why}")
-    if layer is None:
-        return OUTPUT if known and pooling == "mean" else -1
-    return layer
+    return default_layer(known, pooling) if layer is None else layer

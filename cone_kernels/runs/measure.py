@@ -108,7 +108,12 @@ def measured(
             raise ValueError(f"{missing}: got none; give a model and a corpus, or a state")
         gathered: dict[str, Any] = {"second_moment": second_moment, "pooling": pooling, "poolings": poolings}
         return measure(model, corpus, save_state=save_state, **gathered, **options)
-    given = {"model": model, "corpus": corpus, "save_state": save_state, "pooling": None if pooling == "mean" else 1}
+    given = {
+        "model": model,
+        "corpus": corpus,
+        "save_state": save_state,
+        "pooling": None if pooling == "mean" else pooling,
+    }
     taken = [name for name, value in given.items() if value is not None]
     if taken:
         raise ValueError(f"state: got one together with {', '.join(taken)}; a state takes the place of a run")

@@ -71,12 +71,10 @@ def measure_part(
         started, clock = datetime.now(timezone.utc), time.perf_counter()
         loaded = loaded_model(model, options)
         load_seconds = time.perf_counter() - clock
-        gathered |= {
-            "pooling": with_own_pooling([pooling], loaded.info)[0],
-            "poolings": list(with_own_pooling(poolings, loaded.info)),
-        }
+        (own,) = with_own_pooling([pooling], loaded.info)
+        gathered |= {"pooling": own, "poolings": list(with_own_pooling(poolings, loaded.info))}
         vectors = {
-            "keep_vectors": [measured_layer(layer, loaded.info, pooling) for layer in keep_vectors],
+            "keep_vectors": [measured_layer(layer, loaded.info, own) for layer in keep_vectors],
             "vectors_prefix": None if shard is None else save_state,
         }
         ran = run(loaded, read, progress=progress, **gathered, **vectors, **chosen)

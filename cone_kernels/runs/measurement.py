@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus
 from cone_kernels.doctor import versions
-from cone_kernels.models.names import short_name
+from cone_kernels.models.names import default_layer, short_name
 from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.machine import machine
 
@@ -62,14 +62,14 @@ class Measurement:
         """The layer that is looked at: a number that may be counted from the end, -1 is the last, or "output".
 
         Args:
-            layer: None is the output; or the last layer, where there is none or layers were pooled as asked.
+            layer: None is the `default_layer`.
 
         Raises:
             ValueError: there is no such layer, or no output.
         """
         numbers = self.state.layers
         if layer is None:
-            return numbers[-1] if self.state.output is None or self.state.pooling != "mean" else OUTPUT
+            layer = default_layer(self.state.output is not None, self.state.pooling)
         if isinstance(layer, str):
             if layer != OUTPUT:
                 raise ValueError(f"layer: got {layer!r}; it must be a number or {OUTPUT!r}")

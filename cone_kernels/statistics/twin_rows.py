@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cone_kernels.sums import GROUPS, jackknife_groups
+from cone_kernels.sums import GROUPS, jackknife_groups, jackknife_stderr
 
 # The rotation is fitted on three of four folds and judged on the fourth; a fold is every fourth jackknife group, so
 # neighbours are in one fold.
@@ -144,14 +144,7 @@ class TwinRows:
 
 
 def _mean_and_error(counts: Tensor, sums: Tensor) -> tuple[float, float]:
-    """Σ sums / Σ counts of the groups, and its standard error by leaving out each group in turn."""
-    n, total = float(counts.sum()), float(sums.sum())
-    if n == 0:
-        return math.nan, math.nan
-    there = counts > 0
-    left = n - counts[there]
-    if len(left) < 2 or not bool((left > 0).all()):
-        return total / n, math.nan
-    means = (total - sums[there]) / left
-    groups = len(means)
-    return total / n, math.sqrt((groups - 1) / groups * float((means - means.mean()).square().sum()))
+    """Σ sums / Σ counts of the groups (G,), and its grouped-jackknife standard error."""
+    n, total = counts.sum(), sums.sum()
+    left_out = (total - sums) / (n - counts)
+    return float(total / n), float(jackknife_stderr(left_out[None], counts[None] > 0)[0])

@@ -80,7 +80,7 @@ def check_writable(path: str | os.PathLike[str], dtype: torch.dtype) -> None:
     if dtype in lacks or dtype not in only:
         raise VectorFileError(f"{path}: a file of the format {name} holds no {dtype_name(dtype)}; name a .safetensors")
     if name == "parquet":
-        require("pyarrow", "tables", "a parquet file")
+        require("pyarrow", "parquet", "a parquet file")
 
 
 _Taker = tuple[Callable[[Tensor], None], Callable[[], None]]

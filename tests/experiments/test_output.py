@@ -231,6 +231,13 @@ def test_a_pooling_of_layers_asks_for_a_layer(folder: Path) -> None:
         experiments.axis(folder, TEXTS, pooling="last", layer="output")
 
 
+def test_the_own_pooling_of_a_model_that_pools_by_the_mean_is_the_mean(tmp_path: Path) -> None:
+    mean = save_tiny_encoder(tmp_path / "mean", "mean")
+    for own, plain in ((experiments.axis, {}), (experiments.center, {"method": "mean"})):
+        found, wanted = own(mean, TEXTS, pooling="model", **plain), own(mean, TEXTS, **plain)
+        assert (found.layer, found.summary()) == ("output", wanted.summary())
+
+
 def test_what_is_measured_and_fitted_otherwise_is_refused_or_said(folder: Path, tmp_path: Path) -> None:
     mean = save_tiny_encoder(tmp_path / "mean", "mean", then=DENSE)
     fitted = experiments.layers(folder, TEXTS[:40]).state

@@ -128,6 +128,7 @@ def test_a_known_relation_is_told(name: str) -> None:
     found = experiments.rows(a, make(a))
     assert found.verdict == verdict
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["verdict"] == verdict
+    assert verdict in fragment(found.to_dict())
 
 
 def test_too_few_rows_leave_a_rotation_undecided() -> None:
@@ -138,6 +139,7 @@ def test_too_few_rows_leave_a_rotation_undecided() -> None:
     assert experiments.rows(a, a).verdict == "same up to rounding"
     assert experiments.rows(cone(40), cone(40) @ turn()).verdict == "same up to a rotation"
     one = experiments.rows(a[:1], a[:1])
+    assert "undecided" in fragment(one.to_dict())
     assert (one.verdict, one.neighbours) == ("undecided", None)
     assert json.dumps(one.to_dict(), allow_nan=False)
 
