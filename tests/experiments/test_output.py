@@ -131,6 +131,24 @@ def test_axis_rotation_and_center_take_the_output(folder: Path, encoded: np.ndar
     assert experiments.axis(folder, TEXTS, layer=-1, **OPTIONS).layer == 3
 
 
+def test_lengths_that_rounding_alone_makes_differ_go_with_nothing(folder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+    # In 16 bits the rounding is too large to be told from a small spread; that the last module normalizes tells it.
+    assert np.isnan(experiments.axis(folder, TEXTS, dtype="bfloat16").components[0].correlations["norm"])
+
+    class OnTheSphere(nn.Module):
+        def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {**features, "sentence_embedding": nn.functional.normalize(features["sentence_embedding"], dim=-1)}
+
+    *modules, _ = SentenceTransformer(str(folder), device="cpu")
+    sphere = SentenceTransformer(modules=[*modules, OnTheSphere()], device="cpu")
+    assert np.isnan(experiments.axis(sphere, TEXTS).components[0].correlations["norm"])
+    flat = SentenceTransformer(modules=modules, device="cpu")
+    assert np.isfinite(experiments.axis(flat, TEXTS).components[0].correlations["norm"])
+
+
 def test_all_of_it_in_one_run(folder: Path, tmp_path: Path) -> None:
     found = experiments.run([folder], TEXTS, tmp_path / "out", pooling=["mean", "model"], **OPTIONS)
     data = json.loads((tmp_path / "out" / "results.json").read_text())
