@@ -49,10 +49,13 @@ def run(
     limit: float,
     environment: Mapping[str, str] | None = None,
     hangs: Callable[[], bool] = lambda: False,
+    *,
+    shown: bool = False,
 ) -> Ended:
     """Runs a command in the repository's root for at most `limit` seconds, or until `hangs` says so.
 
-    It leads a session of its own, all of which is killed at the end: a child that it left would hold the GPU.
+    It leads a session of its own, all of which is killed at the end: a child that it left would hold the GPU. Where
+    `shown`, what it prints is printed at once.
     """
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **(environment or {})}
@@ -68,13 +71,14 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        why = ""
+        why, told = "", 0
         try:
             while process.poll() is None and not why:
                 taken = time.perf_counter() - start
                 why = f"stopped after {taken:.0f} s" if taken >= limit or _interrupted.is_set() else ""
                 why = why or ("stopped: it hangs" if hangs() else "")
                 time.sleep(_POLL_SECONDS)
+                told += _show(output.fileno(), told) if shown else 0
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -83,6 +87,14 @@ def run(
         output.seek(0)
         printed = output.read() + (f"\n{why}" if why else "")
     return Ended(None if why else process.returncode, time.perf_counter() - start, printed)
+
+
+def _show(file: int, told: int) -> int:
+    """Prints what was written to a file after so many bytes; returns how many more that are."""
+    # The process that writes has the same position in the file, which must not be moved.
+    written = os.pread(file, os.fstat(file).st_size - told, told)
+    print(written.decode(errors="replace"), end="", flush=True)
+    return len(written)
 
 
 def end_with_children() -> None:

@@ -52,6 +52,8 @@ _UNCHECKED_SECONDS = 50
 _MOST_REPORTED = 60  # lines of a checker's report: the first fault is the one to look at
 # The fewest seconds in which a stopped command can be begun again to some end.
 _WORTH_BEGINNING = 20
+# Of stage `product` at once: each has a context of the GPU.
+_MOST_CASES = 16
 
 
 def main() -> int:
@@ -210,7 +212,8 @@ def product(_: Path) -> dict[str, Any]:
     """Runs everything that the package does on the GPU and on the CPU."""
     lacking = missing()
     without = {name for name, reason in lacking.items() if reason}
-    result = run_product("cuda", LIMIT_SECONDS["product"], processes_here(), without=without)
+    processes = min(_MOST_CASES, len(os.sched_getaffinity(0)))
+    result = run_product("cuda", LIMIT_SECONDS["product"], processes, without=without)
     return {**result, "ok": result["ok"] and not any(lacking.values()), "missing": lacking}
 
 

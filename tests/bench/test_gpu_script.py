@@ -22,6 +22,7 @@ from bench.gpu import timing as gpu_timing
 from bench.gpu.process import Ended, run, toolkit
 from bench.gpu.tests import run_tests
 from tests.support.places import ROOT
+from tests.support.processes import alive
 
 CPU = torch.device("cpu")
 # A child that leaves a child of its own, which holds the output open.
@@ -47,14 +48,6 @@ def test_an_unknown_stage_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_all_stages_are_under_eight_minutes() -> None:
     assert list(gpu.LIMIT_SECONDS) == list(gpu.STAGES)
     assert sum(gpu.LIMIT_SECONDS.values()) <= 8 * 60 - 20
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

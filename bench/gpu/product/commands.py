@@ -39,7 +39,7 @@ def cone(*arguments: object) -> str:
 
 
 def command_cases() -> list[Case]:
-    """The commands, those that take longest first."""
+    """Each command, with the options that touch a device."""
     plain = _command("layers")
     moments = _command("layers", "--second-moment")
     return [

@@ -21,7 +21,7 @@ _GRADIENT = Tolerance(1e-3, 1e-2)
 
 
 def integration_cases() -> list[Case]:
-    """Each integration, those that take longest first."""
+    """Each integration."""
     return [
         Case("Trainer callback", _trainer, needs=("accelerate",)),
         Case("Lightning callback", _lightning, needs=("lightning",)),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import runpy
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench.gpu.process import ROOT
 from bench.gpu.product.case import Case, Place, Results
 from bench.gpu.product.differences import PRINTED, TRAINED, printed_numbers
+from bench.gpu.product.forks import fork
 
 _MOST_PRINTED = 1500
 
@@ -32,36 +34,46 @@ def program_cases() -> list[Case]:
     ]
 
 
-def _printed(device: str, *arguments: object) -> str:
-    """What a program prints on stdout where the device is the first that torch sees, or the only one."""
-    visible = {} if device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **visible},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        printed = (done.stdout + done.stderr).strip()[-_MOST_PRINTED:]
-        raise ProgramError(f"{Path(str(arguments[0])).name}, exit code {done.returncode}: {printed}")
-    return done.stdout
+def printed(device: str, program: str, *arguments: object) -> str:
+    """What a program prints on stdout where the device is the first that torch sees, or the only one.
+
+    It runs in a process that is forked from this one, which must not have asked CUDA for anything.
+    """
+
+    def work() -> None:
+        if device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.chdir(ROOT)
+        sys.argv = [program, *map(str, arguments)]
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        code = os.waitstatus_to_exitcode(os.waitpid(fork(work, stdout, stderr), 0)[1])
+        for stream in (stdout, stderr):
+            stream.seek(0)
+        text = stdout.read()
+        if code != 0:
+            last = (text + stderr.read()).strip()[-_MOST_PRINTED:]
+            raise ProgramError(f"{Path(program).name}, exit code {code}: {last}")
+    return text
 
 
 def _example(name: str, models: int) -> Results:
     def results(place: Place, device: str) -> Any:
         named = [part for model in place.models[:models] for part in ("--model", model)]
-        return printed_numbers(_printed(device, ROOT / "examples" / f"{name}.py", *named, "--corpus", place.corpus))
+        return printed_numbers(printed(device, str(ROOT / "examples" / f"{name}.py"), *named, "--corpus", place.corpus))
 
     return results
 
 
 def _training(place: Place, device: str) -> Any:
     options = ("--steps", "4", "--learning-rate", "1e-5", "--text", place.corpus, "--model", place.models[0])
-    printed = _printed(device, ROOT / "examples" / "train_isotropic.py", *options)
-    return printed_numbers("\n".join(line for line in printed.splitlines() if "threads" not in line))
+    lines = printed(device, str(ROOT / "examples" / "train_isotropic.py"), *options).splitlines()
+    return printed_numbers("\n".join(line for line in lines if "threads" not in line))
 
 
 def _demo(place: Place, device: str) -> Any:
-    return json.loads(_printed(device, "-m", "cone_kernels", "demo", "--sentences", "300", "--json", "-"))
+    return json.loads(printed(device, "cone_kernels", "demo", "--sentences", "300", "--json", "-"))

@@ -6,20 +6,27 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.process import Ended, run
+from bench.gpu.process import run
 
 CASE_SECONDS = 60.0
 """What each case may take; on sixteen cores the longest, a compilation, takes half of it."""
-BACKENDS_FILE = "backends.json"
-"""Which GPU backend each case asks for; written with the models."""
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+OUTCOMES_FILE = "outcomes.json"
+"""What came of each case so far."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Of the process that the cases are forked from: nothing in it starts a thread, or asks CUDA whether there is a GPU."""
+# To end what was begun.
+_GRACE_SECONDS = 3.0
 GOOD = frozenset({"ok", "refused", "not installed"})
 
 
@@ -44,45 +51,20 @@ def run_product(
 
     Returns:
         ok: whether none failed; counts by outcome; cases: name -> what `run_case` tells, or the outcome `not finished`
-        or `not run`; last: why nothing was run.
+        or `not run`; last: why nothing was run, or not all.
     """
-    end = time.perf_counter() + limit
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
-
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(processes) as pool:
-        place = Path(scratch)
-        made = _process(["--make", str(place), "--device", device], limit, {})
-        if not made.ok:
-            return {"ok": False, "counts": {}, "cases": {}, "last": made.result()["last"]}
-        backends = json.loads((place / BACKENDS_FILE).read_text(encoding="utf-8"))
-        chosen = [name for name in names or backends if backends[name] not in without]
-
-        def one(number: int, name: str) -> dict[str, Any]:
-            left = end - time.perf_counter()
-            if left <= 0:
-                return {"outcome": "not run"}
-            out = place / f"{number}.json"
-            arguments = ["--device", device, "--place", str(place), "--out", str(out), name]
-            ended = _process(arguments, min(case_seconds, left), {"OMP_NUM_THREADS": threads})
-            if out.exists():
-                found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-            else:
-                found = {"outcome": "not finished", "seconds": round(ended.seconds, 1), "text": ended.result()["last"]}
-            print(_line(name, found), flush=True)
-            return found
-
-        jobs = {name: pool.submit(one, number, name) for number, name in enumerate(chosen)}
-        found = {name: job.result() for name, job in jobs.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        options = {"device": device, "processes": processes, "limit": limit, "case-seconds": case_seconds}
+        given = [f"--{name}={value}" for name, value in options.items()]
+        command = [sys.executable, "-m", "bench.gpu.product", "--place", scratch, *given]
+        command += [f"--without={backend}" for backend in without]
+        environment = {**ENVIRONMENT, "OMP_NUM_THREADS": threads}
+        # A process without a context of the GPU, which this one may have.
+        ended = run([*command, *names], limit + _GRACE_SECONDS, environment, shown=True)
+        file = Path(scratch) / OUTCOMES_FILE
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     counts = Counter(known["outcome"] for known in found.values())
     print(dict(counts), flush=True)
-    return {"ok": set(counts) <= GOOD, "counts": dict(counts), "cases": found}
-
-
-def _process(arguments: list[str], limit: float, environment: dict[str, str]) -> Ended:
-    return run([sys.executable, "-m", "bench.gpu.product", *arguments], limit, {**_OFFLINE, **environment})
-
-
-def _line(name: str, found: dict[str, Any]) -> str:
-    figures = f", {found['difference']:.1e} {found['where']}".rstrip() if "difference" in found else ""
-    text = found.get("text", "")
-    return f"{found['outcome']}: {name}{figures}{': ' + text if text else ''}"
+    result = {"ok": ended.ok and set(counts) <= GOOD, "counts": dict(counts), "cases": found}
+    return result if ended.ok else {**result, "last": ended.result()["last"]}
