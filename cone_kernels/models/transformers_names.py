@@ -32,6 +32,12 @@ CACHES = (
     "state",  # RWKV
 )
 
+# What a tokenizer makes of a sentence, beside its token ids.
+TOKEN_TYPES = "token_type_ids"
+SPECIAL_TOKENS = "special_tokens_mask"
+# What a class of tokenizers has of its own where a call does more than to ask the tokenizers library.
+ENCODING = ("__call__", "_encode_plus", "_convert_encoding")
+
 # Fields of a model's output: the layers; of an encoder-decoder model called as a whole, its encoder's.
 HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
 
@@ -65,6 +71,21 @@ def filled_cache(arguments: Mapping[str, Any]) -> str | None:
         if (name in CACHES or _is_cache(value)) and any(bool(tensor.any()) for tensor in _tensors(value)):
             return name
     return None
+
+
+def encodes_as_library(tokenizer: Any) -> bool:
+    """Whether a call of a tokenizer gives what its `backend_tokenizer` gives, which the call before has set up.
+
+    Example:
+        >>> encodes_as_library(AutoTokenizer.from_pretrained("sentence-transformers/all-MiniLM-L6-v2"))
+        True
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    return isinstance(tokenizer, PreTrainedTokenizerFast) and all(
+        getattr(kind, name) is getattr(PreTrainedTokenizerFast, name) for name in ENCODING
+    )
 
 
 def _is_cache(value: Any) -> bool:

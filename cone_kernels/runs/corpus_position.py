@@ -43,9 +43,8 @@ class CorpusPosition:
             ValueError: the interrupted run had other sentences here.
         """
         before = self.sentences
-        for text in texts:
-            encoded = text.encode("utf-8", "surrogatepass")
-            self._digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._digest.update(b"".join(part for one in encoded for part in (len(one).to_bytes(8, "little"), one)))
         self.sentences += len(texts)
         if before < self._done <= self.sentences and (self.sentences != self._done or self.sha256 != self._done_sha256):
             raise ValueError(f"resume: the first {self._done} sentences of the corpus are not those of the checkpoint")

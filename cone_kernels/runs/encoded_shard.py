@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cone_kernels.devices import to_device
 from cone_kernels.models.loaded import LoadedModel, first_position
-from cone_kernels.models.transformers_names import ATTENTION_MASK, LONGEST, POSITIONS, STARTS
+from cone_kernels.models.transformers_names import (
+    ATTENTION_MASK,
+    LONGEST,
+    POSITIONS,
+    SPECIAL_TOKENS,
+    STARTS,
+    TOKEN_TYPES,
+    encodes_as_library,
+)
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
+_IDS = "input_ids"
+# What an encoding of the tokenizers library calls the columns that transformers makes of it.
+_OF_AN_ENCODING = {_IDS: "ids", TOKEN_TYPES: "type_ids", SPECIAL_TOKENS: "special_tokens_mask"}
 
 
 def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
@@ -32,22 +47,22 @@ def _prompted(loaded: LoadedModel, texts: list[str]) -> list[str]:
     return [loaded.prompt + text for text in texts] if loaded.prompt else texts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedShard:
     """The tokenized sentences of a shard.
 
     Attributes:
         first_id: the index of its first sentence in the corpus.
-        columns: for each input of the model by name, a list of integers for each sentence.
+        columns: for each input of the model by name, (N,) int64: those of the tokens of all sentences in order.
         lengths: tokens of each sentence.
-        special: for each sentence, 1 where the tokenizer added the token; None where that is not needed.
+        special: (N,) int64, 1 where the tokenizer added the token; None where that is not needed.
         truncated: sentences cut at the model's longest input.
     """
 
     first_id: int
-    columns: dict[str, list[list[int]]]
+    columns: dict[str, NDArray[np.int64]]
     lengths: list[int] = field(repr=False)
-    special: list[list[int]] | None
+    special: NDArray[np.int64] | None
     truncated: int
 
     @classmethod
@@ -63,14 +78,29 @@ class EncodedShard:
             special_tokens: note which tokens the tokenizer added.
         """
         limit = loaded.max_length
-        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
-        lengths = [len(ids) for ids in found["input_ids"]]
+        found = _columns(loaded, texts, special_tokens=special_tokens)
+        lengths = [len(ids) for ids in found[_IDS]]
         # A sentence that fills the limit may have been cut; whether it was shows when it is tokenized whole.
         full = [texts[index] for index, length in enumerate(lengths) if length == limit]
-        whole = loaded.tokenizer(_prompted(loaded, full), truncation=False, **_PLAIN)["input_ids"] if full else []
+        whole = loaded.tokenizer(_prompted(loaded, full), truncation=False, **_PLAIN)[_IDS] if full else []
         truncated = sum(limit is not None and len(ids) > limit for ids in whole)
-        columns = {name: found[name] for name in loaded.input_names if name in found and name != ATTENTION_MASK}
-        return cls(first_id, columns, lengths, found["special_tokens_mask"] if special_tokens else None, truncated)
+        flat = {name: _flat(rows, sum(lengths)) for name, rows in found.items()}
+        special = flat.pop(SPECIAL_TOKENS, None)
+        return cls(first_id, flat, lengths, special, truncated)
+
+    def beginnings(self, sentence: int, lengths: list[int]) -> EncodedShard:
+        """The first tokens of one sentence as sentences of these lengths.
+
+        Args:
+            sentence: its position in the shard.
+            lengths: of what is made of it; none is longer than the sentence.
+        """
+        start = self._starts[sentence]
+        columns = {
+            name: np.concatenate([column[start : start + length] for length in lengths])
+            for name, column in self.columns.items()
+        }
+        return EncodedShard(0, columns, lengths, None, 0)
 
     def padded_inputs(
         self, batch: list[int], loaded: LoadedModel, length: int | None = None
@@ -82,29 +112,37 @@ class EncodedShard:
             loaded: the model.
             length: T; None is the length of the longest.
         """
-        pads = {"input_ids": loaded.tokenizer.pad_token_id or 0}
-        longest = max(self.lengths[i] for i in batch)
+        pads = {_IDS: loaded.tokenizer.pad_token_id or 0}
+        longest = int(self._lengths[batch].max())
         width = max(1, longest) if length is None else length
-        rows = {name: self._rows(column, batch, width, pads.get(name, 0)) for name, column in self.columns.items()}
+        tokens = self._tokens(batch)
+        mask = self._mask(batch, width)
+        rows = {name: _padded(column[tokens], mask, pads.get(name, 0)) for name, column in self.columns.items()}
         if longest == 0:
             # One token stands in for none: the model must be given something, and the probe's mask leaves it out.
-            rows = {"input_ids": rows["input_ids"]}
+            rows = {_IDS: rows[_IDS]}
         if ATTENTION_MASK in loaded.input_names:
-            mask = self.token_mask(batch, width) if longest > 0 else torch.ones_like(rows["input_ids"])
-            rows[ATTENTION_MASK] = mask.to(torch.int64)
+            seen = torch.from_numpy(mask) if longest > 0 else torch.ones_like(rows[_IDS])
+            rows[ATTENTION_MASK] = seen.to(torch.int64)
         return {name: to_device(row, loaded.device) for name, row in rows.items()}
+
+    def n_tokens(self, batch: list[int]) -> int:
+        """Tokens of these sentences together."""
+        return int(self._lengths[batch].sum())
 
     def token_mask(self, batch: list[int], length: int) -> torch.Tensor:
         """(B, T) bool on the CPU: which places of sentences padded to this length T are their tokens."""
-        return torch.arange(length) < torch.tensor([self.lengths[i] for i in batch])[:, None]
+        return torch.from_numpy(self._mask(batch, length))
 
     def special_rows(self, batch: list[int], length: int) -> torch.Tensor | None:
         """(B, T) on the CPU: 1 where the tokenizer added the token, in sentences padded to this length T with 0."""
-        return None if self.special is None else self._rows(self.special, batch, length, 0)
+        if self.special is None:
+            return None
+        return _padded(self.special[self._tokens(batch)], self._mask(batch, length), 0)
 
-    @staticmethod
-    def _rows(column: list[list[int]], batch: list[int], length: int, pad: int) -> torch.Tensor:
-        return torch.tensor([column[i] + [pad] * (length - len(column[i])) for i in batch])
+    def packed_special(self, batch: list[int]) -> torch.Tensor | None:
+        """(1, N) on the CPU: 1 where the tokenizer added the token, in sentences that follow each other in one row."""
+        return None if self.special is None else torch.from_numpy(self.special[self._tokens(batch)])[None]
 
     def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
         """The model's inputs for sentences that follow each other in one row of N tokens, each (1, N).
@@ -116,14 +154,65 @@ class EncodedShard:
             batch: their positions in the shard.
             loaded: the model.
         """
-        lengths = [self.lengths[i] for i in batch]
-        rows: dict[str, Any] = {
-            name: torch.tensor([list(itertools.chain.from_iterable(column[i] for i in batch))])
-            for name, column in self.columns.items()
-        }
-        first = first_position(loaded.model)
-        rows[POSITIONS] = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
-        starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        lengths, tokens = self._lengths[batch], self._tokens(batch)
+        rows = {name: torch.from_numpy(column[tokens])[None] for name, column in self.columns.items()}
+        rows[POSITIONS] = torch.from_numpy(first_position(loaded.model) + _counted(lengths))[None]
+        starts = torch.tensor([0, *itertools.accumulate(lengths.tolist())], dtype=torch.int32)
         rows |= dict.fromkeys(STARTS, starts)
-        rows = {name: to_device(row, loaded.device) for name, row in rows.items()}
-        return rows | dict.fromkeys(LONGEST, max(lengths))
+        inputs: dict[str, Any] = {name: to_device(row, loaded.device) for name, row in rows.items()}
+        return inputs | dict.fromkeys(LONGEST, int(lengths.max()))
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return np.array(self.lengths, dtype=np.int64)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where the tokens of each sentence begin in a column."""
+        return np.cumsum(self._lengths) - self._lengths
+
+    def _tokens(self, batch: list[int]) -> NDArray[np.int64]:
+        """Where the tokens of some sentences, one sentence after the other, are in a column."""
+        lengths = self._lengths[batch]
+        return np.repeat(self._starts[batch], lengths) + _counted(lengths)
+
+    def _mask(self, batch: list[int], length: int) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = np.arange(length) < self._lengths[batch][:, None]
+        return mask
+
+
+def _columns(loaded: LoadedModel, texts: list[str], *, special_tokens: bool) -> dict[str, Sequence[list[int]]]:
+    """What the tokenizer gives of the model's inputs, and the special tokens if asked: integers for each sentence.
+
+    transformers makes lists of all that its library knows of a sentence, which takes as long as to tokenize it; the
+    library itself is asked for these alone.
+    """
+    names = [name for name in loaded.input_names if name != ATTENTION_MASK]
+    names += [SPECIAL_TOKENS] if special_tokens else []
+    if not encodes_as_library(loaded.tokenizer):
+        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
+        return {name: found[name] for name in names if name in found}
+    # A call with one sentence leaves the library set up for all.
+    given = tokenized(loaded, texts[:1], return_special_tokens_mask=special_tokens)
+    encodings = loaded.tokenizer.backend_tokenizer.encode_batch_fast(_prompted(loaded, texts))
+    return {
+        name: [getattr(encoding, _OF_AN_ENCODING[name]) for encoding in encodings] for name in names if name in given
+    }
+
+
+def _flat(rows: Iterable[list[int]], number: int) -> NDArray[np.int64]:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64, count=number)
+
+
+def _counted(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ... anew for each of these lengths."""
+    ends = np.cumsum(lengths)
+    counted: NDArray[np.int64] = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    return counted
+
+
+def _padded(tokens: NDArray[np.int64], mask: NDArray[np.bool_], pad: int) -> torch.Tensor:
+    """(B, T) int64: the tokens in the places that the mask has for them."""
+    rows = np.full(mask.shape, pad, dtype=np.int64)
+    rows[mask] = tokens
+    return torch.from_numpy(rows)

@@ -14,18 +14,18 @@ def encoded_shards(
     size: int,
     encode: Callable[[int, list[str]], EncodedShard],
     runs_here: Callable[[int, int], bool],
-) -> Generator[tuple[list[str], EncodedShard | None]]:
+) -> Generator[tuple[list[str], Future[EncodedShard] | None]]:
     """Cuts sentences into shards; one is read ahead and tokenized by a thread, which ends with the generator.
 
     Args:
         sentences: of the corpus, read in the caller's thread.
         size: sentences of a shard; the last one may have less.
         encode: tokenizes a shard: given the index of its first sentence, and its sentences. It is called once for each
-            shard that is run here, in order; what it raises is raised when its shard is due.
+            shard that is run here, in order; what it raises is raised when its shard is asked for.
         runs_here: whether a shard is run in this process: given its number, and how many sentences end with it.
 
     Yields:
-        The sentences of each shard, and their token ids; None for a shard that is not run here.
+        The sentences of each shard, and their token ids to be; None for a shard that is not run here.
 
     Example:
         >>> [texts for texts, _ in encoded_shards("abcde", 2, encode, lambda number, end: False)]
@@ -40,7 +40,7 @@ def encoded_shards(
             runs = bool(texts) and runs_here(number, first_id + len(texts))
             future = thread.submit(encode, first_id, texts) if runs else None
             if ahead is not None:
-                yield ahead[0], ahead[1].result() if ahead[1] is not None else None
+                yield ahead
             if not texts:
                 return
             ahead = texts, future

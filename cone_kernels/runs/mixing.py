@@ -69,8 +69,7 @@ def heeds_padding(loaded: LoadedModel, shard: EncodedShard) -> bool:
     if ATTENTION_MASK not in loaded.input_names or longest < 2:
         return False
     at, lengths = shard.lengths.index(longest), [longest, (longest + 1) // 2, 1]
-    parts = {name: [column[at][:length] for length in lengths] for name, column in shard.columns.items()}
-    cut = EncodedShard(0, parts, lengths, None, 0)
+    cut = shard.beginnings(at, lengths)
     with torch.inference_mode():
         alone = _one_by_one(loaded, cut, [0, 1, 2])
         padded = loaded.model(**cut.padded_inputs([0, 1, 2], loaded))[0]  # (3, T, D)

@@ -189,11 +189,11 @@ class _CorpusPass:
         shards = encoded_shards(self._sentences, size, self._runner.encode, self.growing.runs_here)
         modules = (self._loaded.model, *(self._loaded.output.steps if self._loaded.output else ()))
         with evaluation(*modules), self._probe, cpu_threads(self._threads), closing(shards):
-            for number, (texts, shard) in enumerate(shards):
+            for number, (texts, encoded) in enumerate(shards):
                 first = first or texts[0]
-                self._position.pass_over(texts)
+                self._position.pass_over(texts)  # while the first shard is tokenized
                 if not self._position.resuming:
-                    self._take(number, shard)
+                    self._take(number, None if encoded is None else encoded.result())
             self._position.end()
             if not self._runner.n_shards:
                 # No shard fell to this process, or none was left; one sentence shows what the layers are.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -135,7 +134,7 @@ class ShardRunner:
         self.under_way = Counts(0)
         batches = packed_batches if self.packed else padded_batches if self.padded else length_batches
         for batch in batches(shard.lengths, self.counts.token_budget, self.batch_size):
-            tokens = sum(shard.lengths[index] for index in batch)
+            tokens = shard.n_tokens(batch)
             failed = False
             try:
                 self._forward(shard, batch, packed=self.packed)
@@ -166,16 +165,15 @@ class ShardRunner:
 
     def _positions(self, shard: EncodedShard, batch: list[int]) -> int:
         """What the model is given for a batch: tokens and padding."""
-        tokens = sum(shard.lengths[index] for index in batch)
-        return tokens if self.packed and tokens > 0 else len(batch) * self._length(shard, batch)
+        tokens = shard.n_tokens(batch) if self.packed else 0
+        return tokens or len(batch) * self._length(shard, batch)
 
     def _forward(self, shard: EncodedShard, batch: list[int], *, packed: bool) -> None:
         """Runs the model over some sentences of a shard, named by their positions in it; the probe counts them."""
         ids = torch.tensor(batch) + shard.first_id
         if packed and shard.lengths[batch[0]] > 0:
             inputs = shard.packed_inputs(batch, self.loaded)
-            special = None if shard.special is None else [list(chain.from_iterable(shard.special[i] for i in batch))]
-            self.probe.next_batch(ids, special=None if special is None else torch.tensor(special))
+            self.probe.next_batch(ids, special=shard.packed_special(batch))
         else:
             length = self._length(shard, batch)
             inputs = shard.padded_inputs(batch, self.loaded, length)

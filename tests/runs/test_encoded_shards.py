@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,11 @@ from tests.support.tiny_checkpoints import save_checkpoint
 
 
 def encoded(first_id: int, texts: list[str]) -> EncodedShard:
-    return EncodedShard(first_id, {"texts": [[ord(text)] for text in texts]}, [1] * len(texts), None, 0)
+    return EncodedShard(first_id, {"texts": np.array([ord(text) for text in texts])}, [1] * len(texts), None, 0)
+
+
+def told(shard: EncodedShard) -> tuple[int, list[int]]:
+    return shard.first_id, shard.columns["texts"].tolist()
 
 
 @given(n=st.integers(0, 20), size=st.integers(1, 7), ours=st.sets(st.integers(0, 20)))
@@ -40,8 +45,10 @@ def test_all_sentences_in_order_and_ours_encoded(n: int, size: int, ours: set[in
     assert all(len(cut) == size for cut, _ in shards[:-1])
     mine = {number: cut for number, (cut, _) in enumerate(shards) if number in ours}
     assert asked == list(mine.values())
-    expected = [encoded(number * size, mine[number]) if number in ours else None for number in range(len(shards))]
-    assert [shard for _, shard in shards] == expected
+    expected = [
+        (number * size, list(map(ord, mine[number]))) if number in ours else None for number in range(len(shards))
+    ]
+    assert [shard and told(shard.result()) for _, shard in shards] == expected
 
 
 def test_the_next_shard_is_encoded_while_one_is_run() -> None:
@@ -76,9 +83,15 @@ def test_what_the_tokenizer_raises_is_raised_at_its_shard() -> None:
         return encoded(first_id, texts)
 
     shards = encoded_shards("abcd", 2, encode, lambda number, end: True)
-    assert next(shards) == (["a", "b"], encoded(0, ["a", "b"]))
+    texts, shard = next(shards)
+    assert shard is not None
+    assert (texts, told(shard.result())) == (["a", "b"], (0, [97, 98]))
+    texts, shard = next(shards)
+    assert texts == ["c", "d"]
+    assert shard is not None
     with pytest.raises(ValueError, match="no such letter"):
-        next(shards)
+        shard.result()
+    assert list(shards) == []
 
 
 def test_what_was_run_before_an_interruption_is_not_tokenized_again(

@@ -1,0 +1,141 @@
+"""Token ids that follow each other in one array give the inputs that lists of them, one a sentence, give."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from cone_kernels.models import LoadedModel, load_model
+from cone_kernels.models.transformers_names import encodes_as_library
+from cone_kernels.runs.encoded_shard import EncodedShard
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+
+TEXTS = [" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(i * 5 % 9)) for i in range(40)] + [
+    "",
+    " ".join(WORDS[:70]),
+]
+BATCHES = [[0], [7, 3, 3, 41], list(range(len(TEXTS))), list(reversed(range(len(TEXTS))))]
+
+
+class AsksNotItsLibrary(transformers.PreTrainedTokenizerFast):
+    """Words become token types, as in tokenizers that do more than to ask the library."""
+
+    def _encode_plus(self, text: list[str], **options: Any) -> Any:
+        found = super()._encode_plus(text, **options)
+        found["token_type_ids"] = [[token % 2 for token in ids] for ids in found["input_ids"]]
+        return found
+
+
+@pytest.fixture(scope="module", params=["library", "library, with a prompt", "cut on the left", "own class"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A model that takes token types."""
+    folder = tmp_path_factory.mktemp("model")
+    save_checkpoint(folder)
+    loaded = load_model(str(folder), device="cpu")
+    tokenizer = loaded.tokenizer
+    if request.param == "own class":
+        tokenizer = AsksNotItsLibrary.from_pretrained(folder)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.truncation_side = "left" if "left" in request.param else "right"
+    prompt = "w5 w6 " if "prompt" in request.param else ""
+    assert encodes_as_library(tokenizer) == (request.param != "own class")
+    return replace(
+        loaded, tokenizer=tokenizer, prompt=prompt, max_length=20, input_names=tuple(tokenizer.model_input_names)
+    )
+
+
+@pytest.fixture(scope="module")
+def wanted(loaded: LoadedModel) -> Any:
+    """What transformers makes of the sentences: lists."""
+    texts = [loaded.prompt + text for text in TEXTS]
+    options = {"truncation": True, "max_length": 20, "return_special_tokens_mask": True}
+    return loaded.tokenizer(texts, **options)
+
+
+def padded(column: list[list[int]], batch: list[int], length: int, pad: int) -> torch.Tensor:
+    return torch.tensor([column[i] + [pad] * (length - len(column[i])) for i in batch])
+
+
+def test_what_the_tokenizer_gives(loaded: LoadedModel, wanted: Any) -> None:
+    shard = EncodedShard.of(loaded, TEXTS, 5, special_tokens=True)
+    assert shard.lengths == [len(ids) for ids in wanted["input_ids"]]
+    assert (shard.first_id, shard.truncated, max(shard.lengths)) == (5, 1, 20)
+    assert list(shard.columns) == ["input_ids", "token_type_ids"]
+    for name, column in {**shard.columns, "special_tokens_mask": shard.special}.items():
+        assert column is not None
+        assert column.dtype == "int64"
+        assert column.tolist() == list(itertools.chain.from_iterable(wanted[name]))
+    assert EncodedShard.of(loaded, TEXTS).special is None
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_padded(loaded: LoadedModel, wanted: Any, batch: list[int]) -> None:
+    shard = EncodedShard.of(loaded, TEXTS, special_tokens=True)
+    longest = max(shard.lengths[i] for i in batch)
+    for length in (longest, longest + 3):
+        pads = {"input_ids": loaded.tokenizer.pad_token_id, "token_type_ids": 0, "attention_mask": 0}
+        inputs = shard.padded_inputs(batch, loaded, length)
+        assert set(inputs) == set(pads)
+        for name, pad in pads.items():
+            right = padded(wanted[name], batch, length, pad)
+            assert (inputs[name].dtype, inputs[name].is_contiguous()) == (torch.int64, True)
+            assert torch.equal(inputs[name], right), name
+        assert torch.equal(shard.token_mask(batch, length), padded(wanted["attention_mask"], batch, length, 0).bool())
+        special = shard.special_rows(batch, length)
+        assert special is not None
+        assert torch.equal(special, padded(wanted["special_tokens_mask"], batch, length, 0))
+    assert shard.padded_inputs(batch, loaded)["input_ids"].shape[1] == longest
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_packed(loaded: LoadedModel, wanted: Any, batch: list[int]) -> None:
+    shard = EncodedShard.of(loaded, TEXTS, special_tokens=True)
+    inputs = shard.packed_inputs(batch, loaded)
+    lengths = [shard.lengths[i] for i in batch]
+    for name in ("input_ids", "token_type_ids"):
+        assert inputs[name].tolist() == [[token for i in batch for token in wanted[name][i]]]
+    assert inputs["position_ids"].tolist() == [[place for length in lengths for place in range(length)]]
+    starts = [sum(lengths[:at]) for at in range(len(lengths) + 1)]
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        assert inputs[name].tolist() == starts
+        assert inputs[name].dtype == torch.int32
+    assert inputs["max_length_q"] == inputs["max_length_k"] == max(lengths)
+    special = shard.packed_special(batch)
+    assert special is not None
+    assert special.tolist() == [[token for i in batch for token in wanted["special_tokens_mask"][i]]]
+
+
+def test_beginnings_of_a_sentence(loaded: LoadedModel) -> None:
+    shard = EncodedShard.of(loaded, TEXTS)
+    cut = shard.beginnings(7, [4, 2, 1])
+    ids = shard.padded_inputs([7], loaded)["input_ids"][0].tolist()
+    pad = loaded.tokenizer.pad_token_id
+    assert cut.lengths == [4, 2, 1]
+    assert cut.padded_inputs([0, 1, 2], loaded)["input_ids"].tolist() == [
+        ids[:4],
+        [*ids[:2], pad, pad],
+        [ids[0], pad, pad, pad],
+    ]
+
+
+def test_sentences_without_a_token(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    loaded = load_model(str(tmp_path), device="cpu")
+    loaded.tokenizer.backend_tokenizer.post_processor = None
+    shard = EncodedShard.of(loaded, ["", "w4 w5", ""], special_tokens=True)
+    assert shard.lengths == [0, 2, 0]
+    inputs = shard.padded_inputs([0, 2], loaded)
+    pad = loaded.tokenizer.pad_token_id
+    assert {name: row.tolist() for name, row in inputs.items()} == {
+        "input_ids": [[pad], [pad]],
+        "attention_mask": [[1], [1]],
+    }
+    assert shard.token_mask([0, 2], 1).tolist() == [[False], [False]]
+    none = EncodedShard.of(loaded, ["", ""])
+    assert none.padded_inputs([1], loaded, 3)["input_ids"].tolist() == [[pad] * 3]
