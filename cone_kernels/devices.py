@@ -22,6 +22,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.clone() if tensor.is_pinned() else tensor).to(device, non_blocking=True)
 
 
+class OnItsWay:
+    """A tensor of a GPU whose values are being copied to the host, which goes on meanwhile.
+
+    Example:
+        >>> on_its_way = OnItsWay(mask)
+        >>> hidden = model(ids, mask)
+        >>> on_its_way.values().max()  # what the mask held before the model ran
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=True)  # into pinned memory, which torch takes by itself
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def values(self) -> Tensor:
+        """The values, on the CPU; waits until they are there, and not for what the GPU was given after them."""
+        self._arrived.synchronize()
+        return self._copy
+
+
 def is_captured(tensor: Tensor) -> bool:
     """Whether what is computed from a tensor now is recorded in a CUDA graph, so that there is no value to look at."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

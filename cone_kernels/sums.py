@@ -6,6 +6,7 @@ L layers, G jackknife groups, width d. u = x/‖x‖. The order of the names is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 GROUPS = 64
 # The first stretches have 1, 2, 4 and 8 sentences, so that a small corpus fills many groups too; the rest have 16.
 _STRETCHES = 16  # of each length
-_LENGTHS = (1, 2, 4, 8, 16)
+# How often the length has doubled, four bits for each multiple of 32 that a number counted from 16 on has reached.
+_DOUBLINGS = 0x4_3333_2210
 
 COSINE_FIELDS = ("count", "n_zero", "n_nonfinite", "unit_sum", "unit_sq_total")
 ROW_FIELDS = (*COSINE_FIELDS, "unit_sq_sum", "sum", "sq_sum", "norm_sum", "norm_sq_sum")
@@ -97,10 +99,14 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
         >>> jackknife_groups(torch.tensor([0, 1, 15, 16, 17, 18, 240, 255, 256]))
         tensor([ 0,  1, 15, 16, 16, 17,  0,  0,  1])
     """
+    plain = sentence_ids.device.type == "cpu" and type(sentence_ids) is Tensor and not torch.compiler.is_compiling()
+    # NumPy's operations on so few numbers take the host a fraction of torch's time.
+    ids: Any = sentence_ids.numpy() if plain else sentence_ids
     # Counted from 16 on, stretches of length 2^k are those of [16 * 2^k, 32 * 2^k): shifted by k they count up by one.
-    shifted = sentence_ids + _STRETCHES
-    doublings = sum((shifted >= _STRETCHES * length).to(torch.int64) for length in _LENGTHS[1:])
-    return (_STRETCHES * doublings + (shifted >> doublings) - _STRETCHES) % GROUPS
+    shifted = ids + _STRETCHES
+    doublings = (_DOUBLINGS >> 4 * (shifted >> 5).clip(0, 8)) & 7
+    groups = (shifted >> doublings) + _STRETCHES * (doublings + GROUPS // _STRETCHES - 1) & (GROUPS - 1)
+    return torch.as_tensor(groups)
 
 
 def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:

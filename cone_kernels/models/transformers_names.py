@@ -6,6 +6,7 @@ found whatever its argument is called. tests/models/test_transformers_names.py s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ def filled_cache(arguments: Mapping[str, Any]) -> str | None:
         'past_key_values'
     """
     for name, value in arguments.items():
-        if (name in CACHES or _is_cache(value)) and any(bool(tensor.any()) for tensor in _tensors(value)):
+        kind: Any = type(value)
+        if (name in CACHES or _is_cache(kind)) and any(bool(tensor.any()) for tensor in _tensors(value)):
             return name
     return None
 
@@ -88,11 +90,10 @@ def encodes_as_library(tokenizer: Any) -> bool:
     )
 
 
-def _is_cache(value: Any) -> bool:
-    """Whether an object is one of transformers' caches: by its class or a base of it, or by what it can be asked."""
-    if any(kind.__name__.endswith("Cache") for kind in type(value).__mro__):
-        return True
-    return hasattr(type(value), "get_seq_length")
+@functools.lru_cache(maxsize=64)
+def _is_cache(kind: type) -> bool:
+    """Whether a class is one of transformers' caches: by its name or that of a base, or by what it can be asked."""
+    return any(base.__name__.endswith("Cache") for base in kind.__mro__) or hasattr(kind, "get_seq_length")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

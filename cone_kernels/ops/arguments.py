@@ -115,15 +115,18 @@ def sequence_starts(name: str, value: ArrayLike, rows: int) -> Tensor:
 
 def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) -> Tensor | None:
     """Jackknife groups (n,) of rows with these ids (index in the corpus); None stays None."""
-    if ids is None:
-        return None
+    return None if ids is None else to_device(jackknife_groups(sentence_numbers(name, ids, n)), device)
+
+
+def sentence_numbers(name: str, ids: ArrayLike, n: int) -> Tensor:
+    """The ids (n,) of sentences, their index in the corpus, as int64."""
     tensor = as_tensor(name, ids)
     if tensor.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be int32 or int64")
     if tuple(tensor.shape) != (n,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
     require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "it must be 0 or more in each place")
-    return to_device(jackknife_groups(tensor.to(torch.int64)), device)
+    return tensor.to(torch.int64)
 
 
 def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None:

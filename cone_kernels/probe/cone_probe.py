@@ -116,6 +116,7 @@ class ConeProbe:
         self._state: ConeState | None = None
         self._map: LayerMap | None = None
         self._hooks: list[LayerHook] | None = None  # None: not looked for since attach()
+        self._output_hook: LayerHook | None = None
         self._watched: WatchedForward | None = None
         self._next = BatchNotes()
         self._forward: ProbedForward | None = None
@@ -258,15 +259,17 @@ class ConeProbe:
             return forward(*args, **kwargs)  # nothing but repeats
         self._forward = begun
         found = self._found_layers(arguments)
-        assert self._hooks is not None
-        handles = [hook.register() for hook in self._hooks]
+        hooks = self._hooks or ()  # kept here: detach() may be called in the forward
         try:
             try:
+                for hook in hooks:
+                    hook.put_on()
                 output = forward(*args, **kwargs)
             finally:
-                for handle in handles:
-                    handle.remove()
-            self._see("", "output", [point for point in found.points if point.module == ""], as_tuple(output))
+                for hook in hooks:
+                    hook.take_off()
+            if self._output_hook is not None:
+                self._see(self._output_hook, as_tuple(output))
             self._end_forward(found)
         finally:
             # The caller may write to what the model returned from here on; the layers of a failed forward are dropped.
@@ -291,43 +294,44 @@ class ConeProbe:
         if self._state is not None and found != self._map:
             raise RuntimeError(f"{self._name} changed since the state was begun: its layers are elsewhere; see reset()")
         modules = dict(self._model.named_modules())
-        kinds: tuple[Kind, ...] = ("input", "output")
-        hooks = []
-        for name, kind in ((name, kind) for name in found.calls if name != "" for kind in kinds):
-            points = [point for point in found.points if (point.module, point.kind) == (name, kind)]
-            if points:
-                hooks.append(LayerHook(modules[name], name, kind, points, self._see))
-        self._map, self._hooks = found, hooks
+        places: dict[tuple[str, Kind], tuple[LayerPoint, ...]] = {}
+        for point in found.points:
+            places[point.module, point.kind] = (*places.get((point.module, point.kind), ()), point)
+        hooks = [LayerHook(modules[name], name, kind, points, self._see) for (name, kind), points in places.items()]
+        # What the model itself returns is seen without a hook: some callers go straight to its forward.
+        self._map, self._hooks = found, [hook for hook in hooks if hook.place[0] != ""]
+        self._output_hook = next((hook for hook in hooks if hook.place[0] == ""), None)
         return found
 
-    def _see(self, name: str, kind: Kind, points: list[LayerPoint], value: Any) -> None:
-        if not points or self._forward is None or calibrating.get():
+    def _see(self, hook: LayerHook, value: Any) -> None:
+        """Takes in the layers that are read where the hook is, in one call of its module."""
+        forward = self._forward
+        if forward is None or calibrating.get():
             return
-        call = self._forward.calls[name, kind]
-        self._forward.calls[name, kind] += 1
-        for point in points:
+        call = forward.calls.get(hook.place, 0)
+        forward.calls[hook.place] = call + 1
+        for point in hook.points:
             if point.call == call:
-                self._add(point, point.tensor_in(value))
+                self._take_in(forward, point, point.tensor_in(value))
 
-    def _add(self, point: LayerPoint, hidden: Tensor) -> None:
-        """Takes in the tensor found at a layer's place; ValueError where its shape does not fit the batch."""
-        forward, found = self._forward, self._map
-        assert forward is not None
+    def _take_in(self, forward: ProbedForward, point: LayerPoint, hidden: Tensor) -> None:
+        """Takes in the tensor found at a layer's place: adds it at once, or with later ones where it may wait.
+
+        Raises:
+            ValueError: its shape does not fit the batch.
+        """
+        found = self._map
         assert found is not None
-        if not forward.seen:
-            forward.move_to(hidden.device)
-        # The sums of a model that is spread over devices are on the device of its first layer.
-        hidden = hidden.to(forward.mask.device)
         # In training no layer waits: dropout may write to it, and checkpointing means to free its memory.
         wait = point.kept and not self._model.training and not torch.is_grad_enabled()
-        self._update(point.layer, forward.rows_of(point, hidden.detach(), found.dim), forward, found, wait)
-
-    def _update(self, layer: int, hidden: Tensor, forward: ProbedForward, found: LayerMap, wait: bool) -> None:
-        """Takes in one layer, (B, T, D) or packed (N, D): adds it at once, or with later ones where it may `wait`."""
-        if not forward.holds_like(hidden):
-            self._add_held(forward, found, aside=True)
-        forward.seen.add(layer)
-        forward.held.append((layer, hidden))
+        if not (wait and forward.holds_another(point, hidden)):
+            if not forward.seen:
+                forward.move_to(hidden.device)
+            # The sums of a model that is spread over devices are on the device of its first layer.
+            rows = forward.rows_of(point, hidden.to(forward.mask.device).detach(), found.dim)
+            if not forward.holds_like(rows):
+                self._add_held(forward, found, aside=True)
+            forward.hold(point, hidden, rows)
         if not wait or forward.holds_enough():
             self._add_held(forward, found, aside=wait)
 
@@ -337,10 +341,12 @@ class ConeProbe:
         Args:
             forward, found: the forward that is running, and where its layers are.
             aside: on a GPU do so on a side stream while the forward goes on; only where nothing writes to the layers.
+                Once the forward is through nothing goes on beside it.
         """
         if not forward.held:
             return
         started = time.perf_counter()
+        forward.refuse_wrong_mask()
         layers, hidden = [layer for layer, _ in forward.held], [rows for _, rows in forward.held]
         forward.held.clear()
         forward.added.update(layers)
@@ -391,7 +397,7 @@ class ConeProbe:
                     f"{self._name}: {name!r} ran {calls} times in this forward and {found.calls[name]} times in the "
                     f"first, so its {kind}s cannot be told apart as layers. {so}"
                 )
-        self._add_held(forward, found, aside=True)
+        self._add_held(forward, found, aside=False)
         self._n_sentences += len(forward.sentence_ids)
         self._forward = None
         if self._strict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cone_kernels.devices import to_device
+from cone_kernels.devices import OnItsWay, is_captured, to_device
 from cone_kernels.models.transformers_names import ATTENTION_MASK, STARTS, TOKENS, filled_cache
 from cone_kernels.probe.calibration import Kind
 from cone_kernels.probe.layer_points import LayerPoint
@@ -20,7 +19,8 @@ from cone_kernels.state.sentence_batch import SentenceBatch
 # How much memory the layers take that wait so that one call adds them all: a cache on a CPU, what a GPU can spare.
 _HELD_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
-_MASK_HINT = "; say which tokens count by next_batch(mask=...)"
+# torch finds no largest value of these; as signed integers what is above 1 is so still, or below 0.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ProbedForward:
         kept: (B,) bool, the sentences that are no repeats; None for all.
         calls: how often each module's input or output was seen so far.
         seen: layers that were taken in.
-        held: layers that wait to be added, with their hidden states.
+        held: layers that wait to be added, with their hidden states; all are alike.
         added: layers that are in the sums.
         status: of each layer that was added, as `ConeState.update` returns it; kept for `strict` alone.
     """
@@ -57,12 +57,16 @@ class ProbedForward:
     cu_seqlens: Tensor | None = None
     flattened: bool = False
     kept: Tensor | None = None
-    calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    calls: dict[tuple[str, Kind], int] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     held: list[tuple[int, Tensor]] = field(default_factory=list)
     added: set[int] = field(default_factory=set)
     status: dict[int, Tensor] = field(default_factory=dict)
     _batches: dict[bool, SentenceBatch] = field(default_factory=dict)
+    _mask_on_its_way: OnItsWay | None = None
+    _n_rows: int | None = None
+    _held_form: tuple[object, ...] | None = None
+    _most_held: int = 0
 
     @classmethod
     def of(
@@ -80,8 +84,9 @@ class ProbedForward:
         tokens = _tokens(arguments)
         size = tuple(tokens.shape[:2])
         starts = arguments.get(STARTS[0])
+        on_its_way: OnItsWay | None = None
         if starts is None:
-            mask = _token_mask(arguments, notes, size, tokens.device)
+            mask, on_its_way = _token_mask(arguments, notes, size, tokens.device)
         else:
             starts = _checked_starts(starts, size, notes)
             mask = torch.ones(size, dtype=torch.bool, device=tokens.device)
@@ -93,13 +98,20 @@ class ProbedForward:
                     f"{name}: got {len(value)}; it must be {n_sentences}, one for each sentence of the batch"
                 )
         if notes.sentence_ids is None:
-            ids = first_id + torch.arange(n_sentences if kept is None else int(kept.sum()))
+            ids = torch.arange(first_id, first_id + (n_sentences if kept is None else int(kept.sum())))
         else:
             ids = notes.sentence_ids if kept is None else notes.sentence_ids[kept.to(notes.sentence_ids.device)]
         refuse_missing_special(poolings, notes.special)
         if notes.special is not None and notes.special.shape != size:
             raise ValueError(f"special: got shape {tuple(notes.special.shape)}; it must be {size} as the tokens")
-        return cls(ids.to(torch.int64), mask, notes.special, starts, starts is not None, kept)
+        form: dict[str, Any] = {"cu_seqlens": starts, "flattened": starts is not None, "kept": kept}
+        return cls(ids.to(torch.int64), mask, notes.special, **form, _mask_on_its_way=on_its_way)
+
+    def refuse_wrong_mask(self) -> None:
+        """Raises ValueError where the mask of the call has other values than 0 and 1, which a GPU's shows late."""
+        if self._mask_on_its_way is not None:
+            _refuse_other_values(self._mask_on_its_way.values(), ATTENTION_MASK)
+            self._mask_on_its_way = None
 
     def rows_of(self, point: LayerPoint, hidden: Tensor, dim: int) -> Tensor:
         """A layer's hidden states, (B, T, D), (T, B, D) or packed (N, D), as (B', T, D) or (N', D) without repeats.
@@ -133,16 +145,34 @@ class ProbedForward:
             self._batches[packed] = SentenceBatch.of(rows, mask, starts, self.sentence_ids, special=special)
         return self._batches[packed]
 
-    def holds_like(self, hidden: Tensor) -> bool:
-        """Whether `hidden` can be added together with the layers that wait."""
-        return not self.held or _form(hidden) == _form(self.held[0][1])
+    def holds_like(self, rows: Tensor) -> bool:
+        """Whether these rows of a layer can be added together with the layers that wait."""
+        return not self.held or _form(rows) == _form(self.held[0][1])
+
+    def hold(self, point: LayerPoint, hidden: Tensor, rows: Tensor) -> None:
+        """Lets a layer wait; `rows` is what `rows_of` made of its hidden states."""
+        self.seen.add(point.layer)
+        self.held.append((point.layer, rows))
+        as_it_is = self.kept is None and not point.time_major and _form(rows) == _form(hidden)
+        self._held_form = _form(hidden) if as_it_is else None
+        limit = _HELD_BYTES.get(rows.device.type, 0)
+        self._most_held = -(-limit // max(1, rows.numel() * rows.element_size()))
+
+    def holds_another(self, point: LayerPoint, hidden: Tensor) -> bool:
+        """Lets a layer wait that is alike the last one, whose rows are its hidden states as they are: it needs no check.
+
+        Returns:
+            False, and nothing is done, where it is not.
+        """
+        if not self.held or point.time_major or _form(hidden) != self._held_form or hidden.requires_grad:
+            return False
+        self.seen.add(point.layer)
+        self.held.append((point.layer, hidden))
+        return True
 
     def holds_enough(self) -> bool:
         """Whether the layers that wait take as much memory as they may."""
-        if not self.held:
-            return False
-        _, hidden = self.held[0]  # they are alike
-        return len(self.held) * hidden.numel() * hidden.element_size() >= _HELD_BYTES.get(hidden.device.type, 0)
+        return len(self.held) >= self._most_held
 
     def move_to(self, device: torch.device) -> None:
         """Moves the masks to the device of the layers; the caller's may be on the CPU, each for itself."""
@@ -156,7 +186,9 @@ class ProbedForward:
         """How many rows the batch has with its padding left out; fills in `cu_seqlens`."""
         if self.cu_seqlens is None:
             self.cu_seqlens = nn.functional.pad(self.mask.sum(dim=1).cumsum(0), (1, 0))
-        return int(self.cu_seqlens[-1])
+        if self._n_rows is None:
+            self._n_rows = int(self.cu_seqlens[-1])
+        return self._n_rows
 
     def _kept_tokens(self) -> Tensor:
         """(N,) bool: the tokens of the sentences that are no repeats."""
@@ -166,24 +198,41 @@ class ProbedForward:
 
 
 def _form(hidden: Tensor) -> tuple[object, ...]:
-    return hidden.shape, hidden.stride(), hidden.dtype, hidden.device
+    return type(hidden), hidden.shape, hidden.stride(), hidden.dtype, hidden.device
 
 
 def checked_mask(mask: object, name: str) -> Tensor:
-    """(B, T) bool from a mask of bool or 0/1 integers."""
-    hint = "" if name == "special" else _MASK_HINT
+    """(B, T) bool from a mask of bool or 0/1 integers, of which the host waits for those on a GPU."""
+    given = _integer_mask(mask, name)
+    if given.dtype == torch.bool:
+        return given
+    _refuse_other_values(given.cpu(), name)
+    return given.to(torch.bool)
+
+
+def _integer_mask(mask: object, name: str) -> Tensor:
+    hint = _hint_for(name)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: got {type(mask).__name__}; it must be a tensor (B, T){hint}")
     if mask.dim() != 2 or mask.is_floating_point():
         raise ValueError(
             f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}; it must be bool or 0/1 integers (B, T){hint}"
         )
-    if mask.dtype == torch.bool:
-        return mask
+    return mask
+
+
+def _refuse_other_values(mask: Tensor, name: str) -> None:
+    """Raises ValueError where a mask of integers on the CPU has other values than 0 and 1."""
     # Sequence numbers of packed batches, or Longformer's 2 for global attention, do not say which tokens count.
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"{name}: got values other than 0 and 1; it must say for each token whether it counts{hint}")
-    return mask.to(torch.bool)
+    lowest, highest = mask.view(_SIGNED.get(mask.dtype, mask.dtype)).aminmax() if mask.numel() > 0 else (0, 1)
+    if lowest < 0 or highest > 1:
+        raise ValueError(
+            f"{name}: got values other than 0 and 1; it must say for each token whether it counts{_hint_for(name)}"
+        )
+
+
+def _hint_for(name: str) -> str:
+    return "" if name == "special" else "; say which tokens count by next_batch(mask=...)"
 
 
 def _refuse_cache(arguments: Mapping[str, Any]) -> None:
@@ -206,14 +255,22 @@ def _tokens(arguments: Mapping[str, Any]) -> Tensor:
     return tokens
 
 
-def _token_mask(arguments: Mapping[str, Any], notes: BatchNotes, size: tuple[int, ...], device: torch.device) -> Tensor:
+def _token_mask(
+    arguments: Mapping[str, Any], notes: BatchNotes, size: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, OnItsWay | None]:
+    """(B, T) bool, and the integers that it was made of where they are still to be checked."""
     name = "mask" if notes.mask is not None else ATTENTION_MASK
     given = notes.mask if notes.mask is not None else arguments.get(ATTENTION_MASK)
-    mask = torch.ones(size, dtype=torch.bool, device=device) if given is None else checked_mask(given, name)
+    if given is None:
+        return torch.ones(size, dtype=torch.bool, device=device), None
+    mask = _integer_mask(given, name)
     if mask.shape != size:
         longer = " (continuing from a key-value cache cannot be probed)" if mask.shape[1] > size[1] else ""
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be {size} as the tokens{longer}")
-    return mask
+    if mask.dtype == torch.bool or not mask.is_cuda or is_captured(mask):
+        return checked_mask(mask, name), None
+    # A look at them now would make the host wait for all that the GPU has still to do.
+    return mask.to(torch.bool), OnItsWay(mask)
 
 
 def _checked_starts(starts: object, size: tuple[int, ...], notes: BatchNotes) -> Tensor:

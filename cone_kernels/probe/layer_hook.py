@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from cone_kernels.probe.calibration import Kind, as_tuple
@@ -15,26 +14,55 @@ from cone_kernels.probe.layer_points import LayerPoint
 class LayerHook:
     """The hook of one module that hands what the module takes in, or returns, to the probe.
 
+    It is on the module between `put_on` and `take_off` alone, behind all hooks that are there at that time: it sees what
+    they make of the layer, and the module can be copied, pickled and compiled at any other time.
+
     Args:
         module, name: the module, and its name in the model.
         kind: whether its input or its output is handed on.
         points: the layers that are read there.
-        see: called as `see(name, kind, points, value)`, the value `(args, kwargs)` or the output as a tuple.
+        see: called as `see(hook, value)`, the value `(args, kwargs)` or the output as a tuple.
+
+    Attributes:
+        place: name and kind.
+        points: the layers that are read there.
     """
 
     def __init__(
-        self, module: nn.Module, name: str, kind: Kind, points: list[LayerPoint], see: Callable[..., None]
+        self,
+        module: nn.Module,
+        name: str,
+        kind: Kind,
+        points: tuple[LayerPoint, ...],
+        see: Callable[[LayerHook, Any], None],
     ) -> None:
-        self._module, self._name, self._kind, self._points, self._see = module, name, kind, points, see
+        self.place: tuple[str, Kind] = (name, kind)
+        self.points = points
+        self._module, self._see = module, see
+        self._hook: Callable[..., None] = self._before if kind == "input" else self._after
+        # torch gives the hook a number that no other has; to register it for each forward would take 20 times as long.
+        handle = module.register_forward_pre_hook(self._hook)
+        self._number = handle.id
+        handle.remove()
 
-    def register(self) -> torch.utils.hooks.RemovableHandle:
-        """Puts the hook on the module, until the handle's `remove`."""
-        if self._kind == "input":
-            return self._module.register_forward_pre_hook(self._before, with_kwargs=True)
-        return self._module.register_forward_hook(self._after)
+    def put_on(self) -> None:
+        """Puts the hook on the module, as the last one."""
+        if self.place[1] == "input":
+            self._module._forward_pre_hooks_with_kwargs[self._number] = True
+            self._module._forward_pre_hooks[self._number] = self._hook
+        else:
+            self._module._forward_hooks[self._number] = self._hook
+
+    def take_off(self) -> None:
+        """Takes the hook off the module, if it is there."""
+        if self.place[1] == "input":
+            self._module._forward_pre_hooks.pop(self._number, None)
+            self._module._forward_pre_hooks_with_kwargs.pop(self._number, None)
+        else:
+            self._module._forward_hooks.pop(self._number, None)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._see(self._name, "input", self._points, (args, kwargs))
+        self._see(self, (args, kwargs))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._see(self._name, "output", self._points, as_tuple(output))
+        self._see(self, as_tuple(output))

@@ -41,10 +41,12 @@ class LayerPoint:
         Raises:
             RuntimeError: there is none, as where the module returns something else than in the first forward.
         """
+        if isinstance(value, Tensor) and self.path in ((), (0,)):
+            return value
         # A block may return a tuple where it returned a tensor (output_attentions=True) and the other way round.
         if self.path == () and isinstance(value, tuple):
             value = value[0]
-        elif not (self.path == (0,) and isinstance(value, Tensor)):
+        else:
             for key in self.path:
                 value = value[key] if _has(value, key) else None
         if not isinstance(value, Tensor):

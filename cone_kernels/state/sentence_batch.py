@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cone_kernels.devices import to_device
-from cone_kernels.ops.arguments import ArrayLike, as_tensor, groups_of, read_is_free, token_mask
+from cone_kernels.ops.arguments import ArrayLike, as_tensor, read_is_free, sentence_numbers, token_mask
 from cone_kernels.ops.masked_mean_pool import token_selection
-from cone_kernels.sums import GROUPS
+from cone_kernels.sums import GROUPS, jackknife_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +85,12 @@ class SentenceBatch:
         n_sentences = len(mask) if mask is not None else len(cu_seqlens) - 1 if cu_seqlens is not None else 0
         if sentence_ids is None:
             sentence_ids = torch.arange(n_sentences, device=hidden.device) + first_id
-        groups = groups_of("sentence_ids", sentence_ids, n_sentences, hidden.device)
-        assert groups is not None
+        ids = sentence_numbers("sentence_ids", sentence_ids, n_sentences)
+        groups = jackknife_groups(ids)
+        if ids.device != hidden.device:
+            ids, groups = to_device(torch.stack([ids, groups]), hidden.device).unbind(0)  # one copy for both
         checked = None if special is None else _special_tokens(special, hidden)
-        return cls(mask, cu_seqlens, to_device(sentence_ids, hidden.device), groups, checked)
+        return cls(mask, cu_seqlens, ids, groups, checked)
 
     @cached_property
     def tokens(self) -> TokenRows:
