@@ -17,6 +17,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     The driver has read ordinary memory when this returns. Pinned memory it may read later, when its owner may have
     written to it again, so a copy of that is sent.
     """
+    if tensor.device == device:
+        return tensor
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return (tensor.clone() if tensor.is_pinned() else tensor).to(device, non_blocking=True)
@@ -33,7 +35,7 @@ class OnItsWay:
 
     def __init__(self, tensor: Tensor) -> None:
         self._copy = tensor.to("cpu", non_blocking=True)  # into pinned memory, which torch takes by itself
-        self._arrived = torch.cuda.Event()
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def values(self) -> Tensor:

@@ -6,8 +6,8 @@ L layers, G jackknife groups, width d. u = x/‖x‖. The order of the names is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +15,9 @@ from torch import Tensor
 GROUPS = 64
 # The first stretches have 1, 2, 4 and 8 sentences, so that a small corpus fills many groups too; the rest have 16.
 _STRETCHES = 16  # of each length
-# How often the length has doubled, four bits for each multiple of 32 that a number counted from 16 on has reached.
+# Where the longer ones begin for sentences counted from 16 on; and how often the length has doubled for those from
+# 0, 32, 64, ... and 256 on, four bits each, the first in the last place.
+_LONGER_FROM = np.array([32, 64, 128, 256])
 _DOUBLINGS = 0x4_3333_2210
 
 COSINE_FIELDS = ("count", "n_zero", "n_nonfinite", "unit_sum", "unit_sq_total")
@@ -99,14 +101,15 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
         >>> jackknife_groups(torch.tensor([0, 1, 15, 16, 17, 18, 240, 255, 256]))
         tensor([ 0,  1, 15, 16, 16, 17,  0,  0,  1])
     """
-    plain = sentence_ids.device.type == "cpu" and type(sentence_ids) is Tensor and not torch.compiler.is_compiling()
-    # NumPy's operations on so few numbers take the host a fraction of torch's time.
-    ids: Any = sentence_ids.numpy() if plain else sentence_ids
     # Counted from 16 on, stretches of length 2^k are those of [16 * 2^k, 32 * 2^k): shifted by k they count up by one.
-    shifted = ids + _STRETCHES
-    doublings = (_DOUBLINGS >> 4 * (shifted >> 5).clip(0, 8)) & 7
-    groups = (shifted >> doublings) + _STRETCHES * (doublings + GROUPS // _STRETCHES - 1) & (GROUPS - 1)
-    return torch.as_tensor(groups)
+    if sentence_ids.device.type != "cpu" or type(sentence_ids) is not Tensor or torch.compiler.is_compiling():
+        shifted = sentence_ids + _STRETCHES
+        doublings = (_DOUBLINGS >> 4 * (shifted >> 5).clip(0, 8)) & 7
+        return (shifted >> doublings) + _STRETCHES * (doublings - 1) & (GROUPS - 1)
+    # The same in NumPy, whose operations on a few numbers take the host less time than torch's.
+    numbers = sentence_ids.numpy() + _STRETCHES
+    k = _LONGER_FROM.searchsorted(numbers, side="right")
+    return torch.from_numpy(np.asarray((numbers >> k) + _STRETCHES * (k - 1) & (GROUPS - 1)))
 
 
 def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:

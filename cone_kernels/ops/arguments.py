@@ -125,8 +125,9 @@ def sentence_numbers(name: str, ids: ArrayLike, n: int) -> Tensor:
         raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be int32 or int64")
     if tuple(tensor.shape) != (n,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be ({n},), one id for each")
-    require(torch.all(tensor >= 0), name, lambda: f"{int(tensor.min())}", "it must be 0 or more in each place")
-    return tensor.to(torch.int64)
+    if n > 0:
+        require(tensor.min() >= 0, name, lambda: f"{int(tensor.min())}", "it must be 0 or more in each place")
+    return tensor.long()
 
 
 def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None:

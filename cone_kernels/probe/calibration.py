@@ -324,8 +324,6 @@ def _recording_hooks(recording: Recording, name: str) -> tuple[Any, Any]:
 
 def as_tuple(output: Any) -> Any:
     """A model output or dict as a tuple of its first value, the hidden states; anything else as it is."""
-    if isinstance(output, (Tensor, tuple)):
-        return output  # told without asking for Mapping, which takes longer
     return tuple(output.values())[:1] if isinstance(output, Mapping) else output
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cone_kernels.devices import to_device
 from cone_kernels.names import pooling_names
 from cone_kernels.probe.calibration import Kind, as_tuple, bind_arguments, calibrating
 from cone_kernels.probe.forward import BatchNotes, ProbedForward, checked_mask
@@ -126,6 +127,7 @@ class ConeProbe:
         self._n_training = 0
         self._seconds = 0.0
         self._side = SideStream()
+        self._on_side = False
 
     def __repr__(self) -> str:
         moments = second_moments_in_words([name for name, keep in self._moments.items() if keep])
@@ -305,43 +307,41 @@ class ConeProbe:
 
     def _see(self, hook: LayerHook, value: Any) -> None:
         """Takes in the layers that are read where the hook is, in one call of its module."""
-        forward = self._forward
-        if forward is None or calibrating.get():
+        forward, found = self._forward, self._map
+        if forward is None or found is None or calibrating.get():
             return
         call = forward.calls.get(hook.place, 0)
         forward.calls[hook.place] = call + 1
         for point in hook.points:
             if point.call == call:
-                self._take_in(forward, point, point.tensor_in(value))
+                hidden = point.tensor_in(value)
+                # In training no layer waits: dropout may write to it, and checkpointing means to free its memory.
+                wait = point.kept and not self._model.training and not torch.is_grad_enabled()
+                if not (wait and forward.holds_another(point, hidden)):
+                    self._hold(forward, found, point, hidden)
+                if not wait or forward.holds_enough():
+                    self._add_held(forward, found, aside=wait)
 
-    def _take_in(self, forward: ProbedForward, point: LayerPoint, hidden: Tensor) -> None:
-        """Takes in the tensor found at a layer's place: adds it at once, or with later ones where it may wait.
-
-        Raises:
-            ValueError: its shape does not fit the batch.
-        """
-        found = self._map
-        assert found is not None
-        # In training no layer waits: dropout may write to it, and checkpointing means to free its memory.
-        wait = point.kept and not self._model.training and not torch.is_grad_enabled()
-        if not (wait and forward.holds_another(point, hidden)):
-            if not forward.seen:
-                forward.move_to(hidden.device)
-            # The sums of a model that is spread over devices are on the device of its first layer.
-            rows = forward.rows_of(point, hidden.to(forward.mask.device).detach(), found.dim)
-            if not forward.holds_like(rows):
-                self._add_held(forward, found, aside=True)
-            forward.hold(point, hidden, rows)
-        if not wait or forward.holds_enough():
-            self._add_held(forward, found, aside=wait)
+    def _hold(self, forward: ProbedForward, found: LayerMap, point: LayerPoint, hidden: Tensor) -> None:
+        """Lets the tensor found at a layer's place wait to be added; ValueError where its shape does not fit."""
+        if not forward.seen:
+            forward.move_to(hidden.device)
+        # The sums of a model that is spread over devices are on the device of its first layer.
+        plain = to_device(hidden.detach() if hidden.requires_grad else hidden, forward.mask.device)
+        rows = forward.rows_of(point, plain, found.dim)
+        if not forward.holds_like(rows):
+            self._add_held(forward, found, aside=True)
+        forward.hold(point.layer, rows, as_it_was=rows is hidden)
 
     def _add_held(self, forward: ProbedForward, found: LayerMap, aside: bool) -> None:
         """Adds the layers that wait to the sums.
 
+        A state is added to on one stream, that of its first layers: on the side stream where those came while a forward
+        went on, else on the caller's. What the state lets go of could otherwise be used again while it is still read.
+
         Args:
             forward, found: the forward that is running, and where its layers are.
-            aside: on a GPU do so on a side stream while the forward goes on; only where nothing writes to the layers.
-                Once the forward is through nothing goes on beside it.
+            aside: the forward may go on meanwhile, as nothing writes to the layers.
         """
         if not forward.held:
             return
@@ -353,9 +353,9 @@ class ConeProbe:
         # The sums must not become bfloat16 under the user's autocast, nor inference tensors under inference_mode.
         device = hidden[0].device
         exact = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-        if not aside:
-            self._side.join()
-        where = self._side.beside(hidden) if aside else nullcontext()
+        if self._state is None:
+            self._on_side = aside
+        where = self._side.beside(hidden) if self._on_side else nullcontext()
         with torch.inference_mode(False), torch.no_grad(), exact, where:
             if self._state is None:
                 self._state = self._empty_state(found, device)
@@ -363,6 +363,8 @@ class ConeProbe:
             if self._on_pooled is not None:
                 for layer, pooled in zip(layers, added.pooled, strict=True):
                     self._on_pooled(layer, forward.sentence_ids, pooled)
+        if not aside:
+            self._side.join()
         if self._strict:
             forward.status.update(zip(layers, added.status, strict=True))
         self._seconds += time.perf_counter() - started
@@ -397,6 +399,7 @@ class ConeProbe:
                     f"{self._name}: {name!r} ran {calls} times in this forward and {found.calls[name]} times in the "
                     f"first, so its {kind}s cannot be told apart as layers. {so}"
                 )
+        # Nothing goes on beside these, so another stream would cost the host two events for nothing.
         self._add_held(forward, found, aside=False)
         self._n_sentences += len(forward.sentence_ids)
         self._forward = None

@@ -100,12 +100,13 @@ class ProbedForward:
         if notes.sentence_ids is None:
             ids = torch.arange(first_id, first_id + (n_sentences if kept is None else int(kept.sum())))
         else:
-            ids = notes.sentence_ids if kept is None else notes.sentence_ids[kept.to(notes.sentence_ids.device)]
+            ids = notes.sentence_ids.to(torch.int64)
+            ids = ids if kept is None else ids[kept.to(ids.device)]
         refuse_missing_special(poolings, notes.special)
         if notes.special is not None and notes.special.shape != size:
             raise ValueError(f"special: got shape {tuple(notes.special.shape)}; it must be {size} as the tokens")
         form: dict[str, Any] = {"cu_seqlens": starts, "flattened": starts is not None, "kept": kept}
-        return cls(ids.to(torch.int64), mask, notes.special, **form, _mask_on_its_way=on_its_way)
+        return cls(ids, mask, notes.special, **form, _mask_on_its_way=on_its_way)
 
     def refuse_wrong_mask(self) -> None:
         """Raises ValueError where the mask of the call has other values than 0 and 1, which a GPU's shows late."""
@@ -149,22 +150,21 @@ class ProbedForward:
         """Whether these rows of a layer can be added together with the layers that wait."""
         return not self.held or _form(rows) == _form(self.held[0][1])
 
-    def hold(self, point: LayerPoint, hidden: Tensor, rows: Tensor) -> None:
-        """Lets a layer wait; `rows` is what `rows_of` made of its hidden states."""
-        self.seen.add(point.layer)
-        self.held.append((point.layer, rows))
-        as_it_is = self.kept is None and not point.time_major and _form(rows) == _form(hidden)
-        self._held_form = _form(hidden) if as_it_is else None
+    def hold(self, layer: int, rows: Tensor, *, as_it_was: bool) -> None:
+        """Lets the rows of a layer wait; `as_it_was` where `rows_of` left its hidden states as they were."""
+        self.seen.add(layer)
+        self.held.append((layer, rows))
+        self._held_form = _form(rows) if as_it_was else None
         limit = _HELD_BYTES.get(rows.device.type, 0)
         self._most_held = -(-limit // max(1, rows.numel() * rows.element_size()))
 
     def holds_another(self, point: LayerPoint, hidden: Tensor) -> bool:
-        """Lets a layer wait that is alike the last one, whose rows are its hidden states as they are: it needs no check.
+        """Lets a layer wait that is in every way as those which wait as they were, so that it needs no check.
 
         Returns:
-            False, and nothing is done, where it is not.
+            False, and nothing is done, where it is not so.
         """
-        if not self.held or point.time_major or _form(hidden) != self._held_form or hidden.requires_grad:
+        if not self.held or hidden.requires_grad or point.time_major or _form(hidden) != self._held_form:
             return False
         self.seen.add(point.layer)
         self.held.append((point.layer, hidden))
@@ -224,8 +224,8 @@ def _integer_mask(mask: object, name: str) -> Tensor:
 def _refuse_other_values(mask: Tensor, name: str) -> None:
     """Raises ValueError where a mask of integers on the CPU has other values than 0 and 1."""
     # Sequence numbers of packed batches, or Longformer's 2 for global attention, do not say which tokens count.
-    lowest, highest = mask.view(_SIGNED.get(mask.dtype, mask.dtype)).aminmax() if mask.numel() > 0 else (0, 1)
-    if lowest < 0 or highest > 1:
+    values = mask.view(_SIGNED[mask.dtype]) if mask.dtype in _SIGNED else mask
+    if mask.numel() > 0 and not (int(values.min()) >= 0 and int(values.max()) <= 1):
         raise ValueError(
             f"{name}: got values other than 0 and 1; it must say for each token whether it counts{_hint_for(name)}"
         )

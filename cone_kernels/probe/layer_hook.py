@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cone_kernels.probe.calibration import Kind, as_tuple
 from cone_kernels.probe.layer_points import LayerPoint
@@ -14,8 +14,8 @@ from cone_kernels.probe.layer_points import LayerPoint
 class LayerHook:
     """The hook of one module that hands what the module takes in, or returns, to the probe.
 
-    It is on the module between `put_on` and `take_off` alone, behind all hooks that are there at that time: it sees what
-    they make of the layer, and the module can be copied, pickled and compiled at any other time.
+    It is on the module between `put_on` and `take_off` alone, behind all hooks that are there by then: it sees what they
+    make of the layer, and at any other time the module can be copied, pickled and compiled.
 
     Args:
         module, name: the module, and its name in the model.
@@ -65,4 +65,4 @@ class LayerHook:
         self._see(self, (args, kwargs))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._see(self, as_tuple(output))
+        self._see(self, output if isinstance(output, Tensor) else as_tuple(output))

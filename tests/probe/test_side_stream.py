@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cone_kernels import ConeProbe
+from cone_kernels.probe import forward as probed_forward
 from cone_kernels.probe.side_stream import SideStream
-from tests.support.tiny_models import LAYERS, tiny_batch, tiny_model
+from tests.support.tiny_models import HIDDEN, LAYERS, tiny_batch, tiny_model
 
 GPU = torch.device("cuda", 0)
 
@@ -113,18 +114,40 @@ class Written(SideStream):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_probe_joins_before_the_caller_has_the_output(strict: bool) -> None:
+def test_a_probe_joins_before_the_caller_has_the_output(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("bert").eval()
     batch = tiny_batch()
+    monkeypatch.setitem(probed_forward._HELD_BYTES, "cpu", 0)
     with ConeProbe(model, strict=strict) as probe, torch.inference_mode():
         probe._side = written = Written()
         output = model(**batch)
-        assert written.log == [f"{LAYERS + 1} aside", *["join"] * (1 + strict)]
+        assert written.log == [*["1 aside"] * (LAYERS + 1), *["join"] * (1 + strict)]
         assert output.last_hidden_state is not None
         model.embeddings.register_forward_hook(lambda *_: (_ for _ in ()).throw(OSError("stopped")))
         with pytest.raises(OSError, match="stopped"):
             model(**batch)
     assert written.log[-1] == "join"
+
+
+@pytest.mark.parametrize("large_first", [False, True])
+def test_a_state_stays_on_the_stream_of_its_first_layers(large_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the caller's own where all layers wait until the forward is through, as nothing goes on beside it."""
+    model = tiny_model("bert").eval()
+    layer_bytes = tiny_batch()["input_ids"].numel() * HIDDEN * 4
+    with ConeProbe(model) as probe, torch.inference_mode():
+        probe._side = written = Written()
+        for large in (large_first, not large_first):
+            written.log.clear()
+            monkeypatch.setitem(probed_forward._HELD_BYTES, "cpu", LAYERS * layer_bytes if large else 1 << 20)
+            model(**tiny_batch())
+            added = [LAYERS, 1] if large else [LAYERS + 1]
+            # The last ones are joined at once, and all when the forward is through.
+            assert written.log == [*(f"{n} aside" for n in added if large_first), "join", "join"]
+        probe.reset()
+        written.log.clear()
+        model(**tiny_batch())
+        assert ("1 aside" in written.log) == (not large_first)
+    assert probe.n_sentences == int(probe.state.sentence.count[0].sum()) == 5
 
 
 def test_what_may_be_written_to_is_added_in_order() -> None:

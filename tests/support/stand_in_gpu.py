@@ -175,14 +175,12 @@ def _count(
     func: Any, packet: Any, args: Any, kwargs: dict[str, Any], sources: list[Tensor], to_gpu: bool, work: Work
 ) -> None:
     on_gpu = any(isinstance(tensor, StandIn) for tensor in sources)
-    sent = (
-        packet in _COPIES
-        and not isinstance(sources[-1], StandIn)
-        and not (kwargs.get("non_blocking") or args[2:3] == (True,))
-    )
+    asynchronous = packet in _COPIES and bool(kwargs.get("non_blocking") or args[2:3] == (True,))
+    sent = packet in _COPIES and not isinstance(sources[-1], StandIn) and not asynchronous
     by_mask = packet in _INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
     sizes_unknown = packet is aten.repeat_interleave and kwargs.get("output_size") is None
-    if packet in _WAITS or sent or by_mask or sizes_unknown or (on_gpu and not to_gpu):
+    fetched = on_gpu and not to_gpu and not asynchronous
+    if packet in _WAITS or sent or by_mask or sizes_unknown or fetched:
         work.waits[str(packet)] += 1
     if not func.is_view:
         work.launches[str(packet)] += 1
@@ -196,6 +194,19 @@ class _Stream:
 
     def wait_stream(self, other: _Stream) -> None:
         pass
+
+
+class _Event:
+    """A mark in a stream of the stand-in; whoever waits for it waits for the device."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def record(self, stream: _Stream) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self._work.waits["event"] += 1
 
 
 def _guard() -> None:
@@ -242,6 +253,7 @@ def stand_in_gpu() -> Iterator[Work]:
         "get_device_properties": lambda *_: SimpleNamespace(name="stand-in", total_memory=1 << 34, major=9, minor=0),
         "is_current_stream_capturing": lambda: False,
         "Stream": _Stream,
+        "Event": lambda: _Event(work),
         "current_stream": lambda *_: _Stream(),
         "stream": lambda *_: nullcontext(),
         "device": lambda *_: nullcontext(),
