@@ -26,6 +26,38 @@ def test_any_ids_in_any_order(ids: list[int]) -> None:
     assert found == [GROUP_OF[one] if one < 240 else (one - 240) // 16 % 64 for one in ids]
 
 
+def by_comparisons(ids: torch.Tensor) -> torch.Tensor:
+    """The groups by asking of each length whether it has been reached."""
+    shifted = ids + 16
+    k = sum((shifted >= 16 * length).long() for length in (2, 4, 8, 16))
+    return (16 * k + (shifted >> k) - 16) % 64
+
+
+class Elsewhere(torch.Tensor):
+    """Takes the way of a tensor on a GPU."""
+
+
+def test_both_ways_of_counting_agree_for_any_id() -> None:
+    generator = torch.Generator().manual_seed(0)
+    around_powers = (2 ** torch.arange(63)[:, None] + torch.arange(-40, 41)).flatten()
+    for ids in (
+        torch.arange(20_000),
+        around_powers[around_powers >= 0],
+        torch.randint(2**62, (100_000,), generator=generator),
+        torch.iinfo(torch.int64).max - torch.arange(100),
+        torch.arange(24).reshape(2, 3, 4),
+        torch.tensor(255),
+        torch.empty(0, dtype=torch.int64),
+    ):
+        wanted = by_comparisons(ids)
+        found = jackknife_groups(ids)
+        assert (found.dtype, type(found)) == (torch.int64, torch.Tensor)
+        assert torch.equal(found, wanted)
+        assert torch.equal(jackknife_groups(ids.as_subclass(Elsewhere)).as_subclass(torch.Tensor), wanted)
+    compiled = torch.compile(jackknife_groups, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.arange(999)), by_comparisons(torch.arange(999)))
+
+
 def test_sums_are_by_these_groups() -> None:
     x = torch.randn(700, 5, generator=torch.Generator().manual_seed(0))
     expected = torch.bincount(torch.tensor(GROUP_OF[:700]), minlength=64)

@@ -14,8 +14,8 @@ from cone_kernels.probe.layer_points import LayerPoint
 class LayerHook:
     """The hook of one module that hands what the module takes in, or returns, to the probe.
 
-    It is on the module between `put_on` and `take_off` alone, behind all hooks that are there by then: it sees what they
-    make of the layer, and at any other time the module can be copied, pickled and compiled.
+    It is on the module between `put_on` and `take_off` alone, behind all hooks that are there by then: it sees what
+    they make of the layer, and at any other time the module can be copied, pickled and compiled.
 
     Args:
         module, name: the module, and its name in the model.

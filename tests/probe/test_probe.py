@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import weakref
 from pathlib import Path
@@ -132,6 +133,38 @@ def test_hooks_that_change_a_layer_are_seen() -> None:
         model(**tiny_batch())
     for layer, state in enumerate(hidden_states(model, tiny_batch())):
         assert torch.equal(probe.added[layer][0], state)
+
+
+def test_hooks_that_come_between_two_forwards_are_seen_too() -> None:
+    model = ToyModel()
+    with RecordingProbe(model) as probe, torch.no_grad():
+        model(**tiny_batch())
+        model.blocks[1].register_forward_hook(lambda module, args, output: 2 * output)
+        model(**tiny_batch())
+    for layer, state in enumerate(hidden_states(model, tiny_batch())):
+        assert torch.equal(probe.added[layer][1], state)
+
+
+def test_parts_of_a_probed_model_are_copied_without_hooks() -> None:
+    model = tiny_model("bert")
+    hidden_states(model, tiny_batch())
+    wanted = hooks_of(model.encoder)
+    with ConeProbe(model), torch.no_grad():
+        model(**tiny_batch())
+        assert hooks_of(copy.deepcopy(model.encoder)) == wanted
+
+
+def test_hooks_are_off_however_the_forward_was_left() -> None:
+    model = ToyModel()
+    before, last = hooks_of(model), model.blocks[2]
+    probe = ConeProbe(model)
+    for act in (probe.detach, model.blocks[0]._forward_hooks.clear):
+        with last.register_forward_hook(lambda *_, act=act: act()), torch.no_grad():
+            probe.attach()
+            model(**tiny_batch())
+        probe.detach()
+        assert hooks_of(model) == before
+    assert probe.n_sentences == 10
 
 
 @pytest.mark.parametrize(
