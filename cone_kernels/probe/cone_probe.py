@@ -185,7 +185,7 @@ class ConeProbe:
         Args:
             sentence_ids: (B,) integers >= 0, the index of each sentence in the corpus. Default: the number of
                 sentences seen so far, counting up.
-            mask: (B, T) bool or 0/1 integers.
+            mask: (B, T) bool or 0/1 integers; to check integers on a GPU the host waits for it.
             special: (B, T) alike: 1 = a token that the tokenizer adds; for the pooling mean_without_special.
             repeats: (B,) bool: sentences that have been counted elsewhere, as a distributed sampler repeats some to
                 fill its last batch; they are left out, and not counted as left out.

@@ -203,14 +203,15 @@ def _form(hidden: Tensor) -> tuple[object, ...]:
 
 def checked_mask(mask: object, name: str) -> Tensor:
     """(B, T) bool from a mask of bool or 0/1 integers, of which the host waits for those on a GPU."""
-    given = _integer_mask(mask, name)
+    given = _mask_of_integers(mask, name)
     if given.dtype == torch.bool:
         return given
     _refuse_other_values(given.cpu(), name)
     return given.to(torch.bool)
 
 
-def _integer_mask(mask: object, name: str) -> Tensor:
+def _mask_of_integers(mask: object, name: str) -> Tensor:
+    """A mask as it was given, of bool or of integers that have still to be checked."""
     hint = _hint_for(name)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: got {type(mask).__name__}; it must be a tensor (B, T){hint}")
@@ -263,7 +264,7 @@ def _token_mask(
     given = notes.mask if notes.mask is not None else arguments.get(ATTENTION_MASK)
     if given is None:
         return torch.ones(size, dtype=torch.bool, device=device), None
-    mask = _integer_mask(given, name)
+    mask = _mask_of_integers(given, name)
     if mask.shape != size:
         longer = " (continuing from a key-value cache cannot be probed)" if mask.shape[1] > size[1] else ""
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be {size} as the tokens{longer}")

@@ -124,7 +124,7 @@ class EncodedShard:
         if ATTENTION_MASK in loaded.input_names:
             seen = torch.from_numpy(mask) if longest > 0 else torch.ones_like(rows[_IDS])
             rows[ATTENTION_MASK] = seen.to(torch.int64)
-        return {name: to_device(row, loaded.device) for name, row in rows.items()}
+        return _moved(rows, loaded.device)
 
     def n_tokens(self, batch: list[int]) -> int:
         """Tokens of these sentences together."""
@@ -133,6 +133,12 @@ class EncodedShard:
     def token_mask(self, batch: list[int], length: int) -> torch.Tensor:
         """(B, T) bool on the CPU: which places of sentences padded to this length T are their tokens."""
         return torch.from_numpy(self._mask(batch, length))
+
+    def counted(self, batch: list[int], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`token_mask` of the inputs that `padded_inputs` gave for these sentences, where they are."""
+        if ATTENTION_MASK in inputs and self.lengths[batch[0]] > 0:
+            return inputs[ATTENTION_MASK].to(torch.bool)
+        return to_device(self.token_mask(batch, inputs[_IDS].shape[1]), inputs[_IDS].device)
 
     def special_rows(self, batch: list[int], length: int) -> torch.Tensor | None:
         """(B, T) on the CPU: 1 where the tokenizer added the token, in sentences padded to this length T with 0."""
@@ -158,9 +164,8 @@ class EncodedShard:
         rows = {name: torch.from_numpy(column[tokens])[None] for name, column in self.columns.items()}
         rows[POSITIONS] = torch.from_numpy(first_position(loaded.model) + _counted(lengths))[None]
         starts = torch.tensor([0, *itertools.accumulate(lengths.tolist())], dtype=torch.int32)
-        rows |= dict.fromkeys(STARTS, starts)
-        inputs: dict[str, Any] = {name: to_device(row, loaded.device) for name, row in rows.items()}
-        return inputs | dict.fromkeys(LONGEST, int(lengths.max()))
+        moved = dict.fromkeys(STARTS, to_device(starts, loaded.device))
+        return _moved(rows, loaded.device) | moved | dict.fromkeys(LONGEST, int(lengths.max()))
 
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
@@ -216,3 +221,10 @@ def _padded(tokens: NDArray[np.int64], mask: NDArray[np.bool_], pad: int) -> tor
     rows = np.full(mask.shape, pad, dtype=np.int64)
     rows[mask] = tokens
     return torch.from_numpy(rows)
+
+
+def _moved(rows: dict[str, torch.Tensor], device: torch.device) -> dict[str, Any]:
+    """Rows of one shape on a device, all by one copy."""
+    if device.type == "cpu":
+        return dict(rows)
+    return dict(zip(rows, to_device(torch.stack(list(rows.values())), device).unbind(0), strict=True))

@@ -179,8 +179,7 @@ class ShardRunner:
             inputs = shard.padded_inputs(batch, self.loaded, length)
             # The probe looks at the values of a mask of integers, and the host would wait for the device; not at a
             # bool's.
-            mask = to_device(shard.token_mask(batch, length), self.loaded.device)
-            self.probe.next_batch(ids, mask=mask, special=shard.special_rows(batch, length))
+            self.probe.next_batch(ids, mask=shard.counted(batch, inputs), special=shard.special_rows(batch, length))
         with torch.inference_mode():
             hidden = self.loaded.model(**inputs)[0]  # (B, T, D), or packed (1, N, D)
         if self.loaded.output is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 import transformers
 
 from cone_kernels.models import LoadedModel, load_model
-from cone_kernels.models.transformers_names import encodes_as_library
+from cone_kernels.models.transformers_names import LONGEST, encodes_as_library
 from cone_kernels.runs.encoded_shard import EncodedShard
+from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 TEXTS = [" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(i * 5 % 9)) for i in range(40)] + [
@@ -136,6 +138,35 @@ def test_sentences_without_a_token(tmp_path: Path) -> None:
         "input_ids": [[pad], [pad]],
         "attention_mask": [[1], [1]],
     }
+    assert shard.counted([0, 2], inputs).tolist() == [[False], [False]]
     assert shard.token_mask([0, 2], 1).tolist() == [[False], [False]]
     none = EncodedShard.of(loaded, ["", ""])
     assert none.padded_inputs([1], loaded, 3)["input_ids"].tolist() == [[pad] * 3]
+
+
+def test_they_cross_to_a_gpu_by_one_copy(loaded: LoadedModel) -> None:
+    shard, batch = EncodedShard.of(loaded, TEXTS), [4, 2, 3]
+    with stand_in_gpu() as work:
+        there = SimpleNamespace(
+            tokenizer=loaded.tokenizer,
+            input_names=loaded.input_names,
+            device=torch.device("cuda:0"),
+            model=torch.nn.Identity(),
+        )
+        here = SimpleNamespace(**{**vars(there), "device": torch.device("cpu")})
+        work.launches.clear()
+        inputs = shard.padded_inputs(batch, there)
+        assert work.launches == {"aten._to_copy": 1}
+        mask = shard.counted(batch, inputs)
+        assert work.launches == {"aten._to_copy": 2}  # the second from int64 to bool, on the GPU
+        row = shard.packed_inputs(batch, there)
+        assert work.launches == {"aten._to_copy": 4}
+        assert not work.waits
+        for found, wanted in (
+            (inputs, shard.padded_inputs(batch, here)),
+            (row, shard.packed_inputs(batch, here)),
+        ):
+            assert list(found) == list(wanted)
+            for name, value in wanted.items():
+                assert name in LONGEST or (found[name].is_cuda and found[name].tolist() == value.tolist())
+        assert mask.tolist() == shard.token_mask(batch, inputs["input_ids"].shape[1]).tolist()
