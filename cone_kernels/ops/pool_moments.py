@@ -12,7 +12,7 @@ from cone_kernels import backends
 from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, require_device, traced
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.ops.masked_mean_pool import token_selection
-from cone_kernels.sums import TOKEN_FIELDS, jackknife_groups, zero_sums
+from cone_kernels.sums import SENTENCE_FIELDS, TOKEN_FIELDS, jackknife_groups, zero_sums
 
 
 class PoolMoments(NamedTuple):
@@ -107,15 +107,57 @@ def pool_moments_(
         ValueError: a tensor is not on the device of the layers.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    device = layers[0].device
-    given = {"groups": groups, **({} if mask is None else {"mask": mask})}
-    given |= {f"sums[{i}]": total for i, total in enumerate(sums)}
-    for name, tensor in given.items():
-        require_device(name, tensor, device, "the layers")
-    chosen = backends.resolve(backend, device, "pool_moments")
+    chosen = _resolved(layers, mask, groups, {"sums": sums}, backend)
     add = _pool_moments_ if traced(layers[0]) else _add_tokens
     pooled, status = add(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
     return pooled, status
+
+
+def pool_and_row_moments_(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    token_sums: Sequence[Tensor],
+    sentence_sums: Sequence[Tensor],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Adds the tokens of each layer to `token_sums` and their pooled vectors to `sentence_sums`, where it is one call.
+
+    Args:
+        layers, mask, cu_seqlens, groups, backend: as in `pool_moments_`.
+        token_sums, sentence_sums: tensors in the order of `TOKEN_FIELDS` and of `SENTENCE_FIELDS`.
+
+    Returns:
+        As `pool_moments_`, and the status (L, B) of the pooled vectors: that of `row_moments_`, or 4 for a sentence
+        without a token. None, and nothing is added, where the backend has no such call or does not take these layers.
+
+    Raises:
+        ValueError, BackendUnavailable: as `pool_moments_`.
+    """
+    given = {"token_sums": token_sums, "sentence_sums": sentence_sums}
+    chosen = _resolved(layers, mask, groups, given, backend)
+    if chosen is not backends.Backend.CUDA or traced(layers[0]):
+        return None
+    tokens, sentences = (
+        dict(zip(fields, sums, strict=True))
+        for fields, sums in ((TOKEN_FIELDS, token_sums), (SENTENCE_FIELDS, sentence_sums))
+    )
+    add = backends.kernel("pool_and_row_moments", chosen)
+    added: tuple[Tensor, Tensor, Tensor] | None = add(list(layers), mask, cu_seqlens, groups, tokens, sentences)
+    return added
+
+
+def _resolved(
+    layers: Sequence[Tensor], mask: Tensor | None, groups: Tensor, sums: dict[str, Sequence[Tensor]], backend: str
+) -> backends.Backend:
+    """The backend that runs; all tensors are on the device of the layers."""
+    device = layers[0].device
+    given = {"groups": groups, **({} if mask is None else {"mask": mask})}
+    given |= {f"{name}[{i}]": total for name, totals in sums.items() for i, total in enumerate(totals)}
+    for name, tensor in given.items():
+        require_device(name, tensor, device, "the layers")
+    return backends.resolve(backend, device, "pool_moments")
 
 
 def _add_tokens(

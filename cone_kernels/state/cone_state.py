@@ -13,7 +13,7 @@ from torch import Tensor
 from cone_kernels.devices import is_captured, to_device
 from cone_kernels.names import pooling_names
 from cone_kernels.ops.arguments import float_tensor, groups_of, hidden_layers, read_is_free
-from cone_kernels.ops.pool_moments import pool_moments_
+from cone_kernels.ops.pool_moments import pool_and_row_moments_, pool_moments_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.description import layers_in_words, model_in_words, second_moments_in_words
@@ -234,13 +234,11 @@ class ConeState:
 
     def _add(self, start: int, hidden: Sequence[Tensor], batch: SentenceBatch) -> Added:
         at = slice(start, start + len(hidden))
-        token_sums = self.token.first_order_sums(at)
-        pooled, status = pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, token_sums, self.backend)
         if self.pooling == "mean":
-            if batch.empty_by_group is not None:
-                self.sentence.n_empty[at] += batch.empty_by_group
-            left_out = status | self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
+            pooled, status, of_vectors = self._add_both_levels(at, hidden, batch)
+            left_out = status | of_vectors
         else:
+            _, status = self._add_tokens(at, hidden, batch)
             pooled = pool_layers((self.pooling,), hidden, batch)[self.pooling]
             left_out = status | self._add_pooled(self.pooling, at, pooled, batch)
         for name, vectors in pool_layers(tuple(self.poolings), hidden, batch).items():
@@ -248,6 +246,26 @@ class ConeState:
         if not read_is_free(left_out) or bool(left_out.any()):
             self._note_left_out(at, left_out, batch.sentence_ids)
         return Added(status, pooled)
+
+    def _add_tokens(self, at: slice, hidden: Sequence[Tensor], batch: SentenceBatch) -> tuple[Tensor, Tensor]:
+        sums = self.token.first_order_sums(at)
+        return pool_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, sums, self.backend)
+
+    def _add_both_levels(
+        self, at: slice, hidden: Sequence[Tensor], batch: SentenceBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of sentences, and what sentences (l, B) have that was left out: of the tokens, of the means."""
+        sums = self.token.first_order_sums(at), self.sentence.first_order_sums(at)
+        added = pool_and_row_moments_(hidden, batch.mask, batch.cu_seqlens, batch.groups, *sums, self.backend)
+        if added is not None:
+            pooled, _, of_vectors = added
+            if self.sentence.has_second_moments:
+                self.sentence.keep_for_products(at, pooled, of_vectors == 0, self.backend)
+            return added
+        pooled, status = self._add_tokens(at, hidden, batch)
+        if batch.empty_by_group is not None:
+            self.sentence.n_empty[at] += batch.empty_by_group
+        return pooled, status, self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
 
     def add_output(self, vectors: Tensor, sentence_ids: Tensor, empty: Tensor | None = None) -> None:
         """Adds the vectors that the model itself gives for sentences to `output`.

@@ -279,10 +279,25 @@ class Moments:
         """
         status = row_moments_(x, groups, self.first_order_sums(at)[: len(ROW_FIELDS)], backend)
         if self._pending is not None:
-            self._pending.extend(at, x, (status == 0) & (groups >= 0), backend)
-            for run in self._pending.full_runs(at):
-                self._add_products(self._sums, run, *self._pending.take_blocks(run), backend)
+            self.keep_for_products(at, x, (status == 0) & (groups >= 0), backend)
         return status
+
+    def keep_for_products(self, at: slice, x: Tensor, use: Tensor, backend: str) -> None:
+        """Keeps rows that are in all other sums for second moments, and adds those for which it is time.
+
+        Args:
+            at, x, backend: as in `add_rows`.
+            use: (number of positions, n) bool, the rows that count.
+        """
+        assert self._pending is not None
+        self._pending.extend(at, x, use, backend)
+        for run in self._pending.full_runs(at):
+            self._add_products(self._sums, run, *self._pending.take_blocks(run), backend)
+
+    @property
+    def has_second_moments(self) -> bool:
+        """Whether second moments are kept."""
+        return self._pending is not None
 
     def _complete(self, fields: Sequence[str]) -> dict[str, Tensor]:
         """These sums by name, with the products of the rows that wait in them."""

@@ -7,6 +7,7 @@
 #include "bindings/queue.h"
 #include "cuda/moments/gradients.cuh"
 #include "cuda/moments/moments.cuh"
+#include "cuda/moments/warp_moments.cuh"
 
 namespace py = pybind11;
 
@@ -85,6 +86,28 @@ void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sente
       queue_of(queue));
 }
 
+int64_t warp_moments_workspace(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens,
+                               int64_t d, const Strides& strides, Address mask, Address cu_seqlens, int64_t groups,
+                               bool both_levels, int device) {
+  const auto pointers = layer_pointers(layers);
+  return cone::cuda::warp_moments_workspace(
+      hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), groups, both_levels, device);
+}
+
+void warp_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
+                  const Strides& strides, Address mask, Address cu_seqlens, Address group_of, int64_t groups,
+                  Address pooled, const Pointers& sums, Address status, const Pointers& pooled_sums,
+                  Address pooled_status, Address workspace, const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
+  const cone::cuda::SentenceLevel sentences{moment_sums(pooled_sums, groups), field<int64_t>(pooled_sums, "n_empty"),
+                                            at<uint8_t>(pooled_status)};
+  cone::cuda::warp_moments(
+      {hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<const int64_t>(group_of),
+       at<void>(pooled), moment_sums(sums, groups), field<double>(sums, "sentence_sq_sum"),
+       field<double>(sums, "sentence_size_sq_sum"), field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), 0},
+      pooled_sums.empty() ? nullptr : &sentences, at<void>(workspace), queue_of(queue));
+}
+
 void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                       const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, Address pooled,
                       const DeviceAndStream& queue) {
@@ -144,6 +167,14 @@ void bind_moments(py::module_& m) {
         py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("lists"),
         py::arg("segments"), py::arg("pooled"), py::arg("sums"), py::arg("partials"), py::arg("status"),
         py::arg("queue"), Unlocked());
+  m.def("warp_moments_workspace", &warp_moments_workspace, py::kw_only(), py::arg("layers"), py::arg("dtype"),
+        py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
+        py::arg("cu_seqlens"), py::arg("groups"), py::arg("both_levels"), py::arg("device"),
+        "Bytes that warp_moments takes; 0 where it does not take these tokens.");
+  m.def("warp_moments", &warp_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
+        py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"),
+        py::arg("group_of"), py::arg("groups"), py::arg("pooled"), py::arg("sums"), py::arg("status"),
+        py::arg("pooled_sums"), py::arg("pooled_status"), py::arg("workspace"), py::arg("queue"), Unlocked());
   m.def("masked_mean_pool", &masked_mean_pool, py::kw_only(), py::arg("layers"), py::arg("dtype"),
         py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
         py::arg("cu_seqlens"), py::arg("lists"), py::arg("pooled"), py::arg("queue"), Unlocked());

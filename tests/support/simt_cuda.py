@@ -18,6 +18,11 @@ def order_of_threads(seed: int) -> None:
     ctypes.CDLL(str(simt_build.cuda_module().path)).simt_order(seed)
 
 
+def launches() -> int:
+    """How many kernels have been launched so far."""
+    return int(ctypes.CDLL(str(simt_build.cuda_module().path)).simt_launches())
+
+
 @pytest.fixture
 def simt_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For one test, backend="cuda" runs on CPU tensors."""

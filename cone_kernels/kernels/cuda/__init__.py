@@ -9,6 +9,7 @@ from cone_kernels.kernels.cuda.moments import (
     pool_moments,
     row_moments,
 )
+from cone_kernels.kernels.cuda.moments import pool_and_row_moments as pool_and_row_moments
 
 __all__ = [
     "masked_mean_pool",

@@ -61,18 +61,19 @@ def pool_moments(
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
-    require_gpu_dtype("hidden_states", layers[0].dtype, "cuda")
+    by_warps = _by_warps(layers, mask, cu_seqlens, groups, sums, {})
+    if by_warps is not None:
+        pooled, status, _ = by_warps
+        return pooled, status
     layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
-    first, n_sentences = layers[0], len(groups)
-    d = first.shape[-1]
-    rows = first.shape[-2] if mask is None else mask.numel()
+    first, n_sentences, n_groups = layers[0], len(groups), sums["count"].shape[-1]
     hidden = hidden_states_of(layers, mask, cu_seqlens, n_sentences)
-    segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], len(layers), rows, _items_by_group)
+    pooled, status = _pooled_and_status(layers, n_sentences)
+    rows = first.shape[-2] if mask is None else mask.numel()
+    segments = Segments.of(groups, n_sentences, n_groups, len(layers), rows, _items_by_group)
     slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
-    partials = _partials(first, segments, (len(layers), rows, d), slabs, columns=True)
+    partials = _partials(first, segments, (len(layers), rows, first.shape[-1]), slabs, columns=True)
     lists = _token_lists(mask)
-    pooled = torch.empty((len(layers), n_sentences, d), dtype=torch.float32, device=first.device)
-    status = torch.empty((len(layers), n_sentences), dtype=torch.uint8, device=first.device)
     _cuda.pool_moments(
         **hidden,
         lists=(*map(address, lists), address(cu_seqlens)),
@@ -84,6 +85,66 @@ def pool_moments(
         queue=queue_of(first),
     )
     return pooled, status
+
+
+def pool_and_row_moments(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    token_sums: dict[str, Tensor],
+    sentence_sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Adds the tokens of each layer to `token_sums`, their pooled vectors to `sentence_sums`, in one call.
+
+    Returns:
+        As `pool_moments`, and the status (L, B) of each pooled vector: that of `row_moments`, or 4 for a sentence
+        without a token. None, and nothing is added, where the rows are not aligned or too wide for a warp.
+    """
+    return _by_warps(layers, mask, cu_seqlens, groups, token_sums, sentence_sums)
+
+
+def _by_warps(
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    token_sums: dict[str, Tensor],
+    sentence_sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`pool_and_row_moments`, or tokens alone where `sentence_sums` is empty."""
+    require_gpu_dtype("hidden_states", layers[0].dtype, "cuda")
+    layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
+    first, n_groups = layers[0], token_sums["count"].shape[-1]
+    hidden = hidden_states_of(layers, mask, cu_seqlens, len(groups))
+    size = _cuda.warp_moments_workspace(
+        **hidden, groups=n_groups, both_levels=bool(sentence_sums), device=device_number(first)
+    )
+    if size == 0:
+        return None
+    pooled, status = _pooled_and_status(layers, len(groups))
+    of_vectors = torch.empty_like(status) if sentence_sums else status
+    workspace = torch.empty(size, dtype=torch.uint8, device=first.device)
+    _cuda.warp_moments(
+        **hidden,
+        group_of=groups.data_ptr(),
+        groups=n_groups,
+        pooled=pooled.data_ptr(),
+        sums=sum_addresses(token_sums),
+        status=status.data_ptr(),
+        pooled_sums=sum_addresses(sentence_sums),
+        pooled_status=of_vectors.data_ptr(),
+        workspace=workspace.data_ptr(),
+        queue=queue_of(first),
+    )
+    return pooled, status, of_vectors
+
+
+def _pooled_and_status(layers: Sequence[Tensor], n_sentences: int) -> tuple[Tensor, Tensor]:
+    first = layers[0]
+    shape = (len(layers), n_sentences)
+    pooled = torch.empty((*shape, first.shape[-1]), dtype=torch.float32, device=first.device)
+    return pooled, torch.empty(shape, dtype=torch.uint8, device=first.device)
 
 
 def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:

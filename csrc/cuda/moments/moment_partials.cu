@@ -53,15 +53,27 @@ __device__ void add_scalars(const Totals& totals, int64_t layer) {
   totals.sums.norm_sq_sum[layer] += norms_sq;
 }
 
-// Adds n rows of partial sums to one row, for a tile of 32 columns: eight warps take every eighth row each. scalars, or
-// null: row i was written only where scalars[i · scalar_stride] is not zero.
+// Adds n rows of partial sums to one row, for a tile of 32 columns: eight warps take every eighth row each, and read
+// eight of them before they add the first. scalars, or null: row i was written only where scalars[i · scalar_stride] is
+// not zero.
 __device__ void add_tile(double* to, const double* from, int64_t n, int64_t row_stride, int64_t d,
                          const double* scalars, int64_t scalar_stride, int64_t column) {
+  constexpr int kAtOnce = 8;
   double* of_warps = shared_memory<double>();  // (kTileRows, kTileColumns)
   double total = 0;
-  if (column < d)
-    for (int64_t i = warp_of_thread(); i < n; i += kTileRows)
-      if (scalars == nullptr || scalars[i * scalar_stride + kCount] > 0) total += from[i * row_stride + column];
+  for (int64_t first = warp_of_thread(); first < n; first += kTileRows * kAtOnce) {
+    bool written[kAtOnce];
+    double value[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int64_t i = first + k * kTileRows;
+      written[k] = column < d && i < n && (scalars == nullptr || scalars[i * scalar_stride + kCount] > 0);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) value[k] = written[k] ? from[(first + k * kTileRows) * row_stride + column] : 0;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) total += value[k];
+  }
   of_warps[threadIdx.x] = total;
   __syncthreads();
   if (warp_of_thread() > 0 || column >= d) return;

@@ -16,14 +16,14 @@ from cone_kernels.kernels.cuda import matrices, moments
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.sentence_batch import SentenceBatch
 from tests.support import simt_build
-from tests.support.simt_cuda import simt_cuda  # noqa: F401 - a fixture
+from tests.support.simt_cuda import launches, simt_cuda  # noqa: F401 - one is a fixture
 from tests.support.stand_in_gpu import Work, stand_in_gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread", "simt_cuda")
 
 # Calls of the extension that launch nothing, and operations that only find memory.
 NO_LAUNCH = {
-    *(f"kernel {name}" for name in ("row_moment_slabs", "pool_moment_slabs", "second_moment_workspace")),
+    *(f"kernel {name}" for name in ("warp_moments_workspace", "second_moment_workspace")),
     *("kernel most_shared_memory", "aten.empty", "aten.empty_like", "aten.new_empty"),
 }
 
@@ -54,6 +54,7 @@ def work() -> Iterator[Work]:
             patched.setattr(adapter, "_cuda", _Counted(simt_build.cuda_module(), found))
             patched.setattr(adapter, "queue_of", lambda x: (0, 0))
         patched.setattr(backends, "kernel", lambda op, backend: getattr(cuda, op))
+        patched.setattr(backends, "resolve", lambda *_: backends.Backend.CUDA)
         yield found
 
 
@@ -74,10 +75,18 @@ def test_a_batch_takes_as_many_launches_whatever_the_number_of_layers(work: Work
     few, many = (launches_of_a_batch(work, n_layers, 20) for n_layers in (2, 25))
     assert few == many
     kernels = {name: n for name, n in many.items() if name.startswith("kernel")}
-    assert kernels == {f"kernel {name}": 1 for name in ("list_tokens", "pool_moments", "row_moments")} | {
-        "kernel list_items": 2
-    }
-    assert sum(many.values()) <= 22
+    assert kernels == {"kernel warp_moments": 1}
+    assert sum(many.values()) <= 12
+
+
+@pytest.mark.parametrize("n_layers", [1, 25])
+def test_both_levels_of_all_layers_take_six_kernels(work: Work, n_layers: int) -> None:
+    state = ConeState.empty(range(n_layers), 24, device="cuda")
+    hidden = [torch.randn(20, 12, 24).to("cuda") for _ in range(n_layers)]
+    batch = SentenceBatch.of(hidden[0], torch.ones(20, 12, dtype=torch.bool).to("cuda"), None, torch.arange(20))
+    before = launches()
+    state.add(batch, hidden, range(n_layers))
+    assert launches() - before == 6
 
 
 def test_second_moments_of_all_layers_are_one_product(work: Work) -> None:

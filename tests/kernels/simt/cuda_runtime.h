@@ -47,9 +47,9 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 0;
   return cudaErrorNoDevice;
 }
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 227 << 10;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 227 << 10;
   return cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
@@ -123,6 +123,12 @@ T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32, in
   return simt::exchange(mask, value, other <= last ? other : simt::lane(), line);
 }
 
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32, int line = __builtin_LINE()) {
+  const unsigned first = simt::lane() & ~(unsigned(width) - 1);
+  return simt::exchange(mask, value, simt::lane() >= first + distance ? simt::lane() - distance : simt::lane(), line);
+}
+
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   unsigned bits = 0;
   const unsigned own = predicate != 0;
@@ -159,6 +165,7 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 using std::fabs;
 using std::fmaf;
 using std::isfinite;

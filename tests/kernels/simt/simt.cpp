@@ -42,6 +42,7 @@ struct Block {
 Block block;
 std::mutex one_grid_at_a_time;
 int order_seed = 0;
+int launches = 0;
 
 // A fiber that has ended begins anew in the next block.
 void enter() {
@@ -172,6 +173,7 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
   if (grid.y > kMostBlocksUp || grid.z > kMostBlocksUp)
     throw std::invalid_argument(std::string(op) + ": a grid of " + std::to_string(grid.x) + " x " +
                                 std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks cannot be launched");
+  ++launches;
   block.body = &body;
   block.fibers.resize(std::max(block.fibers.size(), size_t(threads)));
   getcontext(&block.blank);
@@ -193,3 +195,6 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
 
 // Chooses the order in which blocks, and threads between barriers, run: answers must not depend on it.
 extern "C" __attribute__((visibility("default"))) void simt_order(int seed) { simt::order_seed = seed; }
+
+// How many kernels have been launched so far.
+extern "C" __attribute__((visibility("default"))) int simt_launches() { return simt::launches; }

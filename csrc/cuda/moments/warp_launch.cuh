@@ -1,0 +1,44 @@
+// What the kernels of warp_moments take, and their launch; each element type is compiled by itself, side by side.
+#pragma once
+
+#include "cuda/common/block_sums.cuh"
+#include "cuda/common/layers.cuh"
+#include "cuda/moments/warp_moments.cuh"
+
+namespace cone {
+namespace cuda {
+
+struct WarpParams {
+  Layers layers;
+  int n_layers;  // of this launch
+  int teams;     // warps of a block
+  PoolMomentsArgs tokens;
+  TokenPlan plan;
+  WarpPartials partials;
+  uint8_t* pooled_status;  // (L, B): 0, or kEmpty; or null
+  int64_t sentence_bytes;  // from one sentence to the next
+  uint32_t token_bytes;    // from one token to the next
+};
+
+// What a warp leaves for the end of its block, behind all warps' sums.
+struct Leaving {
+  int layer, in_wide;  // layer: of this launch, -1 where the warp has no part
+};
+
+__device__ __forceinline__ void add_group_scalars(const PoolMomentsArgs& to, int64_t at,
+                                                  const double (&scalars)[kGroupScalars]) {
+  to.sums.count[at] += int64_t(scalars[kUsedRows]);
+  to.sums.n_zero[at] += int64_t(scalars[kZeros]);
+  to.sums.n_nonfinite[at] += int64_t(scalars[kNonfinites]);
+  to.sums.unit_sq_total[at] += scalars[kUnitSquares];
+  to.sentence_sq_sum[at] += scalars[kSentenceSquares];
+  to.sentence_size_sq_sum[at] += scalars[kSizeSquares];
+  to.n_sentences[at] += int64_t(scalars[kUsedSentences]);
+}
+
+// Launches the kernel for rows of so many octets a lane.
+template <class In>
+void launch_warps(const WarpParams& params, int octets, unsigned blocks, size_t shared_bytes, const Queue& queue);
+
+}  // namespace cuda
+}  // namespace cone

@@ -1,0 +1,269 @@
+#include "cuda/common/launch.cuh"
+#include "cuda/moments/list_sentences.cuh"
+#include "cuda/moments/warp_launch.cuh"
+#include "cuda/moments/warp_moments.cuh"
+#include "cuda/moments/warp_sums.cuh"
+
+namespace cone {
+namespace cuda {
+namespace {
+
+// The parts that share a group, and where each has left its sums.
+struct SharedGroup {
+  int first, last;
+
+  __device__ __forceinline__ SharedGroup(const TokenPlan& plan, int group)
+      : first(plan.parts_of[2 * group]), last(plan.parts_of[2 * group + 1]) {}
+
+  __device__ __forceinline__ bool shared() const { return first < last; }
+  __device__ __forceinline__ int64_t place(int64_t first_warp, int part) const {
+    return 2 * (first_warp + part) + (part == first ? 1 : 0);
+  }
+};
+
+// Parts without a sentence leave nothing.
+__device__ __forceinline__ bool has_sentences(const TokenPlan& plan, int part) {
+  return plan.cuts[part] < plan.cuts[part + 1];
+}
+
+constexpr int kTileColumns = 32, kTileRows = 8, kTileThreads = kTileColumns * kTileRows;
+__host__ __device__ constexpr int tiles_of(int64_t d) { return int((d + kTileColumns - 1) / kTileColumns); }
+
+// Σ u of a group that parts share, by one block.
+__device__ void add_units(const WarpParams& params, int64_t number, int64_t first_warp, int group) {
+  const TokenPlan& plan = params.plan;
+  const SharedGroup of(plan, group);
+  if (!of.shared()) return;
+  const int64_t d = params.tokens.hidden.d;
+  double* const to = params.tokens.sums.unit_sum + (number * params.tokens.sums.groups + group) * d;
+  for (int64_t column = threadIdx.x; column < d; column += kTileThreads) {
+    double total = 0;
+#pragma unroll 4
+    for (int part = of.first; part <= of.last; ++part)
+      if (has_sentences(plan, part)) total += params.partials.units[of.place(first_warp, part) * d + column];
+    to[column] += total;
+  }
+}
+
+// 32 columns of Σ x, Σ x_j² or Σ u_j² of a layer, by one block, whose warps take every eighth block's sums each.
+__device__ void add_columns(const WarpParams& params, int64_t number, int layer, int field, int tile) {
+  double* const of_rows = shared_memory<double>();  // (kTileRows, kTileColumns)
+  const MomentSums& totals = params.tokens.sums;
+  const int64_t d = params.tokens.hidden.d, first_warp = int64_t{layer} * params.plan.parts;
+  const int64_t first = first_warp / params.teams, last = (first_warp + params.plan.parts - 1) / params.teams;
+  const int row = warp_of_thread(), lane = lane_of_thread();
+  const int64_t column = int64_t{tile} * kTileColumns + lane;
+  double total = 0;
+  if (column < d) {
+#pragma unroll 4
+    for (int64_t block = first + row; block <= last; block += kTileRows)
+      total += params.partials.columns[((block + layer) * 3 + field) * d + column];
+  }
+  of_rows[row * kTileColumns + lane] = total;
+  __syncthreads();
+  if (row > 0 || column >= d) return;
+  for (int other = 1; other < kTileRows; ++other) total += of_rows[other * kTileColumns + lane];
+  double* const to = field == 0 ? totals.sum : field == 1 ? totals.sq_sum : totals.unit_sq_sum;
+  to[number * d + column] += total;
+}
+
+__device__ void add_scalars(const WarpParams& params, int64_t number, int64_t first_warp) {
+  const TokenPlan& plan = params.plan;
+  const int64_t groups = params.tokens.sums.groups;
+  for (int group = int(threadIdx.x); group < groups; group += kTileThreads) {
+    const SharedGroup of(plan, group);
+    if (!of.shared()) continue;
+    double scalars[kGroupScalars] = {};
+    for (int part = of.first; part <= of.last; ++part)
+      if (has_sentences(plan, part)) {
+#pragma unroll
+        for (int i = 0; i < kGroupScalars; ++i)
+          scalars[i] += params.partials.scalars[of.place(first_warp, part) * kGroupScalars + i];
+      }
+    add_group_scalars(params.tokens, number * groups + group, scalars);
+  }
+  if (warp_of_thread() > 0) return;
+  double norms = 0, norms_sq = 0;
+  for (int part = lane_of_thread(); part < plan.parts; part += kWarpSize) {
+    norms += params.partials.norms[2 * (first_warp + part)];
+    norms_sq += params.partials.norms[2 * (first_warp + part) + 1];
+  }
+  norms = sum_of_lanes(norms);
+  norms_sq = sum_of_lanes(norms_sq);
+  if (lane_of_thread() > 0) return;
+  params.tokens.sums.norm_sum[number] += norms;
+  params.tokens.sums.norm_sq_sum[number] += norms_sq;
+}
+
+// blockIdx.y: the layer; blockIdx.x: tiles of its three sums by column, then Σ u of each group, then its scalars.
+__global__ void __launch_bounds__(kTileThreads) add_warps_kernel(const __grid_constant__ WarpParams params) {
+  const int layer = int(blockIdx.y), tiles = 3 * tiles_of(params.tokens.hidden.d), job = int(blockIdx.x);
+  const int64_t number = params.layers.first + layer, first_warp = int64_t{layer} * params.plan.parts;
+  if (job < tiles) {
+    add_columns(params, number, layer, job % 3, job / 3);
+  } else if (job < tiles + params.tokens.sums.groups) {
+    add_units(params, number, first_warp, job - tiles);
+  } else {
+    add_scalars(params, number, first_warp);
+  }
+}
+
+// Shared memory of a block; it is the same for every element type.
+int shared_bytes(int octets) {
+  static_assert(WarpShape<float, 1>::kBytes == WarpShape<BFloat16, 1>::kBytes);
+  static_assert(WarpShape<float, 1>::kBytes * kMostOctets == WarpShape<float, kMostOctets>::kBytes);
+  return warps_of(octets) * (octets * WarpShape<float, 1>::kBytes + int(sizeof(Leaving)));
+}
+
+constexpr int64_t kMostStride = int64_t{1} << 29;  // of elements; bytes are counted in 32 bits
+
+int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
+
+// As in cone_kernels/kernels/segments.py: parts of all layers, and rows of each, as a part's sums take memory too.
+constexpr int64_t kMostParts = 512, kLeastRows = 16;
+
+// What a call is cut into on a device.
+struct Cut {
+  int octets, parts;
+  int64_t warps, blocks;  // of the launch with most layers
+  int64_t layers;         // of that launch
+
+  Cut(const HiddenStates& hidden, int device)
+      : octets(octets_of(hidden.d)), layers(std::min(hidden.n_layers, int64_t{Layers::kMost})) {
+    int multiprocessors = 0;
+    check("pool_moments", cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    const int64_t rows = hidden.cu_seqlens == nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens;
+    const int64_t in_a_wave = int64_t{multiprocessors} * warps_of(octets);
+    const int64_t most = std::min(hidden.n_sentences, (rows + kLeastRows - 1) / kLeastRows);
+    parts = int(std::max(int64_t{1}, std::min(in_a_wave / layers, most)));
+    warps = layers * parts;
+    blocks = blocks_of(layers);
+  }
+
+  int64_t blocks_of(int64_t count) const { return (count * parts + warps_of(octets) - 1) / warps_of(octets); }
+};
+
+// Shares out one piece of memory.
+class Memory {
+ public:
+  explicit Memory(void* begin) : begin_(static_cast<unsigned char*>(begin)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* const taken = reinterpret_cast<T*>(begin_ + bytes_);
+    bytes_ += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
+    return taken;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  unsigned char* const begin_;
+  int64_t bytes_ = 0;
+};
+
+// How row_moments takes the pooled vectors: as cone_kernels/kernels/segments.py cuts rows.
+Segments pooled_segments(const HiddenStates& hidden, int64_t groups, const PooledList& list) {
+  int64_t parts = 1;
+  while (parts * 2 * hidden.n_layers <= kMostParts && parts * 2 * kLeastRows <= hidden.n_sentences) parts *= 2;
+  return {hidden.n_sentences, groups,     int(std::min(parts, groups)), int(std::max(int64_t{1}, parts / groups)),
+          list.order,         list.starts};
+}
+
+struct Workspace {
+  int64_t *order, *starts;
+  TokenPlan plan;
+  WarpPartials partials;
+  PooledList pooled = {};
+  Segments segments = {};
+  MomentPartials of_pooled = {};
+  int64_t bytes;
+
+  Workspace(const HiddenStates& hidden, int64_t groups, const Cut& cut, bool both_levels, void* begin) {
+    Memory memory(begin);
+    const int64_t n = hidden.n_sentences, d = hidden.d;
+    order = memory.take<int64_t>(n);
+    starts = memory.take<int64_t>(groups + 1);
+    int32_t* const first = memory.take<int32_t>(n + 1);
+    int32_t* const cuts = memory.take<int32_t>(cut.parts + 1);
+    plan = {cut.parts, order, starts, first, cuts, memory.take<int32_t>(2 * groups)};
+    partials.units = memory.take<double>(cut.warps * 2 * d);
+    partials.scalars = memory.take<double>(cut.warps * 2 * kGroupScalars);
+    partials.norms = memory.take<double>(cut.warps * 2);
+    partials.columns = memory.take<double>((cut.blocks + cut.layers) * 3 * d);
+    partials.wide = memory.take<double>(cut.blocks * warps_of(cut.octets) * kWideFields * cut.octets * kWarpColumns);
+    if (both_levels) {
+      pooled.order = memory.take<int64_t>(n);
+      pooled.starts = memory.take<int64_t>(groups + 1);
+      pooled.before = memory.take<int32_t>(n + 1);
+      segments = pooled_segments(hidden, groups, pooled);
+      const int64_t by_slice = hidden.n_layers * groups * segments.slices;
+      of_pooled.columns = memory.take<double>(hidden.n_layers * segments.parts() * 3 * d);
+      of_pooled.units = segments.slices > 1 ? memory.take<double>(by_slice * d) : nullptr;
+      of_pooled.scalars = pooled.zeros = memory.take<double>(by_slice * kScalars);
+      of_pooled.slabs = 1;
+      pooled.n_zeros = by_slice * kScalars;
+      pooled.n_layers = hidden.n_layers;
+    }
+    bytes = memory.bytes();
+  }
+};
+
+// row_moments of the pooled vectors.
+void add_pooled(const PoolMomentsArgs& args, const SentenceLevel& sentences, const Workspace& workspace,
+                const Queue& queue) {
+  const HiddenStates& hidden = args.hidden;
+  std::vector<const void*> layers;
+  for (int64_t layer = 0; layer < hidden.n_layers; ++layer)
+    layers.push_back(static_cast<const float*>(args.pooled) + layer * hidden.n_sentences * hidden.d);
+  const RowView rows{nullptr, DType::kFloat32, hidden.n_sentences, hidden.d, hidden.d, 1};
+  row_moments({{layers.data(), hidden.n_layers, rows, nullptr, sentences.sums, sentences.status, 0},
+               workspace.segments,
+               workspace.of_pooled},
+              queue);
+}
+
+}  // namespace
+
+int64_t warp_moments_workspace(const HiddenStates& hidden, int64_t groups, bool both_levels, int device) {
+  if (!vector_loads(hidden) || hidden.d == 0 || hidden.d > kMostWarpColumns || hidden.n_layers == 0) return 0;
+  if (hidden.token_stride < 0 || hidden.token_stride > kMostStride) return 0;
+  int most_shared = 0;
+  check("pool_moments", cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  if (shared_bytes(octets_of(hidden.d)) > most_shared) return 0;
+  return Workspace(hidden, groups, Cut(hidden, device), both_levels, nullptr).bytes;
+}
+
+void warp_moments(const PoolMomentsArgs& args, const SentenceLevel* sentences, void* memory, const Queue& queue) {
+  const HiddenStates& hidden = args.hidden;
+  check_count("pool_moments", "sentences", hidden.n_sentences);
+  check_count("pool_moments", "tokens",
+              hidden.cu_seqlens == nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens);
+  const Cut cut(hidden, queue.device);
+  Workspace workspace(hidden, args.sums.groups, cut, sentences != nullptr, memory);
+  if (sentences != nullptr) workspace.pooled.n_empty = sentences->n_empty;
+  list_items(args.groups, hidden.n_sentences, args.sums.groups, workspace.order, workspace.starts, queue);
+  list_sentences(hidden, int(args.sums.groups), workspace.plan, sentences != nullptr ? &workspace.pooled : nullptr,
+                 queue);
+  const Stream stream("pool_moments", queue.device, queue.stream);
+  const unsigned jobs = unsigned(3 * tiles_of(hidden.d) + args.sums.groups + 1);
+  with_element_type(hidden.dtype, [&](auto* element) {
+    using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
+    for_layers(hidden.layers, hidden.n_layers, [&](const Layers& layers, unsigned count) {
+      const WarpParams params{layers,
+                              int(count),
+                              warps_of(cut.octets),
+                              args,
+                              workspace.plan,
+                              workspace.partials,
+                              sentences != nullptr ? sentences->status : nullptr,
+                              hidden.sentence_stride * int64_t(sizeof(In)),
+                              uint32_t(hidden.token_stride * int64_t(sizeof(In)))};
+      launch_warps<In>(params, cut.octets, unsigned(cut.blocks_of(count)), shared_bytes(cut.octets), queue);
+      stream.launch(add_warps_kernel, dim3(jobs, count), kTileThreads, kTileThreads * sizeof(double), params);
+    });
+  });
+  if (sentences != nullptr) add_pooled(args, *sentences, workspace, queue);
+}
+
+}  // namespace cuda
+}  // namespace cone

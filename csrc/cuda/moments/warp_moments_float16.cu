@@ -1,0 +1,9 @@
+#include "cuda/moments/warp_kernel.cuh"
+
+namespace cone {
+namespace cuda {
+
+template void launch_warps<Float16>(const WarpParams&, int, unsigned, size_t, const Queue&);
+
+}  // namespace cuda
+}  // namespace cone

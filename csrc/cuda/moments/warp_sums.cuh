@@ -1,0 +1,271 @@
+// The sums of a warp that takes whole rows, each lane eight columns of every 256. They have three levels, so that no
+// sum in float32 has more than some 32 terms: registers for 32 rows or a sentence, shared memory for 32 of those,
+// float64 in global memory for the rest, which is seldom needed. All lanes run the same way; no lane reads another's
+// columns.
+#pragma once
+
+#include <cfloat>
+
+#include "cuda/common/block_sums.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/moments/warp_moments.cuh"
+
+namespace cone {
+namespace cuda {
+
+constexpr int kMostTerms = 32;
+
+// How a warp's shared memory is laid out. A field or a row is pieces of 16 bytes a lane, side by side.
+template <class In, int kOctets>
+struct WarpShape {
+  static constexpr int kColumns = kOctets * kWarpColumns;
+  static constexpr int kPieces = kOctets * int(sizeof(In)) / 2;  // of a row
+  static constexpr int kRowBytes = kPieces * 16 * kWarpSize;
+  static constexpr int kRows = 12 / int(sizeof(In));  // rows that are there or on their way
+  static constexpr int kBatch = 8 / int(sizeof(In));  // rows whose norms are taken together
+  static constexpr int kFieldBytes = kColumns * int(sizeof(float));
+  static constexpr int kBytes = 4 * kFieldBytes + kRows * kRowBytes;
+};
+
+// Sums of float32 in shared memory, in the order of WideField.
+enum SharedField : int { kSharedSum, kSharedSq, kSharedUnitSq, kSharedUnit, kSharedFields };
+
+template <class In, int kOctets>
+class WarpSums {
+ public:
+  using Shape = WarpShape<In, kOctets>;
+  float unit[kOctets][kColumns] = {}, sum[kOctets][kColumns] = {};     // of the sentence
+  int used = 0;                                                        // rows of the sentence
+  uint8_t seen = kUsed;                                                // its status
+  double norm_sum = 0, norm_sq_sum = 0, unit_sq = 0, sentence_sq = 0;  // of this lane
+  int n_zero = 0, n_nonfinite = 0;
+
+  // memory: the warp's kSharedFields fields; wide: its kWideFields fields of float64, not yet written.
+  __device__ __forceinline__ WarpSums(unsigned char* memory, double* wide)
+      : fields_(reinterpret_cast<float4*>(memory) + lane_of_thread()), wide_(wide + lane_of_thread()) {
+#pragma unroll 1
+    for (int i = 0; i < kSharedFields * kFieldPieces; ++i) fields_[i * kWarpSize] = make_float4(0, 0, 0, 0);
+  }
+
+  // Adds a row of norm 1/inverse. row(octet) reads it.
+  template <class Row>
+  __device__ __forceinline__ void add(const Row& row, float inverse) {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      const Octet<In> octet = row(o);
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const float x = octet[k], u = x * inverse;
+        unit[o][k] += u;
+        sum[o][k] += x;
+        sq_[o][k] = fmaf(x, x, sq_[o][k]);
+        unit_sq_[o][k] = fmaf(u, u, unit_sq_[o][k]);
+      }
+    }
+    ++used;
+    if (++rows_in_squares_ == kMostTerms) share_squares();
+  }
+
+  // As add, wholly in float64; also says why a row is left out. Its sentence goes on in float64.
+  template <class Row>
+  __device__ __forceinline__ void add_unsafe(const Row& row) {
+    double norm_sq = 0;
+#pragma unroll 1
+    for (int o = 0; o < kOctets; ++o) {
+      const Octet<In> octet = row(o);
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) norm_sq += double(octet[k]) * double(octet[k]);
+    }
+    norm_sq = sum_of_lanes(norm_sq);
+    const Status status = !(norm_sq <= DBL_MAX) ? kNonfinite : norm_sq < DBL_MIN ? kZero : kUsed;
+    seen |= status;
+    n_zero += status == kZero;
+    n_nonfinite += status == kNonfinite;
+    if (status != kUsed) return;
+    ++used;
+    const double norm = sqrt(norm_sq), inverse = 1 / norm;
+    if (lane_of_thread() == 0) {
+      norm_sum += norm;
+      norm_sq_sum += norm_sq;
+      unit_sq += norm_sq * inverse * inverse;
+    }
+    begin_long_run();
+    widen_run();
+#pragma unroll 1
+    for (int o = 0; o < kOctets; ++o) {
+      const Octet<In> octet = row(o);
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const double x = double(octet[k]), u = x * inverse;
+        add_wide(kWideRunSum, o, k, x);
+        add_wide(kWideRunUnit, o, k, u);
+        add_wide(kWideSq, o, k, x * x);
+        add_wide(kWideUnitSq, o, k, u * u);
+      }
+    }
+    in_wide_ |= 1 << kWideRunSum | 1 << kWideRunUnit | 1 << kWideSq | 1 << kWideUnitSq;
+  }
+
+  // From here on what registers hold of the sentence may go to shared memory.
+  __device__ __forceinline__ void begin_long_run() {
+    if (is_long_) return;
+    widen(kSharedSum, kWideSum);
+    widen(kSharedUnit, kWideUnit);
+    run_terms_ = 0;
+    is_long_ = true;
+  }
+  __device__ __forceinline__ bool is_long() const { return is_long_; }
+
+  // Makes room in the registers of a long sentence.
+  __device__ __forceinline__ void share_run() {
+    share(kSharedSum, sum);
+    share(kSharedUnit, unit);
+    if (++run_terms_ == kMostTerms) widen_run();
+  }
+
+  // Ends a sentence of at most 32 rows: take(octet, sums) for each octet's Σ x.
+  template <class Take>
+  __device__ __forceinline__ void end_short_run(const Take& take) {
+    float total = 0;
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) total = fmaf(unit[o][k], unit[o][k], total);
+      take(o, sum[o]);
+    }
+    sentence_sq += double(total);
+    share(kSharedSum, sum);
+    share(kSharedUnit, unit);
+    if (++run_terms_ == kMostTerms) {
+      widen(kSharedSum, kWideSum);
+      widen(kSharedUnit, kWideUnit);
+      run_terms_ = 0;
+    }
+  }
+
+  // The same for a long one, with sums of float64.
+  template <class Take>
+  __device__ __forceinline__ void end_long_run(const Take& take) {
+    widen_run();
+#pragma unroll 1
+    for (int o = 0; o < kOctets; ++o) {
+      double sums[kColumns];
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        sums[k] = wide(kWideRunSum, o, k);
+        const double g = wide(kWideRunUnit, o, k);
+        sentence_sq += g * g;
+        add_wide(kWideSum, o, k, sums[k]);
+        add_wide(kWideUnit, o, k, g);
+      }
+      take(o, sums);
+    }
+    in_wide_ |= 1 << kWideSum | 1 << kWideUnit;
+    in_wide_ &= ~(1 << kWideRunSum | 1 << kWideRunUnit);
+    is_long_ = false;
+  }
+
+  // Hands out Σ u of the group: take(octet, values) for each octet; and starts a new group.
+  template <class Take>
+  __device__ __forceinline__ void end_group(const Take& take) {
+    const bool any = (in_wide_ >> kWideUnit & 1) != 0;
+#pragma unroll 1
+    for (int o = 0; o < kOctets; ++o) {
+      double values[kColumns];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4& four = piece(kSharedUnit, o, half);
+        const float of_four[] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          values[4 * half + k] = double(of_four[k]) + (any ? wide(kWideUnit, o, 4 * half + k) : 0.0);
+        four = make_float4(0, 0, 0, 0);
+      }
+      take(o, values);
+    }
+    in_wide_ &= ~(1 << kWideUnit);
+    unit_sq = sentence_sq = 0;
+    n_zero = n_nonfinite = 0;
+  }
+
+  // Leaves all squares in shared memory or in float64. Returns which fields have something in float64.
+  __device__ __forceinline__ int end() {
+    share_squares();
+    return in_wide_;
+  }
+
+ private:
+  static constexpr int kFieldPieces = 2 * kOctets;
+
+  __device__ __forceinline__ float4& piece(SharedField field, int octet, int half) {
+    return fields_[(field * kFieldPieces + 2 * octet + half) * kWarpSize];
+  }
+  __device__ __forceinline__ double& wide(WideField field, int octet, int k) {
+    return wide_[((field * kOctets + octet) * kColumns + k) * kWarpSize];
+  }
+  __device__ __forceinline__ void add_wide(WideField field, int octet, int k, double value) {
+    double& to = wide(field, octet, k);
+    to = (in_wide_ >> field & 1) != 0 ? to + value : value;
+  }
+
+  // Moves sums from registers to shared memory.
+  __device__ __forceinline__ void share(SharedField field, float (&values)[kOctets][kColumns]) {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4& to = piece(field, o, half);
+        float (&from)[kColumns] = values[o];
+        const float4 four = to;
+        to = make_float4(four.x + from[4 * half], four.y + from[4 * half + 1], four.z + from[4 * half + 2],
+                         four.w + from[4 * half + 3]);
+        from[4 * half] = from[4 * half + 1] = from[4 * half + 2] = from[4 * half + 3] = 0;
+      }
+  }
+
+  __device__ __forceinline__ void share_squares() {
+    share(kSharedSq, sq_);
+    share(kSharedUnitSq, unit_sq_);
+    rows_in_squares_ = 0;
+    if (++square_terms_ < kMostTerms) return;
+    widen(kSharedSq, kWideSq);
+    widen(kSharedUnitSq, kWideUnitSq);
+    square_terms_ = 0;
+  }
+
+  // Moves sums from shared memory to float64.
+  __device__ __forceinline__ void widen(SharedField from, WideField to) {
+#pragma unroll 1
+    for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4& four = piece(from, o, half);
+        add_wide(to, o, 4 * half, double(four.x));
+        add_wide(to, o, 4 * half + 1, double(four.y));
+        add_wide(to, o, 4 * half + 2, double(four.z));
+        add_wide(to, o, 4 * half + 3, double(four.w));
+        four = make_float4(0, 0, 0, 0);
+      }
+    in_wide_ |= 1 << to;
+  }
+
+  // Moves the long sentence's sums to float64.
+  __device__ __forceinline__ void widen_run() {
+    share(kSharedSum, sum);
+    share(kSharedUnit, unit);
+    widen(kSharedSum, kWideRunSum);
+    widen(kSharedUnit, kWideRunUnit);
+    run_terms_ = 0;
+  }
+
+  float4* const fields_;
+  double* const wide_;
+  float sq_[kOctets][kColumns] = {}, unit_sq_[kOctets][kColumns] = {};
+  int rows_in_squares_ = 0;
+  int run_terms_ = 0, square_terms_ = 0;
+  int in_wide_ = 0;  // bit f: there is something in wide field f
+  bool is_long_ = false;
+};
+
+}  // namespace cuda
+}  // namespace cone
