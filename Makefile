@@ -109,10 +109,10 @@ bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-json=bench/results/latest.json -m ""
 
 # On a machine with a GPU, offline, with that machine's own Python and torch;
-# STAGES="build test sanitize bench product end_to_end".
+# STAGES="build test sanitize bench product end_to_end"; ONLY="pooling,cosine" times some cases of the benchmark alone.
 RESULTS ?= bench/results
 gpu:
-	$(PYTHON) -m bench.gpu.run --results $(RESULTS) $(STAGES)
+	ONLY="$(ONLY)" $(PYTHON) -m bench.gpu.run --results $(RESULTS) $(STAGES)
 
 # Brings the locks up to date: test.txt has all that tests, lint and bench need, demo.txt what the demo needs, in the same
 # versions, for every Python that pyproject.toml admits; oldest.txt has the lowest versions, for the lowest Python. Where no

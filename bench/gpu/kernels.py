@@ -1,9 +1,10 @@
 """Times the GPU kernels beside what the machine can do: copy bandwidth, matrix peak, naive torch, compiled torch.
 
-python -m bench.gpu.kernels MEASURED.json TABLE.md
+python -m bench.gpu.kernels MEASURED.json TABLE.md [ONLY]
 
 A backend's whole result is checked against float64 before it is timed. Seconds are the device's; the host's, until a
-call returns, are beside them. Begun again with the same MEASURED.json it goes on with the next case.
+call returns, are beside them. Begun again with the same MEASURED.json it goes on with the next case. ONLY, such as
+`pooling,cosine`: the cases of bench/gpu/cases.py whose names begin so.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Results:
             os._exit(LOST_DEVICE)  # what ends in order would fail once more
 
 
-def main(measured: str, table: str) -> int:
+def main(measured: str, table: str, only: str = "") -> int:
     results = Results(Path(measured), Path(table))
     for suffix, work in (("", time_case), (", kernels", list_kernels)):
         for name, make in measurements():
-            if name + suffix in results.begun:
+            if name + suffix in results.begun or not name.startswith(tuple(only.split(","))):
                 continue
             results.begun.append(name + suffix)
             results.write()

@@ -13,6 +13,9 @@ Each stage has a limit, all together under eight minutes on sixteen cores. Where
 other one is tried all the same, and the stage fails. What each stage found, with its date, commit and versions, is kept
 in gpu-DEVICE.json in FOLDER (default bench/results), with a table of the benchmark in gpu-DEVICE.md. Where there is no
 git history, COMMIT in the environment names the commit. Exit code 1 where a stage fails, 2 without a GPU.
+
+ONLY in the environment, as `pooling,cosine`: the benchmark times the cases of bench/gpu/cases.py whose names begin so,
+and keeps them apart.
 """
 
 from __future__ import annotations
@@ -72,15 +75,19 @@ def main() -> int:
     file = folder / f"gpu-{slug}.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     found.update(device)
-    chosen = arguments.stages or list(LIMIT_SECONDS)
-    for stage in chosen:
+    all_ok = True
+    for stage in arguments.stages or list(LIMIT_SECONDS):
         print(f"== {stage}", flush=True)
         about, start = circumstances(), time.perf_counter()
         result = STAGES[stage](file)
-        found[stage] = {**about, "seconds": round(time.perf_counter() - start, 1), **result}
+        seconds = round(time.perf_counter() - start, 1)
+        # A part of the benchmark does not take the place of the whole.
+        kept_as = f"{stage} of {result['only']}" if "only" in result else stage
+        found[kept_as] = {**about, "seconds": seconds, **result}
         write_aside(file, json.dumps(found, indent=2) + "\n")
-        print(f"== {stage}: {'ok' if result['ok'] else 'FAILED'} in {found[stage]['seconds']} s", flush=True)
-    return 0 if all(found[stage]["ok"] for stage in chosen) else 1
+        print(f"== {stage}: {'ok' if result['ok'] else 'FAILED'} in {seconds} s", flush=True)
+        all_ok = all_ok and result["ok"]
+    return 0 if all_ok else 1
 
 
 def described_device() -> dict[str, Any] | None:
@@ -191,12 +198,14 @@ def sanitize(_: Path) -> dict[str, Any]:
 
 def bench(file: Path) -> dict[str, Any]:
     """Times the kernels; writes the table beside the JSON."""
+    only = os.environ.get("ONLY", "")
+    table = file.with_suffix(".only.md" if only else ".md")
     measured = file.with_suffix(".bench.json")
     measured.unlink(missing_ok=True)
     end, ended = time.perf_counter() + LIMIT_SECONDS["bench"], None
     # It goes on where it was when a kernel took the device's context away.
     while ended is None or (ended.code == LOST_DEVICE and end - time.perf_counter() > _WORTH_BEGINNING):
-        command = [sys.executable, "-m", "bench.gpu.kernels", str(measured), str(file.with_suffix(".md"))]
+        command = [sys.executable, "-m", "bench.gpu.kernels", str(measured), str(table), only]
         ended = run(command, end - time.perf_counter())
         print(ended.printed, flush=True)
     result = ended.result()
@@ -205,7 +214,7 @@ def bench(file: Path) -> dict[str, Any]:
         measured.unlink()
     lacking = missing()
     complete = ended.ok and not result.get("failed") and not any(lacking.values())
-    return {**result, "ok": complete, "missing": lacking}
+    return {**result, "ok": complete, "missing": lacking, **({"only": only} if only else {})}
 
 
 def product(_: Path) -> dict[str, Any]:

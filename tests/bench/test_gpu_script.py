@@ -332,6 +332,25 @@ def test_the_benchmark_checks_and_times_every_case(tmp_path: Path, small: None) 
     assert table.read_text().count("\n| ") >= len(names)
 
 
+def test_some_cases_alone_are_kept_apart(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = tmp_path / "measured.json"
+    gpu_kernels.main(str(measured), str(tmp_path / "table.md"), "pooling,small_pool")
+    kinds = {name.split(" ")[0].removesuffix(",") for name in json.loads(measured.read_text())["begun"]}
+    assert kinds == {"pooling", "small_pool"}
+
+    def run_whole(command: list[str], *_: Any) -> Ended:
+        Path(command[3]).write_text(json.dumps({"cases": [command[5]]}))
+        return Ended(0, 1.0, "")
+
+    monkeypatch.setattr(gpu, "run", run_whole)
+    monkeypatch.setattr(gpu, "missing", dict)
+    monkeypatch.setenv("ONLY", "pooling")
+    found = gpu.bench(tmp_path / "gpu.json")
+    assert (found["only"], found["cases"]) == ("pooling", ["pooling"])
+    monkeypatch.delenv("ONLY")
+    assert "only" not in gpu.bench(tmp_path / "gpu.json")
+
+
 def test_the_benchmark_goes_on_after_what_ended_it(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
