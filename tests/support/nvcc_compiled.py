@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,9 @@ _PROPERTIES = re.compile(
 )
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)")
 
+_BRANCHES = ("BRA", "BRX", "EXIT", "RET", "CALL", "JMP")
+_MUCH = 16  # operations of float32 in a block that is worth keeping
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -47,6 +51,8 @@ class Kernel:
     static_shared: int
     opcodes: dict[str, int]
     """How many instructions there are of each opcode, modifiers included, as `LDG.E.128.CONSTANT`."""
+    blocks: list[dict[str, int]]
+    """The same of each run of instructions without a branch in or out, of those with much arithmetic of float32."""
 
     def count(self, *parts: str) -> int:
         """Instructions whose opcode has all of these parts, in any order: count("LDG", "128"), count("HMMA")."""
@@ -99,7 +105,7 @@ def _compile(compiler: str, tool: str, source: str, arch: str, options: tuple[st
         told = subprocess.run(command, capture_output=True, text=True, check=False)
         assert told.returncode == 0, told.stderr
         code = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout
-    opcodes = _opcodes(code)
+    blocks = _blocks(code)
     found = [match.groupdict() for match in _PROPERTIES.finditer(told.stdout + told.stderr)]
     names = _demangled([match["name"] for match in found])
     return [
@@ -110,23 +116,31 @@ def _compile(compiler: str, tool: str, source: str, arch: str, options: tuple[st
             spill_stores=int(match["stores"]),
             spill_loads=int(match["loads"]),
             static_shared=int(match["shared"] or 0),
-            opcodes=opcodes[match["name"]],
+            opcodes=dict(sum(blocks[match["name"]], Counter())),
+            blocks=[dict(block) for block in blocks[match["name"]] if _float32_operations(block) >= _MUCH],
         )
         for name, match in zip(names, found, strict=True)
     ]
 
 
-def _opcodes(code: str) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {}
-    current: Counter[str] = Counter()
+def _blocks(code: str) -> dict[str, list[Counter[str]]]:
+    """Of each kernel the opcodes between one label or branch and the next, in their order."""
+    found: dict[str, list[Counter[str]]] = {}
+    blocks: list[Counter[str]] = [Counter()]
     for line in code.splitlines():
         section = re.match(r"\s*\.section\s+\.text\.(\w+)", line)
         if section:
-            current = counts.setdefault(section[1], Counter())
+            blocks = found.setdefault(section[1], [Counter()])
         instruction = _INSTRUCTION.match(line)
         if instruction:
-            current[instruction["opcode"]] += 1
-    return {name: dict(count) for name, count in counts.items()}
+            blocks[-1][instruction["opcode"]] += 1
+        if re.match(r"\s*\.L_\w+:", line) or (instruction and instruction["opcode"].startswith(_BRANCHES)):
+            blocks.append(Counter())
+    return found
+
+
+def _float32_operations(block: Mapping[str, int]) -> int:
+    return sum(n for opcode, n in block.items() if opcode.split(".")[0] in ("FADD", "FMUL", "FFMA"))
 
 
 def _demangled(names: list[str]) -> list[str]:

@@ -23,6 +23,15 @@ def launches() -> int:
     return int(ctypes.CDLL(str(simt_build.cuda_module().path)).simt_launches())
 
 
+SHARED_BYTES = 227 << 10
+"""Of a block, on the GPU that the tests stand in for."""
+
+
+def most_shared_memory(bytes_of_block: int) -> None:
+    """How much shared memory a block may have from now on."""
+    ctypes.CDLL(str(simt_build.cuda_module().path)).simt_most_shared(bytes_of_block)
+
+
 @pytest.fixture
 def simt_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For one test, backend="cuda" runs on CPU tensors."""
@@ -38,4 +47,5 @@ def simt_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     backends.capabilities.cache_clear()
     yield
     order_of_threads(0)
+    most_shared_memory(SHARED_BYTES)
     backends.capabilities.cache_clear()

@@ -61,11 +61,11 @@ def pool_moments(
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
-    by_warps = _by_warps(layers, mask, cu_seqlens, groups, sums, {})
+    layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
+    by_warps = pool_and_row_moments(layers, mask, cu_seqlens, groups, sums, {})
     if by_warps is not None:
         pooled, status, _ = by_warps
         return pooled, status
-    layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
     first, n_sentences, n_groups = layers[0], len(groups), sums["count"].shape[-1]
     hidden = hidden_states_of(layers, mask, cu_seqlens, n_sentences)
     pooled, status = _pooled_and_status(layers, n_sentences)
@@ -97,22 +97,12 @@ def pool_and_row_moments(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Adds the tokens of each layer to `token_sums`, their pooled vectors to `sentence_sums`, in one call.
 
+    Without `sentence_sums` it adds tokens alone.
+
     Returns:
         As `pool_moments`, and the status (L, B) of each pooled vector: that of `row_moments`, or 4 for a sentence
         without a token. None, and nothing is added, where the rows are not aligned or too wide for a warp.
     """
-    return _by_warps(layers, mask, cu_seqlens, groups, token_sums, sentence_sums)
-
-
-def _by_warps(
-    layers: Sequence[Tensor],
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    groups: Tensor,
-    token_sums: dict[str, Tensor],
-    sentence_sums: dict[str, Tensor],
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`pool_and_row_moments`, or tokens alone where `sentence_sums` is empty."""
     require_gpu_dtype("hidden_states", layers[0].dtype, "cuda")
     layers, cu_seqlens = of_same_strides(layers), _on_device_of(layers[0], cu_seqlens)
     first, n_groups = layers[0], token_sums["count"].shape[-1]

@@ -10,8 +10,8 @@ constexpr int kThreads = 1024;
 constexpr int kAtOnce = 8;  // sentences whose masks are read before the first is counted
 
 struct Params {
-  const uint8_t* mask;        // (B, T), or null
-  const int64_t* cu_seqlens;  // (B + 1), or null
+  const uint8_t* mask;        // (B, T); torch gives no address where T = 0
+  const int64_t* cu_seqlens;  // (B + 1); null: padded
   int n_sentences, n_tokens, groups;
   TokenPlan plan;
   bool both_levels;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads) list_sentences_kernel(const __grid_c
     const int k = begin + int(threadIdx.x);
     const int sentence = k < n ? int(plan.order[k]) : -1;
     int size = 0;
-    if (params.mask != nullptr) {
+    if (params.cu_seqlens == nullptr) {
       size = count_tokens(params, sentence);
     } else if (sentence >= 0) {
       size = int(params.cu_seqlens[sentence + 1] - params.cu_seqlens[sentence]);

@@ -16,14 +16,17 @@ struct Totals {
   int64_t n_layers, d;
 };
 
-// One group's scalars added up over slices and slabs.
+// One group's scalars added up over slices and slabs, by one warp: a group may have hundreds.
 __device__ void add_group(const Totals& totals, int64_t at) {
   double sum[kScalars] = {};
   const int n = totals.segments.slices * totals.partials.slabs;
   const double* from = totals.partials.scalars + at * n * kScalars;
-  for (int i = 0; i < n; ++i)
+  for (int i = lane_of_thread(); i < n; i += kWarpSize)
 #pragma unroll
     for (int scalar = 0; scalar < kScalars; ++scalar) sum[scalar] += from[i * kScalars + scalar];
+#pragma unroll
+  for (int scalar = 0; scalar < kScalars; ++scalar) sum[scalar] = sum_of_lanes(sum[scalar]);
+  if (lane_of_thread() > 0) return;
   totals.sums.count[at] += int64_t(sum[kCount]);
   totals.sums.n_zero[at] += int64_t(sum[kZeroRows]);
   totals.sums.n_nonfinite[at] += int64_t(sum[kNonfiniteRows]);
@@ -37,7 +40,8 @@ __device__ void add_group(const Totals& totals, int64_t at) {
 // The scalars of a layer, by one block.
 __device__ void add_scalars(const Totals& totals, int64_t layer) {
   const int64_t groups = totals.segments.groups;
-  for (int64_t group = threadIdx.x; group < groups; group += blockDim.x) add_group(totals, layer * groups + group);
+  for (int64_t group = warp_of_thread(); group < groups; group += warps_of_block())
+    add_group(totals, layer * groups + group);
   if (totals.sums.norm_sum == nullptr || threadIdx.x >= kWarpSize) return;
   const int64_t n = groups * totals.segments.slices * totals.partials.slabs;
   const double* from = totals.partials.scalars + layer * n * kScalars;

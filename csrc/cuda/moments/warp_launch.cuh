@@ -20,11 +20,6 @@ struct WarpParams {
   uint32_t token_bytes;    // from one token to the next
 };
 
-// What a warp leaves for the end of its block, behind all warps' sums.
-struct Leaving {
-  int layer, in_wide;  // layer: of this launch, -1 where the warp has no part
-};
-
 __device__ __forceinline__ void add_group_scalars(const PoolMomentsArgs& to, int64_t at,
                                                   const double (&scalars)[kGroupScalars]) {
   to.sums.count[at] += int64_t(scalars[kUsedRows]);

@@ -108,13 +108,21 @@ __global__ void __launch_bounds__(kTileThreads) add_warps_kernel(const __grid_co
   }
 }
 
-// Shared memory of a block; it is the same for every element type.
-int shared_bytes(int octets) {
+// Shared memory of a warp; it is the same for every element type.
+int bytes_of_warp(int octets) {
   static_assert(WarpShape<float, 1>::kBytes == WarpShape<BFloat16, 1>::kBytes);
   static_assert(WarpShape<float, 1>::kBytes * kMostOctets == WarpShape<float, kMostOctets>::kBytes);
-  return warps_of(octets) * (octets * WarpShape<float, 1>::kBytes + int(sizeof(Leaving)));
+  return octets * WarpShape<float, 1>::kBytes + int(sizeof(WarpNotes));
 }
 
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check("pool_moments", cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+// With fewer warps of a block they would wait for memory.
+constexpr int kFewestWarps = 4;
 constexpr int64_t kMostStride = int64_t{1} << 29;  // of elements; bytes are counted in 32 bits
 
 int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
@@ -122,31 +130,44 @@ int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
 // As in cone_kernels/kernels/segments.py: parts of all layers, and rows of each, as a part's sums take memory too.
 constexpr int64_t kMostParts = 512, kLeastRows = 16;
 
+// Warps of a block at most.
+int most_teams(int octets, int device) {
+  const int most_shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return std::min(most_warps(octets), most_shared / bytes_of_warp(octets));
+}
+
+// Places of tokens, masked ones included.
+int64_t rows_of(const HiddenStates& hidden) {
+  return hidden.cu_seqlens == nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens;
+}
+
 // What a call is cut into on a device.
 struct Cut {
-  int octets, parts;
+  int octets, teams, parts;
   int64_t warps, blocks;  // of the launch with most layers
   int64_t layers;         // of that launch
 
   Cut(const HiddenStates& hidden, int device)
-      : octets(octets_of(hidden.d)), layers(std::min(hidden.n_layers, int64_t{Layers::kMost})) {
-    int multiprocessors = 0;
-    check("pool_moments", cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    const int64_t rows = hidden.cu_seqlens == nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens;
-    const int64_t in_a_wave = int64_t{multiprocessors} * warps_of(octets);
-    const int64_t most = std::min(hidden.n_sentences, (rows + kLeastRows - 1) / kLeastRows);
+      : octets(octets_of(hidden.d)),
+        teams(most_teams(octets, device)),
+        layers(std::min(hidden.n_layers, int64_t{Layers::kMost})) {
+    const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+    const int64_t in_a_wave = int64_t{multiprocessors} * teams;
+    const int64_t most = std::min(hidden.n_sentences, (rows_of(hidden) + kLeastRows - 1) / kLeastRows);
     parts = int(std::max(int64_t{1}, std::min(in_a_wave / layers, most)));
     warps = layers * parts;
+    // Few warps are spread over all multiprocessors.
+    teams = int(std::min(int64_t{teams}, (warps + multiprocessors - 1) / multiprocessors));
     blocks = blocks_of(layers);
   }
 
-  int64_t blocks_of(int64_t count) const { return (count * parts + warps_of(octets) - 1) / warps_of(octets); }
+  int64_t blocks_of(int64_t count) const { return (count * parts + teams - 1) / teams; }
 };
 
 // Shares out one piece of memory.
 class Memory {
  public:
-  explicit Memory(void* begin) : begin_(static_cast<unsigned char*>(begin)) {}
+  explicit Memory(void* begin) : begin_(reinterpret_cast<uintptr_t>(begin)) {}
 
   template <class T>
   T* take(int64_t count) {
@@ -157,7 +178,7 @@ class Memory {
   int64_t bytes() const { return bytes_; }
 
  private:
-  unsigned char* const begin_;
+  const uintptr_t begin_;  // 0 where bytes are only counted
   int64_t bytes_ = 0;
 };
 
@@ -190,7 +211,7 @@ struct Workspace {
     partials.scalars = memory.take<double>(cut.warps * 2 * kGroupScalars);
     partials.norms = memory.take<double>(cut.warps * 2);
     partials.columns = memory.take<double>((cut.blocks + cut.layers) * 3 * d);
-    partials.wide = memory.take<double>(cut.blocks * warps_of(cut.octets) * kWideFields * cut.octets * kWarpColumns);
+    partials.wide = memory.take<double>(cut.blocks * cut.teams * kWideFields * cut.octets * kWarpColumns);
     if (both_levels) {
       pooled.order = memory.take<int64_t>(n);
       pooled.starts = memory.take<int64_t>(groups + 1);
@@ -227,17 +248,14 @@ void add_pooled(const PoolMomentsArgs& args, const SentenceLevel& sentences, con
 int64_t warp_moments_workspace(const HiddenStates& hidden, int64_t groups, bool both_levels, int device) {
   if (!vector_loads(hidden) || hidden.d == 0 || hidden.d > kMostWarpColumns || hidden.n_layers == 0) return 0;
   if (hidden.token_stride < 0 || hidden.token_stride > kMostStride) return 0;
-  int most_shared = 0;
-  check("pool_moments", cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  if (shared_bytes(octets_of(hidden.d)) > most_shared) return 0;
-  return Workspace(hidden, groups, Cut(hidden, device), both_levels, nullptr).bytes;
+  if (rows_of(hidden) > kMostNumbered || most_teams(octets_of(hidden.d), device) < kFewestWarps) return 0;
+  const Cut cut(hidden, device);
+  return Workspace(hidden, groups, cut, both_levels, nullptr).bytes;
 }
 
 void warp_moments(const PoolMomentsArgs& args, const SentenceLevel* sentences, void* memory, const Queue& queue) {
   const HiddenStates& hidden = args.hidden;
   check_count("pool_moments", "sentences", hidden.n_sentences);
-  check_count("pool_moments", "tokens",
-              hidden.cu_seqlens == nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens);
   const Cut cut(hidden, queue.device);
   Workspace workspace(hidden, args.sums.groups, cut, sentences != nullptr, memory);
   if (sentences != nullptr) workspace.pooled.n_empty = sentences->n_empty;
@@ -251,14 +269,15 @@ void warp_moments(const PoolMomentsArgs& args, const SentenceLevel* sentences, v
     for_layers(hidden.layers, hidden.n_layers, [&](const Layers& layers, unsigned count) {
       const WarpParams params{layers,
                               int(count),
-                              warps_of(cut.octets),
+                              cut.teams,
                               args,
                               workspace.plan,
                               workspace.partials,
                               sentences != nullptr ? sentences->status : nullptr,
                               hidden.sentence_stride * int64_t(sizeof(In)),
                               uint32_t(hidden.token_stride * int64_t(sizeof(In)))};
-      launch_warps<In>(params, cut.octets, unsigned(cut.blocks_of(count)), shared_bytes(cut.octets), queue);
+      launch_warps<In>(params, cut.octets, unsigned(cut.blocks_of(count)),
+                       size_t(cut.teams) * bytes_of_warp(cut.octets), queue);
       stream.launch(add_warps_kernel, dim3(jobs, count), kTileThreads, kTileThreads * sizeof(double), params);
     });
   });

@@ -9,8 +9,8 @@ namespace cuda {
 constexpr int kMostOctets = 4;  // eight columns each, of a lane
 constexpr int kMostWarpColumns = kMostOctets * 256;
 
-// Warps of a block, of which there is one on a multiprocessor: as many as find registers for their sums.
-__host__ __device__ constexpr int warps_of(int octets) { return octets <= 2 ? 12 : 8; }
+// The most warps of a block, of which there is one on a multiprocessor: as many as find registers for their sums.
+__host__ __device__ constexpr int most_warps(int octets) { return octets == 1 ? 12 : 8; }
 
 // The sums of a group that a part of a layer leaves, one after the other; counts are exact in float64.
 enum GroupScalar : int {
@@ -22,6 +22,15 @@ enum GroupScalar : int {
   kSizeSquares,
   kUsedSentences,
   kGroupScalars
+};
+
+// What a warp notes in shared memory, behind the sums of all warps.
+struct WarpNotes {
+  // Of the group that it adds; lane 0 writes them.
+  double size_squares;
+  int used, n_sentences, n_zero, n_nonfinite;
+  // For the end of the block: the layer of this launch, or -1 where it has none, and which sums are in float64 too.
+  int layer, in_wide;
 };
 
 // Which part of a layer takes which sentences: the same parts for every layer.

@@ -35,14 +35,13 @@ class WarpSums {
  public:
   using Shape = WarpShape<In, kOctets>;
   float unit[kOctets][kColumns] = {}, sum[kOctets][kColumns] = {};     // of the sentence
-  int used = 0;                                                        // rows of the sentence
+  int left_out = 0;                                                    // rows of the sentence
   uint8_t seen = kUsed;                                                // its status
   double norm_sum = 0, norm_sq_sum = 0, unit_sq = 0, sentence_sq = 0;  // of this lane
-  int n_zero = 0, n_nonfinite = 0;
 
   // memory: the warp's kSharedFields fields; wide: its kWideFields fields of float64, not yet written.
-  __device__ __forceinline__ WarpSums(unsigned char* memory, double* wide)
-      : fields_(reinterpret_cast<float4*>(memory) + lane_of_thread()), wide_(wide + lane_of_thread()) {
+  __device__ __forceinline__ WarpSums(unsigned char* memory, double* wide, WarpNotes& notes)
+      : fields_(reinterpret_cast<float4*>(memory) + lane_of_thread()), wide_(wide + lane_of_thread()), notes_(notes) {
 #pragma unroll 1
     for (int i = 0; i < kSharedFields * kFieldPieces; ++i) fields_[i * kWarpSize] = make_float4(0, 0, 0, 0);
   }
@@ -62,7 +61,6 @@ class WarpSums {
         unit_sq_[o][k] = fmaf(u, u, unit_sq_[o][k]);
       }
     }
-    ++used;
     if (++rows_in_squares_ == kMostTerms) share_squares();
   }
 
@@ -79,10 +77,14 @@ class WarpSums {
     norm_sq = sum_of_lanes(norm_sq);
     const Status status = !(norm_sq <= DBL_MAX) ? kNonfinite : norm_sq < DBL_MIN ? kZero : kUsed;
     seen |= status;
-    n_zero += status == kZero;
-    n_nonfinite += status == kNonfinite;
-    if (status != kUsed) return;
-    ++used;
+    if (lane_of_thread() == 0) {
+      notes_.n_zero += status == kZero;
+      notes_.n_nonfinite += status == kNonfinite;
+    }
+    if (status != kUsed) {
+      ++left_out;
+      return;
+    }
     const double norm = sqrt(norm_sq), inverse = 1 / norm;
     if (lane_of_thread() == 0) {
       norm_sum += norm;
@@ -185,7 +187,6 @@ class WarpSums {
     }
     in_wide_ &= ~(1 << kWideUnit);
     unit_sq = sentence_sq = 0;
-    n_zero = n_nonfinite = 0;
   }
 
   // Leaves all squares in shared memory or in float64. Returns which fields have something in float64.
@@ -260,6 +261,7 @@ class WarpSums {
 
   float4* const fields_;
   double* const wide_;
+  WarpNotes& notes_;
   float sq_[kOctets][kColumns] = {}, unit_sq_[kOctets][kColumns] = {};
   int rows_in_squares_ = 0;
   int run_terms_ = 0, square_terms_ = 0;

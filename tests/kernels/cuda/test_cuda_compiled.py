@@ -24,10 +24,18 @@ KERNELS = {
     "moment_partials.cu": 3 * 2 + 1,
     "list_tokens.cu": 1,
     "list_items.cu": 1,
+    "list_sentences.cu": 1,
+    "warp_moments.cu": 1,
+    **{f"warp_moments_{dtype}.cu": 4 for dtype in ("float32", "bfloat16", "float16")},  # one for each number of octets
 }
 READS_ROWS = [
-    name for name in KERNELS if name not in ("masked_mean_pool_backward.cu", "list_tokens.cu", "list_items.cu")
+    "row_moments.cu",
+    "pool_moments.cu",
+    "masked_mean_pool.cu",
+    "mean_pairwise_cosine_backward.cu",
+    "moment_partials.cu",
 ]
+WARPS = [name for name in KERNELS if name.startswith("warp_moments_")]
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 
 
@@ -88,6 +96,42 @@ def test_four_blocks_of_128_threads_fit_a_multiprocessor(arch: str) -> None:
             assert kernel.registers * 4 * 128 <= REGISTERS_OF_A_MULTIPROCESSOR, kernel.name
 
 
+def octets(kernel: Kernel) -> int:
+    """How many times eight columns a lane of a kernel of warp_moments has."""
+    return int(arguments(kernel)[1])
+
+
+@pytest.mark.parametrize("source", WARPS)
+def test_rows_of_a_warp_are_copied_by_16_bytes(source: str, arch: str) -> None:
+    for kernel in compiled(source, arch):
+        pieces = octets(kernel) * (2 if "float32" in source else 1)
+        assert kernel.count("LDGSTS", "128") == 2 * pieces, kernel.name  # once before the loop, once in it
+
+
+@pytest.mark.parametrize("source", WARPS)
+def test_instructions_of_a_row(source: str, arch: str) -> None:
+    """For 16 bytes a lane memory takes as long as a GPU issues some 126 instructions, these and those of no arithmetic.
+
+    To add a row takes six operations an element with its conversion, 48 for 16 bytes of two-byte elements; its norm
+    takes two.
+    """
+    for kernel in compiled(source, arch):
+        elements, rows = 8 * octets(kernel), 2 if "float32" in source else 4
+        sums = {"FMUL": elements, "FADD": 2 * elements, "FFMA": 2 * elements}
+        (adding,) = [
+            sum(block.values())
+            for block in kernel.blocks
+            if all(block.get(opcode, 0) >= n for opcode, n in sums.items())
+        ]
+        (norms,) = [
+            sum(block.values())
+            for block in kernel.blocks
+            if block.get("FFMA", 0) >= rows * elements and block.get("FMUL", 0) < elements
+        ]
+        assert adding <= 6 * elements + 16, kernel.name
+        assert norms / rows <= 2 * elements + 16, kernel.name
+
+
 @pytest.mark.parametrize("source", KERNELS)
 def test_blocks_as_large_as_the_launcher_makes_them_can_be_launched(source: str, arch: str) -> None:
     wide = {"row_moments.cu", "pool_moments.cu", "mean_pairwise_cosine_backward.cu"}
@@ -95,6 +139,10 @@ def test_blocks_as_large_as_the_launcher_makes_them_can_be_launched(source: str,
         threads = 512 if source in wide and arguments(kernel)[1:2] == ["true"] else 256
         if source == "mean_pairwise_cosine_backward.cu":
             threads = 512
+        if source == "list_sentences.cu":
+            threads = 1024
+        if source in WARPS:
+            threads = 32 * (12 if octets(kernel) == 1 else 8)
         assert kernel.registers * threads <= REGISTERS_OF_A_MULTIPROCESSOR, kernel.name
 
 

@@ -48,8 +48,11 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
   return cudaErrorNoDevice;
 }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+namespace simt {
+extern int most_shared;  // bytes of a block
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 227 << 10;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : simt::most_shared;
   return cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {

@@ -15,7 +15,7 @@
 namespace simt {
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10, kMostShared = 227 << 10;
+constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kMostBlocksUp = 65535;  // of gridDim.y and z
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
@@ -160,6 +160,7 @@ std::vector<size_t> order_of(size_t n) {
 }  // namespace
 
 const Place* running = nullptr;
+int most_shared = 227 << 10;
 alignas(kSlotBytes) unsigned char slots[kMostThreads * kSlotBytes];
 unsigned char* shared_memory() { return block.shared.data(); }
 void block_barrier(int line) { wait(State::kAtBlockBarrier, 0, line); }
@@ -167,7 +168,7 @@ void warp_barrier(unsigned mask, int line) { wait(State::kAtWarpBarrier, mask, l
 
 void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
-  if (threads == 0 || threads > kMostThreads || threads % kWarp != 0 || shared_bytes > kMostShared)
+  if (threads == 0 || threads > kMostThreads || threads % kWarp != 0 || shared_bytes > size_t(most_shared))
     throw std::invalid_argument(std::string(op) + ": a block of " + std::to_string(threads) + " threads with " +
                                 std::to_string(shared_bytes) + " bytes of shared memory cannot be launched");
   if (grid.y > kMostBlocksUp || grid.z > kMostBlocksUp)
@@ -198,3 +199,6 @@ extern "C" __attribute__((visibility("default"))) void simt_order(int seed) { si
 
 // How many kernels have been launched so far.
 extern "C" __attribute__((visibility("default"))) int simt_launches() { return simt::launches; }
+
+// How many bytes of shared memory a block may have from now on.
+extern "C" __attribute__((visibility("default"))) void simt_most_shared(int bytes) { simt::most_shared = bytes; }
