@@ -23,6 +23,8 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | LoadedModel | torch.nn.Module"
 
 # Tokenizers without a length of their own give 1e30.
 _NO_LENGTH = 10**9
+# A model's vocabulary may be rounded up, or have room for tokens to come; one four times as large is another's.
+_LEAST_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ def loaded_of(
         description: what there is around the transformer.
         name, revision, weights_sha256, compiled: of its `info`.
         prompt: put before every sentence.
+
+    Raises:
+        ModelError: the tokenizer knows a small part of the model's vocabulary alone.
     """
     config = model.config.get_text_config()
+    _refuse_foreign_tokenizer(tokenizer, getattr(config, "vocab_size", None), name)
     max_length = _max_length(model, tokenizer, description)
     info = {
         "name": name,
@@ -178,6 +184,25 @@ def _padded_positions(model: Any) -> Any:
         if name.endswith(POSITION_EMBEDDINGS) and getattr(module, "padding_idx", None) is not None:
             return module
     return None
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """The id of what a tokenizer puts in place of a word that it does not know; None where it has none of its own.
+
+    A tokenizer of bytes knows all words, and names its end of text in that place.
+    """
+    unknown: int | None = tokenizer.unk_token_id
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    return None if unknown in others else unknown
+
+
+def _refuse_foreign_tokenizer(tokenizer: Any, vocab_size: int | None, name: str) -> None:
+    # transformers makes up a tokenizer of a few special tokens where it finds no file of one: every word is unknown.
+    if vocab_size is not None and len(tokenizer) * _LEAST_SHARE < vocab_size:
+        raise ModelError(
+            f"model: the tokenizer of {name} knows {len(tokenizer):,} tokens of a vocabulary of {vocab_size:,}; it "
+            "must be the model's own (are its files there? tokenizer.save_pretrained writes them beside the model's)"
+        )
 
 
 def _input_names(model: Any, tokenizer: Any) -> tuple[str, ...]:

@@ -166,6 +166,7 @@ def _left_out_words(corpus: Node) -> Parts:
     for key, words in {
         "duplicates": "duplicates",
         "truncated": "truncated at the model's longest input",
+        "unknown_tokens": "tokens that the tokenizer does not know",
         "left_out": "with a vector that is zero or not finite",
     }.items():
         found += [[count(corpus.get(key)), f" {words}"]] if corpus.get(key).value else []

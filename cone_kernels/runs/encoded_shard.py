@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cone_kernels.devices import to_device
-from cone_kernels.models.loaded import LoadedModel, first_position
+from cone_kernels.models.loaded import LoadedModel, first_position, unknown_token
 from cone_kernels.models.transformers_names import (
     ATTENTION_MASK,
     LONGEST,
@@ -26,6 +26,8 @@ from cone_kernels.models.transformers_names import (
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
 _IDS = "input_ids"
+# Another thread that uses the tokenizer sets it up for itself.
+_TRIES = 8
 # What an encoding of the tokenizers library calls the columns that transformers makes of it.
 _OF_AN_ENCODING = {_IDS: "ids", TOKEN_TYPES: "type_ids", SPECIAL_TOKENS: "special_tokens_mask"}
 
@@ -57,6 +59,7 @@ class EncodedShard:
         lengths: tokens of each sentence.
         special: (N,) int64, 1 where the tokenizer added the token; None where that is not needed.
         truncated: sentences cut at the model's longest input.
+        unknown: tokens that stand for a word that the tokenizer does not know.
     """
 
     first_id: int
@@ -64,6 +67,7 @@ class EncodedShard:
     lengths: list[int] = field(repr=False)
     special: NDArray[np.int64] | None
     truncated: int
+    unknown: int = 0
 
     @classmethod
     def of(
@@ -86,7 +90,9 @@ class EncodedShard:
         truncated = sum(limit is not None and len(ids) > limit for ids in whole)
         flat = {name: _flat(rows, sum(lengths)) for name, rows in found.items()}
         special = flat.pop(SPECIAL_TOKENS, None)
-        return cls(first_id, flat, lengths, special, truncated)
+        unknown = unknown_token(loaded.tokenizer)
+        n_unknown = 0 if unknown is None else int(np.count_nonzero(flat[_IDS] == unknown))
+        return cls(first_id, flat, lengths, special, truncated, n_unknown)
 
     def beginnings(self, sentence: int, lengths: list[int]) -> EncodedShard:
         """The first tokens of one sentence as sentences of these lengths.
@@ -197,12 +203,27 @@ def _columns(loaded: LoadedModel, texts: list[str], *, special_tokens: bool) -> 
     if not encodes_as_library(loaded.tokenizer):
         found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
         return {name: found[name] for name in names if name in found}
-    # A call with one sentence leaves the library set up for all.
-    given = tokenized(loaded, texts[:1], return_special_tokens_mask=special_tokens)
-    encodings = loaded.tokenizer.backend_tokenizer.encode_batch_fast(_prompted(loaded, texts))
+    for _ in range(_TRIES):
+        # A call with one sentence leaves the library set up for all.
+        given = tokenized(loaded, texts[:1], return_special_tokens_mask=special_tokens)
+        ready = _is_set_up(loaded)
+        encodings = loaded.tokenizer.backend_tokenizer.encode_batch_fast(_prompted(loaded, texts))
+        if ready and _is_set_up(loaded):
+            break
+    else:
+        raise RuntimeError(
+            "tokenizer: its settings changed while it was at work; it must not be used by another thread meanwhile"
+        )
     return {
         name: [getattr(encoding, _OF_AN_ENCODING[name]) for encoding in encodings] for name in names if name in given
     }
+
+
+def _is_set_up(loaded: LoadedModel) -> bool:
+    """Whether the library cuts sentences at the model's longest input and pads none."""
+    library = loaded.tokenizer.backend_tokenizer
+    cut = library.truncation
+    return library.padding is None and (None if cut is None else cut["max_length"]) == loaded.max_length
 
 
 def _flat(rows: Iterable[list[int]], number: int) -> NDArray[np.int64]:

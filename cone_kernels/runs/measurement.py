@@ -141,6 +141,7 @@ def measurement_of(
             "dropped": {**summary["dropped"], "no_token": ran.no_token},
             "tokens": ran.tokens,
             "truncated": ran.truncated,
+            "unknown_tokens": ran.unknown_tokens,
             "left_out": _left_out(state),
         },
         manifest={
@@ -237,7 +238,7 @@ def shared_corpus(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """
     runs = [found.corpus for found in measurements if "fingerprint" in found.corpus]
     corpora = runs or [found.corpus for found in measurements]
-    added = [name for name in ("tokens", "truncated") if name in corpora[0]]
+    added = [name for name in ("tokens", "truncated", "unknown_tokens") if name in corpora[0]]
     totals: dict[str, Any] = {name: sum(one[name] for one in corpora) for name in added}
     sentences = {one["sentences"] for one in corpora}
     dropped = {**corpora[0]["dropped"], "no_token": max(one["dropped"]["no_token"] for one in corpora)}

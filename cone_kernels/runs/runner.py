@@ -51,6 +51,7 @@ class Run:
         final_norm: whether the last layer is taken after a final norm.
         sentences, tokens: how many were run; tokens with the special ones.
         truncated: sentences cut at the model's longest input.
+        unknown_tokens: tokens that stand for a word that the tokenizer does not know.
         no_token: sentences that the tokenizer made nothing of; counted in the state, in no sum.
         batches: forwards of the model.
         out_of_memory: how often a batch did not fit and was halved.
@@ -68,6 +69,7 @@ class Run:
     sentences: int
     tokens: int
     truncated: int
+    unknown_tokens: int
     no_token: int
     batches: int
     out_of_memory: int

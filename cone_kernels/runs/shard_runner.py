@@ -36,6 +36,7 @@ class Counts:
     sentences: int = 0
     tokens: int = 0
     truncated: int = 0
+    unknown_tokens: int = 0
     no_token: int = 0
     batches: int = 0
     out_of_memory: int = 0
@@ -103,6 +104,7 @@ class ShardRunner:
         self.counts.positions += self.under_way.positions
         self.under_way = Counts(0)
         self.counts.truncated += shard.truncated
+        self.counts.unknown_tokens += shard.unknown
         self.counts.no_token += sum(length == 0 for length in shard.lengths)
         return self.probe.state
 

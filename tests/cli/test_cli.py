@@ -96,6 +96,16 @@ def test_help_is_quick() -> None:
         assert option in done.stdout
 
 
+def test_words_that_the_tokenizer_does_not_know_are_told(model: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "corpus.txt"
+    texts.write_text("w5 foreign words\nw6 w7\n")
+    done = cone("layers", "--model", model, "--corpus", texts, "--json", tmp_path / "r.json")
+    assert done.exit_code == 0
+    found = json.loads((tmp_path / "r.json").read_text())["corpus"]
+    assert (found["unknown_tokens"], found["tokens"]) == (2, 9)
+    assert "unknown to the tokenizer: 2 of 9 tokens (22.2%)" in done.stderr
+
+
 def test_table_and_files(model: Path, corpus: Path, tmp_path: Path) -> None:
     state, report = tmp_path / "s.safetensors", tmp_path / "r.json"
     done = cone("layers", "--model", model, "--corpus", corpus, "--save-state", state, "--json", report)

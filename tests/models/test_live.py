@@ -241,3 +241,10 @@ def test_of_a_model_of_images_and_texts_the_tower_of_texts_is_taken(tmp_path: Pa
     wanted = (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))
     got = [row.sentence.anisotropy for row in found.layers[:-1]]
     assert got == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+def test_another_models_tokenizer_is_refused() -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=1000, **sizes))
+    with pytest.raises(ModelError, match=r"of BertModel knows 100 tokens of a vocabulary of 1,000"):
+        live_model(model, tokenizer=word_tokenizer())

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cone_kernels.models import ModelError, load_model
 from tests.support.tiny_checkpoints import save_checkpoint, save_modules, word_tokenizer
+from tests.support.tiny_models import tiny_model
 
 
 def sha256(*files: Path) -> str:
@@ -276,3 +277,20 @@ def test_a_hub_id_gives_what_its_files_say(tmp_path: Path) -> None:
     assert info == {**load_model(local).info, "name": "someone/tiny", "revision": commit}
     assert info["max_length"] == 6
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "mpnet", "xlnet", "qwen3"])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, kind: str) -> None:
+    """transformers makes up one of a few special tokens, under which every word is the same."""
+    tiny_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"the tokenizer of .* knows \d tokens of a vocabulary of 100; it must be"):
+        load_model(tmp_path, "cpu")
+
+
+def test_an_old_folder_with_a_vocabulary_alone_is_loaded(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "vocab.txt"):
+        shutil.copy(MODEL_DIR / name, tmp_path)
+    texts = ["A man plays the guitar."]
+    assert load_model(tmp_path, "cpu").tokenizer(texts)["input_ids"] == [
+        load_model(MODEL_DIR, "cpu").tokenizer(texts)["input_ids"][0]
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import transformers
 
 from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.models.transformers_names import LONGEST, encodes_as_library
+from cone_kernels.runs import encoded_shard
 from cone_kernels.runs.encoded_shard import EncodedShard
 from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -170,3 +172,23 @@ def test_they_cross_to_a_gpu_by_one_copy(loaded: LoadedModel) -> None:
             for name, value in wanted.items():
                 assert name in LONGEST or (found[name].is_cuda and found[name].tolist() == value.tolist())
         assert mask.tolist() == shard.token_mask(batch, inputs["input_ids"].shape[1]).tolist()
+
+
+def test_a_tokenizer_that_others_use_meanwhile_is_set_up_again_or_refused(
+    loaded: LoadedModel, wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up, others = encoded_shard._is_set_up, iter([1, 0, 1])
+
+    def after_others(model: LoadedModel) -> bool:
+        if next(others, 0):
+            model.tokenizer.backend_tokenizer.no_truncation()
+        return set_up(model)
+
+    monkeypatch.setattr(encoded_shard, "_is_set_up", after_others)
+    assert EncodedShard.of(loaded, TEXTS).lengths == [len(ids) for ids in wanted["input_ids"]]
+    monkeypatch.setattr(encoded_shard, "_is_set_up", lambda _: False)
+    # A tokenizer with a class of its own is asked in transformers' way.
+    asks_library = encodes_as_library(loaded.tokenizer)
+    refused = pytest.raises(RuntimeError, match="it must not be used by another thread meanwhile")
+    with refused if asks_library else nullcontext():
+        EncodedShard.of(loaded, TEXTS)

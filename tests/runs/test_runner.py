@@ -198,6 +198,16 @@ def test_truncated_sentences_are_cut_and_counted(tmp_path: Path) -> None:
     assert torch.equal(result.state.token.unit_sum, cut.state.token.unit_sum)
 
 
+def test_words_that_the_tokenizer_does_not_know_are_counted(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    loaded = load_model(tmp_path)
+    result = run(loaded, ["w5 foreign w6", "w7 w8", "foreign words"], shard_size=2)
+    assert (result.unknown_tokens, result.tokens) == (3, 5 + 4 + 4)
+    # A tokenizer of bytes knows all words; what ends its texts is no word that it does not know.
+    loaded.tokenizer.unk_token = loaded.tokenizer.eos_token
+    assert run(loaded, ["w5 w6"]).unknown_tokens == 0
+
+
 @pytest.mark.parametrize("texts", [["w5 w6", "nothing", "w7"], ["nothing"]])
 def test_a_sentence_without_tokens_is_counted_and_in_no_sum(tmp_path: Path, texts: list[str]) -> None:
     save_checkpoint(tmp_path, "gpt2", special=False, pad=False)
