@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_CANNOT = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_whole(
@@ -49,19 +52,35 @@ def whole_file(path: str | os.PathLike[str], *, previous: str | os.PathLike[str]
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o666 & ~_umask())
+            sync(file.fileno())
+        with _where_the_disk_can():
+            os.chmod(aside, 0o666 & ~_umask())
         if previous is not None and target.exists():
             os.replace(target, previous)
         os.replace(aside, target)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # The file is there; that its name is on the disk too is more than some disks can be asked.
+    with _where_the_disk_can():
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sync(descriptor: int) -> None:
+    """Waits until what was written to a file is on the disk, where the disk can be asked.
+
+    Args:
+        descriptor: of the open file.
+
+    Raises:
+        OSError: it could not be written: the disk is full or broken.
+    """
+    with _where_the_disk_can():
+        os.fsync(descriptor)
 
 
 def sha256_of(*paths: str | os.PathLike[str]) -> str:
@@ -72,6 +91,16 @@ def sha256_of(*paths: str | os.PathLike[str]) -> str:
             while block := stream.read(1 << 20):
                 sha256.update(block)
     return sha256.hexdigest()
+
+
+@contextmanager
+def _where_the_disk_can() -> Iterator[None]:
+    """Network disks and FUSE know no modes of files, or do not sync folders: what they refuse so is no harm."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
 
 
 def _umask() -> int:

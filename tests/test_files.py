@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -30,6 +31,42 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         write_whole(target, b"new")
     assert os.listdir(tmp_path) == ["folder"]
     assert (target / "inside").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+@pytest.mark.parametrize("call", ["chmod", "fsync", "open"])
+def test_what_a_network_disk_cannot_do_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """Modes of files, syncing of a folder or of anything, opening a folder: the file is whole without it."""
+    write_whole(tmp_path / "a", b"old")
+    allowed = getattr(os, call)
+
+    def refuses(what: object, *rest: int) -> object:
+        if call == "open" and Path(str(what)) != tmp_path:
+            return allowed(what, *rest)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuses)
+    write_whole(tmp_path / "a", b"new")
+    monkeypatch.undo()
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_or_broken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    write_whole(tmp_path / "a", b"old")
+
+    def fails(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        write_whole(tmp_path / "a", b"new")
+    monkeypatch.undo()
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_sha256_of_several_files_is_that_of_their_content_in_order(tmp_path: Path) -> None:

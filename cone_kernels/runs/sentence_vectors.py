@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cone_kernels.files import sync
 from cone_kernels.state.file import StateFileError
 
 BLOCK_ROWS = 8192
@@ -126,7 +127,7 @@ class SentenceVectors:
 
     def sync(self) -> None:
         """Writes all of the file through to the disk, as far as the system can."""
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
 
     def read(self, first_id: int, n: int) -> Tensor:
         """The vectors (n, D) of n sentences that follow each other.
