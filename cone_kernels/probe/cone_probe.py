@@ -127,7 +127,6 @@ class ConeProbe:
         self._n_training = 0
         self._seconds = 0.0
         self._side = SideStream()
-        self._on_side = False
 
     def __repr__(self) -> str:
         moments = second_moments_in_words([name for name, keep in self._moments.items() if keep])
@@ -337,7 +336,8 @@ class ConeProbe:
         """Adds the layers that wait to the sums.
 
         A state is added to on one stream, that of its first layers: on the side stream where those came while a forward
-        went on, else on the caller's. What the state lets go of could otherwise be used again while it is still read.
+        went on, else on the caller's of then. What the state lets go of could otherwise be used again while it is still
+        read.
 
         Args:
             forward, found: the forward that is running, and where its layers are.
@@ -354,9 +354,8 @@ class ConeProbe:
         device = hidden[0].device
         exact = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
         if self._state is None:
-            self._on_side = aside
-        where = self._side.beside(hidden) if self._on_side else nullcontext()
-        with torch.inference_mode(False), torch.no_grad(), exact, where:
+            self._side.begin(device, aside)
+        with torch.inference_mode(False), torch.no_grad(), exact, self._side.beside(hidden):
             if self._state is None:
                 self._state = self._empty_state(found, device)
             added = self._state.add(forward.batch_of(hidden[0]), hidden, layers)

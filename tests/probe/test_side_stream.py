@@ -96,16 +96,47 @@ def test_work_is_done_at_once_in_a_capture_and_on_a_cpu(monkeypatch: pytest.Monk
     assert cuda.log == []
 
 
+def test_work_begun_on_a_stream_of_the_callers_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a caller who changes streams, the work of one waits for that of the other."""
+    cuda = FakeCuda(monkeypatch)
+    main, other = cuda.current, cuda.Stream("other", cuda.log)
+    side = SideStream()
+    side.begin(GPU, aside=False)
+    for stream in (main, other, main):
+        cuda.current = stream
+        with side.beside([cuda.tensor("a")]):
+            cuda.log.append(f"added on {cuda.current.name}")
+        side.join()
+    assert cuda.log == [
+        "added on main",
+        "main waits for other",
+        "added on main",
+        "a is kept for main",
+        "other waits for main",
+        "added on main",
+    ]
+    cuda.log.clear()
+    side.begin(GPU, aside=True)
+    with side.beside([cuda.tensor("a")]):
+        cuda.log.append(f"added on {cuda.current.name}")
+    assert cuda.log == ["side waits for main", "added on side", "a is kept for side"]
+
+
 class Written(SideStream):
     """Writes down what a probe puts aside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log: list[str] = []
+        self.aside = False
+
+    def begin(self, device: torch.device, aside: bool) -> None:
+        self.aside = aside
 
     @contextmanager
     def beside(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        self.log.append(f"{len(tensors)} aside")
+        if self.aside:
+            self.log.append(f"{len(tensors)} aside")
         with super().beside(tensors):
             yield
 
