@@ -55,9 +55,11 @@ class Results:
 
 def main(measured: str, table: str, only: str = "") -> int:
     results = Results(Path(measured), Path(table))
+    beginnings = tuple(only.split(","))
+    refuse_unknown(beginnings)
     for suffix, work in (("", time_case), (", kernels", list_kernels)):
         for name, make in measurements():
-            if name + suffix in results.begun or not name.startswith(tuple(only.split(","))):
+            if name + suffix in results.begun or not name.startswith(beginnings):
                 continue
             results.begun.append(name + suffix)
             results.write()
@@ -70,6 +72,14 @@ def main(measured: str, table: str, only: str = "") -> int:
             results.write()
     print(markdown(results.machine, results.cases))
     return 1 if results.failed else 0
+
+
+def refuse_unknown(beginnings: tuple[str, ...]) -> None:
+    """Raises ValueError where no case's name begins as one of these; nothing at all stands for every case."""
+    names = [name for name, _ in measurements()]
+    for one in beginnings if beginnings != ("",) else ():
+        if not one or not any(name.startswith(one) for name in names):
+            raise ValueError(f"ONLY: got {one!r}; it must be what the name of a case begins with")
 
 
 def time_case(measurement: Measurement, results: Results) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu.process import LOST_DEVICE, device_is_lost
+from bench.gpu.process import LOST_DEVICE, ROOT, device_is_lost
 from bench.gpu.tests import read_outcomes
 
 _FILE = Path(os.environ["CONE_GPU_OUTCOMES"])
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if report.failed:
-        _write(report.nodeid, outcome="failed", text=report.longreprtext[-_MOST_TEXT:])
+        _write(report.nodeid, outcome="failed", text=_told(report))
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
@@ -49,7 +49,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.nodeid in _failed:
         return  # what failed first says why
     if report.when == "call" or not report.passed:
-        text = {} if report.passed else {"text": report.longreprtext[-_MOST_TEXT:]}
+        text = {} if report.passed else {"text": _told(report)}
         _write(report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2), **text)
     if report.failed:
         _failed.add(report.nodeid)
@@ -58,6 +58,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_runtest_logfinish(nodeid: str) -> None:
     if nodeid in _failed and device_is_lost():
         os._exit(LOST_DEVICE)
+
+
+def _told(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The end of what pytest says; files are named from the repository's root on."""
+    return report.longreprtext.replace(f"{ROOT}{os.sep}", "")[-_MOST_TEXT:]
 
 
 def _write(test: str, **known: Any) -> None:

@@ -337,6 +337,9 @@ def test_some_cases_alone_are_kept_apart(tmp_path: Path, small: None, monkeypatc
     gpu_kernels.main(str(measured), str(tmp_path / "table.md"), "pooling,small_pool")
     kinds = {name.split(" ")[0].removesuffix(",") for name in json.loads(measured.read_text())["begun"]}
     assert kinds == {"pooling", "small_pool"}
+    for only in ("poling", "pooling,", "pooling, small_pool"):
+        with pytest.raises(ValueError, match=r"ONLY: got '( small_pool|poling|)'; it must be"):
+            gpu_kernels.main(str(measured), str(tmp_path / "table.md"), only)
 
     def run_whole(command: list[str], *_: Any) -> Ended:
         Path(command[3]).write_text(json.dumps({"cases": [command[5]]}))
