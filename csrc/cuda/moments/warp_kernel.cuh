@@ -98,8 +98,6 @@ class Part {
       const int64_t at = number() * hidden_.n_sentences + sentence;
       params_.tokens.status[at] = status;
       if (params_.pooled_status != nullptr) params_.pooled_status[at] = status & kEmpty;
-    }
-    if (lane_of_thread() == 0) {
       const int used = size - sums_.left_out;
       notes_.used += used;
       notes_.n_sentences += used > 0;
@@ -161,10 +159,10 @@ class Part {
     const int64_t at = number() * totals.groups + group, place = 2 * int64_t{number_of_warp()} + (begun_before ? 0 : 1);
     const bool whole = !begun_before && !goes_on;
     double* const units = whole ? totals.unit_sum + at * hidden_.d : params_.partials.units + place * hidden_.d;
-    const double scalars[] = {double(notes_.used),         double(notes_.n_zero),           double(notes_.n_nonfinite),
-                              sum_of_lanes(sums_.unit_sq), sum_of_lanes(sums_.sentence_sq), notes_.size_squares,
-                              double(notes_.n_sentences)};
+    const double unit_sq = sum_of_lanes(sums_.unit_sq), sentence_sq = sum_of_lanes(sums_.sentence_sq);
     if (lane_of_thread() == 0) {
+      const double scalars[] = {double(notes_.used), double(notes_.n_zero), double(notes_.n_nonfinite), unit_sq,
+                                sentence_sq,         notes_.size_squares,   double(notes_.n_sentences)};
       if (whole) {
         add_group_scalars(params_.tokens, at, scalars);
       } else {
