@@ -1,10 +1,10 @@
 #include "cuda/moments/moment_partials.cuh"
+#include "cuda/moments/partial_rows.cuh"
 
 namespace cone {
 namespace cuda {
 namespace {
 
-constexpr int kTileColumns = 32, kTileRows = 8, kTileThreads = kTileColumns * kTileRows;
 constexpr int64_t kMostTiles = 512;  // side by side; a grid can have 65535 blocks in y
 
 struct Totals {
@@ -45,44 +45,11 @@ __device__ void add_scalars(const Totals& totals, int64_t layer) {
   if (totals.sums.norm_sum == nullptr || threadIdx.x >= kWarpSize) return;
   const int64_t n = groups * totals.segments.slices * totals.partials.slabs;
   const double* from = totals.partials.scalars + layer * n * kScalars;
-  double norms = 0, norms_sq = 0;
-  for (int64_t i = lane_of_thread(); i < n; i += kWarpSize) {
-    norms += from[i * kScalars + kNormSum];
-    norms_sq += from[i * kScalars + kNormSqSum];
-  }
-  norms = sum_of_lanes(norms);
-  norms_sq = sum_of_lanes(norms_sq);
+  const double norms = sum_by_lanes(from + kNormSum, n, kScalars);
+  const double norms_sq = sum_by_lanes(from + kNormSqSum, n, kScalars);
   if (threadIdx.x > 0) return;
   totals.sums.norm_sum[layer] += norms;
   totals.sums.norm_sq_sum[layer] += norms_sq;
-}
-
-// Adds n rows of partial sums to one row, for a tile of 32 columns: eight warps take every eighth row each, and read
-// eight of them before they add the first. scalars, or null: row i was written only where scalars[i · scalar_stride] is
-// not zero.
-__device__ void add_tile(double* to, const double* from, int64_t n, int64_t row_stride, int64_t d,
-                         const double* scalars, int64_t scalar_stride, int64_t column) {
-  constexpr int kAtOnce = 8;
-  double* of_warps = shared_memory<double>();  // (kTileRows, kTileColumns)
-  double total = 0;
-  for (int64_t first = warp_of_thread(); first < n; first += kTileRows * kAtOnce) {
-    bool written[kAtOnce];
-    double value[kAtOnce];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int64_t i = first + k * kTileRows;
-      written[k] = column < d && i < n && (scalars == nullptr || scalars[i * scalar_stride + kCount] > 0);
-    }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) value[k] = written[k] ? from[(first + k * kTileRows) * row_stride + column] : 0;
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) total += value[k];
-  }
-  of_warps[threadIdx.x] = total;
-  __syncthreads();
-  if (warp_of_thread() > 0 || column >= d) return;
-  for (int warp = 1; warp < kTileRows; ++warp) total += of_warps[warp * kTileColumns + lane_of_thread()];
-  to[column] += total;
 }
 
 // As add_tile, for all columns.

@@ -1,5 +1,6 @@
 #include "cuda/common/launch.cuh"
 #include "cuda/moments/list_sentences.cuh"
+#include "cuda/moments/partial_rows.cuh"
 #include "cuda/moments/warp_launch.cuh"
 #include "cuda/moments/warp_moments.cuh"
 #include "cuda/moments/warp_sums.cuh"
@@ -26,7 +27,6 @@ __device__ __forceinline__ bool has_sentences(const TokenPlan& plan, int part) {
   return plan.cuts[part] < plan.cuts[part + 1];
 }
 
-constexpr int kTileColumns = 32, kTileRows = 8, kTileThreads = kTileColumns * kTileRows;
 __host__ __device__ constexpr int tiles_of(int64_t d) { return int((d + kTileColumns - 1) / kTileColumns); }
 
 // Σ u of a group that parts share, by one block.
@@ -45,26 +45,14 @@ __device__ void add_units(const WarpParams& params, int64_t number, int64_t firs
   }
 }
 
-// 32 columns of Σ x, Σ x_j² or Σ u_j² of a layer, by one block, whose warps take every eighth block's sums each.
+// 32 columns of Σ x, Σ x_j² or Σ u_j² of a layer, by one block.
 __device__ void add_columns(const WarpParams& params, int64_t number, int layer, int field, int tile) {
-  double* const of_rows = shared_memory<double>();  // (kTileRows, kTileColumns)
   const MomentSums& totals = params.tokens.sums;
   const int64_t d = params.tokens.hidden.d, first_warp = int64_t{layer} * params.plan.parts;
   const int64_t first = first_warp / params.teams, last = (first_warp + params.plan.parts - 1) / params.teams;
-  const int row = warp_of_thread(), lane = lane_of_thread();
-  const int64_t column = int64_t{tile} * kTileColumns + lane;
-  double total = 0;
-  if (column < d) {
-#pragma unroll 4
-    for (int64_t block = first + row; block <= last; block += kTileRows)
-      total += params.partials.columns[((block + layer) * 3 + field) * d + column];
-  }
-  of_rows[row * kTileColumns + lane] = total;
-  __syncthreads();
-  if (row > 0 || column >= d) return;
-  for (int other = 1; other < kTileRows; ++other) total += of_rows[other * kTileColumns + lane];
   double* const to = field == 0 ? totals.sum : field == 1 ? totals.sq_sum : totals.unit_sq_sum;
-  to[number * d + column] += total;
+  add_tile(to + number * d, params.partials.columns + ((first + layer) * 3 + field) * d, last - first + 1, 3 * d, d,
+           nullptr, 0, int64_t{tile} * kTileColumns + lane_of_thread());
 }
 
 __device__ void add_scalars(const WarpParams& params, int64_t number, int64_t first_warp) {
@@ -83,13 +71,8 @@ __device__ void add_scalars(const WarpParams& params, int64_t number, int64_t fi
     add_group_scalars(params.tokens, number * groups + group, scalars);
   }
   if (warp_of_thread() > 0) return;
-  double norms = 0, norms_sq = 0;
-  for (int part = lane_of_thread(); part < plan.parts; part += kWarpSize) {
-    norms += params.partials.norms[2 * (first_warp + part)];
-    norms_sq += params.partials.norms[2 * (first_warp + part) + 1];
-  }
-  norms = sum_of_lanes(norms);
-  norms_sq = sum_of_lanes(norms_sq);
+  const double* const from = params.partials.norms + 2 * first_warp;
+  const double norms = sum_by_lanes(from, plan.parts, 2), norms_sq = sum_by_lanes(from + 1, plan.parts, 2);
   if (lane_of_thread() > 0) return;
   params.tokens.sums.norm_sum[number] += norms;
   params.tokens.sums.norm_sq_sum[number] += norms_sq;

@@ -15,6 +15,9 @@ namespace cuda {
 
 constexpr int kMostTerms = 32;
 
+// Sums of float32 in shared memory, in the order of WideField.
+enum SharedField : int { kSharedSum, kSharedSq, kSharedUnitSq, kSharedUnit, kSharedFields };
+
 // How a warp's shared memory is laid out. A field or a row is pieces of 16 bytes a lane, side by side.
 template <class In, int kOctets>
 struct WarpShape {
@@ -24,11 +27,8 @@ struct WarpShape {
   static constexpr int kRows = 12 / int(sizeof(In));  // rows that are there or on their way
   static constexpr int kBatch = 8 / int(sizeof(In));  // rows whose norms are taken together
   static constexpr int kFieldBytes = kColumns * int(sizeof(float));
-  static constexpr int kBytes = 4 * kFieldBytes + kRows * kRowBytes;
+  static constexpr int kBytes = kSharedFields * kFieldBytes + kRows * kRowBytes;
 };
-
-// Sums of float32 in shared memory, in the order of WideField.
-enum SharedField : int { kSharedSum, kSharedSq, kSharedUnitSq, kSharedUnit, kSharedFields };
 
 template <class In, int kOctets>
 class WarpSums {

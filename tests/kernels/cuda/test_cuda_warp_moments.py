@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cone_kernels.kernels import reference
 from cone_kernels.kernels.cuda import moments as cuda_moments
-from cone_kernels.sums import GROUPS, SENTENCE_FIELDS, TOKEN_FIELDS, zero_sums
+from cone_kernels.sums import GROUPS, ROW_FIELDS, SENTENCE_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.ops.test_pool_moments import POOLED
 from tests.support.moment_cases import RELATIVE, assert_sums_close
 from tests.support.simt_cuda import most_shared_memory, order_of_threads, simt_cuda  # noqa: F401 - one is a fixture
@@ -72,6 +72,19 @@ def assert_both_levels_equal(batch: Batch, starts: Tensor | None = None) -> None
 )
 def test_sentences_of_many_lengths(layers: int, sentences: int, tokens: int, d: int, dtype: torch.dtype) -> None:
     assert_both_levels_equal(batch_of(layers, sentences, tokens, d, dtype, seed=d))
+
+
+@pytest.mark.parametrize(("layers", "sentences"), [(1, 2100), (3, 90)])
+def test_the_sentence_level_is_cut_as_row_moments_cuts_rows(layers: int, sentences: int) -> None:
+    """The rule is written in Python and in C++: where they cut alike, the sums have the same bits."""
+    hidden, mask, groups = batch_of(layers, sentences, 4, 40, torch.bfloat16)
+    tokens, of_one_call = (zero_sums(fields, layers, 40) for fields in (TOKEN_FIELDS, SENTENCE_FIELDS))
+    made = cuda_moments.pool_and_row_moments(hidden, mask, None, groups, tokens, of_one_call)
+    assert made is not None
+    by_rows = zero_sums(ROW_FIELDS, layers, 40)
+    cuda_moments.row_moments(made[0], torch.where(mask.any(1), groups, -1), by_rows)
+    for name, total in by_rows.items():
+        assert torch.equal(of_one_call[name], total), name
 
 
 def test_packed_sentences() -> None:
