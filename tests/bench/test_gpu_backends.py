@@ -64,13 +64,15 @@ def test_a_probed_model(backend: str) -> None:
     assert_states_close(state, sums, probed("cpu"))
 
 
-def test_left_out_and_full_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("d", [12, 16])  # of which CUDA takes rows by blocks, and by warps
+def test_left_out_and_full_blocks(backend: str, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending_rows, "BLOCK_ROWS", 32)
     generator = torch.Generator().manual_seed(0)
-    states = {name: ConeState.empty(range(2), 12, second_moment=True, backend=name) for name in (backend, "cpu")}
+    states = {name: ConeState.empty(range(2), d, second_moment=True, backend=name) for name in (backend, "cpu")}
     for step in range(4):
-        hidden = [torch.randn(10, 3, 12, generator=generator) + 0.5 for _ in range(2)]
+        hidden = [torch.randn(10, 3, d, generator=generator) + 0.5 for _ in range(2)]
         mask = torch.rand(10, 3, generator=generator) < 0.7
+        mask[[2, 7]] = torch.tensor([[False], [True]])
         hidden[0][3], hidden[1][5, 1], hidden[1][7, 0, 2] = 0, 0, torch.nan
         for state in states.values():
             state.update(hidden, mask, sentence_ids=torch.arange(10) + 10 * step)

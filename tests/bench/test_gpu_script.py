@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,6 +184,28 @@ def test_stages_keep_what_they_were_run_with(tmp_path: Path, monkeypatch: pytest
     assert set(found) == {"device", "compute_capability", "build", "test"}
 
 
+def test_a_part_of_the_benchmark_is_kept_beside_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: None
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", str(tmp_path), "bench"])
+    for result in ({"ok": True, "cases": [1, 2]}, {"ok": True, "cases": [1], "only": "pooling"}):
+        monkeypatch.setitem(gpu.STAGES, "bench", lambda file, result=result: result)
+        assert gpu.main() == 0
+    (file,) = tmp_path.iterdir()
+    found = json.loads(file.read_text())
+    assert (found["bench"]["cases"], found["bench of pooling"]["cases"]) == ([1, 2], [1])
+
+
+def test_what_a_test_says_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONE_GPU_OUTCOMES", str(tmp_path / "outcomes"))
+    monkeypatch.setenv("CONE_GPU_PART", "0/1")
+    monkeypatch.delitem(sys.modules, "bench.gpu.outcomes", raising=False)
+    outcomes = importlib.import_module("bench.gpu.outcomes")
+    monkeypatch.delitem(sys.modules, "bench.gpu.outcomes")
+    file = ROOT / "tests" / "kernels" / "gpu" / "test_gpu_ops.py"
+    assert outcomes._told(SimpleNamespace(longreprtext=f"{file}:7: no")) == "tests/kernels/gpu/test_gpu_ops.py:7: no"
+
+
 def ended(ok: bool) -> Ended:
     return Ended(0 if ok else 9, 1.0, "========= fault")
 
@@ -208,6 +232,7 @@ def test_what_cannot_be_built_is_not_tried_as_it_was_before(
     # Without the CUDA sources the other extension can still be built.
     assert asked == ([("auto", "90", "/opt/cuda"), ("0", "90", "/opt/cuda")] if nvcc else [("auto", "90", None)])
     assert (result["ok"], result["missing"]["cuda"]) == (False, "not built")
+    assert ("last" in result) == (nvcc is not None)  # what a compiler that succeeded printed is not kept
 
 
 def test_a_missing_backend_fails_the_stage_and_not_the_other_backend(

@@ -44,6 +44,15 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Report(json.loads(json.dumps(results)), tmp_path_factory.mktemp("report") / "report.html")
 
 
+def test_words_that_the_tokenizer_does_not_know_are_told() -> None:
+    results = run_results(1, 3)
+    told = "tokens that the tokenizer does not know"
+    assert told in page_html(Node(results), lambda panel, prefix: "")
+    for model in results["models"]:
+        model["layers"]["corpus"]["unknown_tokens"] = 0
+    assert told not in page_html(Node(results), lambda panel, prefix: "")
+
+
 def test_every_number_is_that_of_the_results(report: Report) -> None:
     numbers = [element for element in report.root.all("data", "tspan") if is_traced(element)]
     checked = 0

@@ -177,14 +177,16 @@ def test_they_cross_to_a_gpu_by_one_copy(loaded: LoadedModel) -> None:
 def test_a_tokenizer_that_others_use_meanwhile_is_set_up_again_or_refused(
     loaded: LoadedModel, wanted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_up, others = encoded_shard._is_set_up, iter([1, 0, 1])
+    set_up, library = encoded_shard._is_set_up, loaded.tokenizer.backend_tokenizer
+    others = iter([library.no_truncation, None, lambda: library.enable_padding(length=99)])
 
-    def after_others(model: LoadedModel) -> bool:
-        if next(others, 0):
-            model.tokenizer.backend_tokenizer.no_truncation()
-        return set_up(model)
+    def before_others(model: LoadedModel) -> bool:
+        ready = set_up(model)
+        if (change := next(others, None)) is not None:
+            change()
+        return ready
 
-    monkeypatch.setattr(encoded_shard, "_is_set_up", after_others)
+    monkeypatch.setattr(encoded_shard, "_is_set_up", before_others)
     assert EncodedShard.of(loaded, TEXTS).lengths == [len(ids) for ids in wanted["input_ids"]]
     monkeypatch.setattr(encoded_shard, "_is_set_up", lambda _: False)
     # A tokenizer with a class of its own is asked in transformers' way.

@@ -59,6 +59,7 @@ def shared(name: str) -> dict[str, Any]:
         "fingerprint": "ab" * 32,
         "tokens": 14321098,
         "truncated": 4,
+        "unknown_tokens": 5,
         "left_out": 1,
     }
     manifest = {
