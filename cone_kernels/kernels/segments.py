@@ -11,7 +11,7 @@ from torch import Tensor
 # Parts of all layers together: some for each multiprocessor of a large GPU. The sums of a part take as much memory as a
 # few rows, so a part should have more rows than that.
 _PARTS = 512
-_LEAST_ROWS = 16
+_LEAST_ROWS = 8
 
 
 ByGroup = Callable[[Tensor, int], tuple[Tensor, Tensor]]

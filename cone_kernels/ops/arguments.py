@@ -118,6 +118,13 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
     return None if ids is None else to_device(jackknife_groups(sentence_numbers(name, ids, n)), device)
 
 
+def first_groups(n: int, like: Tensor) -> Tensor:
+    """Jackknife groups (n,) of the sentences 0..n-1, on the device of `like`."""
+    # The host computes them in less time than a GPU takes for eight launches; a graph must not copy from the host.
+    on_device = traced(like) or is_captured(like)
+    return to_device(jackknife_groups(torch.arange(n, device=like.device if on_device else "cpu")), like.device)
+
+
 def sentence_numbers(name: str, ids: ArrayLike, n: int) -> Tensor:
     """The ids (n,) of sentences, their index in the corpus, as int64."""
     tensor = as_tensor(name, ids)

@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, groups_of, hidden_layers, like_input, require_device, traced
+from cone_kernels.ops.arguments import (
+    ArrayLike,
+    first_groups,
+    groups_of,
+    hidden_layers,
+    like_input,
+    require_device,
+    traced,
+)
 from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.ops.masked_mean_pool import token_selection
-from cone_kernels.sums import SENTENCE_FIELDS, TOKEN_FIELDS, jackknife_groups, zero_sums
+from cone_kernels.sums import SENTENCE_FIELDS, TOKEN_FIELDS, zero_sums
 
 
 class PoolMoments(NamedTuple):
@@ -69,7 +77,7 @@ def pool_moments(
     device = layers[0].device
     groups = groups_of("sentence_ids", sentence_ids, n_sentences, device)
     if groups is None:
-        groups = jackknife_groups(torch.arange(n_sentences, device=device))
+        groups = first_groups(n_sentences, layers[0])
     sums = zero_sums(TOKEN_FIELDS, len(layers), layers[0].shape[-1], device=device)
     pooled, status = pool_moments_(layers, mask, cu_seqlens, groups, list(sums.values()), backend)
     stacked = hasattr(hidden_states, "shape")

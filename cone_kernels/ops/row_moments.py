@@ -11,6 +11,7 @@ from torch import Tensor
 from cone_kernels import backends
 from cone_kernels.ops.arguments import (
     ArrayLike,
+    first_groups,
     flatten_batch,
     float_tensor,
     groups_of,
@@ -19,7 +20,7 @@ from cone_kernels.ops.arguments import (
     traced,
 )
 from cone_kernels.ops.gradients import refused_gradients
-from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, jackknife_groups, zero_sums
+from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
 
 def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend: str = "auto") -> dict[str, Any]:
@@ -50,7 +51,7 @@ def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend:
     *batch, n, d = rows.shape
     groups = groups_of("sentence_ids", sentence_ids, n, rows.device)
     if groups is None:
-        groups = jackknife_groups(torch.arange(n, device=rows.device))
+        groups = first_groups(n, rows)
     flat = flatten_batch(rows, 2)
     sums = zero_sums(ROW_FIELDS, flat.shape[0], d, device=rows.device)
     row_moments_(flat, groups, list(sums.values()), backend)

@@ -71,6 +71,23 @@ void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64
                           queue_of(queue));
 }
 
+int64_t mean_pairwise_cosine_workspace(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d,
+                                       int64_t row_stride, int64_t col_stride, int device) {
+  const auto pointers = layer_pointers(layers);
+  return cone::cuda::mean_pairwise_cosine_workspace(
+      pointers.data(), int64_t(pointers.size()), {nullptr, cone::DType(dtype), n, d, row_stride, col_stride}, device);
+}
+
+void mean_pairwise_cosine(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                          int64_t col_stride, Address cosine, Address left_out, Address unit_sum, Address count,
+                          Address workspace, const DeviceAndStream& queue) {
+  const auto pointers = layer_pointers(layers);
+  cone::cuda::mean_pairwise_cosine(
+      pointers.data(), int64_t(pointers.size()), {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+      {at<double>(cosine), at<int64_t>(left_out), at<double>(unit_sum), at<int64_t>(count)}, at<void>(workspace),
+      queue_of(queue));
+}
+
 void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                   const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, const Items& segments,
                   Address pooled, const Pointers& sums, const Partials& partials, Address status,
@@ -163,6 +180,12 @@ void bind_moments(py::module_& m) {
   m.def("row_moments", &row_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("segments"), py::arg("sums"), py::arg("partials"),
         py::arg("status"), py::arg("queue"), Unlocked());
+  m.def("mean_pairwise_cosine_workspace", &mean_pairwise_cosine_workspace, py::kw_only(), py::arg("layers"),
+        py::arg("dtype"), py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("device"),
+        "Bytes that mean_pairwise_cosine takes; 0 where it does not take these rows.");
+  m.def("mean_pairwise_cosine", &mean_pairwise_cosine, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
+        py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("cosine"), py::arg("left_out"),
+        py::arg("unit_sum"), py::arg("count"), py::arg("workspace"), py::arg("queue"), Unlocked());
   m.def("pool_moments", &pool_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
         py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("lists"),
         py::arg("segments"), py::arg("pooled"), py::arg("sums"), py::arg("partials"), py::arg("status"),

@@ -52,7 +52,7 @@ def test_each_item_is_in_one_part_of_its_group(
 
 
 @pytest.mark.parametrize(
-    ("rows", "layers", "parts"), [(0, 1, 1), (15, 1, 1), (1000, 1, 32), (10**6, 1, 512), (10**6, 25, 16)]
+    ("rows", "layers", "parts"), [(0, 1, 1), (15, 1, 1), (1000, 1, 64), (10**6, 1, 512), (10**6, 25, 16)]
 )
 def test_parts_by_shape(rows: int, layers: int, parts: int) -> None:
     assert Segments.of(None, rows, 64, layers, rows).parts == parts

@@ -35,7 +35,9 @@ _PROPERTIES = re.compile(
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)")
 
 _BRANCHES = ("BRA", "BRX", "EXIT", "RET", "CALL", "JMP")
-_MUCH = 16  # operations of float32 in a block that is worth keeping
+# What is worth keeping of a block: so many operations of float32, copies into shared memory, products of matrices.
+_MUCH = 16
+_ALWAYS = ("LDGSTS", "HMMA")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Kernel:
     opcodes: dict[str, int]
     """How many instructions there are of each opcode, modifiers included, as `LDG.E.128.CONSTANT`."""
     blocks: list[dict[str, int]]
-    """The same of each run of instructions without a branch in or out, of those with much arithmetic of float32."""
+    """The same of each run of instructions without a branch in or out, of those that copy or have much arithmetic."""
 
     def count(self, *parts: str) -> int:
         """Instructions whose opcode has all of these parts, in any order: count("LDG", "128"), count("HMMA")."""
@@ -117,7 +119,7 @@ def _compile(compiler: str, tool: str, source: str, arch: str, options: tuple[st
             spill_loads=int(match["loads"]),
             static_shared=int(match["shared"] or 0),
             opcodes=dict(sum(blocks[match["name"]], Counter())),
-            blocks=[dict(block) for block in blocks[match["name"]] if _float32_operations(block) >= _MUCH],
+            blocks=[dict(block) for block in blocks[match["name"]] if _is_kept(block)],
         )
         for name, match in zip(names, found, strict=True)
     ]
@@ -139,8 +141,9 @@ def _blocks(code: str) -> dict[str, list[Counter[str]]]:
     return found
 
 
-def _float32_operations(block: Mapping[str, int]) -> int:
-    return sum(n for opcode, n in block.items() if opcode.split(".")[0] in ("FADD", "FMUL", "FFMA"))
+def _is_kept(block: Mapping[str, int]) -> bool:
+    arithmetic = sum(n for opcode, n in block.items() if opcode.split(".")[0] in ("FADD", "FMUL", "FFMA"))
+    return arithmetic >= _MUCH or any(opcode.startswith(_ALWAYS) for opcode in block)
 
 
 def _demangled(names: list[str]) -> list[str]:

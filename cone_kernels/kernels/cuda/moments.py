@@ -6,6 +6,7 @@ Nothing waits for the GPU, but at times the copy of `cu_seqlens` from the CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,7 +51,27 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
 
 def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
     """A (...) of x (..., n, d), how many rows were left out (...), s (..., d) and n (...)."""
-    return cosine_by_row_moments(row_moments, x)
+    require_gpu_dtype("x", x.dtype, "cuda")
+    *batch, n, d = x.shape
+    flat = x.reshape(math.prod(batch), n, d)
+    rows = rows_of(flat)
+    size = _cuda.mean_pairwise_cosine_workspace(**rows, device=device_number(x))
+    if size == 0:
+        return cosine_by_row_moments(row_moments, x)
+    cosine = torch.empty(batch, dtype=torch.float64, device=x.device)
+    left_out, count = (torch.empty(batch, dtype=torch.int64, device=x.device) for _ in range(2))
+    unit_sum = torch.empty((*batch, d), dtype=torch.float64, device=x.device)
+    workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+    _cuda.mean_pairwise_cosine(
+        **rows,
+        cosine=cosine.data_ptr(),
+        left_out=left_out.data_ptr(),
+        unit_sum=unit_sum.data_ptr(),
+        count=count.data_ptr(),
+        workspace=workspace.data_ptr(),
+        queue=queue_of(x),
+    )
+    return cosine, left_out, unit_sum, count
 
 
 def pool_moments(

@@ -24,6 +24,19 @@ __device__ __forceinline__ void multiply_add(const unsigned (&a)[4], const unsig
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// c (16, 8) += a (16, 8) b (8, 8) in float32; fragments as in the PTX manual's mma.m16n8k8.
+template <MatrixType kType>
+__device__ __forceinline__ void multiply_add(const unsigned (&a)[2], unsigned b, float (&c)[4]) {
+  if constexpr (kType == MatrixType::kFloat16)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+  else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
 // Four transposed 8x8 matrices of 16-bit values: lane 8 q + r gives the address of row r of matrix q in shared memory,
 // and gets of matrix q the values (2 t, g) and (2 t + 1, g), where g = lane / 4 and t = lane % 4.
 __device__ __forceinline__ void load_transposed(const uint16_t* row, unsigned (&matrices)[4]) {
@@ -32,6 +45,13 @@ __device__ __forceinline__ void load_transposed(const uint16_t* row, unsigned (&
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
                : "r"(address)
                : "memory");
+}
+
+// The thread's lane, read anew: what is computed of it takes no register outside the code that needs it.
+__device__ __forceinline__ int read_lane() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
 }
 
 // Starts a copy of 16 bytes into shared memory, `bytes` of them from `from` and zeros behind; both 16-byte aligned.
@@ -45,6 +65,19 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int kNewest>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+}
+
+// Has the memory at an address brought near, and waits for nothing.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
+
+// Adds to a number in global memory that no other thread adds to, and does not wait for it.
+__device__ __forceinline__ void add_to(double* to, double value) {
+  asm volatile("red.relaxed.gpu.global.add.f64 [%0], %1;" ::"l"(to), "d"(value) : "memory");
+}
+__device__ __forceinline__ void add_to(int64_t* to, int64_t value) {
+  asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
 }
 
 // Neighbours in one store, which the compiler would make two of.

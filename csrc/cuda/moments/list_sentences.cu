@@ -7,38 +7,79 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kAtOnce = 8;  // sentences whose masks are read before the first is counted
+constexpr int kAtOnce = 16;  // sentences whose masks are read before the first is counted
 
 struct Params {
   const uint8_t* mask;        // (B, T); torch gives no address where T = 0
   const int64_t* cu_seqlens;  // (B + 1); null: padded
   int n_sentences, n_tokens, groups;
+  uint32_t sentence_units, token_units;  // from one sentence, or token, to the next
   TokenPlan plan;
   bool both_levels;
   PooledList pooled;
 };
 
-// How many tokens the mask keeps of this lane's sentence.
-__device__ int count_tokens(const Params& params, int sentence) {
-  int size = 0;
-  for (int from = 0; from < kWarpSize; from += kAtOnce) {
-    int sizes[kAtOnce] = {};
+// Of 32 tokens from `begin` on, which ones the mask keeps of each of kAtOnce sentences of the warp.
+__device__ void read_masks(const Params& params, int sentence, int from, int begin, unsigned (&kept)[kAtOnce]) {
+  const int token = begin + lane_of_thread();
+  bool own[kAtOnce];
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    const int64_t row = __shfl_sync(kAllLanes, sentence, from + i);
+    own[i] = row >= 0 && token < params.n_tokens && params.mask[row * params.n_tokens + token] != 0;
+  }
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) kept[i] = __ballot_sync(kAllLanes, own[i]);
+}
+
+// How many tokens the mask keeps of this lane's sentence, and which of the first 32.
+struct Kept {
+  int size;
+  unsigned first;
+};
+__device__ Kept count_tokens(const Params& params, int sentence) {
+  Kept found = {};
+  for (int from = 0; from < kWarpSize; from += kAtOnce)
     for (int begin = 0; begin < params.n_tokens; begin += kWarpSize) {
-      const int token = begin + lane_of_thread();
-      bool kept[kAtOnce];
+      unsigned kept[kAtOnce];
+      read_masks(params, sentence, from, begin, kept);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t row = __shfl_sync(kAllLanes, sentence, from + i);
-        kept[i] = row >= 0 && token < params.n_tokens && params.mask[row * params.n_tokens + token] != 0;
+        if (lane_of_thread() != from + i) continue;
+        found.size += __popc(kept[i]);
+        if (begin == 0) found.first = kept[i];
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) sizes[i] += __popc(__ballot_sync(kAllLanes, kept[i]));
     }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      if (lane_of_thread() == from + i) size = sizes[i];
+  return found;
+}
+
+// Writes where the rows of the warp's sentences are, each lane having one sentence, or -1, and its place in the list.
+__device__ void list_rows(const Params& params, int sentence, int place, const Kept& kept) {
+  const int lane = lane_of_thread();
+  const unsigned before = (1u << lane) - 1;
+  uint32_t* const rows = params.plan.rows;
+  for (int i = 0; i < kWarpSize; ++i) {
+    const int number = __shfl_sync(kAllLanes, sentence, i);
+    if (number < 0) return;  // as are all behind it
+    int to = __shfl_sync(kAllLanes, place, i);
+    if (params.cu_seqlens != nullptr) {
+      const int size = __shfl_sync(kAllLanes, kept.size, i);
+      const uint32_t first = uint32_t(params.cu_seqlens[number]);
+      for (int token = lane; token < size; token += kWarpSize)
+        rows[to + token] = (first + uint32_t(token)) * params.token_units;
+      continue;
+    }
+    const uint32_t first = uint32_t(number) * params.sentence_units;
+    unsigned all = __shfl_sync(kAllLanes, kept.first, i);
+    for (int begin = 0; begin < params.n_tokens; begin += kWarpSize) {
+      const int token = begin + lane;
+      if (begin > 0)
+        all = __ballot_sync(kAllLanes,
+                            token < params.n_tokens && params.mask[int64_t{number} * params.n_tokens + token] != 0);
+      if (all >> lane & 1) rows[to + __popc(all & before)] = first + uint32_t(token) * params.token_units;
+      to += __popc(all);
+    }
   }
-  return size;
 }
 
 // Tokens, and sentences that have some: counted together, in one sum over the block.
@@ -116,13 +157,15 @@ __global__ void __launch_bounds__(kThreads) list_sentences_kernel(const __grid_c
   for (int begin = 0; begin < n; begin += kThreads) {
     const int k = begin + int(threadIdx.x);
     const int sentence = k < n ? int(plan.order[k]) : -1;
-    int size = 0;
+    Kept kept = {};
     if (params.cu_seqlens == nullptr) {
-      size = count_tokens(params, sentence);
+      if (k - lane_of_thread() < n) kept = count_tokens(params, sentence);
     } else if (sentence >= 0) {
-      size = int(params.cu_seqlens[sentence + 1] - params.cu_seqlens[sentence]);
+      kept.size = int(params.cu_seqlens[sentence + 1] - params.cu_seqlens[sentence]);
     }
+    const int size = kept.size;
     const Counts sum = running_sum({size, size > 0}, of_warps);
+    list_rows(params, sentence, before.tokens + sum.tokens - size, kept);
     if (k < n) {
       plan.first[k] = before.tokens + sum.tokens - size;
       if (params.both_levels) {
@@ -158,11 +201,14 @@ __global__ void __launch_bounds__(kThreads) list_sentences_kernel(const __grid_c
 
 void list_sentences(const HiddenStates& hidden, int groups, const TokenPlan& plan, const PooledList* pooled,
                     const Queue& queue) {
+  const int64_t element_bytes = bytes_of(hidden.dtype);
   const Params params{hidden.mask,
                       hidden.cu_seqlens,
                       int(hidden.n_sentences),
                       int(hidden.n_tokens),
                       groups,
+                      uint32_t(hidden.sentence_stride * element_bytes / kRowUnit),
+                      uint32_t(hidden.token_stride * element_bytes / kRowUnit),
                       plan,
                       pooled != nullptr,
                       pooled != nullptr ? *pooled : PooledList{}};

@@ -27,29 +27,30 @@ __device__ void add_group(const Totals& totals, int64_t at) {
 #pragma unroll
   for (int scalar = 0; scalar < kScalars; ++scalar) sum[scalar] = sum_of_lanes(sum[scalar]);
   if (lane_of_thread() > 0) return;
-  totals.sums.count[at] += int64_t(sum[kCount]);
-  totals.sums.n_zero[at] += int64_t(sum[kZeroRows]);
-  totals.sums.n_nonfinite[at] += int64_t(sum[kNonfiniteRows]);
-  totals.sums.unit_sq_total[at] += sum[kUnitSqTotal];
+  add_to(totals.sums.count + at, int64_t(sum[kCount]));
+  add_to(totals.sums.n_zero + at, int64_t(sum[kZeroRows]));
+  add_to(totals.sums.n_nonfinite + at, int64_t(sum[kNonfiniteRows]));
+  add_to(totals.sums.unit_sq_total + at, sum[kUnitSqTotal]);
   if (totals.sentence_sq_sum == nullptr) return;
-  totals.sentence_sq_sum[at] += sum[kSentenceSqSum];
-  totals.sentence_size_sq_sum[at] += sum[kSentenceSizeSqSum];
-  totals.n_sentences[at] += int64_t(sum[kSentences]);
+  add_to(totals.sentence_sq_sum + at, sum[kSentenceSqSum]);
+  add_to(totals.sentence_size_sq_sum + at, sum[kSentenceSizeSqSum]);
+  add_to(totals.n_sentences + at, int64_t(sum[kSentences]));
 }
 
-// The scalars of a layer, by one block.
+// The scalars of a layer, by the blocks in y: a warp a group, and the first warp the norms.
 __device__ void add_scalars(const Totals& totals, int64_t layer) {
   const int64_t groups = totals.segments.groups;
-  for (int64_t group = warp_of_thread(); group < groups; group += warps_of_block())
+  for (int64_t group = int64_t{blockIdx.y} * warps_of_block() + warp_of_thread(); group < groups;
+       group += int64_t{gridDim.y} * warps_of_block())
     add_group(totals, layer * groups + group);
-  if (totals.sums.norm_sum == nullptr || threadIdx.x >= kWarpSize) return;
+  if (totals.sums.norm_sum == nullptr || threadIdx.x >= kWarpSize || blockIdx.y > 0) return;
   const int64_t n = groups * totals.segments.slices * totals.partials.slabs;
   const double* from = totals.partials.scalars + layer * n * kScalars;
   const double norms = sum_by_lanes(from + kNormSum, n, kScalars);
   const double norms_sq = sum_by_lanes(from + kNormSqSum, n, kScalars);
   if (threadIdx.x > 0) return;
-  totals.sums.norm_sum[layer] += norms;
-  totals.sums.norm_sq_sum[layer] += norms_sq;
+  add_to(totals.sums.norm_sum + layer, norms);
+  add_to(totals.sums.norm_sq_sum + layer, norms_sq);
 }
 
 // As add_tile, for all columns.
@@ -65,10 +66,7 @@ __device__ void add_tiles(double* to, const double* from, int64_t n, int64_t row
 __global__ void __launch_bounds__(kTileThreads) add_partials_kernel(const __grid_constant__ Totals totals) {
   const int64_t groups = totals.segments.groups, slices = totals.segments.slices, d = totals.d;
   const int64_t jobs = gridDim.x / totals.n_layers, layer = blockIdx.x / jobs, job = blockIdx.x % jobs;
-  if (job == 0) {
-    if (blockIdx.y == 0) add_scalars(totals, layer);
-    return;
-  }
+  if (job == 0) return add_scalars(totals, layer);
   const int64_t column_jobs = totals.partials.columns != nullptr ? 3 : 0;
   if (job <= column_jobs) {
     double* const to = job == 1 ? totals.sums.sum : job == 2 ? totals.sums.sq_sum : totals.sums.unit_sq_sum;

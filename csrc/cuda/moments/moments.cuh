@@ -58,6 +58,21 @@ struct RowMomentsLaunch {
 };
 void row_moments(const RowMomentsLaunch& launch, const Queue& queue);
 
+// What mean_pairwise_cosine writes of each of L layers.
+struct CosineResults {
+  double* cosine;     // (L)
+  int64_t* left_out;  // (L) rows
+  double* unit_sum;   // (L, d) Σ u
+  int64_t* count;     // (L) rows that are not left out
+};
+
+// Bytes of memory that mean_pairwise_cosine takes on a device; 0 where the rows are not aligned or too wide for a warp.
+int64_t mean_pairwise_cosine_workspace(const void* const* layers, int64_t n_layers, const RowView& rows, int device);
+
+// The cosine of such rows, in two launches. `memory` is of 16 bytes or more alignment.
+void mean_pairwise_cosine(const void* const* layers, int64_t n_layers, const RowView& rows,
+                          const CosineResults& results, void* memory, const Queue& queue);
+
 // Which rows of a layer are the tokens of a sentence that count.
 struct TokenLists {
   const int32_t* positions;   // (B, T) the tokens that count, from the first place on; null: packed

@@ -3,6 +3,7 @@
 
 #include "cuda/common/block_sums.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
 #include "cuda/moments/moments.cuh"
 
 namespace cone {
@@ -10,11 +11,11 @@ namespace cuda {
 
 constexpr int kTileColumns = 32, kTileRows = 8, kTileThreads = kTileColumns * kTileRows;
 
-// Adds n rows of partial sums to one row, for a tile of 32 columns: eight warps take every eighth row each, and read
-// eight of them before they add the first. scalars, or null: row i was written only where scalars[i · scalar_stride] is
-// not zero.
-__device__ inline void add_tile(double* to, const double* from, int64_t n, int64_t row_stride, int64_t d,
-                                const double* scalars, int64_t scalar_stride, int64_t column) {
+// The sum of n rows of partial sums, for a tile of 32 columns, in the lanes of the first warp: eight warps take every
+// eighth row each, and read eight of them before they add the first. scalars, or null: row i was written only where
+// scalars[i · scalar_stride] is not zero.
+__device__ inline double sum_of_tile(const double* from, int64_t n, int64_t row_stride, int64_t d,
+                                     const double* scalars, int64_t scalar_stride, int64_t column) {
   constexpr int kAtOnce = 8;
   double* of_warps = shared_memory<double>();  // (kTileRows, kTileColumns)
   double total = 0;
@@ -33,9 +34,16 @@ __device__ inline void add_tile(double* to, const double* from, int64_t n, int64
   }
   of_warps[threadIdx.x] = total;
   __syncthreads();
-  if (warp_of_thread() > 0 || column >= d) return;
+  if (warp_of_thread() > 0) return 0;
   for (int warp = 1; warp < kTileRows; ++warp) total += of_warps[warp * kTileColumns + lane_of_thread()];
-  to[column] += total;
+  return total;
+}
+
+// Adds it to one row.
+__device__ inline void add_tile(double* to, const double* from, int64_t n, int64_t row_stride, int64_t d,
+                                const double* scalars, int64_t scalar_stride, int64_t column) {
+  const double total = sum_of_tile(from, n, row_stride, d, scalars, scalar_stride, column);
+  if (warp_of_thread() == 0 && column < d) add_to(to + column, total);
 }
 
 // The sum of n numbers that are so far apart, in every lane of a warp.

@@ -17,6 +17,7 @@ template <class In, int kOctets>
 class Part {
  public:
   using Sums = WarpSums<In, kOctets>;
+  using Ring = RowRing<In, kOctets, ListedRows, WarpShape<In, kOctets>::kRows>;
 
   __device__ __forceinline__ Part(const WarpParams& params, int layer, Sums& sums, WarpNotes& notes)
       : params_(params),
@@ -25,30 +26,40 @@ class Part {
         end_(params.plan.cuts[part() + 1]),
         sums_(sums),
         notes_(notes) {
+    if (lane_of_thread() == 0)
+      for (int i = 0; i < kMostBatch; ++i) notes_.norm_sum[i] = notes_.norm_sq_sum[i] = 0;
     start_group();
   }
 
   __device__ __forceinline__ void add_all(unsigned char* ring_memory) {
-    const int begin = params_.plan.cuts[part()];
+    const TokenPlan& plan = params_.plan;
+    const int begin = plan.cuts[part()];
     if (begin < end_) {
-      const int n = params_.plan.first[end_] - params_.plan.first[begin];
-      RowRing<In, kOctets> ring(ring_memory, hidden_, n, TokenCursor<In>(params_, layer_, begin, end_));
-      int group = group_at(begin);
+      const int first = plan.first[begin], n = plan.first[end_] - first;
+      Ring ring(ring_memory, first_row(), ListedRows(plan.rows + first), n, hidden_.d);
+      // Lane i: number, tokens and group of sentence i of the next 32.
+      int sentences = 0, sizes = 0, groups = 0, group = -1;
       for (int k = begin; k < end_; ++k) {
-        if (k == params_.plan.starts[group + 1]) {
-          end_group(group);
-          group = group_at(k);
+        const int at = (k - begin) % kWarpSize;
+        if (at == 0) {
+          const int own = min(k + lane_of_thread(), end_ - 1);
+          sentences = int(__ldg(plan.order + own));
+          sizes = plan.first[own + 1] - plan.first[own];
+          groups = int(__ldg(params_.tokens.groups + sentences));
         }
-        add_sentence(int(__ldg(params_.plan.order + k)), params_.plan.first[k + 1] - params_.plan.first[k], ring);
+        const int next_group = __shfl_sync(kAllLanes, groups, at);
+        if (next_group != group && group >= 0) end_group(group);
+        group = next_group;
+        add_sentence(__shfl_sync(kAllLanes, sentences, at), __shfl_sync(kAllLanes, sizes, at), ring);
       }
       end_group(group);
       wait_for_copies<0>();
     }
-    const double norms = sum_of_lanes(sums_.norm_sum), norms_sq = sum_of_lanes(sums_.norm_sq_sum);
+    __syncwarp();
     if (lane_of_thread() > 0) return;
     double* const to = params_.partials.norms + 2 * int64_t{number_of_warp()};
-    to[0] = norms;
-    to[1] = norms_sq;
+    to[0] = sum_of(notes_.norm_sum);
+    to[1] = sum_of(notes_.norm_sq_sum);
   }
 
  private:
@@ -58,16 +69,11 @@ class Part {
     return static_cast<const In*>(params_.layers.addresses[layer_]);
   }
 
-  // The group of the sentence at place k of the plan's order.
-  __device__ __forceinline__ int group_at(int k) const {
-    return int(__ldg(params_.tokens.groups + __ldg(params_.plan.order + k)));
-  }
-
-  __device__ __forceinline__ void add_sentence(int sentence, int size, RowRing<In, kOctets>& ring) {
+  __device__ __forceinline__ void add_sentence(int sentence, int size, Ring& ring) {
     if (size > kMostTerms) sums_.begin_long_run();
-    for (int t = 0; t < size; ++t) {
-      if (t > 0 && t % kMostTerms == 0) sums_.share_run();
-      ring.add_next(sums_);
+    for (int left = size; left > 0; left -= kMostTerms) {
+      if (left < size) sums_.share_run();
+      ring.add(sums_, min(left, kMostTerms));
     }
     uint8_t status = sums_.seen;
     if (size == 0) {
@@ -108,11 +114,13 @@ class Part {
   }
 
   __device__ __forceinline__ void write_pooled(int sentence, int octet, const float (&means)[kColumns]) const {
-    const int column = octet_column(octet);
-    if (column >= int(hidden_.d)) return;
     float* to = static_cast<float*>(params_.tokens.pooled) + (number() * hidden_.n_sentences + sentence) * hidden_.d;
-    store_four(to + column, means[0], means[1], means[2], means[3]);
-    store_four(to + column + 4, means[4], means[5], means[6], means[7]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int column = first_of_four<In>(octet, half, read_lane());
+      const float* const four = means + 4 * half;
+      if (column < int(hidden_.d)) store_four(to + column, four[0], four[1], four[2], four[3]);
+    }
   }
 
   __device__ __forceinline__ void write_nan(int sentence) const {
@@ -127,22 +135,22 @@ class Part {
   __device__ __forceinline__ void write_mean_of_all(int sentence, double share) const {
 #pragma unroll 1
     for (int o = 0; o < kOctets; ++o) {
-      const int column = octet_column(o);
       double total[kColumns] = {};
       const bool padded = hidden_.cu_seqlens == nullptr;
       const int64_t begin = padded ? 0 : hidden_.cu_seqlens[sentence];
       const int64_t end = padded ? hidden_.n_tokens : hidden_.cu_seqlens[sentence + 1];
-      if (column < hidden_.d)
-        for (int64_t token = begin; token < end; ++token) {
-          if (padded && hidden_.mask[sentence * hidden_.n_tokens + token] == 0) continue;
-          const In* row =
-              first_row() + (padded ? sentence * hidden_.sentence_stride : 0) + token * hidden_.token_stride;
-          Octet<In> octet = {};
+      for (int64_t token = begin; token < end; ++token) {
+        if (padded && hidden_.mask[sentence * hidden_.n_tokens + token] == 0) continue;
+        const In* row = first_row() + (padded ? sentence * hidden_.sentence_stride : 0) + token * hidden_.token_stride;
+        Octet<In> octet = {};
 #pragma unroll
-          for (int k = 0; k < kColumns; ++k) octet.put(k, row[column + k]);
-#pragma unroll
-          for (int k = 0; k < kColumns; ++k) total[k] += double(octet[k]);
+        for (int k = 0; k < kColumns; ++k) {
+          const int column = first_of_four<In>(o, k / 4, lane_of_thread()) + k % 4;
+          if (column < int(hidden_.d)) octet.put(k, row[column]);
         }
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k) total[k] += double(octet[k]);
+      }
       float means[kColumns];
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) means[k] = float(total[k] * share);
@@ -159,8 +167,10 @@ class Part {
     const int64_t at = number() * totals.groups + group, place = 2 * int64_t{number_of_warp()} + (begun_before ? 0 : 1);
     const bool whole = !begun_before && !goes_on;
     double* const units = whole ? totals.unit_sum + at * hidden_.d : params_.partials.units + place * hidden_.d;
-    const double unit_sq = sum_of_lanes(sums_.unit_sq), sentence_sq = sum_of_lanes(sums_.sentence_sq);
+    const double sentence_sq = sum_of_lanes(sums_.sentence_sq);
+    __syncwarp();  // all lanes have noted what they had
     if (lane_of_thread() == 0) {
+      const double unit_sq = sum_of(notes_.unit_sq);
       const double scalars[] = {double(notes_.used), double(notes_.n_zero), double(notes_.n_nonfinite), unit_sq,
                                 sentence_sq,         notes_.size_squares,   double(notes_.n_sentences)};
       if (whole) {
@@ -170,23 +180,28 @@ class Part {
         for (int i = 0; i < kGroupScalars; ++i) params_.partials.scalars[place * kGroupScalars + i] = scalars[i];
       }
     }
-    sums_.end_group([&](int octet, const double (&values)[kColumns]) {
-      const int column = octet_column(octet);
+    sums_.end_group([&](int column, double value) {
       if (column >= int(hidden_.d)) return;
-      double2* to = reinterpret_cast<double2*>(units + column);
-#pragma unroll
-      for (int i = 0; i < kColumns / 2; ++i) {
-        const double2 before = whole ? to[i] : make_double2(0, 0);
-        to[i] = make_double2(before.x + values[2 * i], before.y + values[2 * i + 1]);
+      if (whole) {
+        add_to(units + column, value);
+      } else {
+        units[column] = value;
       }
     });
     start_group();
   }
 
   __device__ __forceinline__ void start_group() {
-    if (lane_of_thread() > 0) return;
-    notes_.size_squares = 0;
-    notes_.used = notes_.n_sentences = notes_.n_zero = notes_.n_nonfinite = 0;
+    if (lane_of_thread() == 0) {
+      for (int i = 0; i < kMostBatch; ++i) notes_.unit_sq[i] = 0;
+      notes_.size_squares = 0;
+      notes_.used = notes_.n_sentences = notes_.n_zero = notes_.n_nonfinite = 0;
+    }
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ static double sum_of(const double (&values)[kMostBatch]) {
+    return (values[0] + values[1]) + (values[2] + values[3]);
   }
 
   const WarpParams& params_;
@@ -214,7 +229,7 @@ __device__ __forceinline__ void write_columns(const WarpParams& params, const un
       // Element i of a warp's fields in shared memory is column `column` of field `field`.
       const int field = i / Shape::kColumns, place = i % Shape::kColumns;
       const int half = place / (4 * kWarpSize), lane = place / 4 % kWarpSize;
-      const int column = half / 2 * kWarpColumns + lane * kColumns + half % 2 * 4 + place % 4;
+      const int column = first_of_four<In>(half / 2, half % 2, lane) + place % 4;
       const int in_field = (half / 2 * kColumns + half % 2 * 4 + place % 4) * kWarpSize + lane;
       double total = 0;
       for (int warp = first; warp < end; ++warp) {

@@ -3,6 +3,7 @@
 
 #include "cuda/common/block_sums.cuh"
 #include "cuda/common/layers.cuh"
+#include "cuda/common/ptx.cuh"
 #include "cuda/moments/warp_moments.cuh"
 
 namespace cone {
@@ -16,19 +17,17 @@ struct WarpParams {
   TokenPlan plan;
   WarpPartials partials;
   uint8_t* pooled_status;  // (L, B): 0, or kEmpty; or null
-  int64_t sentence_bytes;  // from one sentence to the next
-  uint32_t token_bytes;    // from one token to the next
 };
 
 __device__ __forceinline__ void add_group_scalars(const PoolMomentsArgs& to, int64_t at,
                                                   const double (&scalars)[kGroupScalars]) {
-  to.sums.count[at] += int64_t(scalars[kUsedRows]);
-  to.sums.n_zero[at] += int64_t(scalars[kZeros]);
-  to.sums.n_nonfinite[at] += int64_t(scalars[kNonfinites]);
-  to.sums.unit_sq_total[at] += scalars[kUnitSquares];
-  to.sentence_sq_sum[at] += scalars[kSentenceSquares];
-  to.sentence_size_sq_sum[at] += scalars[kSizeSquares];
-  to.n_sentences[at] += int64_t(scalars[kUsedSentences]);
+  add_to(to.sums.count + at, int64_t(scalars[kUsedRows]));
+  add_to(to.sums.n_zero + at, int64_t(scalars[kZeros]));
+  add_to(to.sums.n_nonfinite + at, int64_t(scalars[kNonfinites]));
+  add_to(to.sums.unit_sq_total + at, scalars[kUnitSquares]);
+  add_to(to.sentence_sq_sum + at, scalars[kSentenceSquares]);
+  add_to(to.sentence_size_sq_sum + at, scalars[kSizeSquares]);
+  add_to(to.n_sentences + at, int64_t(scalars[kUsedSentences]));
 }
 
 // Launches the kernel for rows of so many octets a lane.

@@ -34,14 +34,24 @@ __device__ void add_units(const WarpParams& params, int64_t number, int64_t firs
   const TokenPlan& plan = params.plan;
   const SharedGroup of(plan, group);
   if (!of.shared()) return;
-  const int64_t d = params.tokens.hidden.d;
+  constexpr int kOwn = kMostWarpColumns / kTileThreads;  // columns of a thread, all read at once
+  const int d = int(params.tokens.hidden.d);
   double* const to = params.tokens.sums.unit_sum + (number * params.tokens.sums.groups + group) * d;
-  for (int64_t column = threadIdx.x; column < d; column += kTileThreads) {
-    double total = 0;
-#pragma unroll 4
-    for (int part = of.first; part <= of.last; ++part)
-      if (has_sentences(plan, part)) total += params.partials.units[of.place(first_warp, part) * d + column];
-    to[column] += total;
+  double totals[kOwn] = {};
+#pragma unroll 2
+  for (int part = of.first; part <= of.last; ++part) {
+    if (!has_sentences(plan, part)) continue;
+    const double* const from = params.partials.units + of.place(first_warp, part) * d;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int column = i * kTileThreads + int(threadIdx.x);
+      if (column < d) totals[i] += from[column];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int column = i * kTileThreads + int(threadIdx.x);
+    if (column < d) add_to(to + column, totals[i]);
   }
 }
 
@@ -74,8 +84,8 @@ __device__ void add_scalars(const WarpParams& params, int64_t number, int64_t fi
   const double* const from = params.partials.norms + 2 * first_warp;
   const double norms = sum_by_lanes(from, plan.parts, 2), norms_sq = sum_by_lanes(from + 1, plan.parts, 2);
   if (lane_of_thread() > 0) return;
-  params.tokens.sums.norm_sum[number] += norms;
-  params.tokens.sums.norm_sq_sum[number] += norms_sq;
+  add_to(params.tokens.sums.norm_sum + number, norms);
+  add_to(params.tokens.sums.norm_sq_sum + number, norms_sq);
 }
 
 // blockIdx.y: the layer; blockIdx.x: tiles of its three sums by column, then Σ u of each group, then its scalars.
@@ -106,12 +116,11 @@ int attribute(cudaDeviceAttr which, int device) {
 
 // With fewer warps of a block they would wait for memory.
 constexpr int kFewestWarps = 4;
-constexpr int64_t kMostStride = int64_t{1} << 29;  // of elements; bytes are counted in 32 bits
 
 int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
 
 // As in cone_kernels/kernels/segments.py: parts of all layers, and rows of each, as a part's sums take memory too.
-constexpr int64_t kMostParts = 512, kLeastRows = 16;
+constexpr int64_t kMostParts = 512, kLeastRows = 8;
 
 // Warps of a block at most.
 int most_teams(int octets, int device) {
@@ -122,6 +131,13 @@ int most_teams(int octets, int device) {
 // Places of tokens, masked ones included.
 int64_t rows_of(const HiddenStates& hidden) {
   return hidden.cu_seqlens == nullptr ? hidden.n_sentences * hidden.n_tokens : hidden.n_tokens;
+}
+
+// The first element of the last row of a layer; strides are not negative.
+int64_t last_row(const HiddenStates& hidden) {
+  const int64_t last_token = std::max(int64_t{0}, hidden.n_tokens - 1) * hidden.token_stride;
+  if (hidden.cu_seqlens != nullptr) return last_token;
+  return last_token + std::max(int64_t{0}, hidden.n_sentences - 1) * hidden.sentence_stride;
 }
 
 // What a call is cut into on a device.
@@ -189,7 +205,8 @@ struct Workspace {
     starts = memory.take<int64_t>(groups + 1);
     int32_t* const first = memory.take<int32_t>(n + 1);
     int32_t* const cuts = memory.take<int32_t>(cut.parts + 1);
-    plan = {cut.parts, order, starts, first, cuts, memory.take<int32_t>(2 * groups)};
+    uint32_t* const rows = memory.take<uint32_t>(rows_of(hidden));
+    plan = {cut.parts, order, starts, first, cuts, rows, memory.take<int32_t>(2 * groups)};
     partials.units = memory.take<double>(cut.warps * 2 * d);
     partials.scalars = memory.take<double>(cut.warps * 2 * kGroupScalars);
     partials.norms = memory.take<double>(cut.warps * 2);
@@ -230,7 +247,7 @@ void add_pooled(const PoolMomentsArgs& args, const SentenceLevel& sentences, con
 
 int64_t warp_moments_workspace(const HiddenStates& hidden, int64_t groups, bool both_levels, int device) {
   if (!vector_loads(hidden) || hidden.d == 0 || hidden.d > kMostWarpColumns || hidden.n_layers == 0) return 0;
-  if (hidden.token_stride < 0 || hidden.token_stride > kMostStride) return 0;
+  if (last_row(hidden) * bytes_of(hidden.dtype) / kRowUnit > std::numeric_limits<uint32_t>::max()) return 0;
   if (rows_of(hidden) > kMostNumbered || most_teams(octets_of(hidden.d), device) < kFewestWarps) return 0;
   const Cut cut(hidden, device);
   return Workspace(hidden, groups, cut, both_levels, nullptr).bytes;
@@ -256,9 +273,7 @@ void warp_moments(const PoolMomentsArgs& args, const SentenceLevel* sentences, v
                               args,
                               workspace.plan,
                               workspace.partials,
-                              sentences != nullptr ? sentences->status : nullptr,
-                              hidden.sentence_stride * int64_t(sizeof(In)),
-                              uint32_t(hidden.token_stride * int64_t(sizeof(In)))};
+                              sentences != nullptr ? sentences->status : nullptr};
       launch_warps<In>(params, cut.octets, unsigned(cut.blocks_of(count)),
                        size_t(cut.teams) * bytes_of_warp(cut.octets), queue);
       stream.launch(add_warps_kernel, dim3(jobs, count), kTileThreads, kTileThreads * sizeof(double), params);

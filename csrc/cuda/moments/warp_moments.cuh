@@ -24,8 +24,15 @@ enum GroupScalar : int {
   kGroupScalars
 };
 
+constexpr int64_t kRowUnit = 16;  // bytes; rows are aligned to it
+
+// The most rows whose norms a warp takes together.
+constexpr int kMostBatch = 4;
+
 // What a warp notes in shared memory, behind the sums of all warps.
 struct WarpNotes {
+  // Of every kMostBatch-th row, or so: Σ‖x‖ and Σ‖x‖² of the part, Σ‖u‖² of the group; the lane that has its norm adds.
+  double norm_sum[kMostBatch], norm_sq_sum[kMostBatch], unit_sq[kMostBatch];
   // Of the group that it adds; lane 0 writes them.
   double size_squares;
   int used, n_sentences, n_zero, n_nonfinite;
@@ -40,7 +47,8 @@ struct TokenPlan {
   const int64_t* starts;  // (G + 1) where groups start in `order`
   int32_t* first;         // (B + 1) tokens of the sentences before, in that order
   int32_t* cuts;          // (P + 1) where parts start in `order`
-  int32_t* parts_of;      // (G, 2) the first and the last part with sentences of a group; 0, 0 of a group with none
+  uint32_t* rows;     // (tokens that count) where each one's row is, by 16 bytes from a layer's first, in that order
+  int32_t* parts_of;  // (G, 2) the first and the last part with sentences of a group; 0, 0 of a group with none
 };
 
 // Memory that warps leave their sums in. W = count · P warps of a launch.

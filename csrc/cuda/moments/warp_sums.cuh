@@ -30,14 +30,22 @@ struct WarpShape {
   static constexpr int kBytes = kSharedFields * kFieldBytes + kRows * kRowBytes;
 };
 
+// Pieces of 16 bytes of a row go to the lanes in turn. So the eight columns of a lane's octet are neighbours where they
+// are one piece, and two fours where they are two.
+template <class In>
+__device__ __forceinline__ int first_of_four(int octet, int half, int lane) {
+  constexpr bool kOnePiece = sizeof(In) == 2;
+  return octet * kWarpColumns + (kOnePiece ? lane * kColumns + half * 4 : half * 4 * kWarpSize + lane * 4);
+}
+
 template <class In, int kOctets>
 class WarpSums {
  public:
   using Shape = WarpShape<In, kOctets>;
-  float unit[kOctets][kColumns] = {}, sum[kOctets][kColumns] = {};     // of the sentence
-  int left_out = 0;                                                    // rows of the sentence
-  uint8_t seen = kUsed;                                                // its status
-  double norm_sum = 0, norm_sq_sum = 0, unit_sq = 0, sentence_sq = 0;  // of this lane
+  float unit[kOctets][kColumns] = {}, sum[kOctets][kColumns] = {};  // of the sentence
+  int left_out = 0;                                                 // rows of the sentence
+  uint8_t seen = kUsed;                                             // its status
+  double sentence_sq = 0;                                           // Σ ‖Σ u‖² of the group, of this lane's columns
 
   // memory: the warp's kSharedFields fields; wide: its kWideFields fields of float64, not yet written.
   __device__ __forceinline__ WarpSums(unsigned char* memory, double* wide, WarpNotes& notes)
@@ -61,7 +69,24 @@ class WarpSums {
         unit_sq_[o][k] = fmaf(u, u, unit_sq_[o][k]);
       }
     }
-    if (++rows_in_squares_ == kMostTerms) share_squares();
+  }
+
+  // By a lane of its own for each place of a row in a batch.
+  __device__ __forceinline__ void note_norm(int place, float norm, float norm_sq) {
+    static_assert(Shape::kBatch <= kMostBatch);
+    notes_.norm_sum[place] += double(norm);
+    notes_.norm_sq_sum[place] += double(norm_sq);
+  }
+  __device__ __forceinline__ void note_unit_sq(int place, float unit_sq) { notes_.unit_sq[place] += double(unit_sq); }
+
+  // Makes room in the registers of squares, after 32 rows.
+  __device__ __forceinline__ void make_room() {
+    share(kSharedSq, sq_);
+    share(kSharedUnitSq, unit_sq_);
+    if (++square_terms_ < kMostTerms) return;
+    widen(kSharedSq, kWideSq);
+    widen(kSharedUnitSq, kWideUnitSq);
+    square_terms_ = 0;
   }
 
   // As add, wholly in float64; also says why a row is left out. Its sentence goes on in float64.
@@ -87,9 +112,9 @@ class WarpSums {
     }
     const double norm = sqrt(norm_sq), inverse = 1 / norm;
     if (lane_of_thread() == 0) {
-      norm_sum += norm;
-      norm_sq_sum += norm_sq;
-      unit_sq += norm_sq * inverse * inverse;
+      notes_.norm_sum[0] += norm;
+      notes_.norm_sq_sum[0] += norm_sq;
+      notes_.unit_sq[0] += norm_sq * inverse * inverse;
     }
     begin_long_run();
     widen_run();
@@ -167,31 +192,34 @@ class WarpSums {
     is_long_ = false;
   }
 
-  // Hands out Σ u of the group: take(octet, values) for each octet; and starts a new group.
+  // Hands out Σ u of the group, take(column, value) for each column, neighbours to neighbouring lanes; and starts a new
+  // group.
   template <class Take>
   __device__ __forceinline__ void end_group(const Take& take) {
     const bool any = (in_wide_ >> kWideUnit & 1) != 0;
-#pragma unroll 1
-    for (int o = 0; o < kOctets; ++o) {
-      double values[kColumns];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float4& four = piece(kSharedUnit, o, half);
-        const float of_four[] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-          values[4 * half + k] = double(of_four[k]) + (any ? wide(kWideUnit, o, 4 * half + k) : 0.0);
-        four = make_float4(0, 0, 0, 0);
-      }
-      take(o, values);
+    __syncwarp();  // a lane reads what others have summed
+#pragma unroll 4
+    for (int i = 0; i < Shape::kColumns / kWarpSize; ++i) {
+      const int place = i * kWarpSize + read_lane(), piece = place / (4 * kWarpSize);
+      const int lane = place / 4 % kWarpSize, k = place % 4;
+      const float* const of_warp = reinterpret_cast<const float*>(fields_ - lane_of_thread());
+      double value = double(of_warp[kSharedUnit * Shape::kColumns + place]);
+      if (any)
+        value += wide_[((kWideUnit * kOctets + piece / 2) * kColumns + piece % 2 * 4 + k) * kWarpSize +
+                       (lane - lane_of_thread())];
+      take(first_of_four<In>(piece / 2, piece % 2, lane) + k, value);
     }
+    __syncwarp();  // before any lane begins the next group
+#pragma unroll
+    for (int i = 0; i < kFieldPieces; ++i)
+      fields_[(kSharedUnit * kFieldPieces + i) * kWarpSize] = make_float4(0, 0, 0, 0);
     in_wide_ &= ~(1 << kWideUnit);
-    unit_sq = sentence_sq = 0;
+    sentence_sq = 0;
   }
 
   // Leaves all squares in shared memory or in float64. Returns which fields have something in float64.
   __device__ __forceinline__ int end() {
-    share_squares();
+    make_room();
     return in_wide_;
   }
 
@@ -224,16 +252,6 @@ class WarpSums {
       }
   }
 
-  __device__ __forceinline__ void share_squares() {
-    share(kSharedSq, sq_);
-    share(kSharedUnitSq, unit_sq_);
-    rows_in_squares_ = 0;
-    if (++square_terms_ < kMostTerms) return;
-    widen(kSharedSq, kWideSq);
-    widen(kSharedUnitSq, kWideUnitSq);
-    square_terms_ = 0;
-  }
-
   // Moves sums from shared memory to float64.
   __device__ __forceinline__ void widen(SharedField from, WideField to) {
 #pragma unroll 1
@@ -263,7 +281,6 @@ class WarpSums {
   double* const wide_;
   WarpNotes& notes_;
   float sq_[kOctets][kColumns] = {}, unit_sq_[kOctets][kColumns] = {};
-  int rows_in_squares_ = 0;
   int run_terms_ = 0, square_terms_ = 0;
   int in_wide_ = 0;  // bit f: there is something in wide field f
   bool is_long_ = false;

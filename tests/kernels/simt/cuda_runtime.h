@@ -76,6 +76,8 @@ inline unsigned lane() { return place().thread.x % kWarp; }
 
 // Each stops the running thread until all of its block, or all lanes of `mask`, have come to the same line.
 void block_barrier(int line);
+// Notes that the running thread adds to a number in global memory.
+void note_adder(const void* address);
 void warp_barrier(unsigned mask, int line);
 
 // Memory of the running thread's warp, one slot of kSlotBytes a lane.
@@ -168,6 +170,17 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+template <class T>
+T __ldcg(const T* address) {
+  return *address;
+}
+// Blocks run one after the other, and a thread is left only where it waits.
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+inline void __threadfence() {}
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 using std::fabs;
 using std::fmaf;

@@ -68,6 +68,8 @@ __global__ void one_and_small_products(int exponent, float* sum) {
 
 __global__ void does_nothing() {}
 
+__global__ void adds(double* to, unsigned numbers) { cone::cuda::add_to(to + threadIdx.x % numbers, 1.0); }
+
 std::string message;
 
 template <class Body>
@@ -113,6 +115,9 @@ EXPORT const char* run_threads(int threads) {
 }
 EXPORT const char* run_one_and_small_products(int exponent, float* sum) {
   return told([&](const auto& stream) { stream.launch(one_and_small_products, dim3(1), 32, 0, exponent, sum); });
+}
+EXPORT const char* run_adds(double* to, unsigned numbers) {
+  return told([&](const auto& stream) { stream.launch(adds, dim3(1), 32, 0, to, numbers); });
 }
 EXPORT const char* run_grid(unsigned x, unsigned y, unsigned z) {
   return told([&](const auto& stream) { stream.launch(does_nothing, dim3(x, y, z), 32, 0); });

@@ -4,10 +4,13 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "cuda/common/launch.cuh"
@@ -35,6 +38,7 @@ struct Block {
   std::vector<unsigned char> shared;
   Fiber* running = nullptr;
   const std::function<void()>* body = nullptr;
+  std::exception_ptr failure;
   jmp_buf scheduler;
   ucontext_t blank;
 };
@@ -43,11 +47,16 @@ Block block;
 std::mutex one_grid_at_a_time;
 int order_seed = 0;
 int launches = 0;
+std::unordered_map<const void*, uint64_t> adders;  // of this launch, by number of the thread
 
 // A fiber that has ended begins anew in the next block.
 void enter() {
   while (true) {
-    (*block.body)();
+    try {
+      (*block.body)();
+    } catch (...) {
+      block.failure = std::current_exception();
+    }
     block.running->state = State::kEnded;
     if (_setjmp(block.running->here) == 0) _longjmp(block.scheduler, 1);
   }
@@ -120,6 +129,7 @@ std::string divergence(const char* op, size_t threads) {
 bool run_if_ready(Fiber& fiber) {
   if (fiber.state != State::kReady) return false;
   resume(fiber);
+  if (block.failure) std::rethrow_exception(std::exchange(block.failure, nullptr));
   return true;
 }
 
@@ -163,6 +173,13 @@ const Place* running = nullptr;
 int most_shared = 227 << 10;
 alignas(kSlotBytes) unsigned char slots[kMostThreads * kSlotBytes];
 unsigned char* shared_memory() { return block.shared.data(); }
+void note_adder(const void* address) {
+  const Place& at = *running;
+  const uint64_t block_number = (uint64_t{at.block.z} * at.grid.y + at.block.y) * at.grid.x + at.block.x;
+  const uint64_t thread = block_number * kMostThreads + at.thread.x;
+  if (adders.emplace(address, thread).first->second != thread)
+    throw std::logic_error("add_to: two threads of a launch add to one number");
+}
 void block_barrier(int line) { wait(State::kAtBlockBarrier, 0, line); }
 void warp_barrier(unsigned mask, int line) { wait(State::kAtWarpBarrier, mask, line); }
 
@@ -175,6 +192,7 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
     throw std::invalid_argument(std::string(op) + ": a grid of " + std::to_string(grid.x) + " x " +
                                 std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks cannot be launched");
   ++launches;
+  adders.clear();
   block.body = &body;
   block.fibers.resize(std::max(block.fibers.size(), size_t(threads)));
   getcontext(&block.blank);

@@ -24,6 +24,7 @@ def shim() -> ctypes.CDLL:
         "run_one_buffer_for_two_turns",
         "run_threads",
         "run_one_and_small_products",
+        "run_adds",
         "run_grid",
     ):
         getattr(library, name).restype = ctypes.c_char_p
@@ -52,6 +53,14 @@ def test_shuffles_and_ballot(shim: ctypes.CDLL) -> None:
     assert down.tolist() == [lane + 3 if lane + 3 < 32 else lane for lane in range(32)]
     assert from_third.tolist() == [lane // 8 * 8 + 3 for lane in range(32)]
     assert int(ballot) & 0xFFFFFFFF == sum(1 << lane for lane in range(0, 32, 3))
+
+
+def test_two_threads_that_add_to_one_number_are_an_error(shim: ctypes.CDLL) -> None:
+    sums = torch.zeros(32, dtype=torch.float64)
+    for _ in range(2):  # another launch may add to it again
+        assert shim.run_adds(address(sums), 32) == b""
+    assert torch.equal(sums, torch.full((32,), 2.0, dtype=torch.float64))
+    assert b"two threads of a launch add to one number" in shim.run_adds(address(sums), 31)
 
 
 def test_divergent_barriers_are_errors(shim: ctypes.CDLL) -> None:

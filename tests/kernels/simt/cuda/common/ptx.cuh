@@ -82,23 +82,23 @@ inline Copies& copies() {
 
 }  // namespace emulated
 
-// Eight products are added at a time.
-template <MatrixType kType>
-void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4], int line = __builtin_LINE()) {
+// Eight products are added at a time: kParts times.
+template <MatrixType kType, unsigned kParts>
+void multiply_add_parts(const unsigned (&a)[2 * kParts], const unsigned (&b)[kParts], float (&c)[4], int line) {
   struct Given {
-    float a[4][2], b[2][2];
+    float a[2 * kParts][2], b[kParts][2];
   };
   static_assert(sizeof(Given) <= simt::kSlotBytes);
   Given own;
   for (unsigned half = 0; half < 2; ++half) {
-    for (unsigned i = 0; i < 4; ++i) own.a[i][half] = emulated::value_of<kType>(a[i], half);
-    for (unsigned i = 0; i < 2; ++i) own.b[i][half] = emulated::value_of<kType>(b[i], half);
+    for (unsigned i = 0; i < 2 * kParts; ++i) own.a[i][half] = emulated::value_of<kType>(a[i], half);
+    for (unsigned i = 0; i < kParts; ++i) own.b[i][half] = emulated::value_of<kType>(b[i], half);
   }
   std::memcpy(simt::warp_slot(simt::lane()), &own, sizeof own);
   simt::warp_barrier(0xffffffffu, line);
   const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
   const auto given = [](unsigned lane) { return reinterpret_cast<const Given*>(simt::warp_slot(lane)); };
-  for (unsigned part = 0; part < 2; ++part) {
+  for (unsigned part = 0; part < kParts; ++part) {
     float left[2][8], right[2][8];  // rows g and g + 8 of a, columns 2 t and 2 t + 1 of b; k = 8 part ..
     int left_exponents[2][8], right_exponents[2][8];
     for (unsigned s = 0; s < 2; ++s)
@@ -115,6 +115,16 @@ void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4],
   simt::warp_barrier(0xffffffffu, line);
 }
 
+template <MatrixType kType>
+void multiply_add(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4], int line = __builtin_LINE()) {
+  multiply_add_parts<kType, 2>(a, b, c, line);
+}
+template <MatrixType kType>
+void multiply_add(const unsigned (&a)[2], unsigned b, float (&c)[4], int line = __builtin_LINE()) {
+  const unsigned only[1] = {b};
+  multiply_add_parts<kType, 1>(a, only, c, line);
+}
+
 inline void load_transposed(const uint16_t* row, unsigned (&matrices)[4], int line = __builtin_LINE()) {
   std::memcpy(simt::warp_slot(simt::lane()), row, 16);
   simt::warp_barrier(0xffffffffu, line);
@@ -126,6 +136,16 @@ inline void load_transposed(const uint16_t* row, unsigned (&matrices)[4], int li
   }
   simt::warp_barrier(0xffffffffu, line);
 }
+
+inline void prefetch(const void*) {}
+// Throws where a thread adds to what another one has added to in the same launch: the result would depend on the order.
+template <class T>
+void add_to(T* to, T value) {
+  simt::note_adder(to);
+  *to += value;
+}
+
+inline int read_lane() { return int(simt::lane()); }
 
 inline void copy_async(void* shared, const void* from, int bytes) {
   if (bytes < 0 || bytes > 16 || (uintptr_t(shared) | uintptr_t(from)) % 16 != 0)
