@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def time_case(measurement: Measurement, results: Results) -> None:
         if name in runs:
             case |= {"error": errors[name], "host_seconds": host_median(runs[name])}
             case |= compared(measurement, taken, seconds) | shares(measurement, taken, results.machine)
+            case["targets"] = verdicts(measurement.targets, case)
         results.cases.append(case)
         if name in runs and measurement.replayed:
             try:
@@ -136,20 +138,37 @@ def shares(measurement: Measurement, taken: float, machine: dict[str, float]) ->
     return found
 
 
+def verdicts(targets: Mapping[str, float], case: Case) -> dict[str, Case]:
+    """What each figure with a target must reach, and whether it does."""
+    found = {}
+    for name, target in targets.items():
+        at_most = name == "seconds" or name.startswith("share of ")
+        found[name] = {"target": target, "reached": (case[name] <= target) if at_most else (case[name] >= target)}
+    return found
+
+
+def in_words(name: str, value: float, verdict: Case) -> str:
+    """As `share of copy 0.29 of 0.85: missed`."""
+    met = "reached" if verdict["reached"] else "missed"
+    return f"{name.replace('_', ' ')} {value:.3g} of {verdict['target']:g}: {met}"
+
+
 def markdown(machine: dict[str, float], cases: list[Case]) -> str:
     """The table, with the machine's limits above it."""
     limits = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in machine.items())
     lines = [
         f"{torch.cuda.get_device_name()}: {limits}",
         "",
-        "| case | backend | µs, device | µs, host | measured |",
-        "|---|---|---|---|---|",
+        "| case | backend | µs, device | µs, host | measured | must reach |",
+        "|---|---|---|---|---|---|",
     ]
-    apart = {"case", "backend", "seconds", "host_seconds", "kernel_microseconds"}
+    apart = {"case", "backend", "seconds", "host_seconds", "kernel_microseconds", "targets"}
     for case in cases:
         shown = ", ".join(f"{key.replace('_', ' ')} {case[key]:.3g}" for key in case if key not in apart)
         host = f"{case['host_seconds'] * 1e6:.1f}" if "host_seconds" in case else ""
-        lines.append(f"| {case['case']} | {case['backend']} | {case['seconds'] * 1e6:.1f} | {host} | {shown} |")
+        asked = "; ".join(in_words(name, case[name], found) for name, found in case.get("targets", {}).items())
+        figures = (case["case"], case["backend"], f"{case['seconds'] * 1e6:.1f}", host, shown, asked)
+        lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -82,13 +82,13 @@ def every_op(backend: str, d: int, dtype: torch.dtype, sizes: Sizes, device: tor
 
 
 def many_vectors(backend: str, sizes: Sizes, device: torch.device) -> None:
-    """A block of 72 vectors, no power of two, on data."""
+    """A block of 72 vectors, no power of two, on data; of few of one layer, and one step."""
     import torch
 
     from cone_kernels import top_eigenvectors
 
-    rows = torch.randn(2, sizes.rows, 128, generator=torch.Generator().manual_seed(0)).to(device)
-    top_eigenvectors(rows, 64, max_iterations=2, backend=backend)
+    rows = torch.randn(sizes.layers - 1, sizes.rows, 128, generator=torch.Generator().manual_seed(0)).to(device)
+    top_eigenvectors(rows, 64, max_iterations=min(2, sizes.iterations - 1), backend=backend)
 
 
 def main(backend: str, case: str) -> None:

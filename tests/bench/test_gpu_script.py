@@ -417,3 +417,18 @@ def test_a_wrong_result_is_not_timed(tmp_path: Path, small: None, monkeypatch: p
     found = json.loads((tmp_path / "measured.json").read_text())
     assert found["cases"] == []
     assert "it must be 1e-06 or less" in found["failed"][0]
+
+
+def test_the_table_says_which_targets_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    case = {"case": "cosine", "backend": "cuda", "seconds": 3e-3, "share_of_copy": 0.9, "share of forward": 0.02}
+    case["targets"] = gpu_kernels.verdicts({"share_of_copy": 0.85, "seconds": 2e-3, "share of forward": 0.03}, case)
+    assert {name: found["reached"] for name, found in case["targets"].items()} == {
+        "share_of_copy": True,
+        "seconds": False,
+        "share of forward": True,
+    }
+    row = gpu_kernels.markdown({"copy": 1.0}, [case]).splitlines()[-1]
+    said = "share of copy 0.9 of 0.85: reached; seconds 0.003 of 0.002: missed; share of forward 0.02 of 0.03: reached"
+    assert row.endswith(f"| {said} |")
+    assert "targets" not in row
