@@ -68,7 +68,8 @@ def hidden_states_of(
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
     """The layers, or contiguous copies where their strides differ: one call takes one set of strides."""
-    if all(layer.stride() == layers[0].stride() for layer in layers[1:]):
+    strides = layers[0].stride()
+    if all([layer.stride() == strides for layer in layers]):  # noqa: C419 - takes the host half a generator's time
         return layers
     return [layer.contiguous() for layer in layers]
 

@@ -161,10 +161,13 @@ def _resolved(
 ) -> backends.Backend:
     """The backend that runs; all tensors are on the device of the layers."""
     device = layers[0].device
-    given = {"groups": groups, **({} if mask is None else {"mask": mask})}
-    given |= {f"{name}[{i}]": total for name, totals in sums.items() for i, total in enumerate(totals)}
-    for name, tensor in given.items():
-        require_device(name, tensor, device, "the layers")
+    require_device("groups", groups, device, "the layers")
+    if mask is not None:
+        require_device("mask", mask, device, "the layers")
+    for name, totals in sums.items():
+        if {total.device for total in totals} != {device}:  # names are made only where one has to be told
+            for i, total in enumerate(totals):
+                require_device(f"{name}[{i}]", total, device, "the layers")
     return backends.resolve(backend, device, "pool_moments")
 
 

@@ -225,7 +225,10 @@ class ConeState:
     def add(self, batch: SentenceBatch, hidden: Sequence[Tensor], layers: Sequence[int]) -> Added:
         """As `update`, of arguments that are known to fit: a probe checks a batch once for all its layers."""
         refuse_missing_special((self.pooling, *self.poolings), batch.special)
-        positions = [self.layers.index(number) for number in layers]
+        known = self.layers
+        if len(layers) == len(known) and tuple(layers) == known:
+            return self._add(0, hidden, batch)
+        positions = [known.index(number) for number in layers]
         # Sums are layer-major, so a run of neighbouring layers is one call.
         if positions == list(range(positions[0], positions[0] + len(positions))):
             return self._add(positions[0], hidden, batch)
