@@ -17,8 +17,8 @@ struct PooledList {
   int64_t n_zeros;
 };
 
-// Fills in `first`, `cuts` and `parts_of` of a plan that has `order` and `starts`, by one block; and `pooled`, where it
-// is not null.
+// Fills in `first`, `rows`, `cuts` and `parts_of` of a plan that has `order` and `starts`, by one block; and `pooled`,
+// where it is not null.
 void list_sentences(const HiddenStates& hidden, int groups, const TokenPlan& plan, const PooledList* pooled,
                     const Queue& queue);
 

@@ -49,14 +49,7 @@ class CosineSums {
   // A row whose squares do not fit float32, or one that is left out.
   template <class Row>
   __device__ __forceinline__ void add_unsafe(const Row& row) {
-    double norm_sq = 0;
-#pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
-      const Octet<In> octet = row(o);
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) norm_sq += double(octet[k]) * double(octet[k]);
-    }
-    norm_sq = sum_of_lanes(norm_sq);
+    const double norm_sq = exact_norm_sq<In, kOctets>(row);
     if (!(norm_sq <= DBL_MAX && norm_sq >= DBL_MIN)) {
       ++left_out;
       return;

@@ -77,7 +77,7 @@ class RowRing {
     rows_.turn(kRows, to_copy_);
   }
 
-  // Adds the next rows to sums of one of the kinds in warp_sums.cuh and cosine_sums.cuh.
+  // Adds the next rows to WarpSums, or to others that take rows alike.
   template <class Sums>
   __device__ __forceinline__ void add(Sums& sums, int rows) {
     while (rows > 0) {

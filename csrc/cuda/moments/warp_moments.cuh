@@ -31,7 +31,8 @@ constexpr int kMostBatch = 4;
 
 // What a warp notes in shared memory, behind the sums of all warps.
 struct WarpNotes {
-  // Of every kMostBatch-th row, or so: Σ‖x‖ and Σ‖x‖² of the part, Σ‖u‖² of the group; the lane that has its norm adds.
+  // Of the rows at each place of a batch, added to by the lane that has such a row's norm: Σ‖x‖ and Σ‖x‖² of the part,
+  // Σ‖u‖² of the group.
   double norm_sum[kMostBatch], norm_sq_sum[kMostBatch], unit_sq[kMostBatch];
   // Of the group that it adds; lane 0 writes them.
   double size_squares;

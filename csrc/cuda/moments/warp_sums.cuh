@@ -38,6 +38,19 @@ __device__ __forceinline__ int first_of_four(int octet, int half, int lane) {
   return octet * kWarpColumns + (kOnePiece ? lane * kColumns + half * 4 : half * 4 * kWarpSize + lane * 4);
 }
 
+// ‖x‖² of a row in float64, in every lane. row(octet) reads it.
+template <class In, int kOctets, class Row>
+__device__ __forceinline__ double exact_norm_sq(const Row& row) {
+  double norm_sq = 0;
+#pragma unroll 1
+  for (int o = 0; o < kOctets; ++o) {
+    const Octet<In> octet = row(o);
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) norm_sq += double(octet[k]) * double(octet[k]);
+  }
+  return sum_of_lanes(norm_sq);
+}
+
 template <class In, int kOctets>
 class WarpSums {
  public:
@@ -92,14 +105,7 @@ class WarpSums {
   // As add, wholly in float64; also says why a row is left out. Its sentence goes on in float64.
   template <class Row>
   __device__ __forceinline__ void add_unsafe(const Row& row) {
-    double norm_sq = 0;
-#pragma unroll 1
-    for (int o = 0; o < kOctets; ++o) {
-      const Octet<In> octet = row(o);
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) norm_sq += double(octet[k]) * double(octet[k]);
-    }
-    norm_sq = sum_of_lanes(norm_sq);
+    const double norm_sq = exact_norm_sq<In, kOctets>(row);
     const Status status = !(norm_sq <= DBL_MAX) ? kNonfinite : norm_sq < DBL_MIN ? kZero : kUsed;
     seen |= status;
     if (lane_of_thread() == 0) {
