@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.extras import explained
+
 if TYPE_CHECKING:
     from cone_kernels import axes as axes
     from cone_kernels import backends as backends
@@ -78,12 +80,11 @@ __all__ = ["__version__", *_EXPORTS, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
+    if name not in _EXPORTS and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with explained(f"{__name__}.{name}", "torch"):
+        module = importlib.import_module(f"{__name__}.{_EXPORTS.get(name, name)}")
+    value = getattr(module, name) if name in _EXPORTS else module
     globals()[name] = value
     return value
 

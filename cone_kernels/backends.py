@@ -231,7 +231,7 @@ def _triton_capability() -> Capability:
 
 
 def _cuda_capability() -> Capability:
-    missing = "the extension cone_kernels._cuda is not built (nvcc was not found)"
+    missing = "the extension cone_kernels._cuda is not built (there was no nvcc, or CONE_CUDA=0 was set)"
     if importlib.util.find_spec("cone_kernels._cuda") is not None:
         missing = _missing_torch() or _missing_gpu() or _missing_machine_code()
     return _capability(Backend.CUDA, missing, ("cuda",))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def require(package: str, extra: str, what: str) -> None:
@@ -20,5 +22,26 @@ def require(package: str, extra: str, what: str) -> None:
         >>> require("pyarrow", "report", "Parquet")
     """
     if importlib.util.find_spec(package) is None:
-        message = f"{package} is not installed; {what} needs it: pip install 'cone_kernels[{extra}]'"
-        raise ModuleNotFoundError(message, name=package)
+        raise _missing(package, extra, what)
+
+
+@contextmanager
+def explained(what: str, extra: str) -> Iterator[None]:
+    """A block that imports torch and transformers: of one that is missing it says what `require` would.
+
+    Example:
+        >>> with explained("cone_kernels.ConeProbe", "torch"):
+        ...     import torch
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise _missing(error.name, extra, what) from None
+
+
+def _missing(package: str, extra: str, what: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"{package} is not installed; {what} needs it: pip install 'cone_kernels[{extra}]'", name=package
+    )

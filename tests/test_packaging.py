@@ -55,6 +55,12 @@ def test_installs_where_there_is_no_torch_and_no_nvcc(tmp_path: Path) -> None:
     assert run("-m", "cone_kernels", "--help").returncode == 0
     doctor = run("-m", "cone_kernels", "doctor")
     assert doctor.returncode == 0, doctor.stderr
-    assert "torch is not installed" in " ".join(doctor.stdout.split())
-    missing = run("-c", "import cone_kernels; cone_kernels.mean_pairwise_cosine")
-    assert "No module named 'torch'" in missing.stderr
+    told = " ".join(doctor.stdout.split())
+    assert "torch is not installed" in told
+    assert "cone_kernels._cuda is not built (there was no nvcc, or CONE_CUDA=0 was set)" in told
+    missing = run("-c", "from cone_kernels import ConeProbe")
+    said = "torch is not installed; cone_kernels.ConeProbe needs it: pip install 'cone_kernels[torch]'"
+    assert missing.stderr.rstrip().endswith(said)
+    layers = run("-m", "cone_kernels", "layers", "--model", "m", "--corpus", "c")
+    said = "Error: torch is not installed; this command needs it: pip install 'cone_kernels[hf]'\n"
+    assert (layers.returncode, layers.stderr) == (1, said)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.ending import FAILED, INTERRUPTED, terminable
+from cone_kernels.extras import explained
 from cone_kernels.names import EXPERIMENTS
 
 # Each is a module of this package with a command of its name, or an experiment that needs none: see `plain_command`.
@@ -40,7 +41,7 @@ class ConeGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
-            with terminable():
+            with terminable(), explained("this command", "hf"):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit):
             raise

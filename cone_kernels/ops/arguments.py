@@ -118,10 +118,14 @@ def groups_of(name: str, ids: ArrayLike | None, n: int, device: torch.device) ->
     return None if ids is None else to_device(jackknife_groups(sentence_numbers(name, ids, n)), device)
 
 
+_FEW_SENTENCES = 8192  # 64 KB of ids
+
+
 def first_groups(n: int, like: Tensor) -> Tensor:
     """Jackknife groups (n,) of the sentences 0..n-1, on the device of `like`."""
-    # The host computes them in less time than a GPU takes for eight launches; a graph must not copy from the host.
-    on_device = traced(like) or is_captured(like)
+    # Of few the host computes them in less time than a GPU takes for eight launches, and their copy is not waited for.
+    # A graph must not copy from the host.
+    on_device = traced(like) or is_captured(like) or n > _FEW_SENTENCES
     return to_device(jackknife_groups(torch.arange(n, device=like.device if on_device else "cpu")), like.device)
 
 

@@ -66,7 +66,8 @@ struct CosineResults {
   int64_t* count;     // (L) rows that are not left out
 };
 
-// Bytes of memory that mean_pairwise_cosine takes on a device; 0 where the rows are not aligned or too wide for a warp.
+// Bytes of memory that mean_pairwise_cosine takes on a device; 0 where the rows are not aligned, or too wide for a warp
+// or for the shared memory of a block.
 int64_t mean_pairwise_cosine_workspace(const void* const* layers, int64_t n_layers, const RowView& rows, int device);
 
 // The cosine of such rows, in two launches. `memory` is of 16 bytes or more alignment.

@@ -1,5 +1,5 @@
 // How the rows of a warp come: by asynchronous copies into a ring of its own in shared memory, each lane the columns
-// that it adds, so that no lane waits for another.
+// that it adds. Lanes read each other's for the norms of two-byte elements alone.
 #pragma once
 
 #include "cuda/moments/warp_launch.cuh"
@@ -140,14 +140,14 @@ class RowRing {
     }
     wait_for_copies<kRows - Shape::kBatch>();
     const float norm_sq = norms_of_batch();
-    const bool there = lane_of_thread() / kLanesPerRow < to_copy_ + kRows;  // as rows are copied as others are added
+    // Rows that are not there any more are zeros, whose norms are not noted.
     const bool safe = norm_sq >= kLeastSafeNormSq && norm_sq <= kMostSafeNormSq;  // NaN is not
-    unsafe_ = __ballot_sync(kAllLanes, there && !safe);
+    unsafe_ = __ballot_sync(kAllLanes, !safe);
     float inverse = rsqrtf(norm_sq);
     inverse *= fmaf(-0.5f * norm_sq * inverse, inverse, 1.5f);  // a step of Newton's: to the last bit or two
     inverse_ = inverse;
     unit_sq_ = norm_sq * inverse * inverse;
-    if (there && safe && lane_of_thread() % kLanesPerRow == 0)
+    if (safe && lane_of_thread() % kLanesPerRow == 0)
       sums.note_norm(lane_of_thread() / kLanesPerRow, norm_sq * inverse, norm_sq);
   }
 

@@ -31,8 +31,8 @@ constexpr int kMostBatch = 4;
 
 // What a warp notes in shared memory, behind the sums of all warps.
 struct WarpNotes {
-  // Of the rows at each place of a batch, added to by the lane that has such a row's norm: Σ‖x‖ and Σ‖x‖² of the part,
-  // Σ‖u‖² of the group.
+  // Σ‖x‖ and Σ‖x‖² of the part, Σ‖u‖² of the group; at place i those of rows that were number i of their batch, added
+  // by the lane that has such a row's norm, and at place 0 those of unsafe rows too.
   double norm_sum[kMostBatch], norm_sq_sum[kMostBatch], unit_sq[kMostBatch];
   // Of the group that it adds; lane 0 writes them.
   double size_squares;

@@ -1,7 +1,7 @@
 // The sums of a warp that takes whole rows, each lane eight columns of every 256. They have three levels, so that no
 // sum in float32 has more than some 32 terms: registers for 32 rows or a sentence, shared memory for 32 of those,
-// float64 in global memory for the rest, which is seldom needed. All lanes run the same way; no lane reads another's
-// columns.
+// float64 in global memory for the rest, which is seldom needed. All lanes run the same way; a lane reads another's
+// columns at the end of a group alone.
 #pragma once
 
 #include <cfloat>

@@ -55,7 +55,19 @@ def rows_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @DTYPES
 @pytest.mark.parametrize(
     "shape",
-    [(1, 8), (2, 16), (5, 24), (49, 264), (100, 384), (70, 1000), (1500, 1024), (0, 8), (3, 40, 24), (130, 6, 8)],
+    [
+        (1, 8),
+        (2, 16),
+        (5, 24),
+        (49, 264),
+        (100, 384),
+        (70, 1000),
+        (1500, 1024),
+        (0, 8),
+        (3, 40, 24),
+        (70, 300, 8),
+        (130, 6, 8),
+    ],
 )
 def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_right(rows_of(*shape, dtype=dtype))
@@ -109,8 +121,16 @@ def test_other_rows_go_another_way(x: Tensor) -> None:
 
 
 def test_a_device_with_little_shared_memory_goes_another_way() -> None:
+    most_shared_memory(163 << 10)  # of compute capability 8.0
+    assert_right(rows_of(60, 768))
     x = rows_of(60, 1024)
-    most_shared_memory(99 << 10)
     assert not taken_by_warps(x)
     made = cuda_moments.mean_pairwise_cosine(x, False)
     torch.testing.assert_close(made[0], exact(x)[0], rtol=0, atol=ERROR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_that_are_all_alike(dtype: torch.dtype) -> None:
+    """Their errors are all alike, too."""
+    x = rows_of(1, 64, dtype=dtype).expand(2000, 64)
+    torch.testing.assert_close(cuda_moments.mean_pairwise_cosine(x, False)[0], exact(x)[0], rtol=0, atol=1e-6)
