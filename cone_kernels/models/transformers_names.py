@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TOKENS = ("input_ids", "inputs_embeds")
 ATTENTION_MASK = "attention_mask"
 POSITIONS = "position_ids"
+SEQUENCE_NUMBERS = "seq_idx"  # of the sentences in one row, beside or in place of STARTS
 DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
 RETURN_HIDDEN_STATES = "output_hidden_states"
 RETURN_MAPPING = "return_dict"
@@ -52,9 +53,8 @@ FLASH = "flash"
 POSITION_EMBEDDINGS = "position_embeddings"
 # The attribute of sentence-transformers' first module that is the Hugging Face model.
 INNER_MODEL = "auto_model"
-# By the end of this name Trainer's logs of an evaluation are told; the log at the end of training has the other.
-RUNTIME = "_runtime"
-TRAIN_RUNTIME = "train_runtime"
+# Trainer names these of an evaluation, each after its prefix, in the metrics and the log of it.
+EVALUATION_SPEED = ("_runtime", "_samples_per_second", "_steps_per_second")
 
 
 def filled_cache(arguments: Mapping[str, Any]) -> str | None:
