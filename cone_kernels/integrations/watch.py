@@ -11,11 +11,18 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cone_kernels.distributed import all_reduce
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.step_means import StepMeans
-from cone_kernels.models.transformers_names import INNER_MODEL
+from cone_kernels.models.transformers_names import (
+    INNER_MODEL,
+    TOKENS,
+    adapter_layers,
+    adapters_in_use,
+    takes_cache,
+)
 from cone_kernels.probe.calibration import bind_arguments, calibrating
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.probe.forward import n_sentences
@@ -32,8 +39,12 @@ class ConeWatch:
     `begin_step`, `end_step`, `begin_evaluation` and `pause` say which they are: the model's mode does not tell, for a
     model as it was loaded, or frozen, may be in evaluation mode while it is trained. A step's forwards share their
     weights and make one value; `take("training")` has the mean of the steps since the last call, with its error, and
-    the last step's. Of a step count the forwards that gradients flow through, or, where there are none (cached losses),
-    those without: so a reference or a guide that is the same model is not counted beside it.
+    the last step's.
+
+    A sentence counts once, as the model makes it. Of a step count the forwards that gradients flow through, or, where
+    there are none (cached losses), those without. A forward on a tensor of tokens that has been counted already, under
+    other adapters than those with which the step or evaluation began, or, beside others, at the start of `generate` is
+    not counted: so a reference or a guide that is the same model is none.
 
     A watch observes. A forward that it cannot count goes its way, `skipped` counts it by reason, and the first of each
     reason is said in the log; so is what goes wrong in the watch itself.
@@ -94,6 +105,7 @@ class ConeWatch:
         self._skipped = Skipped("the cone is not measured here")
         self._probes_skipped: Counter[str] = Counter()
         self._model: nn.Module | None = None
+        self._adapters: list[Any] = []
         self._probe: ConeProbe | None = None
         self._chooser: WatchedForward | None = None
         self._now: _Forwards | None = None
@@ -128,7 +140,7 @@ class ConeWatch:
         except RuntimeError as error:
             self.pass_over(error)
             return
-        self._model = inner
+        self._model, self._adapters = inner, adapter_layers(inner)
         self._chooser = WatchedForward(inner, self._run_forward)
 
     def detach(self) -> None:
@@ -138,14 +150,15 @@ class ConeWatch:
         if self._probe is not None:
             self._probe.detach()
             self._probes_skipped.update(self._probe.skipped)
-        self._model, self._probe, self._chooser = None, None, None
+        self._model, self._probe, self._chooser, self._adapters = None, None, None, []
         self._forget()
 
     def begin_step(self, step: int) -> None:
         """Say that the forwards from here on are of this training step; again, that they are so once more."""
         if self._step is None or self._step[0] != step:
             self.end_step()
-            self._step = (step, _Forwards(torch.is_grad_enabled)) if step % self._every == 0 else None
+            watched = step % self._every == 0
+            self._step = (step, self._forwards(torch.is_grad_enabled)) if watched else None
         self._now = None if self._step is None else self._step[1]
 
     def end_step(self) -> None:
@@ -167,7 +180,7 @@ class ConeWatch:
         """
         if name not in self._evaluations:
             before = self._reading()
-            self._evaluations[name] = _Forwards(lambda: self._reading() not in (None, before), others)
+            self._evaluations[name] = self._forwards(lambda: self._reading() not in (None, before), others)
         self._now = self._evaluations[name]
 
     def pause(self) -> None:
@@ -229,19 +242,26 @@ class ConeWatch:
         """Before a forward: tells the probe to what it is to add it, and which samples of the batch are repeats."""
         if self._probe is not None and not calibrating.get() and not in_backward():
             self._probe.pause()
-            with self.guarded():
-                gathered = None if self._now is None else self._now.gathered()
-                if gathered is not None:
-                    self._probe.gather_into(gathered)
-                    self._probe.resume()
-                    self._note_repeats(self._probe, args, kwargs)
+            if self._now is not None:
+                with self.guarded():
+                    self._direct(self._probe, self._now, args, kwargs)
         return forward(*args, **kwargs)
 
-    def _note_repeats(self, probe: ConeProbe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._repeats is not None and self._model is not None:
-            repeats = self._repeats(n_sentences(bind_arguments(self._model, args, kwargs) or {}))
+    def _direct(self, probe: ConeProbe, forwards: _Forwards, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._model is not None
+        arguments = bind_arguments(self._model, args, kwargs)
+        if arguments is None or adapters_in_use(self._adapters) != forwards.adapters:
+            return
+        gathered = forwards.gathered(arguments)
+        if gathered is not None:
+            probe.gather_into(gathered)
+            probe.resume()
+            repeats = None if self._repeats is None else self._repeats(n_sentences(arguments))
             if repeats is not None:
                 probe.next_batch(repeats=repeats)
+
+    def _forwards(self, is_first: Callable[[], bool], others: bool = True) -> _Forwards:
+        return _Forwards(is_first, others, adapters_in_use(self._adapters))
 
     def _summed(self, forwards: _Forwards) -> tuple[ConeState | None, int]:
         """The sums of the sentences of all ranks, and how many they are; None for none."""
@@ -266,15 +286,33 @@ class _Forwards:
     """Forwards under one set of weights, of two kinds: those of the second count where there is none of the first."""
 
     is_first: Callable[[], bool]
-    others: bool = True
+    others: bool
+    adapters: tuple[Any, ...]
     first: Gathered = field(default_factory=Gathered)
     second: Gathered = field(default_factory=Gathered)
+    _taken_in: dict[tuple[Any, ...], StorageWeakRef] = field(default_factory=dict)
 
-    def gathered(self) -> Gathered | None:
-        """The sums to which the forward that begins is to be added."""
-        if self.is_first():
-            return self.first
-        return self.second if self.others else None
+    def gathered(self, arguments: dict[str, Any]) -> Gathered | None:
+        """The sums to which the forward that begins is to be added; None where it is not to be counted."""
+        first = self.is_first() and not takes_cache(arguments)
+        if not first and not self.others:
+            return None
+        tokens = next((arguments[name] for name in TOKENS if isinstance(arguments.get(name), Tensor)), None)
+        if tokens is not None and self._is_again(tokens, first):
+            return None
+        return self.first if first else self.second
+
+    def _is_again(self, tokens: Tensor, first: bool) -> bool:
+        """Whether a forward of this kind has taken in this very memory, with what is in it now."""
+        if tokens.is_inference():
+            return False  # it does not tell whether it has been written to since
+        storage = tokens.untyped_storage()
+        place = (storage._cdata, tokens.storage_offset(), tokens.shape, tokens.stride(), tokens._version, first)
+        before = self._taken_in.get(place)
+        if before is not None and not before.expired():  # type: ignore[no-untyped-call]
+            return True
+        self._taken_in[place] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        return False
 
 
 def transformer_in(model: nn.Module) -> nn.Module:
