@@ -166,5 +166,6 @@ class ConeCallback(Callback):  # type: ignore[misc]
         return padding_repeats(first, size, length, rank=sampler.rank, world_size=sampler.num_replicas)
 
     def _log(self, pl_module: Any, values: dict[str, float], **when: bool) -> None:
-        # The same on every process already.
-        pl_module.log_dict(values, sync_dist=False, batch_size=1, **when)
+        # The same on every process already, and named for its data loader.
+        with self._watch.guarded():
+            pl_module.log_dict(values, sync_dist=False, batch_size=1, add_dataloader_idx=False, **when)
