@@ -6,7 +6,7 @@ them are of no pair that any model makes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from cone_kernels.integrations.scalars import named, statistics
 from cone_kernels.metrics import leave_one_out, totals
 from cone_kernels.state.cone_state import ConeState
-from cone_kernels.sums import GROUPS, jackknife_stderr
+from cone_kernels.state.moments import Moments
+from cone_kernels.sums import GROUPS, jackknife_groups, jackknife_stderr
 
 
 class StepMeans:
@@ -40,7 +41,6 @@ class StepMeans:
         self._layers: tuple[int, ...] = ()
         self._means: dict[str, _Mean] = {}
         self._offset = 0
-        self._last: ConeState | None = None
 
     def add(self, state: ConeState, n_sentences: int) -> None:
         """Adds a step.
@@ -51,23 +51,21 @@ class StepMeans:
         """
         if state.layers != self._layers:  # the first step, or other layers than before
             self._layers, self._means, self._offset = state.layers, {}, 0
+        first = _groups_of(n_sentences)
+        state = replace(state, sentence=_cut(state.sentence, first), token=_cut(state.token, first))
         for name, statistic in self._statistics.items():
+            value, left_out = statistic.of(state, totals), statistic.of(state, leave_one_out)
             filled = statistic.rows(state).count > 0
-            self._means.setdefault(name, _Mean.of(filled)).add(
-                statistic.of(state, totals), statistic.of(state, leave_one_out), filled, self._offset
-            )
+            self._means.setdefault(name, _Mean.of(value)).add(value, left_out, filled, self._offset)
         # The groups of the steps are dealt out one after the other, as if the sentences were numbered on.
-        self._offset = (self._offset + min(n_sentences, GROUPS)) % GROUPS
-        self._last = state
+        self._offset = (self._offset + first) % GROUPS
 
     def scalars(self) -> dict[str, float]:
         """`cone/L12/anisotropy`, its `_stderr`, and `_last` and `_last_stderr` of the last step; {} of no step."""
         columns: dict[str, Tensor] = {}
         for name, mean in self._means.items():
-            assert self._last is not None
             columns[name], columns[f"{name}_stderr"] = mean.value(), mean.stderr()
-            columns[f"{name}_last"] = self._statistics[name].of(self._last, totals)
-            columns[f"{name}_last_stderr"] = self._statistics[name].stderr(self._last)
+            columns[f"{name}_last"], columns[f"{name}_last_stderr"] = mean.last, jackknife_stderr(*mean.last_left_out)
         return named(self._layers, columns)
 
 
@@ -80,19 +78,28 @@ class _Mean:
     left_out: Tensor  # (L, G)
     n_left_out: Tensor  # (L, G)
     filled: Tensor  # (L, G) bool: the groups that have a sentence in some step
+    last: Tensor  # (L,)
+    last_left_out: tuple[Tensor, Tensor]  # (L, g) each: the last step's values with each group left out, and `filled`
 
     @classmethod
     def of(cls, like: Tensor) -> _Mean:
-        zeros = torch.zeros_like(like, dtype=torch.float64)
-        return cls(zeros[:, 0].clone(), zeros[:, 0].clone(), zeros, zeros.clone(), torch.zeros_like(like))
+        by_group = like.new_zeros(len(like), GROUPS)
+        filled = torch.zeros_like(by_group, dtype=torch.bool)
+        total, n = torch.zeros_like(like), torch.zeros_like(like)
+        return cls(total, n, by_group, by_group.clone(), filled, like, (by_group, filled))
 
     def add(self, value: Tensor, left_out: Tensor, filled: Tensor, offset: int) -> None:
-        dealt = left_out.roll(offset, 1)
+        """Adds the values (L,) of a step, and those (L, g) with each of its groups left out, which are the first g."""
         self.total += value.nan_to_num(nan=0.0)
         self.n += ~value.isnan()
-        self.left_out += dealt.nan_to_num(nan=0.0)
-        self.n_left_out += ~dealt.isnan()
-        self.filled |= filled.roll(offset, 1)
+        # Without a group in which it has no sentence, the step has the value that it has.
+        everywhere = value[:, None].repeat(1, GROUPS)
+        at = torch.arange(offset, offset + left_out.shape[1], device=value.device) % GROUPS
+        everywhere[:, at] = left_out
+        self.left_out += everywhere.nan_to_num(nan=0.0)
+        self.n_left_out += ~everywhere.isnan()
+        self.filled[:, at] |= filled
+        self.last, self.last_left_out = value, (left_out, filled)
 
     def value(self) -> Tensor:
         return self.total / torch.where(self.n > 0, self.n, torch.nan)
@@ -100,3 +107,15 @@ class _Mean:
     def stderr(self) -> Tensor:
         values = self.left_out / torch.where(self.n_left_out > 0, self.n_left_out, torch.nan)
         return jackknife_stderr(values, self.filled)
+
+
+def _groups_of(n_sentences: int) -> int:
+    """In how many groups, the first ones, so many sentences are that are numbered from 0."""
+    n = min(n_sentences, 4 * GROUPS)  # these fill all groups
+    return int(jackknife_groups(torch.arange(n)).max()) + 1 if n > 0 else 0
+
+
+def _cut(moments: Moments, groups: int) -> Moments:
+    """What a mean cosine takes of the first groups, to read; most groups of a step are empty."""
+    sums = {name: getattr(moments, name)[:, :groups] for name in ("count", "unit_sum", "unit_sq_total")}
+    return Moments.of_sums(moments.level, moments.layers, moments.dim, sums)

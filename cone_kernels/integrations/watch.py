@@ -110,6 +110,7 @@ class ConeWatch:
         self._chooser: WatchedForward | None = None
         self._now: _Forwards | None = None
         self._step: tuple[int, _Forwards] | None = None
+        self._cleared: tuple[Gathered, Gathered] | None = None
         self._steps = StepMeans(**self._scalars)
         self._evaluations: dict[str, _Forwards] = {}
 
@@ -157,8 +158,9 @@ class ConeWatch:
         """Say that the forwards from here on are of this training step; again, that they are so once more."""
         if self._step is None or self._step[0] != step:
             self.end_step()
-            watched = step % self._every == 0
-            self._step = (step, self._forwards(torch.is_grad_enabled)) if watched else None
+            if step % self._every == 0:
+                # Sums of many layers are large: those of the step before are used again.
+                self._step = (step, self._forwards(torch.is_grad_enabled, gathered=self._cleared))
         self._now = None if self._step is None else self._step[1]
 
     def end_step(self) -> None:
@@ -169,6 +171,9 @@ class ConeWatch:
                 state, n = self._summed(forwards)
                 if state is not None:
                     self._steps.add(state, n)
+            self._cleared = (forwards.first, forwards.second)
+            for gathered in self._cleared:
+                gathered.clear()
         self._now = None
 
     def begin_evaluation(self, name: str = "", *, others: bool = True) -> None:
@@ -235,7 +240,7 @@ class ConeWatch:
             self.pass_over(error)
 
     def _forget(self) -> None:
-        self._now, self._step = None, None
+        self._now, self._step, self._cleared = None, None, None
         self._steps, self._evaluations = StepMeans(**self._scalars), {}
 
     def _run_forward(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -260,8 +265,10 @@ class ConeWatch:
             if repeats is not None:
                 probe.next_batch(repeats=repeats)
 
-    def _forwards(self, is_first: Callable[[], bool], others: bool = True) -> _Forwards:
-        return _Forwards(is_first, others, adapters_in_use(self._adapters))
+    def _forwards(
+        self, is_first: Callable[[], bool], others: bool = True, gathered: tuple[Gathered, Gathered] | None = None
+    ) -> _Forwards:
+        return _Forwards(is_first, others, adapters_in_use(self._adapters), *(gathered or (Gathered(), Gathered())))
 
     def _summed(self, forwards: _Forwards) -> tuple[ConeState | None, int]:
         """The sums of the sentences of all ranks, and how many they are; None for none."""
@@ -288,8 +295,8 @@ class _Forwards:
     is_first: Callable[[], bool]
     others: bool
     adapters: tuple[Any, ...]
-    first: Gathered = field(default_factory=Gathered)
-    second: Gathered = field(default_factory=Gathered)
+    first: Gathered
+    second: Gathered
     _taken_in: dict[tuple[Any, ...], StorageWeakRef] = field(default_factory=dict)
 
     def gathered(self, arguments: dict[str, Any]) -> Gathered | None:

@@ -89,7 +89,10 @@ def takes_cache(arguments: Mapping[str, Any]) -> bool:
 
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The layers of a model that peft has put adapters into."""
-    return [module for module in model.modules() if all(hasattr(type(module), name) for name in ADAPTERS_IN_USE)]
+    # A model of transformers has methods of these names.
+    kinds = {type(module) for module in model.modules()}
+    tuned = {kind for kind in kinds if all(isinstance(getattr(kind, name, 0), property) for name in ADAPTERS_IN_USE)}
+    return [module for module in model.modules() if type(module) in tuned]
 
 
 def adapters_in_use(layers: Iterable[Any]) -> tuple[Any, ...]:
@@ -101,7 +104,8 @@ def adapters_in_use(layers: Iterable[Any]) -> tuple[Any, ...]:
         ...     adapters_in_use(layers) == before
         False
     """
-    return tuple(tuple(map(str, (getattr(layer, name) for name in ADAPTERS_IN_USE))) for layer in layers)
+    off, active = ADAPTERS_IN_USE
+    return tuple((getattr(layer, off), *getattr(layer, active)) for layer in layers)
 
 
 def encodes_as_library(tokenizer: Any) -> bool:

@@ -352,7 +352,11 @@ class ConeProbe:
         options: dict[str, Any] = {"layers": self._layers, "before_final_norm": self._before_final_norm}
         found = ProbedLayers.find(self._model, arguments, self._see, forward=forward, **options)
         if self._gathered.state is not None and self._found is not None and found.map != self._found.map:
-            raise RuntimeError(f"{self._name} changed since the state was begun: its layers are elsewhere; see reset()")
+            if self._gathered.n_sentences > 0:
+                raise RuntimeError(
+                    f"{self._name} changed since the state was begun: its layers are elsewhere; see reset()"
+                )
+            self._gathered.forget()
         self._found, self._looked = found, True
 
     def _see(self, hook: LayerHook, value: Any) -> None:

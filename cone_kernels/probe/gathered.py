@@ -61,8 +61,14 @@ class Gathered:
         if not aside:
             self.side.join()
 
+    def clear(self) -> None:
+        """Begins anew in the same memory."""
+        if self.state is not None:
+            self.state.clear_()
+        self.n_sentences = 0
+
     def forget(self) -> None:
-        """Begins anew."""
+        """Begins anew, in other memory: the state stays with whoever holds it."""
         self.state, self.n_sentences = None, 0
 
 
