@@ -82,7 +82,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         trainer.add_callback(self)
         callbacks = trainer.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop())
-        self._follow_evaluations(trainer)
+        self._follow(trainer)
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -143,10 +143,20 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         else:
             self._watch.begin_evaluation(others=False)
 
-    def _follow_evaluations(self, trainer: Trainer) -> None:
-        """Stands around the trainer's evaluation loop: what runs in it is of that evaluation, and nothing else is."""
+    def _follow(self, trainer: Trainer) -> None:
+        """Stands around the trainer's evaluation loop: what runs in it is of that evaluation, and nothing else is.
+
+        And around its training, of whose end by an error or Ctrl-C no callback is told.
+        """
         self._of_trainer = True
-        run = trainer.evaluation_loop
+        train, run = trainer.train, trainer.evaluation_loop
+
+        @functools.wraps(train)
+        def watched_train(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self._watch.detach()
 
         @functools.wraps(run)
         def evaluation_loop(*args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -164,7 +174,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
                     self._watch.detach()
             return output
 
-        trainer.evaluation_loop = evaluation_loop
+        trainer.train, trainer.evaluation_loop = watched_train, evaluation_loop
 
 
 def _refuse_settings(args: Any) -> None:
