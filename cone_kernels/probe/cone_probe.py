@@ -48,9 +48,10 @@ class ConeProbe:
     Where to read them is found on the first forward, by one forward of at most eight of its tokens with
     `output_hidden_states=True`; hooks of your own see that one too. Of an encoder-decoder model called as a whole
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
-    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`.
+    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`, `seq_idx` or `position_ids`.
 
-    In a training job the layers are those of the forward as it ran, under its dropout and autocast. Forwards within
+    In a training job the layers are those of the forward as it ran, under its dropout and autocast; the state adds up
+    all forwards, so it is of one model only as long as the weights stay (`reset`, or `ConeWatch`). Forwards within
     the backward pass, as gradient checkpointing and cached contrastive losses run them again, are not counted. A
     forward that is left out costs nothing: the hooks are on the model only while a forward is counted.
 

@@ -131,8 +131,8 @@ def fitted(event: Event, folder: Path, *callbacks: Any) -> tuple[dict[str, Tenso
 @pytest.mark.parametrize(
     "event",
     [
-        Event(),
         OutOfMemory(),
+        pytest.param(Event(), marks=pytest.mark.slow),
         pytest.param(MovingAverage(), marks=pytest.mark.slow),
         pytest.param(OtherForwards(), marks=pytest.mark.slow),
         pytest.param(Checkpointing(), marks=pytest.mark.slow),

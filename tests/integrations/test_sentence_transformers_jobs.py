@@ -112,9 +112,9 @@ def trainer_of(folder: Path, how: str, loss: str = "MNRL", evaluator: Any = None
 @pytest.mark.parametrize(
     ("loss", "how"),
     [
-        ("MNRL", "add_to"),
         ("guide", "add_to"),
         ("cached", "add_to"),
+        pytest.param("MNRL", "add_to", marks=pytest.mark.slow),
         pytest.param("MNRL", "callbacks=", marks=pytest.mark.slow),
         pytest.param("guide", "callbacks=", marks=pytest.mark.slow),
         pytest.param("Matryoshka", "add_to", marks=pytest.mark.slow),
@@ -154,7 +154,7 @@ def test_the_best_checkpoint_and_early_stopping(how: str, tmp_path: Path) -> Non
     assert trainer.state.global_step == min(8, best + 4)
 
 
-@pytest.mark.parametrize("with_data", [True, False])
+@pytest.mark.parametrize("with_data", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_evaluator_beside_an_evaluation_set_and_alone(with_data: bool, tmp_path: Path) -> None:
     texts = words(12, 5)
     trainer = trainer_of(tmp_path, "add_to", evaluator=ConeEvaluator(texts, name="dev"), save_strategy="no")

@@ -44,7 +44,12 @@ def replace_blocks(model: nn.Module) -> None:
 @pytest.mark.parametrize("how", [compile_in_place, compile_forwards, replace_blocks])
 @pytest.mark.parametrize(
     ("when", "training"),
-    [("before the probe", False), ("before the probe", True), ("before a forward", True), ("between forwards", False)],
+    [
+        ("before the probe", False),
+        ("before a forward", True),
+        pytest.param("before the probe", True, marks=pytest.mark.slow),
+        pytest.param("between forwards", False, marks=pytest.mark.slow),
+    ],
 )
 def test_layers_of_compiled_blocks(how: Callable[[nn.Module], None], when: str, training: bool) -> None:
     plain = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(training)
@@ -91,7 +96,7 @@ def test_a_block_compiled_in_place_between_two_forwards_is_seen_all_the_same() -
         assert len(probe.added[layer]) == 3
 
 
-@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("in_place", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_part_compiled_around_its_blocks_cannot_be_seen_into(in_place: bool) -> None:
     model = tiny_model("bert")
     wanted = hidden_states(model, tiny_batch())[-1]
