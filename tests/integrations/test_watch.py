@@ -16,6 +16,7 @@ from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.step_means import StepMeans
 from cone_kernels.integrations.watch import ConeWatch
 from cone_kernels.state.cone_state import ConeState
+from tests.support.gloo_ranks import run_ranks
 from tests.support.recording_probe import plain_anisotropy, probed
 from tests.support.step_values import Sentence, sentences_of, step_values
 from tests.support.tiny_models import LAYERS, tiny_batch, tiny_model
@@ -283,6 +284,46 @@ def test_a_step_whose_forward_stopped_is_left_out_also_where_strict() -> None:
         assert close(watch.take("training"), step_values(steps))
         watch.detach()
         assert watch.skipped == ({} if strict else {"no room": 1})
+
+
+def watched_on_ranks(layers: list[int] | None) -> list[dict[str, float]]:
+    """Four steps: both ranks see sentences, one of them, neither, and one with gradients where the other has none."""
+    rank = torch.distributed.get_rank()
+    model = bert()
+    watch = ConeWatch(every=1, layers=layers)
+    watch.attach(model)
+    found = []
+    for step in range(4):
+        watch.begin_step(step)
+        if step == 0 or (step == 1 and rank == 1) or (step == 3 and rank == 0):
+            model(**tiny_batch(seed=2 * step + rank))
+        if step == 3 and rank == 1:
+            with torch.no_grad():
+                model(**tiny_batch(seed=2 * step + rank))
+        watch.end_step()
+        found.append(watch.take("training"))
+    with watch.evaluating():
+        model(**tiny_batch(seed=20 + rank))
+    found.append(watch.take("evaluation"))
+    watch.detach()
+    return found
+
+
+def test_ranks_share_the_values_of_their_steps() -> None:
+    model = bert()
+    first, second = run_ranks(watched_on_ranks, 2, [-1])
+    steps = [[0, 1], [3], [], [6]]  # the seeds of the batches that count
+    for at, seeds in enumerate(steps):
+        assert str(first[at]) == str(second[at])
+        wanted = [sentence for seed in seeds for sentence in sentences_of(model, tiny_batch(seed=seed))]
+        name = f"cone/L{LAYERS}/anisotropy"
+        if wanted:
+            assert first[at][name] == pytest.approx(step_values([wanted], layers=[LAYERS])[name], abs=1e-6)
+            assert set(first[at]) == set(step_values([wanted], layers=[LAYERS]))
+        else:
+            assert first[at] == {}
+    both = cone_scalars(probed(model, tiny_batch(seed=20), tiny_batch(seed=21)), layers=[LAYERS])
+    assert first[4][name] == second[4][name] == pytest.approx(both[name], abs=1e-6)
 
 
 SENTENCES = [{"input_ids": [2, *range(5 + 3 * n, 6 + 4 * n), 3]} for n in range(6)]
