@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -150,6 +151,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._of_trainer = True
         train, run = trainer.train, trainer.evaluation_loop
+        parameters = inspect.signature(Trainer.evaluation_loop)  # those that build on it may say *args, **kwargs
 
         @functools.wraps(train)
         def watched_train(*args: Any, **kwargs: Any) -> Any:
@@ -159,14 +161,16 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
                 self._watch.detach()
 
         @functools.wraps(run)
-        def evaluation_loop(*args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        def watched_evaluation(*args: Any, **kwargs: Any) -> Any:
+            given = parameters.bind_partial(trainer, *args, **kwargs).arguments
+            prefix = str(given.get("metric_key_prefix", "eval"))
             outside_training = not trainer.is_in_train
             if outside_training:
                 self._attach(trainer.args, trainer.model)
             try:
-                with self._watch.evaluating(metric_key_prefix):
-                    output = run(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-                values = _prefixed(metric_key_prefix, self._watch.take("evaluation", metric_key_prefix))
+                with self._watch.evaluating(prefix):
+                    output = run(*args, **kwargs)
+                values = _prefixed(prefix, self._watch.take("evaluation", prefix))
                 if output.metrics is not None:
                     output.metrics.update(values)
             finally:
@@ -174,7 +178,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
                     self._watch.detach()
             return output
 
-        trainer.train, trainer.evaluation_loop = watched_train, evaluation_loop
+        trainer.train, trainer.evaluation_loop = watched_train, watched_evaluation
 
 
 def _refuse_settings(args: Any) -> None:

@@ -32,6 +32,11 @@ from cone_kernels.state.cone_state import ConeState
 
 Phase = Literal["training", "evaluation"]
 
+_SAW_NOTHING = (
+    "no forward of the model was seen in a watched step (it is compiled as a whole, or other modules run; module= says "
+    "which one to watch)"
+)
+
 
 class ConeWatch:
     """A probe on a model in training, whose forwards it tells apart: those of a step, those of an evaluation, others.
@@ -158,15 +163,18 @@ class ConeWatch:
         """Say that the forwards from here on are of this training step; again, that they are so once more."""
         if self._step is None or self._step[0] != step:
             self.end_step()
-            if step % self._every == 0:
-                # Sums of many layers are large: those of the step before are used again.
-                self._step = (step, self._forwards(torch.is_grad_enabled, gathered=self._cleared))
+            if step % self._every == 0 and self._probe is not None:
+                with self.guarded():
+                    # Sums of many layers are large: those of the step before are used again.
+                    self._step = (step, self._forwards(torch.is_grad_enabled, gathered=self._cleared))
         self._now = None if self._step is None else self._step[1]
 
     def end_step(self) -> None:
         """Say that the step is through: the weights move on. Every rank must say so."""
         if self._step is not None:
             forwards, self._step = self._step[1], None
+            if forwards.n_seen == 0:
+                self._skipped.note(RuntimeError(_SAW_NOTHING))
             with self.guarded():
                 state, n = self._summed(forwards)
                 if state is not None:
@@ -183,10 +191,11 @@ class ConeWatch:
             name: of the evaluation; several can be told apart.
             others: also count forwards that do not read from where the evaluation reads, where all are such.
         """
-        if name not in self._evaluations:
-            before = self._reading()
-            self._evaluations[name] = self._forwards(lambda: self._reading() not in (None, before), others)
-        self._now = self._evaluations[name]
+        if name not in self._evaluations and self._probe is not None:
+            with self.guarded():
+                before = self._reading()
+                self._evaluations[name] = self._forwards(lambda: self._reading() not in (None, before), others)
+        self._now = self._evaluations.get(name)
 
     def pause(self) -> None:
         """Say that the forwards from here on are none of these."""
@@ -254,6 +263,7 @@ class ConeWatch:
 
     def _direct(self, probe: ConeProbe, forwards: _Forwards, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
+        forwards.n_seen += 1
         arguments = bind_arguments(self._model, args, kwargs)
         if arguments is None or adapters_in_use(self._adapters) != forwards.adapters:
             return
@@ -297,6 +307,7 @@ class _Forwards:
     adapters: tuple[Any, ...]
     first: Gathered
     second: Gathered
+    n_seen: int = 0  # of all kinds, counted or not
     _taken_in: dict[tuple[Any, ...], StorageWeakRef] = field(default_factory=dict)
 
     def gathered(self, arguments: dict[str, Any]) -> Gathered | None:

@@ -431,6 +431,9 @@ def test_evaluations_outside_training_and_predictions_have_values(tmp_path: Path
     assert "forward" not in vars(model)
     trainer.train()
     assert_close(cone_of(trainer.evaluate(metric_key_prefix="after"), "after_"), layer_of(trainer.seen.evaluations[2]))
+    loader = trainer.get_eval_dataloader()
+    by_position = trainer.evaluation_loop(loader, "Evaluation", True, None, "own").metrics
+    assert_close(cone_of(by_position, "own_"), layer_of(trainer.seen.evaluations[3]))
     assert callback.skipped == {}
     assert "forward" not in vars(model)
 

@@ -249,6 +249,23 @@ def test_strict_lets_what_goes_wrong_reach_the_job() -> None:
         strict_layers(model)
 
 
+def test_a_model_that_is_never_seen_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    model, batch = bert(), tiny_batch()
+    wanted = model(**batch).last_hidden_state
+    watch = ConeWatch(every=1)
+    watch.attach(model)
+    compiled = torch.compile(model, backend="eager")
+    for step in range(2):
+        watch.begin_step(step)
+        assert torch.equal(compiled(**batch).last_hidden_state, wanted)
+        watch.end_step()
+    assert watch.take("training") == {}
+    watch.detach()
+    assert list(watch.skipped.values()) == [2]
+    assert caplog.text.count("no forward of the model was seen in a watched step") == 1
+
+
 def strict_layers(model: BiEncoder) -> None:
     watch = ConeWatch(every=1, strict=True, module="tower", layers=[9])
     watch.attach(model)
