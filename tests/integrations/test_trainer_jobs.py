@@ -248,6 +248,18 @@ KEEPS_THE_BEST = {
 SAVES = {"save_strategy": "steps", "save_steps": 2}
 SEQ2SEQ = {**EVALUATES, "predict_with_generate": True}
 
+
+def seq2seq(architecture: str, model_class: str) -> Job:
+    return Job(
+        generator(architecture, model_class),
+        SEQ2SEQ,
+        n_skipped=-1,
+        kind=RecordedSeq2SeqTrainer,
+        compute_metrics=lambda prediction: {"length": float(prediction.predictions.shape[1])},
+        arguments=lambda folder, **settings: arguments_of(Seq2SeqTrainingArguments, folder, **settings),
+    )
+
+
 JOBS: dict[str, Job] = {
     "evaluation": Job(classifier, EVALUATES),
     "evaluation before the first step": Job(classifier, EVALUATES | {"eval_on_start": True}),
@@ -266,22 +278,8 @@ JOBS: dict[str, Job] = {
     "all compiled": Job(
         classifier, EVALUATES | {"torch_compile": True, "torch_compile_backend": "eager"}, n_skipped=1, watched=False
     ),
-    "generation in an evaluation, T5": Job(
-        generator("t5", "T5ForConditionalGeneration"),
-        SEQ2SEQ,
-        n_skipped=-1,
-        kind=RecordedSeq2SeqTrainer,
-        compute_metrics=lambda prediction: {"length": float(prediction.predictions.shape[1])},
-        arguments=lambda folder, **settings: arguments_of(Seq2SeqTrainingArguments, folder, **settings),
-    ),
-    "generation in an evaluation, BART": Job(
-        generator("bart", "BartForConditionalGeneration"),
-        SEQ2SEQ,
-        n_skipped=-1,
-        kind=RecordedSeq2SeqTrainer,
-        compute_metrics=lambda prediction: {"length": float(prediction.predictions.shape[1])},
-        arguments=lambda folder, **settings: arguments_of(Seq2SeqTrainingArguments, folder, **settings),
-    ),
+    "generation in an evaluation, T5": seq2seq("t5", "T5ForConditionalGeneration"),
+    "generation in an evaluation, BART": seq2seq("bart", "BartForConditionalGeneration"),
     "samples": Job(generator("llama", "LlamaForCausalLM"), EVALUATES, callbacks=lambda made: [Samples()], n_skipped=-1),
     "best checkpoint": Job(classifier, KEEPS_THE_BEST),
     "early stopping": Job(classifier, KEEPS_THE_BEST, callbacks=lambda made: [EarlyStoppingCallback(1)]),
