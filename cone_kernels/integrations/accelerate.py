@@ -1,6 +1,8 @@
-"""Which samples Accelerate's data loaders repeat so that each process gets as many."""
+"""What Accelerate knows of the data loaders of a job: which one is read from, and which samples it repeats."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,3 +44,19 @@ def repeated_samples(size: int) -> Tensor | None:
         return None
     repeats: Tensor = process.process_index * size + torch.arange(size) >= loading.remainder
     return repeats
+
+
+def active_loader() -> Any:
+    """The data loader prepared by Accelerate that is being read from, the innermost of several; None for none.
+
+    Raises:
+        ModuleNotFoundError: accelerate is not installed.
+
+    Example:
+        >>> for batch in loader:
+        ...     assert active_loader() is loader
+    """
+    require("accelerate", "train", "active_loader")
+    from accelerate.state import GradientState
+
+    return GradientState().active_dataloader

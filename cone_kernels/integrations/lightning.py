@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from cone_kernels.distributed import padding_repeats
@@ -23,24 +23,31 @@ else:
 
 class ConeCallback(Callback):  # type: ignore[misc]
     """Logs `cone/L12/anisotropy` and its standard error while fitting, and `val_cone/L12/anisotropy` after each
-    validation, of the sentences since the log before, over all processes.
+    validation, `test_cone/L12/anisotropy` after a test, over all processes.
 
-    Samples that a `DistributedSampler` repeats are left out where the model takes in a batch as the loader gives it.
-    Training values are logged every `trainer.log_every_n_steps`, where steps since the last one were watched.
+    The values of training are the mean of the watched steps since the log before, each of its own weights, and
+    `cone/L12/anisotropy_last` is the last such step's; they are logged every `trainer.log_every_n_steps`, where steps
+    since the last one were watched. All forwards of a batch count, as `ConeWatch` says. Of several data loaders each
+    has values of its own, named as Lightning names them: `val_cone/L12/anisotropy/dataloader_idx_0`. Samples that a
+    `DistributedSampler` repeats are left out where the model takes in a batch as the loader gives it.
     `ModelCheckpoint(monitor="val_cone/L12/anisotropy", mode="min")` keeps the widest cone.
+
+    What cannot be measured stops no training: see `ConeWatch`, and `skipped`.
 
     Args:
         module: where in the LightningModule the Hugging Face model is, as `get_submodule` takes it; `""`: the
             LightningModule itself.
         every: of the training steps watch those whose number is a multiple of `every`.
-        layers: the layers to log; default all.
+        layers: the layers to watch, from the end where negative; default all.
         token: also `cone/L12/token_anisotropy`.
         pooling_gap: also `cone/L12/pooling_gap`.
+        strict: let what goes wrong stop the job: a compiled model, a forward that cannot be counted, a token that is
+            not finite.
         probe_options: of `ConeProbe`.
 
     Raises:
         ValueError: `every` is below 1.
-        AttributeError, RuntimeError: from `trainer.fit`: there is no such module, or it cannot be probed.
+        AttributeError, TypeError, ValueError: from `trainer.fit`: there is no such module, or an option is wrong.
 
     Example:
         >>> trainer = lightning.Trainer(callbacks=[ConeCallback("encoder", layers=[6, 12])])
@@ -54,17 +61,23 @@ class ConeCallback(Callback):  # type: ignore[misc]
         layers: Sequence[int] | None = None,
         token: bool = False,
         pooling_gap: bool = False,
+        strict: bool = False,
         **probe_options: Any,
     ) -> None:
         super().__init__()
-        self._module = module
         scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
-        self._watch = ConeWatch(every=every, **scalars, repeats=self._repeated_samples, **probe_options)
+        options = {**scalars, "repeats": self._repeated_samples, **probe_options}
+        self._watch = ConeWatch(every=every, module=module, strict=strict, **options)
         self._batch: tuple[Any, int] = (None, 0)
         self._last_step = 0
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many forwards and values were left out, by reason."""
+        return self._watch.skipped
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._attach(pl_module)
+        self._watch.attach(pl_module)
         self._last_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -75,7 +88,11 @@ class ConeCallback(Callback):  # type: ignore[misc]
         # global_step moves on with the last of the batches whose gradients are accumulated.
         stepped = trainer.global_step != self._last_step
         self._last_step = trainer.global_step
-        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+        if not stepped:
+            self._watch.pause()
+            return
+        self._watch.end_step()
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             self._log(pl_module, self._watch.take("training"), on_step=True, on_epoch=False)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -85,28 +102,56 @@ class ConeCallback(Callback):  # type: ignore[misc]
         self._watch.detach()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if not self._watch.attached:  # the check before training, or trainer.validate()
-            self._attach(pl_module)
-        self._watch.begin_evaluation()
+        self._begin_evaluation(pl_module)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        loaders = trainer.val_dataloaders
-        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
-        self._batch = (loader, batch_idx)
+        self._begin_batch(trainer.val_dataloaders, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._watch.pause()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        values = {f"val_{name}": value for name, value in self._watch.take("evaluation").items()}
-        self._log(pl_module, values, on_step=False, on_epoch=True)
+        self._log_evaluation(pl_module, "val", trainer.val_dataloaders)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             self._watch.detach()
 
-    def _attach(self, pl_module: Any) -> None:
-        model: nn.Module = pl_module.get_submodule(self._module)
-        self._watch.attach(model)
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._begin_evaluation(pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._begin_batch(trainer.test_dataloaders, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._watch.pause()
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._log_evaluation(pl_module, "test", trainer.test_dataloaders)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self._watch.detach()
+
+    def _begin_evaluation(self, pl_module: Any) -> None:
+        if not self._watch.attached:  # the check before training, or an evaluation outside it
+            self._watch.attach(pl_module)
+
+    def _begin_batch(self, loaders: Any, batch_idx: int, dataloader_idx: int) -> None:
+        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
+        self._batch = (loader, batch_idx)
+        self._watch.begin_evaluation(str(dataloader_idx))
+
+    def _log_evaluation(self, pl_module: Any, prefix: str, loaders: Any) -> None:
+        several = isinstance(loaders, (list, tuple)) and len(loaders) > 1
+        for index in range(len(loaders) if several else 1):
+            suffix = f"/dataloader_idx_{index}" if several else ""
+            values = self._watch.take("evaluation", str(index))
+            named = {f"{prefix}_{name}{suffix}": value for name, value in values.items()}
+            self._log(pl_module, named, on_step=False, on_epoch=True)
 
     def _repeated_samples(self, size: int) -> Tensor | None:
         """Those of a DistributedSampler, which Lightning puts into a loader on several processes."""
@@ -121,5 +166,6 @@ class ConeCallback(Callback):  # type: ignore[misc]
         return padding_repeats(first, size, length, rank=sampler.rank, world_size=sampler.num_replicas)
 
     def _log(self, pl_module: Any, values: dict[str, float], **when: bool) -> None:
-        # The same on every process already.
-        pl_module.log_dict(values, sync_dist=False, batch_size=1, **when)
+        # The same on every process already, and named for its data loader.
+        with self._watch.guarded():
+            pl_module.log_dict(values, sync_dist=False, batch_size=1, add_dataloader_idx=False, **when)

@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from cone_kernels import metrics
+from cone_kernels.metrics import Totals, leave_one_out, totals
 from cone_kernels.state.cone_state import ConeState
+from cone_kernels.state.moments import Moments
+from cone_kernels.sums import jackknife_stderr
+
+Sums = Callable[[Moments], Totals]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number of each layer that is logged with its standard error.
+
+    Attributes:
+        of: its values, (L,) of `metrics.totals` and (L, G) of `metrics.leave_one_out`.
+        rows: of a state, the rows whose groups are left out in turn.
+    """
+
+    of: Callable[[ConeState, Sums], Tensor]
+    rows: Callable[[ConeState], Moments]
+
+    def stderr(self, state: ConeState) -> Tensor:
+        """Its grouped-jackknife standard error, (L,)."""
+        return jackknife_stderr(self.of(state, leave_one_out), self.rows(state).count > 0)
+
+
+def _sentence(state: ConeState, sums: Sums = totals) -> Tensor:
+    return metrics.anisotropy(state.sentence, sums)
+
+
+def _token(state: ConeState, sums: Sums = totals) -> Tensor:
+    return metrics.anisotropy(state.token, sums)
+
+
+def statistics(*, token: bool, pooling_gap: bool) -> Mapping[str, Statistic]:
+    """What is logged of a state, by name.
+
+    Args:
+        token, pooling_gap: as in `cone_scalars`.
+    """
+    found = {"anisotropy": Statistic(_sentence, lambda state: state.sentence)}
+    if token:
+        found["token_anisotropy"] = Statistic(_token, lambda state: state.token)
+    if pooling_gap:
+        gap = Statistic(lambda state, sums: _sentence(state, sums) - _token(state, sums), lambda state: state.sentence)
+        found["pooling_gap"] = gap
+    return found
+
+
+def named(layers: Sequence[int], columns: Mapping[str, Tensor]) -> dict[str, float]:
+    """`cone/L12/NAME` of each layer, from the columns (L,) by name."""
+    values = {name: column.tolist() for name, column in columns.items()}
+    return {f"cone/L{layer}/{name}": column[at] for at, layer in enumerate(layers) for name, column in values.items()}
 
 
 def cone_scalars(
@@ -30,23 +84,13 @@ def cone_scalars(
     unknown = [] if layers is None else sorted(set(layers) - set(state.layers))
     if unknown:
         raise ValueError(f"layers: got {unknown}; it must be among the state's layers {state.layers}")
-    columns = {
-        "anisotropy": metrics.anisotropy(state.sentence),
-        "anisotropy_stderr": metrics.anisotropy_stderr(state.sentence),
-    }
-    if token:
-        columns["token_anisotropy"] = metrics.anisotropy(state.token)
-        columns["token_anisotropy_stderr"] = metrics.anisotropy_stderr(state.token)
-    if pooling_gap:
-        columns["pooling_gap"] = metrics.pooling_gap(state)
-        columns["pooling_gap_stderr"] = metrics.pooling_gap_stderr(state)
-    values = {name: column.tolist() for name, column in columns.items()}
+    columns: dict[str, Tensor] = {}
+    for name, statistic in statistics(token=token, pooling_gap=pooling_gap).items():
+        columns[name] = statistic.of(state, totals)
+        columns[f"{name}_stderr"] = statistic.stderr(state)
     numbers = state.layers if layers is None else layers
-    return {
-        f"cone/L{number}/{name}": column[state.layers.index(number)]
-        for number in numbers
-        for name, column in values.items()
-    }
+    at = [state.layers.index(number) for number in numbers]
+    return named(numbers, {name: column[at] for name, column in columns.items()})
 
 
 def log_cone(writer: Any, state: ConeState, step: int, **options: Any) -> dict[str, float]:

@@ -81,9 +81,16 @@ class MeanPairwiseCosine(Metric):
             raise ValueError(f"x: got shape {tuple(x.shape)}; it must be (n, {self.dim})")
         groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
         if groups is None:
-            seen = int((self.count + self.n_zero + self.n_nonfinite).sum())
-            groups = jackknife_groups(torch.arange(len(rows), device=rows.device) + seen)
+            groups = jackknife_groups(torch.arange(len(rows), device=rows.device) + self._rows_seen())
         row_moments_(rows[None], groups, [getattr(self, name) for name in COSINE_FIELDS], self.backend)
+
+    def forward(self, x: Tensor, sentence_ids: Tensor | None = None) -> Tensor:
+        """Adds rows, as `update`, and returns the value of these alone."""
+        if sentence_ids is None and isinstance(x, Tensor) and x.dim() > 0:
+            # Metric.forward puts the sums aside meanwhile: in `update` the numbers would begin again with each batch.
+            sentence_ids = torch.arange(len(x), device=x.device) + self._rows_seen()
+        value: Tensor = super().forward(x, sentence_ids)
+        return value
 
     def compute(self) -> Tensor:
         """The mean pairwise cosine, () float64."""
@@ -96,6 +103,9 @@ class MeanPairwiseCosine(Metric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """A figure and its axes: of the value, or of several (a curve), as other torchmetrics metrics plot them."""
         return self._plot(val, ax)
+
+    def _rows_seen(self) -> int:
+        return int((self.count + self.n_zero + self.n_nonfinite).sum())
 
     def _moments(self) -> Moments:
         return Moments.of_sums("sentence", (0,), self.dim, {name: getattr(self, name) for name in COSINE_FIELDS})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cone_kernels.extras import require
-from cone_kernels.integrations.accelerate import repeated_samples
+from cone_kernels.integrations.accelerate import active_loader, repeated_samples
 from cone_kernels.integrations.watch import ConeWatch
-from cone_kernels.models.transformers_names import RUNTIME, TRAIN_RUNTIME
+from cone_kernels.models.transformers_names import EVALUATION_SPEED
 
 require("transformers", "train", "ConeCallback")
 
@@ -17,24 +19,31 @@ from transformers import Trainer, TrainerCallback  # noqa: E402
 
 class ConeCallback(TrainerCallback):  # type: ignore[misc]
     """Logs `cone/L12/anisotropy` and its standard error with the loss, and `eval_cone/L12/anisotropy` with the
-    metrics of an evaluation, of the sentences since the log before, over all processes.
+    metrics of an evaluation, over all processes.
 
+    The values of training are the mean of the watched steps since the log before, each of its own weights, and
+    `cone/L12/anisotropy_last` is the last such step's; a log between two watched steps has none. All micro-batches and
+    columns of a step count, as `ConeWatch` says. The values of an evaluation are of the sentences of its data set.
     `metric_for_best_model="cone/L12/anisotropy"` with `greater_is_better=False` keeps the checkpoint of the widest
-    cone. All forwards of a watched step are counted, of every micro-batch and column, and all between two steps are an
-    evaluation's. A log between two watched steps has no such value. Samples that the loader repeats on several
-    processes to fill its last round are left out, as `repeated_samples` finds them. Also for
-    SentenceTransformerTrainer.
+    cone. Samples that the loader repeats on several processes to fill its last round are left out, as
+    `repeated_samples` finds them. Also for SentenceTransformerTrainer and other Trainers built on this one.
+
+    What cannot be measured stops no training: see `ConeWatch`, and `skipped`.
 
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
-        layers: the layers to log; default all.
+        module: where in the model the Hugging Face model is, as `get_submodule` takes it; default: the model itself,
+            of a SentenceTransformer the one inside.
+        layers: the layers to watch, from the end where negative; default all.
         token: also `cone/L12/token_anisotropy`.
         pooling_gap: also `cone/L12/pooling_gap`.
+        strict: let what goes wrong stop the training: a compiled model, a forward that cannot be counted, a token that
+            is not finite.
         probe_options: of `ConeProbe`.
 
     Raises:
         ValueError: `every` is below 1.
-        RuntimeError: from `trainer.train()`: the model is compiled, or cannot be probed.
+        AttributeError, TypeError, ValueError: from `trainer.train()`: there is no such module, or an option is wrong.
 
     Example:
         >>> trainer = Trainer(model, args, train_dataset=data)
@@ -46,35 +55,47 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         self,
         *,
         every: int = 10,
+        module: str = "",
         layers: Sequence[int] | None = None,
         token: bool = False,
         pooling_gap: bool = False,
+        strict: bool = False,
         **probe_options: Any,
     ) -> None:
         scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
-        self._watch = ConeWatch(every=every, **scalars, repeats=repeated_samples, **probe_options)
+        where: dict[str, Any] = {"repeats": repeated_samples, "reading": active_loader}
+        self._watch = ConeWatch(every=every, module=module, strict=strict, **scalars, **where, **probe_options)
+        self._of_trainer = False
+        self._logged: dict[str, float] = {}
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many forwards and values were left out, by reason."""
+        return self._watch.skipped
 
     def add_to(self, trainer: Trainer) -> ConeCallback:
         """Add this callback before those that report logs (TensorBoard, W&B, the progress bar).
 
-        Given in `Trainer(callbacks=[...])` it comes after them: the values are in `log_history` and in the metrics
-        of an evaluation then, but not in what those callbacks report.
+        `trainer.evaluate` and `trainer.predict` have the values in their metrics then, outside training too. Given in
+        `Trainer(callbacks=[...])` it watches the evaluations within training alone, and comes after those callbacks:
+        the values are in `log_history` and in the metrics of an evaluation, but not in what they report.
         """
         trainer.add_callback(self)
         callbacks = trainer.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop())
+        self._follow(trainer)
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if getattr(args, "torch_compile", False):
-            raise RuntimeError("torch_compile: got True; it must be False, as hooks do not fire in a compiled model")
-        self._watch.attach(kwargs["model"])
+        self._attach(args, kwargs["model"])
+        self._between_steps()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._watch.begin_step(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._watch.begin_evaluation()
+        self._watch.end_step()
+        self._between_steps()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._watch.detach()
@@ -82,16 +103,102 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None:
             return
-        # Trainer.evaluate logs the very dictionary of metrics from which the best checkpoint is chosen.
-        timed = next((name for name in logs if name.endswith(RUNTIME)), None)
-        if timed is not None and timed != TRAIN_RUNTIME:
-            prefix = timed.removesuffix(RUNTIME) + "_"
-            values = {prefix + name: value for name, value in self._watch.take("evaluation").items()}
-        elif timed is None and "loss" in logs:
+        prefix = _evaluation_prefix(logs)
+        values: dict[str, float] = {}
+        if prefix is None and "loss" in logs:
             values = self._watch.take("training")
-        else:
-            return
+        elif prefix is not None and not self._of_trainer:
+            values = self._logged = _prefixed(prefix, self._watch.take("evaluation"))
+            self._between_steps()
         logs.update(values)
         # The history has a copy, made before callbacks saw the log.
-        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+        if values and state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(values)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        # These are what the best checkpoint is chosen from; some Trainers log a copy of them.
+        if metrics is not None:
+            metrics.update(self._logged)
+        self._logged = {}
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if not self._of_trainer:
+            self._watch.take("evaluation")
+            self._between_steps()
+
+    def _attach(self, args: Any, model: Any) -> None:
+        self._watch.detach()
+        try:
+            _refuse_settings(args)
+        except RuntimeError as error:
+            self._watch.pass_over(error)
+        else:
+            self._watch.attach(model)
+
+    def _between_steps(self) -> None:
+        """What comes between two steps and reads from another loader is an evaluation's."""
+        if self._of_trainer:
+            self._watch.pause()
+        else:
+            self._watch.begin_evaluation(others=False)
+
+    def _follow(self, trainer: Trainer) -> None:
+        """Stands around the trainer's evaluation loop: what runs in it is of that evaluation, and nothing else is.
+
+        And around its training, of whose end by an error or Ctrl-C no callback is told.
+        """
+        self._of_trainer = True
+        train, run = trainer.train, trainer.evaluation_loop
+        parameters = inspect.signature(Trainer.evaluation_loop)  # those that build on it may say *args, **kwargs
+
+        @functools.wraps(train)
+        def watched_train(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self._watch.detach()
+
+        @functools.wraps(run)
+        def watched_evaluation(*args: Any, **kwargs: Any) -> Any:
+            given = parameters.bind_partial(trainer, *args, **kwargs).arguments
+            prefix = str(given.get("metric_key_prefix", "eval"))
+            outside_training = not trainer.is_in_train
+            if outside_training:
+                self._attach(trainer.args, trainer.model)
+            try:
+                with self._watch.evaluating(prefix):
+                    output = run(*args, **kwargs)
+                values = _prefixed(prefix, self._watch.take("evaluation", prefix))
+                if output.metrics is not None:
+                    output.metrics.update(values)
+            finally:
+                if outside_training:
+                    self._watch.detach()
+            return output
+
+        trainer.train, trainer.evaluation_loop = watched_train, watched_evaluation
+
+
+def _refuse_settings(args: Any) -> None:
+    """Raises RuntimeError where the settings of a training job leave no model that can be watched."""
+    if getattr(args, "torch_compile", False):
+        raise RuntimeError("torch_compile: got True; it must be False, as hooks do not fire in a compiled model")
+    if args.n_gpu > 1:
+        raise RuntimeError(
+            f"n_gpu: got {args.n_gpu}; it must be 1, as DataParallel runs replicas, which hooks on the model do not "
+            "follow; start the job with torchrun"
+        )
+
+
+def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
+    """The prefix of an evaluation's metrics: that which all of the names of Trainer's own have; None of other logs."""
+    first, *others = EVALUATION_SPEED
+    prefixes = [name.removesuffix(first) for name in logs if name.endswith(first)]
+    of_all = [prefix for prefix in prefixes if all(prefix + other in logs for other in others)]
+    return next((prefix for prefix in of_all if prefix != "train"), None)

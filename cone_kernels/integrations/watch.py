@@ -2,121 +2,335 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cone_kernels.distributed import all_reduce
 from cone_kernels.integrations.scalars import cone_scalars
-from cone_kernels.models.transformers_names import INNER_MODEL, STARTS, TOKENS
+from cone_kernels.integrations.step_means import StepMeans
+from cone_kernels.models.transformers_names import (
+    INNER_MODEL,
+    TOKENS,
+    adapter_layers,
+    adapters_in_use,
+    takes_cache,
+)
 from cone_kernels.probe.calibration import bind_arguments, calibrating
 from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.probe.forward import n_sentences
+from cone_kernels.probe.gathered import Gathered, Skipped
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, unwrapped
+from cone_kernels.state.cone_state import ConeState
 
 Phase = Literal["training", "evaluation"]
 
+_SAW_NOTHING = (
+    "no forward of the model was seen in a watched step (it is compiled as a whole, or other modules run; module= says "
+    "which one to watch)"
+)
+
 
 class ConeWatch:
-    """Two probes on one model, one for training and one for evaluation, read and reset at each log.
+    """A probe on a model in training, whose forwards it tells apart: those of a step, those of an evaluation, others.
 
-    Which of them counts a forward is said by `begin_step` and `begin_evaluation`: the model's mode does not tell, for
-    a model as it was loaded, or frozen, may be in evaluation mode while it is trained.
+    `begin_step`, `end_step`, `begin_evaluation` and `pause` say which they are: the model's mode does not tell, for a
+    model as it was loaded, or frozen, may be in evaluation mode while it is trained. A step's forwards share their
+    weights and make one value; `take("training")` has the mean of the steps since the last call, with its error, and
+    the last step's.
+
+    A sentence counts once, as the model makes it. Of a step count the forwards that gradients flow through, or, where
+    there are none (cached losses), those without. A forward on a tensor of tokens that has been counted already, under
+    other adapters than those with which the step or evaluation began, or, beside others, at the start of `generate` is
+    not counted: so a reference or a guide that is the same model is none.
+
+    A watch observes. A forward that it cannot count goes its way, `skipped` counts it by reason, and the first of each
+    reason is said in the log; so is what goes wrong in the watch itself.
 
     Args:
         every: of the training steps watch those whose number is a multiple of `every`.
-        layers, token, pooling_gap: as in `cone_scalars`.
+        module: where the model is in what `attach` is given, as `get_submodule` takes it; default: that model itself,
+            of a SentenceTransformer the one inside.
+        layers: the layers to watch, from the end where negative; default all.
+        token, pooling_gap: as in `cone_scalars`.
+        strict: let what goes wrong reach the job: a forward that cannot be counted, a token that is not finite.
         repeats: for the B samples of a forward which the loader repeats, (B,) bool, or None where it repeats none.
+        reading: what the forwards read from at the moment, such as a data loader; where it changes in an evaluation,
+            the evaluation's sentences come from there.
         probe_options: of `ConeProbe`.
 
     Raises:
         ValueError: `every` is below 1.
+
+    Example:
+        >>> watch = ConeWatch(every=10, layers=[-1])
+        >>> watch.attach(model)
+        >>> for step, batch in enumerate(loader):
+        ...     watch.begin_step(step)
+        ...     train_on(model, batch)  # forward, backward, optimizer
+        ...     watch.end_step()
+        ...     if step % 100 == 0:
+        ...         log(watch.take("training"))
+        >>> with watch.evaluating():
+        ...     evaluate(model)
+        >>> log(watch.take("evaluation"))
+        >>> watch.detach()
     """
 
     def __init__(
         self,
         *,
         every: int = 10,
+        module: str = "",
         layers: Sequence[int] | None = None,
         token: bool = False,
         pooling_gap: bool = False,
+        strict: bool = False,
         repeats: Callable[[int], Tensor | None] | None = None,
+        reading: Callable[[], Any] = lambda: None,
         **probe_options: Any,
     ) -> None:
         if every < 1:
             raise ValueError(f"every: got {every}; it must be 1 (each step) or more")
         self._every = every
-        self._scalars = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
+        self._module = module
+        self._scalars: dict[str, Any] = {"token": token, "pooling_gap": pooling_gap}
+        self._strict = strict
         self._repeats = repeats
-        self._probe_options = probe_options
-        self._probes: dict[Phase, ConeProbe] = {}
-        self._noted: WatchedForward | None = None
+        self._reading = reading
+        kept: dict[str, Any] = {"layers": layers, "strict": strict, "errors": "raise" if strict else "skip"}
+        self._probe_options = kept | probe_options
+        self._skipped = Skipped("the cone is not measured here")
+        self._probes_skipped: Counter[str] = Counter()
+        self._model: nn.Module | None = None
+        self._adapters: list[Any] = []
+        self._probe: ConeProbe | None = None
+        self._chooser: WatchedForward | None = None
+        self._now: _Forwards | None = None
+        self._step: tuple[int, _Forwards] | None = None
+        self._cleared: tuple[Gathered, Gathered] | None = None
+        self._steps = StepMeans(**self._scalars)
+        self._evaluations: dict[str, _Forwards] = {}
 
     @property
     def attached(self) -> bool:
         """Whether a model is watched now."""
-        return bool(self._probes)
+        return self._probe is not None
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many forwards and values were left out, by reason; numbers in a reason are written as #."""
+        probe = {} if self._probe is None else self._probe.skipped
+        return dict(self._skipped.counts + self._probes_skipped + Counter(probe))
 
     def attach(self, model: nn.Module) -> None:
         """Watch a Hugging Face model, or the one in a SentenceTransformer, until `detach`.
 
         Raises:
-            TypeError, RuntimeError: as `ConeProbe`.
+            AttributeError: the model has no such `module`.
+            TypeError, ValueError: from `ConeProbe`, of its options.
+            RuntimeError: `strict`, and the model cannot be probed.
         """
         self.detach()
-        inner = transformer_in(unwrapped(model))
-        phases: tuple[Phase, ...] = ("training", "evaluation")
-        self._probes = {phase: ConeProbe(inner, **self._probe_options).attach() for phase in phases}
-        self._model = inner
-        self._noted = None if self._repeats is None else WatchedForward(inner, self._note_repeats)
-        self.begin_evaluation()
+        try:
+            outer = unwrapped(model)
+            inner = unwrapped(outer.get_submodule(self._module)) if self._module else transformer_in(outer)
+            self._probe = ConeProbe(inner, **self._probe_options).attach()
+        except RuntimeError as error:
+            self.pass_over(error)
+            return
+        self._model, self._adapters = inner, adapter_layers(inner)
+        self._chooser = WatchedForward(inner, self._run_forward)
 
     def detach(self) -> None:
         """Leave the model as it was."""
-        if self._noted is not None:
-            self._noted.remove()
-        for probe in self._probes.values():
-            probe.detach()
-        self._probes, self._noted = {}, None
+        if self._chooser is not None:
+            self._chooser.remove()
+        if self._probe is not None:
+            self._probe.detach()
+            self._probes_skipped.update(self._probe.skipped)
+        self._model, self._probe, self._chooser, self._adapters = None, None, None, []
+        self._forget()
 
     def begin_step(self, step: int) -> None:
-        """Say that the forwards from here on are of this training step."""
-        self._probes["evaluation"].pause()
-        if step % self._every == 0:
-            self._probes["training"].resume()
-        else:
-            self._probes["training"].pause()
+        """Say that the forwards from here on are of this training step; again, that they are so once more."""
+        if self._step is None or self._step[0] != step:
+            self.end_step()
+            if step % self._every == 0 and self._probe is not None:
+                with self.guarded():
+                    # Sums of many layers are large: those of the step before are used again.
+                    self._step = (step, self._forwards(torch.is_grad_enabled, gathered=self._cleared))
+        self._now = None if self._step is None else self._step[1]
 
-    def begin_evaluation(self) -> None:
-        """Say that the forwards from here on are of an evaluation."""
-        self._probes["training"].pause()
-        self._probes["evaluation"].resume()
+    def end_step(self) -> None:
+        """Say that the step is through: the weights move on. Every rank must say so."""
+        if self._step is not None:
+            forwards, self._step = self._step[1], None
+            if forwards.n_seen == 0:
+                self._skipped.note(RuntimeError(_SAW_NOTHING))
+            with self.guarded():
+                state, n = self._summed(forwards)
+                if state is not None:
+                    self._steps.add(state, n)
+            self._cleared = (forwards.first, forwards.second)
+            for gathered in self._cleared:
+                gathered.clear()
+        self._now = None
 
-    def take(self, phase: Phase) -> dict[str, float]:
-        """`cone_scalars` of the sentences since the last call, over all ranks (each calls this); {} for none."""
-        probe = self._probes.get(phase)
-        if probe is None:
+    def begin_evaluation(self, name: str = "", *, others: bool = True) -> None:
+        """Say that the forwards from here on are of an evaluation.
+
+        Args:
+            name: of the evaluation; several can be told apart.
+            others: also count forwards that do not read from where the evaluation reads, where all are such.
+        """
+        if name not in self._evaluations and self._probe is not None:
+            with self.guarded():
+                before = self._reading()
+                self._evaluations[name] = self._forwards(lambda: self._reading() not in (None, before), others)
+        self._now = self._evaluations.get(name)
+
+    def pause(self) -> None:
+        """Say that the forwards from here on are none of these."""
+        self._now = None
+
+    @contextmanager
+    def evaluating(self, name: str = "") -> Iterator[None]:
+        """The forwards in this block are of an evaluation that begins here; after it they are what they were."""
+        before = self._now
+        self._evaluations.pop(name, None)
+        self.begin_evaluation(name)
+        try:
+            yield
+        finally:
+            self._now = before
+
+    def take(self, phase: Phase, name: str = "") -> dict[str, float]:
+        """The values since the last call, over all ranks (each calls this), by name; {} where no sentence was seen.
+
+        Args:
+            phase: `training`: of the steps, as `StepMeans.scalars`; `evaluation`: of an evaluation, as `cone_scalars`.
+            name: of the evaluation.
+        """
+        if self._probe is None:
             return {}
-        counts: list[int] = [probe.n_sentences]
+        values: dict[str, float] = {}
+        with self.guarded():
+            if phase == "training":
+                steps, self._steps = self._steps, StepMeans(**self._scalars)
+                return steps.scalars()
+            forwards = self._evaluations.pop(name, None)
+            if forwards is not None:
+                if self._now is forwards:
+                    self._now = None
+                state, _ = self._summed(forwards)
+                values = {} if state is None else cone_scalars(state, **self._scalars)
+        return values
+
+    def pass_over(self, error: Exception) -> None:
+        """Counts and logs what went wrong, or raises it where `strict`."""
+        if self._strict:
+            raise error
+        self._skipped.note(error)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """What goes wrong in this block does not reach the job, but for `strict`."""
+        try:
+            yield
+        except Exception as error:
+            self.pass_over(error)
+
+    def _forget(self) -> None:
+        self._now, self._step, self._cleared = None, None, None
+        self._steps, self._evaluations = StepMeans(**self._scalars), {}
+
+    def _run_forward(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a forward: tells the probe to what it is to add it, and which samples of the batch are repeats."""
+        if self._probe is not None and not calibrating.get() and not in_backward():
+            self._probe.pause()
+            if self._now is not None:
+                with self.guarded():
+                    self._direct(self._probe, self._now, args, kwargs)
+        return forward(*args, **kwargs)
+
+    def _direct(self, probe: ConeProbe, forwards: _Forwards, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._model is not None
+        forwards.n_seen += 1
+        arguments = bind_arguments(self._model, args, kwargs)
+        if arguments is None or adapters_in_use(self._adapters) != forwards.adapters:
+            return
+        gathered = forwards.gathered(arguments)
+        if gathered is not None:
+            probe.gather_into(gathered)
+            probe.resume()
+            repeats = None if self._repeats is None else self._repeats(n_sentences(arguments))
+            if repeats is not None:
+                probe.next_batch(repeats=repeats)
+
+    def _forwards(
+        self, is_first: Callable[[], bool], others: bool = True, gathered: tuple[Gathered, Gathered] | None = None
+    ) -> _Forwards:
+        return _Forwards(is_first, others, adapters_in_use(self._adapters), *(gathered or (Gathered(), Gathered())))
+
+    def _summed(self, forwards: _Forwards) -> tuple[ConeState | None, int]:
+        """The sums of the sentences of all ranks, and how many they are; None for none."""
+        if self._probe is not None:
+            self._probe.gather_into(Gathered())  # a forward that stopped half-way takes its sums with it
+        own = [forwards.first.n_sentences, forwards.second.n_sentences]
+        counts = [own]
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if together:
-            counts = [0] * dist.get_world_size()
-            dist.all_gather_object(counts, probe.n_sentences)
-        if not any(counts):
-            return {}
-        own = probe.state if probe.n_sentences > 0 else None
-        state = all_reduce(own) if together else probe.state
-        probe.reset()
-        return cone_scalars(state, **self._scalars)  # type: ignore[arg-type]
+            counts = [own] * dist.get_world_size()
+            dist.all_gather_object(counts, own)
+        first, second = (sum(each) for each in zip(*counts, strict=True))
+        if first + second == 0:
+            return None, 0
+        chosen = forwards.first if first > 0 else forwards.second
+        state = chosen.state if chosen.n_sentences > 0 else None
+        return (all_reduce(state) if together else state), first if first > 0 else second
 
-    def _note_repeats(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Tell the probes which samples of the batch are repeats."""
-        if self._repeats is not None and not calibrating.get() and not in_backward():
-            repeats = self._repeats(_n_sentences(bind_arguments(self._model, args, kwargs) or {}))
-            for probe in self._probes.values() if repeats is not None else ():
-                probe.next_batch(repeats=repeats)  # a probe that does not count this forward forgets them
-        return forward(*args, **kwargs)
+
+@dataclass(eq=False)
+class _Forwards:
+    """Forwards under one set of weights, of two kinds: those of the second count where there is none of the first."""
+
+    is_first: Callable[[], bool]
+    others: bool
+    adapters: tuple[Any, ...]
+    first: Gathered
+    second: Gathered
+    n_seen: int = 0  # of all kinds, counted or not
+    _taken_in: dict[tuple[Any, ...], StorageWeakRef] = field(default_factory=dict)
+
+    def gathered(self, arguments: dict[str, Any]) -> Gathered | None:
+        """The sums to which the forward that begins is to be added; None where it is not to be counted."""
+        first = self.is_first() and not takes_cache(arguments)
+        if not first and not self.others:
+            return None
+        tokens = next((arguments[name] for name in TOKENS if isinstance(arguments.get(name), Tensor)), None)
+        if tokens is not None and self._is_again(tokens, first):
+            return None
+        return self.first if first else self.second
+
+    def _is_again(self, tokens: Tensor, first: bool) -> bool:
+        """Whether a forward of this kind has taken in this very memory, with what is in it now."""
+        if tokens.is_inference():
+            return False  # it does not tell whether it has been written to since
+        storage = tokens.untyped_storage()
+        place = (storage._cdata, tokens.storage_offset(), tokens.shape, tokens.stride(), tokens._version, first)
+        before = self._taken_in.get(place)
+        if before is not None and not before.expired():  # type: ignore[no-untyped-call]
+            return True
+        self._taken_in[place] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        return False
 
 
 def transformer_in(model: nn.Module) -> nn.Module:
@@ -124,11 +338,3 @@ def transformer_in(model: nn.Module) -> nn.Module:
     first = model[0] if isinstance(model, nn.Sequential) and len(model) > 0 else model
     inner: nn.Module = getattr(first, INNER_MODEL, None) or model
     return inner
-
-
-def _n_sentences(arguments: dict[str, Any]) -> int:
-    starts = arguments.get(STARTS[0])
-    if isinstance(starts, Tensor):
-        return len(starts) - 1
-    tokens = next((arguments[name] for name in TOKENS if arguments.get(name) is not None), None)
-    return len(tokens) if isinstance(tokens, Tensor) else 0

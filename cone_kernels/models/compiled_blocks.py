@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Where torch.compile keeps the function that it was given.
 _ORIGINAL = "_torchdynamo_orig_callable"
+# Where a module keeps what `module.compile()` made of its call.
+COMPILED_CALL = "_compiled_call_impl"
 
 
 def compile_blocks(model: nn.Module) -> int:
@@ -38,15 +40,25 @@ def compile_blocks(model: nn.Module) -> int:
 
 @contextmanager
 def as_written(model: nn.Module) -> Iterator[None]:
-    """Runs code with the compiled blocks of the model put back as they were, so that hooks inside them fire."""
-    compiled = {module: module.forward for module in model.modules() if hasattr(module.forward, _ORIGINAL)}
+    """Runs code with the compiled parts of the model put back as they were, so that hooks inside them fire."""
+    compiled = {module: module.forward for module in model.modules() if is_compiled_forward(module)}
+    in_place = {module: call for module in model.modules() if (call := module.__dict__.get(COMPILED_CALL)) is not None}
     for module, forward in compiled.items():
         module.forward = getattr(forward, _ORIGINAL)
+    for module in in_place:
+        module.__dict__[COMPILED_CALL] = None
     try:
         yield
     finally:
         for module, forward in compiled.items():
             module.forward = forward
+        for module, call in in_place.items():
+            module.__dict__[COMPILED_CALL] = call
+
+
+def is_compiled_forward(module: nn.Module) -> bool:
+    """Whether the forward of a module is what torch.compile made of it."""
+    return hasattr(module.forward, _ORIGINAL)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -7,16 +7,17 @@ found whatever its argument is called. tests/models/test_transformers_names.py s
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Arguments of a model's forward.
 TOKENS = ("input_ids", "inputs_embeds")
 ATTENTION_MASK = "attention_mask"
 POSITIONS = "position_ids"
+SEQUENCE_NUMBERS = "seq_idx"  # of the sentences in one row, beside or in place of STARTS
 DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
 RETURN_HIDDEN_STATES = "output_hidden_states"
 RETURN_MAPPING = "return_dict"
@@ -52,9 +53,10 @@ FLASH = "flash"
 POSITION_EMBEDDINGS = "position_embeddings"
 # The attribute of sentence-transformers' first module that is the Hugging Face model.
 INNER_MODEL = "auto_model"
-# By the end of this name Trainer's logs of an evaluation are told; the log at the end of training has the other.
-RUNTIME = "_runtime"
-TRAIN_RUNTIME = "train_runtime"
+# Of a layer of peft: whether its adapters are off, and which are on.
+ADAPTERS_IN_USE = ("disable_adapters", "active_adapters")
+# Trainer names these of an evaluation, each after its prefix, in the metrics and the log of it.
+EVALUATION_SPEED = ("_runtime", "_samples_per_second", "_steps_per_second")
 
 
 def filled_cache(arguments: Mapping[str, Any]) -> str | None:
@@ -73,6 +75,37 @@ def filled_cache(arguments: Mapping[str, Any]) -> str | None:
         if (name in CACHES or _is_cache(kind)) and any(bool(tensor.any()) for tensor in _tensors(value)):
             return name
     return None
+
+
+def takes_cache(arguments: Mapping[str, Any]) -> bool:
+    """Whether one of the arguments is a cache, an empty one too, as in the forwards of `generate`.
+
+    Args:
+        arguments: of a call of a model's forward, by name.
+    """
+    kinds: dict[str, Any] = {name: type(value) for name, value in arguments.items() if value is not None}
+    return any(name in CACHES or _is_cache(kind) for name, kind in kinds.items())
+
+
+def adapter_layers(model: nn.Module) -> list[Any]:
+    """The layers of a model that peft has put adapters into."""
+    # A model of transformers has methods of these names.
+    kinds = {type(module) for module in model.modules()}
+    tuned = {kind for kind in kinds if all(isinstance(getattr(kind, name, 0), property) for name in ADAPTERS_IN_USE)}
+    return [module for module in model.modules() if type(module) in tuned]
+
+
+def adapters_in_use(layers: Iterable[Any]) -> tuple[Any, ...]:
+    """Which adapters these layers apply now, as something to compare: equal where they are the same.
+
+    Example:
+        >>> before = adapters_in_use(layers)
+        >>> with model.disable_adapter():
+        ...     adapters_in_use(layers) == before
+        False
+    """
+    off, active = ADAPTERS_IN_USE
+    return tuple((getattr(layer, off), *getattr(layer, active)) for layer in layers)
 
 
 def encodes_as_library(tokenizer: Any) -> bool:

@@ -180,12 +180,15 @@ def _class_signature(forward: Callable[..., Any]) -> _Signature:
 
 
 def record_forward(
-    model: nn.Module, arguments: Mapping[str, Any], modules: Mapping[str, nn.Module]
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    forward: Callable[..., Any] | None = None,
 ) -> tuple[Recording, Any, int]:
     """Run the first row's first tokens (2 to 8) with `output_hidden_states=True` and record `modules`.
 
     Training flags, random state, gradient mode and autocast are as before when this returns. Returns the recording,
-    the model's output and the number of tokens.
+    the model's output and the number of tokens. `forward` is the model's, where that is running already.
 
     Raises:
         RuntimeError: the model takes no `output_hidden_states`, its call no tokens, or the forward failed.
@@ -194,9 +197,10 @@ def record_forward(
     with _quiet_forward(model), _recorded({name: modules[name] for name in modules if name}) as recording:
         before, after = _recording_hooks(recording, "")
         try:
-            # Not model(...): the hooks of FSDP and others around the forward that is running must not run in it.
+            # Not model(...): the hooks of FSDP and others around the forward that is running must not run in it. Nor
+            # model.forward(...) within what stands around that: an autocast that is entered twice is never left.
             before(model, (), kwargs)
-            output = model.forward(**kwargs)
+            output = (forward or model.forward)(**kwargs)
             after(model, (), kwargs, output)
         except torch.OutOfMemoryError:
             raise
@@ -251,6 +255,7 @@ def _quiet_forward(model: nn.Module) -> Iterator[None]:
     token = calibrating.set(True)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_hooks_as_found(model))
             stack.enter_context(torch.random.fork_rng(devices=[]))
             for kind, devices in accelerators.items():
                 stack.enter_context(torch.random.fork_rng(devices=list(devices), device_type=kind))
@@ -267,6 +272,38 @@ def _quiet_forward(model: nn.Module) -> Iterator[None]:
         calibrating.reset(token)
         # Autocast keeps its casts of the weights; those made without gradients would cut the user's graph.
         torch.clear_autocast_cache()
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+@contextmanager
+def _hooks_as_found(model: nn.Module) -> Iterator[None]:
+    """Takes off what transformers leaves at the first call for hidden states: hooks that pickle refuses, and a flag."""
+    found = [
+        (module, [(hooks, set(hooks)) for hooks in (getattr(module, name) for name in _HOOKS)], _flags(module))
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, hooks_then, flags in found:
+            for hooks, numbers in hooks_then:
+                for number in hooks.keys() - numbers:
+                    del hooks[number]
+            for name in _flags(module).keys() - flags.keys():
+                del module.__dict__[name]
+            module.__dict__.update(flags)
+
+
+def _flags(module: nn.Module) -> dict[str, bool]:
+    return {name: value for name, value in module.__dict__.items() if isinstance(value, bool)}
 
 
 @contextmanager

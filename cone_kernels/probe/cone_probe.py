@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal, get_args
 
@@ -13,16 +12,18 @@ from torch import Tensor, nn
 
 from cone_kernels.devices import to_device
 from cone_kernels.names import pooling_names
-from cone_kernels.probe.calibration import Kind, as_tuple, bind_arguments, calibrating
+from cone_kernels.probe.calibration import as_tuple, bind_arguments, calibrating
 from cone_kernels.probe.forward import BatchNotes, ProbedForward, checked_mask
+from cone_kernels.probe.gathered import Gathered, Skipped
 from cone_kernels.probe.layer_hook import LayerHook
-from cone_kernels.probe.layer_points import LayerMap, LayerPoint, find_layer_points
-from cone_kernels.probe.side_stream import SideStream
+from cone_kernels.probe.layer_points import LayerPoint
+from cone_kernels.probe.probed_layers import ProbedLayers
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.description import second_moments_in_words
 
 During = Literal["always", "training", "evaluation"]
+Errors = Literal["raise", "skip"]
 
 _WHY_NOTHING = (
     "call the model inside the `with` block. In a compiled model hooks do not fire: probe "
@@ -34,9 +35,6 @@ _HALF_ADDED = (
     "call reset() to begin another"
 )
 _NOT_ADDED = "It is in none of the sums"
-
-# The bits of the status that ConeState.update returns for each layer and sentence.
-_FAULTS = {1: "a zero token", 2: "a token that is not finite", 4: "no token under the mask"}
 
 
 class ConeProbe:
@@ -50,9 +48,10 @@ class ConeProbe:
     Where to read them is found on the first forward, by one forward of at most eight of its tokens with
     `output_hidden_states=True`; hooks of your own see that one too. Of an encoder-decoder model called as a whole
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
-    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`.
+    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`, `seq_idx` or `position_ids`.
 
-    In a training job the layers are those of the forward as it ran, under its dropout and autocast. Forwards within
+    In a training job the layers are those of the forward as it ran, under its dropout and autocast; the state adds up
+    all forwards, so it is of one model only as long as the weights stay (`reset`, or `ConeWatch`). Forwards within
     the backward pass, as gradient checkpointing and cached contrastive losses run them again, are not counted. A
     forward that is left out costs nothing: the hooks are on the model only while a forward is counted.
 
@@ -61,7 +60,11 @@ class ConeProbe:
         second_moment, unit_second_moment: also keep Σ x xᵀ, Σ u uᵀ, (L, d, d) float64.
         before_final_norm: take the last layer where the final norm takes it in.
         pooling, poolings: of the sentence level, as in `ConeState.empty`.
+        layers: the numbers of the layers that are gathered, from the end where negative; default all.
         strict: raise at the end of a forward in which a token is zero or not finite, or a sentence has no token.
+        errors: `raise`, or `skip`: a forward that cannot be counted runs as it does without the probe, `skipped` counts
+            it, and the first of each reason is said in the log. One that stops when some layers are in the sums already
+            takes the sums with it; that is said each time.
         backend: `auto`, `reference`, `cpu`, `triton` or `cuda`.
         every: of the forwards in training mode count the first and every `every`-th from there; in evaluation all.
             Where a step has several forwards, choose steps by pause() and resume().
@@ -72,9 +75,11 @@ class ConeProbe:
 
     Raises:
         TypeError: `model` is no `torch.nn.Module`.
-        ValueError: `every` is below 1, or `during` or a pooling is unknown.
+        ValueError: `every` is below 1, `layers` is empty or names one twice, `during`, `errors` or a pooling is
+            unknown, or `errors` is `skip` with `strict`.
         RuntimeError: the model cannot be probed (compiled, scripted, replicated over devices, no hidden states); from
-            the model's own call: a layer was not seen. What is wrong with one batch is a ValueError from that call.
+            the model's own call: a layer was not seen. What is wrong with one batch, or a layer that the model does not
+            have, is a ValueError from that call.
 
     Example:
         >>> with ConeProbe(model) as probe, torch.inference_mode():
@@ -93,7 +98,9 @@ class ConeProbe:
         before_final_norm: bool = False,
         pooling: str = "mean",
         poolings: str | Sequence[str] = (),
+        layers: Sequence[int] | None = None,
         strict: bool = False,
+        errors: Errors = "raise",
         backend: str = "auto",
         every: int = 1,
         during: During = "always",
@@ -103,30 +110,36 @@ class ConeProbe:
             raise ValueError(f"every: got {every}; it must be 1 (each forward) or more")
         if during not in get_args(During):
             raise ValueError(f"during: got {during!r}; it must be one of {', '.join(get_args(During))}")
+        if errors not in get_args(Errors) or (errors == "skip" and strict):
+            raise ValueError(
+                f"errors: got {errors!r} with strict={strict}; it must be 'raise', or 'skip' without strict"
+            )
+        if layers is not None and (len(layers) == 0 or len(set(layers)) < len(layers)):
+            raise ValueError(f"layers: got {list(layers)}; it must be one layer or more, each once")
         self._model = unwrapped(model)
         refuse_compiled(self._model)
         self._moments = {"second_moment": second_moment, "unit_second_moment": unit_second_moment}
         self._before_final_norm = before_final_norm
         self._pooling, self._poolings = pooling, pooling_names(poolings)
         pooling_names([pooling])
+        self._layers = None if layers is None else tuple(layers)
         self._strict = strict
+        self._errors = errors
+        self._skipped = Skipped(f"a forward of {self._name} is not counted")
         self._backend = backend
         self._every = every
         self._during = during
         self._on_pooled = on_pooled
-        self._state: ConeState | None = None
-        self._map: LayerMap | None = None
-        self._hooks: list[LayerHook] | None = None  # None: not looked for since attach()
-        self._output_hook: LayerHook | None = None
+        self._gathered = Gathered()
+        self._found: ProbedLayers | None = None
+        self._looked = False  # for the layers, since attach()
         self._watched: WatchedForward | None = None
         self._next = BatchNotes()
         self._forward: ProbedForward | None = None
         self._paused = False
-        self._n_sentences = 0
         self._n_forwards = 0
         self._n_training = 0
         self._seconds = 0.0
-        self._side = SideStream()
 
     def __repr__(self) -> str:
         moments = second_moments_in_words([name for name, keep in self._moments.items() if keep])
@@ -135,7 +148,7 @@ class ConeProbe:
             (
                 f"ConeProbe({self._name}, {'detached' if self._watched is None else 'attached'})",
                 f"  counts: {_counted_in_words(self._during, self._every)}{', paused' if self._paused else ''}",
-                f"  forwards seen: {self._n_forwards:,}; sentences counted: {self._n_sentences:,}",
+                f"  forwards seen: {self._n_forwards:,}; sentences counted: {self.n_sentences:,}",
                 f"  second moments: {moments}",
                 f"  poolings: {poolings}",
             )
@@ -153,24 +166,29 @@ class ConeProbe:
     def state(self) -> ConeState:
         """The sums so far. RuntimeError before the first forward, and after one that stopped half-way (see `reset`)."""
         self._refuse_half_added()
-        if self._state is None:
+        if self._gathered.state is None:
             raise RuntimeError(f"state: no forward of {self._name} has been seen yet; {_WHY_NOTHING}")
-        return self._state
+        return self._gathered.state
 
     @property
     def n_sentences(self) -> int:
         """How many sentences the state has seen since it was begun; 0 where there is no state yet."""
-        return self._n_sentences
+        return self._gathered.n_sentences
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many forwards were not counted, by reason; numbers in a reason are written as #. With `errors="skip"`."""
+        return dict(self._skipped.counts)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """What each layer is, by module name: `embeddings`, `encoder.layer.0`, `norm (final norm applied)`."""
-        return tuple(point.name for point in self._known_map("layer_names").points)
+        """What each layer gathered is, by module name: `embeddings`, `encoder.layer.0`, `norm (final norm applied)`."""
+        return self._known("layer_names").names
 
     @property
     def final_norm(self) -> bool:
         """Whether the last layer is taken after a norm that follows the last block."""
-        return self._known_map("final_norm").final_norm
+        return self._known("final_norm").map.final_norm
 
     def next_batch(
         self,
@@ -201,7 +219,12 @@ class ConeProbe:
 
     def reset(self) -> None:
         """Forget the sums and start anew with the next forward; its sentence ids count up from 0 again."""
-        self._state, self._forward, self._n_sentences = None, None, 0
+        self._gathered.forget()
+        self._forward = None
+
+    def gather_into(self, gathered: Gathered) -> None:
+        """Adds to these sums from the next forward on; those before stay with whoever holds them."""
+        self._gathered, self._forward = gathered, None
 
     def pause(self) -> None:
         """Count no forward, nor towards `every`, until `resume`."""
@@ -221,14 +244,14 @@ class ConeProbe:
             raise RuntimeError(f"this ConeProbe is already attached to {self._name}; leave its `with` block first")
         refuse_compiled(self._model)
         self._watched = WatchedForward(self._model, self._run_forward)
-        self._n_forwards, self._hooks = 0, None
+        self._n_forwards, self._looked = 0, False
         return self
 
     def detach(self) -> None:
         """Leave the model as it was before `attach`; the state stays."""
         if self._watched is not None:
             self._watched.remove()
-        self._watched, self._hooks = None, None
+        self._watched, self._looked = None, False
 
     def __enter__(self) -> ConeProbe:
         return self.attach()
@@ -249,34 +272,70 @@ class ConeProbe:
             self._n_forwards += 1
             self._next = BatchNotes()
             return forward(*args, **kwargs)
-        arguments = bind_arguments(self._model, args, kwargs)
-        if arguments is None:
-            return forward(*args, **kwargs)  # where the call does not fit, forward itself says so
-        self._n_forwards += 1
-        notes, self._next = self._next, BatchNotes()
-        self._refuse_half_added()
-        begun = ProbedForward.of(arguments, notes, self._n_sentences, (self._pooling, *self._poolings))
-        if len(begun.sentence_ids) == 0:
-            return forward(*args, **kwargs)  # nothing but repeats
-        self._forward = begun
-        found = self._found_layers(arguments)
-        hooks = self._hooks or ()  # kept here: detach() may be called in the forward
+        begun: ProbedForward | None = None
+        try:
+            begun = self._begin_forward(forward, args, kwargs)
+        except Exception as error:
+            self._pass_over(error)
+        if begun is None:
+            return forward(*args, **kwargs)
+        hooks = self._known("layers").hooks
+        gathered = self._gathered
         try:
             try:
                 for hook in hooks:
                     hook.put_on()
                 output = forward(*args, **kwargs)
+            except BaseException as error:
+                if self._errors == "skip" and self._forward is begun:
+                    self._drop_forward(error)
+                raise
             finally:
-                for hook in hooks:
+                for hook in reversed(hooks):
                     hook.take_off()
-            if self._output_hook is not None:
-                self._see(self._output_hook, as_tuple(output))
-            self._end_forward(found)
+            try:
+                self._end_forward(output)
+            except Exception as error:
+                self._pass_over(error)
         finally:
             # The caller may write to what the model returned from here on; the layers of a failed forward are dropped.
             begun.held.clear()
-            self._side.join()
+            gathered.side.join()
         return output
+
+    def _begin_forward(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ProbedForward | None:
+        """What is known of the forward of a call before it runs; None where nothing of it is to be counted."""
+        arguments = bind_arguments(self._model, args, kwargs)
+        if arguments is None:
+            return None  # where the call does not fit, forward itself says so
+        self._n_forwards += 1
+        notes, self._next = self._next, BatchNotes()
+        self._refuse_half_added()
+        begun = ProbedForward.of(arguments, notes, self.n_sentences, (self._pooling, *self._poolings))
+        if len(begun.sentence_ids) == 0:
+            return None  # nothing but repeats
+        self._forward = begun
+        self._find_layers(forward, arguments)
+        return begun
+
+    def _pass_over(self, error: Exception) -> None:
+        """Goes on without the forward that is running, or raises what is wrong with it."""
+        if self._errors == "raise":
+            raise error
+        self._drop_forward(error)
+
+    def _drop_forward(self, error: BaseException) -> None:
+        """Counts the forward that is running as skipped; where it is in some of the sums, they begin anew."""
+        forward, self._forward = self._forward, None
+        lost = 0
+        if forward is not None:
+            forward.held.clear()
+            if forward.added:
+                lost = self._gathered.n_sentences
+                self._gathered.forget()
+        self._skipped.note(error, lost=lost)
 
     def _counts(self) -> bool:
         """Whether the forward that begins is to be counted."""
@@ -288,27 +347,30 @@ class ConeProbe:
         self._n_training += 1
         return (self._n_training - 1) % self._every == 0
 
-    def _found_layers(self, arguments: dict[str, Any]) -> LayerMap:
-        if self._map is not None and self._hooks is not None:
-            return self._map
-        found = find_layer_points(self._model, arguments, before_final_norm=self._before_final_norm)
-        if self._state is not None and found != self._map:
-            raise RuntimeError(f"{self._name} changed since the state was begun: its layers are elsewhere; see reset()")
-        modules = dict(self._model.named_modules())
-        places: dict[tuple[str, Kind], tuple[LayerPoint, ...]] = {}
-        for point in found.points:
-            places[point.module, point.kind] = (*places.get((point.module, point.kind), ()), point)
-        hooks = [LayerHook(modules[name], name, kind, points, self._see) for (name, kind), points in places.items()]
-        # What the model itself returns is seen without a hook: some callers go straight to its forward.
-        self._map, self._hooks = found, [hook for hook in hooks if hook.place[0] != ""]
-        self._output_hook = next((hook for hook in hooks if hook.place[0] == ""), None)
-        return found
+    def _find_layers(self, forward: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        if self._found is not None and self._looked:
+            return
+        options: dict[str, Any] = {"layers": self._layers, "before_final_norm": self._before_final_norm}
+        found = ProbedLayers.find(self._model, arguments, self._see, forward=forward, **options)
+        if self._gathered.state is not None and self._found is not None and found.map != self._found.map:
+            if self._gathered.n_sentences > 0:
+                raise RuntimeError(
+                    f"{self._name} changed since the state was begun: its layers are elsewhere; see reset()"
+                )
+            self._gathered.forget()
+        self._found, self._looked = found, True
 
     def _see(self, hook: LayerHook, value: Any) -> None:
         """Takes in the layers that are read where the hook is, in one call of its module."""
-        forward, found = self._forward, self._map
-        if forward is None or found is None or calibrating.get():
+        forward = self._forward
+        if forward is None or calibrating.get():
             return
+        try:
+            self._take_in(forward, hook, value)
+        except Exception as error:
+            self._pass_over(error)
+
+    def _take_in(self, forward: ProbedForward, hook: LayerHook, value: Any) -> None:
         call = forward.calls.get(hook.place, 0)
         forward.calls[hook.place] = call + 1
         for point in hook.points:
@@ -317,31 +379,27 @@ class ConeProbe:
                 # In training no layer waits: dropout may write to it, and checkpointing means to free its memory.
                 wait = point.kept and not self._model.training and not torch.is_grad_enabled()
                 if not (wait and forward.holds_another(point, hidden)):
-                    self._hold(forward, found, point, hidden)
+                    self._hold(forward, point, hidden)
                 if not wait or forward.holds_enough():
-                    self._add_held(forward, found, aside=wait)
+                    self._add_held(forward, aside=wait)
 
-    def _hold(self, forward: ProbedForward, found: LayerMap, point: LayerPoint, hidden: Tensor) -> None:
+    def _hold(self, forward: ProbedForward, point: LayerPoint, hidden: Tensor) -> None:
         """Lets the tensor found at a layer's place wait to be added; ValueError where its shape does not fit."""
         if not forward.seen:
             forward.move_to(hidden.device)
         # The sums of a model that is spread over devices are on the device of its first layer.
         plain = to_device(hidden.detach() if hidden.requires_grad else hidden, forward.mask.device)
-        rows = forward.rows_of(point, plain, found.dim)
+        rows = forward.rows_of(point, plain, self._known("layers").map.dim)
         if not forward.holds_like(rows):
-            self._add_held(forward, found, aside=True)
+            self._add_held(forward, aside=True)
         forward.hold(point.layer, rows, as_it_was=rows is hidden)
 
-    def _add_held(self, forward: ProbedForward, found: LayerMap, aside: bool) -> None:
+    def _add_held(self, forward: ProbedForward, aside: bool) -> None:
         """Adds the layers that wait to the sums.
 
-        A state is added to on one stream, that of its first layers: on the side stream where those came while a forward
-        went on, else on the caller's of then. What the state lets go of could otherwise be used again while it is still
-        read.
-
         Args:
-            forward, found: the forward that is running, and where its layers are.
-            aside: the forward may go on meanwhile, as nothing writes to the layers.
+            forward: the forward that is running.
+            aside: it may go on meanwhile, as nothing writes to the layers.
         """
         if not forward.held:
             return
@@ -350,38 +408,33 @@ class ConeProbe:
         layers, hidden = [layer for layer, _ in forward.held], [rows for _, rows in forward.held]
         forward.held.clear()
         forward.added.update(layers)
-        # The sums must not become bfloat16 under the user's autocast, nor inference tensors under inference_mode.
-        device = hidden[0].device
-        exact = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-        if self._state is None:
-            self._side.begin(device, aside)
-        with torch.inference_mode(False), torch.no_grad(), exact, self._side.beside(hidden):
-            if self._state is None:
-                self._state = self._empty_state(found, device)
-            added = self._state.add(forward.batch_of(hidden[0]), hidden, layers)
+        with self._gathered.adding(hidden, aside, self._empty_state) as state:
+            added = state.add(forward.batch_of(hidden[0]), hidden, layers)
             if self._on_pooled is not None:
                 for layer, pooled in zip(layers, added.pooled, strict=True):
                     self._on_pooled(layer, forward.sentence_ids, pooled)
-        if not aside:
-            self._side.join()
         if self._strict:
             forward.status.update(zip(layers, added.status, strict=True))
         self._seconds += time.perf_counter() - started
 
-    def _empty_state(self, found: LayerMap, device: torch.device) -> ConeState:
+    def _empty_state(self, device: torch.device) -> ConeState:
+        found = self._known("layers")
         info = {
             "model": getattr(getattr(self._model, "config", None), "_name_or_path", "") or self._name,
-            "layer_names": list(self.layer_names),
-            "final_norm": found.final_norm,
+            "layer_names": list(found.names),
+            "final_norm": found.map.final_norm,
         }
         kept: dict[str, Any] = {**self._moments, "pooling": self._pooling, "poolings": self._poolings}
-        layers = range(len(found.points))
-        return ConeState.empty(layers, found.dim, **kept, backend=self._backend, device=device, info=info)
+        layers = [point.layer for point in found.points]
+        return ConeState.empty(layers, found.map.dim, **kept, backend=self._backend, device=device, info=info)
 
-    def _end_forward(self, found: LayerMap) -> None:
+    def _end_forward(self, output: Any) -> None:
+        found = self._known("layers")
+        if found.output_hook is not None:
+            self._see(found.output_hook, as_tuple(output))
         forward = self._forward
         if forward is None:
-            return  # reset() was called meanwhile
+            return  # reset() was called meanwhile, or it is passed over
         missing = [point for point in found.points if point.layer not in forward.seen]
         if not forward.seen:
             raise RuntimeError(f"{self._name}: no hook fired for any layer of this forward; {_WHY_NOTHING}")
@@ -393,29 +446,18 @@ class ConeProbe:
                 f"(blocks skipped at random, or parts compiled since?). {so}"
             )
         for (name, kind), calls in forward.calls.items():
-            if calls != found.calls[name]:
+            if calls != found.map.calls[name]:
                 raise RuntimeError(
-                    f"{self._name}: {name!r} ran {calls} times in this forward and {found.calls[name]} times in the "
-                    f"first, so its {kind}s cannot be told apart as layers. {so}"
+                    f"{self._name}: {name!r} ran {calls} times in this forward and {found.map.calls[name]} times in "
+                    f"the first, so its {kind}s cannot be told apart as layers. {so}"
                 )
         # Nothing goes on beside these, so another stream would cost the host two events for nothing.
-        self._add_held(forward, found, aside=False)
-        self._n_sentences += len(forward.sentence_ids)
+        self._add_held(forward, aside=False)
+        self._gathered.n_sentences += len(forward.sentence_ids)
         self._forward = None
         if self._strict:
-            self._side.join()
-            self._refuse_faults(forward, found)
-
-    def _refuse_faults(self, forward: ProbedForward, found: LayerMap) -> None:
-        faults = []
-        for layer, status in sorted(forward.status.items()):
-            for bit, what in _FAULTS.items():
-                ids = forward.sentence_ids[(status & bit).bool().to(forward.sentence_ids.device)].tolist()
-                if ids:
-                    listed = ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-                    faults.append(f"layer {layer} ({found.points[layer].name}): {what} in sentences {listed}")
-        if faults:
-            raise ValueError("strict: " + "; ".join(faults))
+            self._gathered.side.join()
+            forward.refuse_faults({point.layer: point.name for point in found.points})
 
     def _refuse_half_added(self) -> None:
         if self._forward is not None and self._forward.added:
@@ -423,10 +465,10 @@ class ConeProbe:
             raise RuntimeError(f"a forward of {self._name} stopped after layers {layers} had been added. {_HALF_ADDED}")
         self._forward = None
 
-    def _known_map(self, name: str) -> LayerMap:
-        if self._map is None:
+    def _known(self, name: str) -> ProbedLayers:
+        if self._found is None:
             raise RuntimeError(f"{name}: not known before the first forward of {self._name}; {_WHY_NOTHING}")
-        return self._map
+        return self._found
 
     @property
     def _name(self) -> str:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels.devices import OnItsWay, is_captured, to_device
-from cone_kernels.models.transformers_names import ATTENTION_MASK, STARTS, TOKENS, filled_cache
+from cone_kernels.models.transformers_names import (
+    ATTENTION_MASK,
+    POSITIONS,
+    SEQUENCE_NUMBERS,
+    STARTS,
+    TOKENS,
+    filled_cache,
+)
 from cone_kernels.probe.calibration import Kind
 from cone_kernels.probe.layer_points import LayerPoint
 from cone_kernels.state.poolings import refuse_missing_special
@@ -21,6 +28,10 @@ _HELD_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
 # torch finds no largest value of these; as signed integers what is above 1 is so still, or below 0.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+# The bits of the status that ConeState.update returns for each layer and sentence.
+_FAULTS = {1: "a zero token", 2: "a token that is not finite", 4: "no token under the mask"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,9 @@ class ProbedForward:
     ) -> ProbedForward:
         """The forward that a call with these arguments (by name) begins.
 
-        Sentences flattened into one row (1, N) are recognised by `cu_seq_lens_q` (B + 1,), as transformers'
-        `DataCollatorWithFlattening` and sentence-transformers pass it to flash attention.
+        Sentences flattened into one row (1, N), as by transformers' `DataCollatorWithFlattening` and
+        sentence-transformers, are recognised by `cu_seq_lens_q` (B + 1,), by `seq_idx` (1, N), or by `position_ids`
+        (1, N) that start again.
 
         Raises:
             ValueError: there are no tokens, or mask, ids or special do not fit them.
@@ -83,12 +95,12 @@ class ProbedForward:
         _refuse_cache(arguments)
         tokens = _tokens(arguments)
         size = tuple(tokens.shape[:2])
-        starts = arguments.get(STARTS[0])
+        starts = _sentence_starts(arguments, size, notes)
         on_its_way: OnItsWay | None = None
         if starts is None:
             mask, on_its_way = _token_mask(arguments, notes, size, tokens.device)
+            _refuse_packed_rows(arguments, mask)
         else:
-            starts = _checked_starts(starts, size, notes)
             mask = torch.ones(size, dtype=torch.bool, device=tokens.device)
         n_sentences = size[0] if starts is None else len(starts) - 1
         kept = None if notes.repeats is None or not bool(notes.repeats.any()) else ~notes.repeats.to(tokens.device)
@@ -182,6 +194,22 @@ class ProbedForward:
         self.cu_seqlens = None if self.cu_seqlens is None else to_device(self.cu_seqlens, device)
         self._batches.clear()
 
+    def refuse_faults(self, names: Mapping[int, str]) -> None:
+        """Raises ValueError where a token is zero or not finite, or a sentence has no token.
+
+        Args:
+            names: what each layer is.
+        """
+        faults = []
+        for layer, status in sorted(self.status.items()):
+            for bit, what in _FAULTS.items():
+                ids = self.sentence_ids[(status & bit).bool().to(self.sentence_ids.device)].tolist()
+                if ids:
+                    listed = ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+                    faults.append(f"layer {layer} ({names[layer]}): {what} in sentences {listed}")
+        if faults:
+            raise ValueError("strict: " + "; ".join(faults))
+
     def _n_packed(self) -> int:
         """How many rows the batch has with its padding left out; fills in `cu_seqlens`."""
         if self.cu_seqlens is None:
@@ -272,6 +300,63 @@ def _token_mask(
         return checked_mask(mask, name), None
     # A look at them now would make the host wait for all that the GPU has still to do.
     return mask.to(torch.bool), OnItsWay(mask)
+
+
+def n_sentences(arguments: Mapping[str, Any]) -> int:
+    """How many sentences a forward with these arguments (by name) takes in; 0 where it takes in no tokens.
+
+    Raises:
+        ValueError: what says where they begin does not fit the tokens.
+    """
+    tokens = next((arguments[name] for name in TOKENS if arguments.get(name) is not None), None)
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+        return 0
+    starts = _sentence_starts(arguments, tuple(tokens.shape[:2]), BatchNotes())
+    return len(tokens) if starts is None else len(starts) - 1
+
+
+def _sentence_starts(arguments: Mapping[str, Any], size: tuple[int, ...], notes: BatchNotes) -> Tensor | None:
+    """(B + 1,) int64: where each sentence begins in the one row of a flattened batch, and N; None of other batches."""
+    starts = arguments.get(STARTS[0])
+    if starts is not None:
+        return _checked_starts(starts, size, notes)
+    if size[0] != 1 or notes.mask is not None or arguments.get(ATTENTION_MASK) is not None:
+        return None
+    begins: Tensor | None = None
+    numbers, positions = _of_size(arguments, SEQUENCE_NUMBERS, size), _of_size(arguments, POSITIONS, size)
+    if numbers is not None:
+        begins = numbers[0, 1:] != numbers[0, :-1]
+    elif positions is not None:
+        begins = _starts_again(positions)[0]
+    if begins is None or not bool(begins.any()):
+        return None
+    at = begins.nonzero()[:, 0] + 1
+    return nn.functional.pad(nn.functional.pad(at, (1, 0)), (0, 1), value=size[1])
+
+
+def _refuse_packed_rows(arguments: Mapping[str, Any], mask: Tensor) -> None:
+    """Raises ValueError where rows of a padded batch have several sentences each."""
+    positions = _of_size(arguments, POSITIONS, tuple(mask.shape))
+    if positions is None:
+        return
+    both = mask[:, 1:] & mask[:, :-1]
+    if bool((_starts_again(positions) & both.to(positions.device)).any()):
+        raise ValueError(
+            f"{POSITIONS}: got positions that start again within a row of tokens {tuple(mask.shape)}; it must be one "
+            "sentence a row, or one row (1, N) of all sentences without a mask"
+        )
+
+
+def _of_size(arguments: Mapping[str, Any], name: str, size: tuple[int, ...]) -> Tensor | None:
+    value = arguments.get(name)
+    return value if isinstance(value, Tensor) and tuple(value.shape) == size else None
+
+
+def _starts_again(positions: Tensor) -> Tensor:
+    """(B, T - 1) bool: whether the position (B, T) of a token is not after that of the one before; none in rows whose
+    positions are all the same, which say nothing."""
+    again: Tensor = positions[:, 1:] <= positions[:, :-1]
+    return again & (positions != positions[:, :1]).any(1, keepdim=True)
 
 
 def _checked_starts(starts: object, size: tuple[int, ...], notes: BatchNotes) -> Tensor:

@@ -6,7 +6,7 @@ memory rather than by names, so that any architecture, shared layers included, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,13 @@ class LayerMap:
     final_norm: bool
 
 
-def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_final_norm: bool = False) -> LayerMap:
+def find_layer_points(
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    *,
+    before_final_norm: bool = False,
+    forward: Callable[..., Any] | None = None,
+) -> LayerMap:
     """Find where each layer can be read, by one forward of at most eight tokens of the first row.
 
     Args:
@@ -76,13 +82,14 @@ def find_layer_points(model: nn.Module, arguments: Mapping[str, Any], *, before_
             `encoder_hidden_states` (an encoder-decoder model called as a whole: its encoder is what is found).
         arguments: the arguments of the call at hand by name, with `input_ids` or `inputs_embeds`.
         before_final_norm: read the last layer where the final norm takes it in.
+        forward: what is called; default: the model's own.
 
     Raises:
         RuntimeError: the model returns no hidden states, a layer is nowhere an input or output of a submodule as
             it stands in the tuple, or the layers differ in width.
     """
     modules = {name: module for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
-    recording, output, n_tokens = record_forward(model, arguments, modules)
+    recording, output, n_tokens = record_forward(model, arguments, modules, forward)
     entries = _hidden_states(model, output)
     recording.fetch(entries)
     dim = _common_width(model, entries, n_tokens)

@@ -315,6 +315,13 @@ class ConeState:
         moments.n_empty[at] += batch.by_group(empty)
         return moments.add_rows(at, vectors, torch.where(empty, -1, batch.groups), self.backend) | empty.byte()
 
+    def clear_(self) -> None:
+        """Forgets all sentences, in place: as an empty state, in the same memory."""
+        for moments in self.all_moments.values():
+            moments.clear_()
+        self._first_left_out.fill_(_NO_ID)
+        self._left_out.clear()
+
     def merge(self, other: ConeState) -> ConeState:
         """The state of both sets of sentences; neither input changes.
 

@@ -179,6 +179,13 @@ class Moments:
         names = ("count", "n_zero", "n_nonfinite", *(("n_empty",) if self.level == "sentence" else ()))
         return int(sum(self._sums[name][position].sum() for name in names))
 
+    def clear_(self) -> None:
+        """Forgets all rows, in place: what is added from here on is the first, in the same memory."""
+        for value in self._sums.values():
+            value.zero_()
+        if self._pending is not None:
+            self._pending = PendingRows(len(self.layers))
+
     def merge(self, other: Moments) -> Moments:
         """The state of both sets of rows; neither input changes.
 

@@ -187,3 +187,35 @@ def test_two_ranks_sum_their_states(sync_on_step: bool) -> None:
         assert abs(whole - wanted) < 1e-6
         assert n == 90
     assert (answers[0][3] == answers[1][3]) == sync_on_step
+
+
+@pytest.mark.parametrize("sync_on_step", [False, True])
+@pytest.mark.parametrize("size", [1, 16, 37])
+def test_forward_numbers_rows_on(size: int, sync_on_step: bool) -> None:
+    """Groups, and so errors, are those of rows that came at once."""
+    whole = MeanPairwiseCosine(DIM)
+    whole.update(rows())
+    metric = MeanPairwiseCosine(DIM, dist_sync_on_step=sync_on_step)
+    for part in rows().split(size):
+        metric(part)
+    assert torch.equal(metric.count, whole.count)
+    assert float(metric.stderr()) == pytest.approx(float(whole.stderr()), rel=1e-6)
+    metric.reset()
+    metric(rows()[:20], torch.arange(20) + 64)
+    other = MeanPairwiseCosine(DIM)
+    other.update(rows()[:20], torch.arange(20) + 64)
+    assert torch.equal(metric.count, other.count)
+
+
+def test_the_error_after_forwards_is_that_of_the_mean() -> None:
+    """Of 150 data sets in batches of 32: the errors are those that the values have."""
+    values, errors = [], []
+    for seed in range(150):
+        metric = MeanPairwiseCosine(4)
+        generator = torch.Generator().manual_seed(seed)
+        for part in (torch.randn(256, 4, generator=generator) + 0.5).split(32):
+            metric(part)
+        values.append(metric.compute())
+        errors.append(metric.stderr())
+    ratio = float(torch.stack(errors).square().mean().sqrt() / torch.stack(values).std())
+    assert 0.85 < ratio < 1.15

@@ -18,6 +18,7 @@ from cone_kernels.integrations.scalars import cone_scalars, log_cone
 from cone_kernels.integrations.trainer import ConeCallback
 from tests.support.gloo_ranks import run_ranks
 from tests.support.recording_probe import probed
+from tests.support.step_values import sentences_of, step_values
 from tests.support.tiny_models import LAYERS, tiny_batch, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,9 +87,8 @@ def test_logs_of_training_are_of_the_steps_between(tmp_path: Path, every: int, a
     size = 4 * accumulation
     for log in logs:
         steps = [step for step in (log["step"] - 2, log["step"] - 1) if step % every == 0]
-        batches = [data[step * size + at : step * size + at + 4] for step in steps for at in range(0, size, 4)]
-        wanted = cone_scalars(probed(model.eval(), *map(inputs, batches)), **options)
-        assert_close(cone_of(log), wanted)
+        seen = [sentences_of(model, inputs(data[step * size : (step + 1) * size])) for step in steps]
+        assert_close(cone_of(log), step_values(seen, **options))
     assert "forward" not in model.__dict__
 
 
@@ -176,9 +176,9 @@ def test_training_is_what_it_is_without_the_callback(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_compiled_models_are_refused(tmp_path: Path) -> None:
+def test_compiled_models_are_refused_where_the_watch_is_strict(tmp_path: Path) -> None:
     settings = arguments(tmp_path, torch_compile=True)
-    trainer = Trainer(classifier(), settings, train_dataset=samples(8), callbacks=[ConeCallback()])
+    trainer = Trainer(classifier(), settings, train_dataset=samples(8), callbacks=[ConeCallback(strict=True)])
     with pytest.raises(RuntimeError, match="torch_compile: got True; it must be False"):
         trainer.train()
 
@@ -193,7 +193,7 @@ def test_a_second_training_after_one_that_failed(tmp_path: Path) -> None:
     trainer = InOrder(model, arguments(tmp_path), train_dataset=data, callbacks=[callback])
     trainer.train()
     first = next(log for log in trainer.state.log_history if "loss" in log)
-    assert_close(cone_of(first), cone_scalars(probed(model.eval(), inputs(data[:4]), inputs(data[4:8]))))
+    assert_close(cone_of(first), step_values([sentences_of(model, inputs(data[at : at + 4])) for at in (0, 4)]))
     assert "forward" not in model.__dict__
 
 
@@ -214,14 +214,17 @@ def trained_on_ranks(folder: str) -> list[dict[str, Any]]:
 
 def test_values_are_those_of_all_ranks_and_of_each_sample_once(tmp_path: Path) -> None:
     model = classifier()
-    training = probed(model, *(inputs(samples(24)[at : at + 4]) for at in range(0, 24, 4)))
+    # Accelerate gives each rank every second batch.
+    steps = [sentences_of(model, inputs(samples(24)[at : at + 8])) for at in range(0, 24, 8)]
+    training = step_values(steps)
     # Eleven samples for two ranks in batches of four: five are repeated to fill the last round.
-    evaluation = probed(model, *(inputs(samples(11, seed=7)[at : at + 4]) for at in range(0, 11, 4)))
+    evaluation = cone_scalars(probed(model, *(inputs(samples(11, seed=7)[at : at + 4]) for at in range(0, 11, 4))))
     for history in run_ranks(trained_on_ranks, 2, str(tmp_path)):
         train_log = next(log for log in history if "loss" in log)
         eval_log = next(log for log in history if "eval_loss" in log)
-        for log, prefix, state in ((train_log, "", training), (eval_log, "eval_", evaluation)):
-            got, wanted = cone_of(log, prefix), cone_scalars(state)
+        for log, prefix, wanted in ((train_log, "", training), (eval_log, "eval_", evaluation)):
+            got = cone_of(log, prefix)
+            assert set(got) == set(wanted)
             # Ranks number their sentences apart, so groups, and with them standard errors, are others.
             for layer in range(LAYERS + 1):
                 name = f"cone/L{layer}/anisotropy"

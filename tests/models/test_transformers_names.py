@@ -6,6 +6,7 @@ import ast
 import inspect
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -130,3 +131,27 @@ def test_names_that_may_change_stand_in_one_place() -> None:
             continue
         strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not strings & may_change, path
+
+
+def test_adapters_of_peft_are_told_and_a_plain_model_has_none() -> None:
+    model = tiny_model("bert")
+    assert names.adapter_layers(model) == []
+    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", target_modules=["query"])
+    adapted = peft.get_peft_model(model, config)
+    adapted.add_adapter("other", config)
+    layers = names.adapter_layers(adapted)
+    assert len(layers) == 3
+    before = names.adapters_in_use(layers)
+    with adapted.disable_adapter():
+        off = names.adapters_in_use(layers)
+    adapted.set_adapter("other")
+    assert len({before, off, names.adapters_in_use(layers)}) == 3
+    adapted.set_adapter("default")
+    assert names.adapters_in_use(layers) == before
+
+
+def test_a_cache_is_told_before_it_is_filled() -> None:
+    ids = torch.ones(2, 3)
+    assert names.takes_cache({"input_ids": ids, "x": transformers.DynamicCache()})
+    assert names.takes_cache({"past_key_values": ()})
+    assert not names.takes_cache({"input_ids": ids, "past_key_values": None, "use_cache": False})

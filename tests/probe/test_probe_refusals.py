@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,15 +101,6 @@ def test_a_forward_wrapped_by_others_while_probed_runs_plainly_afterwards() -> N
     assert same(probe.state, probed(tiny_model("bert"), tiny_batch()))
 
 
-def test_a_probed_model_is_not_copied() -> None:
-    model = tiny_model("bert")
-    with ConeProbe(model):
-        model(**tiny_batch())
-        with pytest.raises(RuntimeError, match="cannot be copied or pickled"):
-            copy.deepcopy(model)
-    assert same(probed(copy.deepcopy(model), tiny_batch()), probed(model, tiny_batch()))
-
-
 def test_a_probe_used_again_goes_on() -> None:
     model = tiny_model("bert")
     with ConeProbe(model) as probe:
@@ -172,9 +162,10 @@ def test_compiled_models_are_refused() -> None:
     model = tiny_model("bert")
     with pytest.raises(RuntimeError, match=r"BertModel|OptimizedModule.*torch.compile.*model._orig_mod"):
         ConeProbe(torch.compile(model, backend="eager"))
-    model.encoder.layer[1].compile(backend="eager")
-    with pytest.raises(RuntimeError, match=r"'encoder.layer.1' was compiled in place"):
-        ConeProbe(model)
+    model.encoder.compile(backend="eager")
+    around = r"a part of BertModel around its submodule 'encoder.layer.\d' was compiled in place"
+    with pytest.raises(RuntimeError, match=around), ConeProbe(model):
+        model(**tiny_batch())
     model = tiny_model("bert")
     probe = ConeProbe(model)
     model.compile(backend="eager")
@@ -187,7 +178,7 @@ def test_a_compiled_twin_called_in_place_of_the_model_is_found_out() -> None:
     compiled = torch.compile(model, backend="eager")
     compiled(**tiny_batch())
     with (
-        pytest.raises(RuntimeError, match=r"ToyModel: no hook fired for any layer.*model\._orig_mod"),
+        pytest.raises(RuntimeError, match=r"the probe saw no forward of ToyModel.*model\._orig_mod"),
         ConeProbe(model),
     ):
         compiled(**tiny_batch())

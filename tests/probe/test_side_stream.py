@@ -150,7 +150,7 @@ def test_a_probe_joins_before_the_caller_has_the_output(strict: bool, monkeypatc
     batch = tiny_batch()
     monkeypatch.setitem(probed_forward._HELD_BYTES, "cpu", 0)
     with ConeProbe(model, strict=strict) as probe, torch.inference_mode():
-        probe._side = written = Written()
+        probe._gathered.side = written = Written()
         output = model(**batch)
         assert written.log == [*["1 aside"] * (LAYERS + 1), *["join"] * (1 + strict)]
         assert output.last_hidden_state is not None
@@ -166,7 +166,7 @@ def test_a_state_stays_on_the_stream_of_its_first_layers(large_first: bool, monk
     model = tiny_model("bert").eval()
     layer_bytes = tiny_batch()["input_ids"].numel() * HIDDEN * 4
     with ConeProbe(model) as probe, torch.inference_mode():
-        probe._side = written = Written()
+        probe._gathered.side = written = Written()
         for large in (large_first, not large_first):
             written.log.clear()
             monkeypatch.setitem(probed_forward._HELD_BYTES, "cpu", LAYERS * layer_bytes if large else 1 << 20)
@@ -184,6 +184,6 @@ def test_a_state_stays_on_the_stream_of_its_first_layers(large_first: bool, monk
 def test_what_may_be_written_to_is_added_in_order() -> None:
     model = tiny_model("bert").train()
     with ConeProbe(model) as probe:
-        probe._side = written = Written()
+        probe._gathered.side = written = Written()
         model(**tiny_batch())
     assert written.log == ["join"] * (LAYERS + 2)

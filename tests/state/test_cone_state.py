@@ -449,3 +449,21 @@ def test_select_is_one_layer() -> None:
     assert torch.equal(metrics.anisotropy(one), metrics.anisotropy(moments)[1:])
     one.update(normal(1, 5, DIM))
     assert int(moments.count[1].sum()) == 30
+
+
+@pytest.mark.parametrize("second_moment", [False, True])
+def test_a_cleared_state_is_an_empty_one_in_the_same_memory(second_moment: bool) -> None:
+    options: dict[str, Any] = {"second_moment": second_moment, "poolings": ["cls", "max"]}
+    wanted = state_of([batch(7, seed=3)], **options)
+    state = state_of([batch(600, seed=1), batch(4, seed=2)], **options)
+    state.add_output(normal(5, DIM, seed=4), torch.arange(5))
+    place = state.sentence.unit_sum.data_ptr()
+    state.clear_()
+    assert state.sentence.unit_sum.data_ptr() == place
+    assert all(not bool(value.any()) for moments in state.all_moments.values() for value in moments.sums.values())
+    assert torch.equal(state.first_left_out, ConeState.empty(range(2), DIM).first_left_out)
+    hidden, mask = batch(7, seed=3)
+    state.update(hidden, mask, special=special_of(mask))
+    assert state.sentence.fingerprint() == wanted.sentence.fingerprint()
+    assert state.token.fingerprint() == wanted.token.fingerprint()
+    assert torch.equal(state.first_left_out, wanted.first_left_out)

@@ -160,7 +160,7 @@ def test_a_side_stream_changes_no_bit(backend: str, monkeypatch: pytest.MonkeyPa
         return probe
 
     beside = probed()
-    assert len(beside._side._streams) == 1
+    assert len(beside._gathered.side._streams) == 1
     with monkeypatch.context() as patch:
         patch.setattr(SideStream, "beside", lambda self, tensors: nullcontext())
         at_once = probed()
