@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import OUTPUT, Layer, place, prompt_in_words
+from cone_kernels.names import OUTPUT, Layer, numbered, place, prompt_in_words
 
 SCHEMA = "cone_kernels/compare/1"
 
@@ -297,22 +297,4 @@ def _at(moved: Sequence[ComparedLayer], layers: Sequence[ComparedLayer]) -> str:
     """The layers in words, runs of neighbours as one: "layers 1, 3 and 9 to 12", or "layer 6 and the output"."""
     chosen, numbers = ([row.layer for row in rows if isinstance(row.layer, int)] for rows in (moved, layers))
     output = [place(OUTPUT)] if len(chosen) < len(moved) else []
-    return " and ".join([*([_numbered(chosen, numbers)] if chosen else []), *output])
-
-
-def _numbered(chosen: Sequence[int], numbers: Sequence[int]) -> str:
-    if len(chosen) == len(numbers) > 1:
-        return "every layer"
-    runs: list[list[int]] = []
-    neighbours = False
-    for number in numbers:
-        if number in chosen and neighbours:
-            runs[-1].append(number)
-        elif number in chosen:
-            runs.append([number])
-        neighbours = number in chosen
-    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else " and ".join(map(str, run)) for run in runs]
-    if len(parts) > 1:
-        parts = [part.replace(" and ", ", ") for part in parts]
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"layer{'s' if len(chosen) > 1 else ''} {listed}"
+    return " and ".join([*([numbered(chosen, numbers)] if chosen else []), *output])

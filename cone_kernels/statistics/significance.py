@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from cone_kernels.statistics.claims import ALPHA, Claim
 
 
 def student_p_value(t: float, degrees: int) -> float:
@@ -27,6 +29,32 @@ def student_p_value(t: float, degrees: int) -> float:
     if math.isnan(t):
         raise ValueError("t: got nan; it must be a number or infinite")
     return 2 * float(stdtr(degrees, -abs(t)))
+
+
+def correlation_claims(correlations: Mapping[str, float], n: int, margin: float) -> dict[str, Claim]:
+    """Whether two variables go together, for several pairs that are judged together.
+
+    Without a relation r·√((n−2)/(1−r²)) has Student's t distribution with n − 2 degrees of freedom: of 5 rows one in
+    twenty has |r| above 0.88.
+
+    Args:
+        correlations: Pearson's r by name; a NaN is no test.
+        n: the rows that each is of.
+        margin: |r| below which there is nothing to say.
+
+    Example:
+        >>> correlation_claims({"length": -0.99}, n=3, margin=0.3)["length"].verdict
+        'undecided'
+    """
+    from scipy.special import stdtrit
+
+    tests = sum(not math.isnan(r) for r in correlations.values())
+    bound = math.nan
+    if tests and n > 2:
+        # Independent tests (Šidák 1967); those that go together have fewer false alarms.
+        t = float(stdtrit(n - 2, 1 - (1 - (1 - ALPHA) ** (1 / tests)) / 2))
+        bound = t / math.sqrt(n - 2 + t**2)
+    return {name: Claim(r, null=0.0, bound=bound, margin=margin) for name, r in correlations.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
