@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
+from cone_kernels.experiments.rotation_result import AxesPair, Chance, ComparedModel, Matrix, RotationResult
 from cone_kernels.names import OUTPUT, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus, threads_of
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cone_kernels.centering import Centering
     from cone_kernels.models.loaded import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
-    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.state.cone_state import ConeState, Moments
+    from cone_kernels.statistics.subspaces import SampledAxes
 
 # Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
 _TOLERANCE = 1e-12
@@ -55,7 +56,8 @@ def rotation(
             models themselves give. None is the output, or with `pooling` and of a model without one the last layer. Or
             one for each model and state.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
-        k: the principal angles are those between the subspaces of the top k axes.
+        k: the principal angles are those between the subspaces of the top k axes. The verdict is on the spaces of as
+            many axes, at most k, as stand furthest apart from the rest.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
@@ -115,11 +117,16 @@ def rotation_of(
     axis_cosine = _symmetric(cones, _axis_cosine)
     centered = [[_centered_level(a, b) for b in cones] for a in cones]
     functional_cosine = _symmetric(cones, _functional_cosine)
+    several = len(cones) * (len(cones) - 1) // 2
+    pairs = {(i, j): _pair(cones[i], cones[j], k, several) for i, j in combinations(range(len(cones)), 2)}
     return RotationResult(
         models=tuple(cone.compared for cone in cones),
         corpus=shared_corpus(measurements),
         k=k,
         axis_cosine=axis_cosine,
+        pairs=tuple(
+            tuple(None if i == j else pairs[min(i, j), max(i, j)] for j in range(len(cones))) for i in range(len(cones))
+        ),
         mean_cosine=_symmetric(cones, _mean_cosine),
         principal_angles=tuple(tuple(_angles(a, b) for b in cones) for a in cones),
         centered_anisotropy=tuple(tuple(level.anisotropy if level else math.nan for level in row) for row in centered),
@@ -165,6 +172,7 @@ class _Cone:
 
     compared: ComparedModel
     axes: Tensor  # (k, d) float64, the top centred eigenvectors
+    sampled: SampledAxes  # all of them, and what the choice of sentences does to the first k
     spanned: bool  # whether the sentences vary in all k of these directions
     centering: Centering
     vectors: SentenceVectors | None
@@ -194,6 +202,7 @@ class _Cone:
                 f"corpus: got {count} sentence vectors of {label} at {place(layer)}; it must be at least two"
             )
         covariance = metrics.covariance(moments)[0].cpu()
+        vectors = measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None
         found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
         if not float(found.values[0]) > 0:
             raise ValueError(f"corpus: got equal sentence vectors of {label} at {place(layer)}; they must vary")
@@ -214,8 +223,52 @@ class _Cone:
             axes=found.vectors,
             spanned=count > k and float(found.values[-1]) >= _LEAST_EIGENVALUE * float(found.values[0]),
             centering=Centering.fit(moments),
-            vectors=measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None,
+            vectors=vectors,
+            sampled=_sampled(moments, vectors, covariance, k),
         )
+
+
+def _sampled(moments: Moments, vectors: SentenceVectors | None, covariance: Tensor, k: int) -> SampledAxes:
+    """By jackknife over blocks of sentences; without vectors, as if sentences were independent and normal."""
+    from cone_kernels import metrics
+    from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.statistics.subspaces import SampledAxes
+    from cone_kernels.sums import GROUPS, jackknife_blocks, jackknife_groups
+
+    if vectors is None:
+        return SampledAxes.of_covariance(covariance, int(moments.count.sum()), k, GROUPS)
+    blocks = jackknife_blocks(moments.count[0])
+
+    def grouped() -> Iterator[tuple[Tensor, Tensor]]:
+        for first, block in vectors.blocks():
+            used = used_rows(block.double())
+            yield block[used], blocks[jackknife_groups(used.nonzero()[:, 0] + first)]
+
+    return SampledAxes.of_rows(covariance, metrics.mean_vector(moments)[0].cpu(), k, grouped(), int(blocks.max()) + 1)
+
+
+def _pair(a: _Cone, b: _Cone, k: int, pairs: int) -> AxesPair | None:
+    """What may be said of the axes of two models, of `pairs` that are compared; None where they have no angle."""
+    from cone_kernels.statistics.significance import student_bound
+    from cone_kernels.statistics.subspaces import compared_axes, drawn_overlaps, overlap
+
+    if a.dim != b.dim:
+        return None
+    paired = a.vectors is not None and b.vectors is not None
+    paired = paired and a.compared.corpus_fingerprint == b.compared.corpus_fingerprint
+    found = overlap(a.sampled, b.sampled, compared_axes(a.sampled, b.sampled, k), paired)
+    first = overlap(a.sampled, b.sampled, 1, paired)
+    drawn = drawn_overlaps(a.sampled, b.sampled, found.axes)
+    cosine = math.sqrt(first.value)
+    return AxesPair(
+        overlap=found,
+        bound=student_bound(found.stderr, found.degrees, pairs),
+        # d√O = dO / (2√O)
+        axis_stderr=first.stderr / (2 * cosine) if cosine > 0 else math.nan,
+        halves=(a.sampled.half_overlap(found.axes), b.sampled.half_overlap(found.axes)),
+        drawn=Chance(float(drawn.mean()), float(drawn.quantile(0.95))),
+        sentences=min(a.compared.level.count, b.compared.level.count),
+    )
 
 
 def _symmetric(cones: Sequence[_Cone], compare: Callable[[_Cone, _Cone], float]) -> Matrix:

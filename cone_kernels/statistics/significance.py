@@ -31,6 +31,28 @@ def student_p_value(t: float, degrees: int) -> float:
     return 2 * float(stdtr(degrees, -abs(t)))
 
 
+def student_bound(stderr: float, degrees: int, tests: int = 1) -> float:
+    """How far an estimate may lie from what it estimates, for several that are judged together (Šidák 1967).
+
+    Args:
+        stderr: its standard error.
+        degrees: degrees of freedom of that; below 1 the answer is NaN.
+        tests: how many there are.
+
+    Example:
+        >>> round(student_bound(1.0, 63), 3)
+        1.998
+    """
+    from scipy.special import stdtrit
+
+    return stderr * float(stdtrit(degrees, _upper_level(tests))) if degrees >= 1 else math.nan
+
+
+def _upper_level(tests: int) -> float:
+    together: float = (1 - ALPHA) ** (1 / tests)
+    return 1 - (1 - together) / 2
+
+
 def correlation_claims(correlations: Mapping[str, float], n: int, margin: float) -> dict[str, Claim]:
     """Whether two variables go together, for several pairs that are judged together.
 
@@ -46,13 +68,10 @@ def correlation_claims(correlations: Mapping[str, float], n: int, margin: float)
         >>> correlation_claims({"length": -0.99}, n=3, margin=0.3)["length"].verdict
         'undecided'
     """
-    from scipy.special import stdtrit
-
     tests = sum(not math.isnan(r) for r in correlations.values())
     bound = math.nan
     if tests and n > 2:
-        # Independent tests (Šidák 1967); those that go together have fewer false alarms.
-        t = float(stdtrit(n - 2, 1 - (1 - (1 - ALPHA) ** (1 / tests)) / 2))
+        t = student_bound(1.0, n - 2, tests)
         bound = t / math.sqrt(n - 2 + t**2)
     return {name: Claim(r, null=0.0, bound=bound, margin=margin) for name, r in correlations.items()}
 
