@@ -44,7 +44,10 @@ class ConeClaims:
             state: the sums.
             rogue: how many dimensions are listed.
         """
-        sentence, token = (first_estimates(moments, state.sentence) for moments in (state.sentence, state.token))
+        from cone_kernels.sums import jackknife_blocks
+
+        blocks = jackknife_blocks(state.sentence.count[0])
+        sentence, token = (first_estimates(moments, blocks) for moments in (state.sentence, state.token))
         return cls.of_estimates(
             sentence, token, cone=cone_claims(state.sentence), share=share_claims(state.sentence, rogue)
         )
@@ -58,18 +61,16 @@ class ConeClaims:
         return cls(tuple(cone), pair_bounds(sentence), tuple(gap), tuple(share))
 
 
-def first_estimates(moments: Moments, sentences: Moments) -> Estimates:
+def first_estimates(moments: Moments, blocks: Tensor) -> Estimates:
     """The anisotropies of L layers with their errors, over blocks of sentences that are long enough.
 
     Args:
         moments: of either level.
-        sentences: whose counts say how sentences are spread over the groups.
+        blocks: (G,) the block of each group; see `jackknife_blocks`.
     """
     from cone_kernels import metrics
     from cone_kernels.statistics.estimates import Estimates
-    from cone_kernels.sums import jackknife_blocks
 
-    blocks = jackknife_blocks(sentences.count[0])
     left_out = metrics.anisotropy(moments, metrics.leave_blocks_out(blocks))
     rows = metrics.summed_by_block(moments.count, blocks)
     return Estimates.of_jackknife(metrics.anisotropy(moments).cpu(), left_out.cpu(), rows.cpu())

@@ -45,7 +45,7 @@ class PoolingClaims:
         rows = metrics.summed_by_block(state.sentence.count, blocks)
         of = {name: Estimates.of_jackknife(values[name].cpu(), left_out[name].cpu(), rows.cpu()) for name in values}
         last = torch.tensor([len(state.layers) - 1])
-        pooled = {name: first_estimates(state.pooled(name), state.sentence).at(last) for name in poolings}
+        pooled = {name: first_estimates(state.pooled(name), blocks).at(last) for name in poolings}
         return cls.of_estimates(of["gap"], of["sentence"].less(of["predicted"]), pooled)
 
     @classmethod

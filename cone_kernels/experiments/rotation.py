@@ -256,8 +256,8 @@ def _pair(a: _Cone, b: _Cone, k: int, pairs: int) -> AxesPair | None:
         return None
     paired = a.vectors is not None and b.vectors is not None
     paired = paired and a.compared.corpus_fingerprint == b.compared.corpus_fingerprint
-    found = overlap(a.sampled, b.sampled, compared_axes(a.sampled, b.sampled, k), paired)
-    first = overlap(a.sampled, b.sampled, 1, paired)
+    m = compared_axes(a.sampled, b.sampled, k)
+    found, first = (overlap(a.sampled.space(axes), b.sampled.space(axes), paired) for axes in (m, 1))
     drawn = drawn_overlaps(a.sampled, b.sampled, found.axes)
     cosine = math.sqrt(first.value)
     return AxesPair(

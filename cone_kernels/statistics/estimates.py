@@ -125,7 +125,7 @@ class Estimates:
 
         t = self._t()
         p = torch.from_numpy(2 * stdtr(self.degrees.clamp(1, 1e9).numpy(), -t.abs().numpy()))
-        return torch.where(self.values == 0, 1.0, p).where(t.isfinite() | (self.stderr == 0), torch.nan)
+        return torch.where(self.values == 0, 1.0, p).where(self._known, torch.nan)
 
     def adjusted_p_values(self) -> Tensor:
         """(m,) the same for all together: how often the largest |t| would be as large. NaN where no error is known."""
@@ -137,7 +137,13 @@ class Estimates:
         beyond = (largest[:, None] >= t).sum(0)
         adjusted = (1 + beyond) / (1 + len(largest))
         # No draw goes as far as a t of 20; there Bonferroni's bound is the better one.
-        return torch.where(self.values == 0, 1.0, adjusted.clamp(alone, (several * alone).clamp_max(1)))
+        adjusted = adjusted.clamp(alone, (several * alone).clamp_max(1))
+        return torch.where(self.values == 0, 1.0, adjusted).where(self._known, torch.nan)
+
+    @property
+    def _known(self) -> Tensor:
+        """(m,) bool: which have a value and an error."""
+        return self.values.isfinite() & self.stderr.isfinite()
 
     def _t(self) -> Tensor:
         return torch.where(self.values == 0, 0.0, self.values / self.stderr)
@@ -145,13 +151,13 @@ class Estimates:
     def _largest_t(self) -> Tensor | None:
         """Draws of the largest |t| of all that have an error; None where none has."""
         error = self.stderr
-        known = error.isfinite() & (error > 0)
+        known = self._known & (error > 0)
         if not bool(known.any()):
             return None
         units = self.deviations[known] / error[known, None]  # (k, B)
         largest = (_normal(units.shape[1]) @ units.mT).abs().amax(1)
         degrees = float(self.degrees[known].min())
-        return largest / _chi(max(degrees, 1.0)) if math.isfinite(degrees) else largest
+        return largest / _chi(max(int(degrees), 1)) if math.isfinite(degrees) else largest
 
 
 def joined(several: Sequence[Estimates]) -> Estimates:
@@ -167,8 +173,8 @@ def _normal(columns: int) -> Tensor:
     return torch.randn(_DRAWS, columns, dtype=torch.float64, generator=generator)
 
 
-@lru_cache(maxsize=64)
-def _chi(degrees: float) -> Tensor:
+@lru_cache(maxsize=128)
+def _chi(degrees: int) -> Tensor:
     """(draws,) of √(χ²/ν): its quantiles, spread evenly and in an order of their own."""
     from scipy.special import chdtri
 

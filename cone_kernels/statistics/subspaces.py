@@ -18,6 +18,33 @@ _DRAWS, _SEED = 400, 18
 
 
 @dataclass(frozen=True, eq=False)
+class Space:
+    """A subspace of m dimensions, and how each of G groups of sentences moves it.
+
+    Attributes:
+        basis: (d, m) orthonormal columns V.
+        moves: (G, d, m) Y, at right angles to the basis, scaled so that the squares add up to those of the error.
+    """
+
+    basis: Tensor
+    moves: Tensor
+
+    @classmethod
+    def of_mean(cls, sums: Tensor) -> Space:
+        """The mean direction of units.
+
+        Args:
+            sums: (G, d) Σ u of each group that has some.
+        """
+        total, groups = sums.sum(0), len(sums)
+        length = total.norm()
+        direction = total / length
+        moves = (sums - (sums @ direction)[:, None] * direction) / length
+        scale = math.sqrt(groups / (groups - 1)) if groups > 1 else math.nan
+        return cls(direction[:, None], scale * moves[:, :, None])
+
+
+@dataclass(frozen=True, eq=False)
 class SampledAxes:
     """The eigenvectors of a covariance, and what groups of its sentences do to the first k of them.
 
@@ -88,10 +115,10 @@ class SampledAxes:
             return 0.0
         return 1 - float(self.values[m] / self.values[m - 1]) if m < len(self.values) else 1.0
 
-    def moves(self, m: int) -> Tensor:
-        """Y (G, d, m): how each group moves the first m axes, in directions of the others."""
+    def space(self, m: int) -> Space:
+        """The space of the first m axes."""
         gaps = self.values[:m] - self.values[m:, None]  # (d − m, m)
-        return self.vectors[:, m:] @ (self.products[:, m:, :m] / gaps)
+        return Space(self.vectors[:, :m], self.vectors[:, m:] @ (self.products[:, m:, :m] / gaps))
 
     def half_overlap(self, m: int) -> float:
         """The overlap of the top m axes of two halves of the sentences; NaN without halves."""
@@ -134,37 +161,105 @@ def compared_axes(a: SampledAxes, b: SampledAxes, k: int) -> int:
     return max(range(1, most + 1), key=lambda m: min(a.gap(m), b.gap(m)))
 
 
-def overlap(a: SampledAxes, b: SampledAxes, m: int, paired: bool) -> Overlap:
-    """The overlap of the top m axes of two samples, with its error.
+def overlap(a: Space, b: Space, paired: bool) -> Overlap:
+    """The overlap of two spaces of one dimension m, with its error.
 
     Two noisy spaces have the overlap (1 − e_A)(1 − e_B)·O + 2c − c² on average, O being that of the spaces themselves,
     e the mean sin² that sampling turns each by, and c the part of it that turns both alike, 0 for other sentences.
 
     Args:
         a, b: of one width.
-        m: how many axes.
         paired: whether group g of the one has the same sentences as group g of the other.
+
+    Example:
+        >>> overlap(SampledAxes.of_rows(...).space(2), SampledAxes.of_rows(...).space(2), paired=True).corrected
     """
-    va, vb = a.vectors[:, :m], b.vectors[:, :m]
-    ya, yb = a.moves(m), b.moves(m)
+    m, va, vb, ya, yb = a.basis.shape[1], a.basis, b.basis, a.moves, b.moves
     between = va.mT @ vb  # (m, m)
     value = float(between.square().sum()) / m
     slopes = 2 / m * (vb.mT @ ya * between.mT).sum((1, 2)), 2 / m * (va.mT @ yb * between).sum((1, 2))
     own = [torch.einsum("gdi,hdi->gh", y, y) / m for y in (ya, yb)]
-    alone = math.prod(1 - float(one.trace()) for one in own)
+    both = torch.einsum("gdi,hdi->gh", ya @ between, yb)
+    both = (both + torch.einsum("gij,hji->gh", ya.mT @ vb, yb.mT @ va)) / m
     if paired:
-        both = torch.einsum("gdi,hdi->gh", ya @ between, yb)
-        both = (both + torch.einsum("gij,hji->gh", ya.mT @ vb, yb.mT @ va)) / m
         slope, kernel = slopes[0] + slopes[1], own[0] + own[1] - both - both.mT
         alike = float(both.trace())
     else:
-        slope, kernel, alike = torch.cat(slopes), _block_diagonal(*own), 0.0
-    determined = max(float(one.trace()) for one in own) < 1
-    corrected = (value - 2 * alike + alike**2) / alone if determined else math.nan
-    crossed = 2 * (kernel.square().sum() - kernel.diagonal().square().sum())
-    stderr = math.sqrt(float(slope.square().sum() + crossed))
-    degrees = min(one.groups for one in (a, b)) - 1
-    return Overlap(m, value, corrected, stderr, float(kernel.trace()), degrees)
+        rows = torch.cat([own[0], -both], 1), torch.cat([-both.mT, own[1]], 1)
+        slope, kernel, alike = torch.cat(slopes), torch.cat(rows), 0.0
+    turns = [float(one.trace()) for one in own]
+    alone = math.prod(1 - turn for turn in turns)
+    corrected = (value - 2 * alike + alike**2) / alone if max(turns) < 1 else math.nan
+    # The slopes at spaces that are off by noise themselves hold the squares of the noise twice; it counts once.
+    squared = float(2 * (kernel.square().sum() - kernel.diagonal().square().sum()))
+    stderr = math.sqrt(max(float(slope.square().sum()) - squared, squared))
+    groups = min(int((one.moves.abs().amax((1, 2)) > 0).sum()) for one in (a, b))
+    return Overlap(m, value, corrected, stderr, float(kernel.trace()), groups - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TopAxes:
+    """The first eigenvectors of a covariance of n vectors; errors are those of independent, normal ones.
+
+    Attributes:
+        covariance: (d, d).
+        values, vectors: (K,) and (K, d), one a row, descending.
+        count: n.
+    """
+
+    covariance: Tensor
+    values: Tensor
+    vectors: Tensor
+    count: int
+
+    def gap(self, m: int) -> float:
+        """As that of `SampledAxes`; 0 where the next eigenvalue is not among the first ones."""
+        return 1 - float(self.values[m] / self.values[m - 1]) if m < len(self.values) else 0.0
+
+    def turns(self, m: int) -> tuple[float, float]:
+        """The mean sin² that sampling turns the first m axes by, at most, and the sum of squares of its parts.
+
+        Axis i moves towards axis j by λ_i λ_j/(n (λ_i − λ_j)²) in sin² (Anderson 1963); the axes that are not known are
+        taken to be as near as the last one that is.
+        """
+        first, others, rest = self.values[:m, None], self.values[None, m:], float(self.covariance.trace())
+        near = first * others / (self.count * (first - others).square())
+        slope = self.values[:m] / (self.count * (self.values[:m] - self.values[-1]).square())
+        beyond = slope * max(rest - float(self.values.sum()), 0.0)
+        squares = near.square().sum() + (beyond * slope * float(self.values[-1])).sum()
+        return float(near.sum() + beyond.sum()) / m, float(squares) / m**2
+
+    def slope(self, towards: Tensor, m: int) -> float:
+        """The variance that sampling gives the overlap of the first m axes with a space (d, m), at most."""
+        own = self.vectors[:m].mT  # (d, m)
+        moved = towards @ (towards.mT @ own)
+        moved = moved - own @ (own.mT @ moved)
+        spread = (moved * (self.covariance @ moved)).sum(0)
+        gaps = self.values[:m] - self.values[m]
+        return float((4 / m**2 * self.values[:m] * spread / (self.count * gaps.square())).sum())
+
+
+def top_axes_overlap(a: TopAxes, b: TopAxes, k: int) -> Overlap:
+    """The overlap of as many top axes, at most k, as stand furthest apart from the rest, of two independent samples.
+
+    Of the same sentences the error is no larger than that, for what turns both alike does not turn them apart.
+
+    Args:
+        a, b: of one width, each with more than k axes unless the width is k.
+        k: at most so many.
+    """
+    most = max(1, min(k, len(a.values) - 1, len(b.values) - 1))
+    m = max(range(1, most + 1), key=lambda m: min(a.gap(m), b.gap(m)))
+    if min(len(one.values) for one in (a, b)) <= m or min(a.gap(m), b.gap(m)) <= 0:
+        return Overlap(m, float((a.vectors[:m] @ b.vectors[:m].mT).square().sum()) / m, math.nan, math.nan, math.inf, 1)
+    value = float((a.vectors[:m] @ b.vectors[:m].mT).square().sum()) / m
+    turns, squares = zip(*(one.turns(m) for one in (a, b)), strict=True)
+    slope = a.slope(b.vectors[:m].mT, m) + b.slope(a.vectors[:m].mT, m)
+    # (τ_A + τ_B)² ≤ 2 (τ_A² + τ_B²), and the variance of a sum of squares is twice that.
+    squared = 4 * sum(squares)
+    corrected = value / math.prod(1 - turn for turn in turns) if max(turns) < 1 else math.nan
+    stderr = math.sqrt(max(slope - squared, squared))
+    return Overlap(m, value, corrected, stderr, sum(turns), min(a.count, b.count) - 1)
 
 
 def drawn_overlaps(a: SampledAxes, b: SampledAxes, m: int) -> Tensor:
@@ -177,12 +272,6 @@ def drawn_overlaps(a: SampledAxes, b: SampledAxes, m: int) -> Tensor:
         bases.append(torch.linalg.qr(one.vectors @ (one.values.clamp_min(0).sqrt()[:, None] * drawn)).Q)
     found: Tensor = (bases[0].mT @ bases[1]).square().sum((1, 2)) / m
     return found
-
-
-def _block_diagonal(a: Tensor, b: Tensor) -> Tensor:
-    whole = a.new_zeros(len(a) + len(b), len(a) + len(b))
-    whole[: len(a), : len(a)], whole[len(a) :, len(a) :] = a, b
-    return whole
 
 
 def _descending(matrix: Tensor) -> tuple[Tensor, Tensor]:
