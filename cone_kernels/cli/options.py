@@ -123,7 +123,10 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
         ),
-        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of the sample.  [default: 0]"),
+        click.option(
+            "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
         click.option(
             "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,7 +20,7 @@ from cone_kernels.corpora.reading import (
     first_record_fields,
     record_texts,
 )
-from cone_kernels.corpora.sample import MAX_SEED, draw
+from cone_kernels.corpora.sample import MAX_SEED, draw, shuffled
 from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
 from cone_kernels.corpora.sources import Reader, Source, find_sources
 from cone_kernels.corpora.summary import CorpusSummary
@@ -64,7 +65,9 @@ class Corpus:
         sample: give out this many of the distinct sentences, drawn uniformly without replacement, in the order of the
             corpus; all of them where there are fewer. The sample is in memory, and given out when the whole corpus
             has been read.
-        seed: of the sample, default 0; one seed draws one sample, however the sentences are ordered and
+        shuffle: give out the sentences in an order drawn by chance, so that neighbours are no longer alike and standard
+            errors are right; all of them (with `limit` the first ones, with `sample` those drawn) are in memory then.
+        seed: of the sample and the order, default 0; one seed draws one sample, however the sentences are ordered and
             spread over files.
         dedup: leave out the sentences that came before. False gives out every one, for corpora known to be distinct.
         dedup_memory: bytes for the digests (16 bytes each) by which repeated sentences are found; where that is not
@@ -97,6 +100,7 @@ class Corpus:
         fields: Sequence[str] | None = None,
         limit: int | None = None,
         sample: int | None = None,
+        shuffle: bool = False,
         seed: int | None = None,
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
@@ -104,7 +108,7 @@ class Corpus:
         malformed: Malformed = "drop",
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        self._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
+        self._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
         self.fields = _checked_fields(fields)
         self.name = _name_of(paths)
         self._sentences: Iterable[str] | Iterable[Mapping[str, object]] | None = None
@@ -121,6 +125,7 @@ class Corpus:
         fields: Sequence[str] | None = None,
         limit: int | None = None,
         sample: int | None = None,
+        shuffle: bool = False,
         seed: int | None = None,
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
@@ -133,7 +138,7 @@ class Corpus:
         Args:
             sentences: strings; or records that have them in fields, such as the rows of a data set of Hugging Face.
             fields: the fields of records to read; None finds them by the first record, as in a file.
-            limit, sample, seed, dedup, dedup_memory, errors, malformed: as for files.
+            limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed: as for files.
             name: what messages and results call it.
 
         Raises:
@@ -152,13 +157,14 @@ class Corpus:
         corpus._sentences = sentences
         corpus._sources = ()
         corpus._was_read = False
-        corpus._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
+        corpus._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
         return corpus
 
     def _set_policies(
         self,
         limit: int | None,
         sample: int | None,
+        shuffle: bool,
         seed: int | None,
         dedup: bool,
         dedup_memory: int,
@@ -172,8 +178,10 @@ class Corpus:
             raise ValueError(f"sample: got {sample} with limit={limit}; it must be None, or limit must be")
         if sample is not None and not dedup:
             raise ValueError(f"sample: got {sample} with dedup=False; it must be drawn from distinct sentences")
-        if seed is not None and sample is None:
-            raise ValueError(f"seed: got {seed} without sample; it must be None, as only a sample has a seed")
+        if shuffle and not dedup:
+            raise ValueError("shuffle: got True with dedup=False; it must be of distinct sentences")
+        if seed is not None and sample is None and not shuffle:
+            raise ValueError(f"seed: got {seed} without sample or shuffle; it must be None, as only these have a seed")
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed: got {seed}; it must be from 0 to {MAX_SEED}")
         if dedup_memory < MIN_DEDUP_MEMORY:
@@ -184,7 +192,8 @@ class Corpus:
             raise ValueError(f"malformed: got {malformed!r}; it must be drop or raise")
         self.limit = limit
         self.sample = sample
-        self.seed = None if sample is None else seed or 0
+        self.shuffle = shuffle
+        self.seed = None if sample is None and not shuffle else seed or 0
         self.dedup = dedup
         self.dedup_memory = dedup_memory
         self.errors = errors
@@ -233,6 +242,7 @@ class Corpus:
             fingerprint=tally.sha256.hexdigest(),
             limit=self.limit,
             sample=sample,
+            shuffle=self.seed if self.shuffle else None,
             complete=tally.complete,
         )
 
@@ -262,6 +272,8 @@ class Corpus:
         if self.sample is not None and self.seed is not None:
             drawn, tally.drawn_from = draw(sentences, self.sample, self.seed)
             sentences = iter(drawn)
+        if self.shuffle and self.seed is not None:
+            sentences = iter(shuffled(itertools.islice(sentences, self.limit), self.seed))
         for sentence, encoded in sentences:
             tally.sentences += 1
             tally.sha256.update(len(encoded).to_bytes(8, "little") + encoded)

@@ -1,4 +1,4 @@
-"""A uniform sample of distinct sentences in one pass."""
+"""A uniform sample of distinct sentences in one pass, and an order drawn by chance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ import heapq
 from collections.abc import Iterable
 
 MAX_SEED = 2**64 - 1
+
+
+def shuffled(sentences: Iterable[tuple[str, bytes]], seed: int) -> list[tuple[str, bytes]]:
+    """The sentences in an order drawn by chance: by the numbers that `draw` gives them, so all are in memory.
+
+    Args:
+        sentences: distinct ones, each as text and as UTF-8.
+        seed: from 0 to 2^64 - 1.
+
+    Example:
+        >>> shuffled([("a", b"a"), ("b", b"b"), ("c", b"c")], seed=0)
+    """
+    return sorted(sentences, key=lambda one: _number(one[1], seed))
+
+
+def _number(encoded: bytes, seed: int) -> int:
+    key = seed.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=16, key=key).digest(), "little")
 
 
 def draw(sentences: Iterable[tuple[str, bytes]], size: int, seed: int) -> tuple[list[tuple[str, bytes]], int]:
@@ -28,11 +46,10 @@ def draw(sentences: Iterable[tuple[str, bytes]], size: int, seed: int) -> tuple[
         >>> draw([("a", b"a"), ("b", b"b"), ("c", b"c")], size=2, seed=0)
         ([('a', b'a'), ('b', b'b')], 3)
     """
-    key = seed.to_bytes(8, "little")
     lowest: list[tuple[int, int, str, bytes]] = []  # a heap with the highest number of the sample on top
     count = 0
     for text, encoded in sentences:
-        number = int.from_bytes(hashlib.blake2b(encoded, digest_size=16, key=key).digest(), "little")
+        number = _number(encoded, seed)
         if len(lowest) < size:
             heapq.heappush(lowest, (-number, count, text, encoded))
         elif -number > lowest[0][0]:

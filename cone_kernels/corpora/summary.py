@@ -24,6 +24,7 @@ class CorpusSummary:
         limit: how many sentences were asked for at most.
         sample: of a sample the size asked for, the seed, and how many distinct sentences it was drawn from; None
             where no sample was asked for.
+        shuffle: the seed of the order, where the sentences were given out in one drawn by chance.
         complete: whether the pass reached its end (the limit, or the end of the last file).
     """
 
@@ -37,6 +38,7 @@ class CorpusSummary:
     fingerprint: str
     limit: int | None
     sample: Mapping[str, int] | None
+    shuffle: int | None
     complete: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class CorpusSummary:
             "fields": list(self.fields),
             "limit": self.limit,
             "sample": None if self.sample is None else dict(self.sample),
+            "shuffle": self.shuffle,
             "sentences": self.sentences,
             "duplicates": self.duplicates,
             "dropped": dict(self.dropped),

@@ -16,6 +16,7 @@ from cone_kernels.experiments.compare_result import (
     DirectionChange,
     RandomCosine,
 )
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
 
@@ -123,6 +124,7 @@ def compare(
         output_random_cosine=random[first.moments(OUTPUT).dim] if OUTPUT in places else None,
         without_output=without_output,
         alpha=alpha,
+        dependence=(Dependence.of(first.state), Dependence.of(second.state)),
         corpus=shared_corpus([first, second]),
         manifest={
             "versions": first.manifest["versions"],

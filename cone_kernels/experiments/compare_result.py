@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import OUTPUT, Layer, numbered, place, prompt_in_words
 from cone_kernels.statistics.claims import Claim
@@ -172,6 +173,7 @@ class CompareResult(ExperimentResult):
         output_random_cosine: the same in the width of the outputs; None where they are not compared.
         without_output: why the models' own outputs are not compared, where there are some.
         alpha: the family-wise rate of false alarms, each statistic over all layers.
+        dependence: whether neighbouring sentences are alike over long stretches, in each state.
         corpus: sentences and what was left out of them, where both states agree.
         manifest: versions and fingerprints.
     """
@@ -183,6 +185,7 @@ class CompareResult(ExperimentResult):
     layers: tuple[ComparedLayer, ...]
     random_cosine: RandomCosine
     alpha: float
+    dependence: tuple[Dependence, Dependence]
     corpus: dict[str, Any]
     manifest: dict[str, Any]
     output_random_cosine: RandomCosine | None = None
@@ -208,6 +211,7 @@ class CompareResult(ExperimentResult):
             "alpha": self.alpha,
             "correction": "max-t",
             "resolution": RESOLUTION,
+            "dependence": [one.to_dict() for one in self.dependence],
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -248,7 +252,17 @@ def _summary(result: CompareResult) -> list[str]:
         lines.insert(0, f"The prompts differ: {a} was measured {said[0]}, {b} {said[1]}.")
     if result.without_output:
         lines.append(f"The models' own output is left out: {result.without_output}.")
-    return [*lines, *_gap(result.layers), *_directions(result)]
+    return [*lines, *_gap(result.layers), *_directions(result), *_dependence(result)]
+
+
+def _dependence(result: CompareResult) -> list[str]:
+    """Of the same sentences one of the two says it."""
+    rows = "vectors" if result.of_vectors else "sentences"
+    names = [result.a["name"], result.b["name"]]
+    if result.paired:
+        return list(max(result.dependence, key=lambda one: one.autocorrelation).summary(rows))
+    both = zip(result.dependence, names, strict=True)
+    return [line for one, name in both for line in one.summary(rows, of=f" of {name}")]
 
 
 def _cone(result: CompareResult, a: str, b: str) -> list[str]:

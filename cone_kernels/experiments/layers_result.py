@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cone_kernels.experiments.cone_claims import ConeClaims
 from cone_kernels.experiments.curve_shape import CRASH, CurveShape, curve_shape
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import POOLINGS, listed_words, numbered
@@ -184,6 +185,7 @@ class LayersResult(ExperimentResult):
             "layers": [layer.to_dict() for layer in self.layers],
             "output": None if self.output is None else self.output.to_dict(),
             "shape": self.shape.to_dict() if self.shape else None,
+            "dependence": Dependence.of(self.state).to_dict(),
             "published": published,
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -218,7 +220,7 @@ def _summary(result: LayersResult) -> list[str]:
     prompt = result.model.get("prompt")
     said = [f"Every sentence was given after the prompt “{prompt}”, whose tokens are in all numbers."] if prompt else []
     own = [] if result.output is None else [result.output.summary(result.state.pooling)]
-    return said + own + _of_layers(result)
+    return said + own + _of_layers(result) + list(Dependence.of(result.state).summary())
 
 
 def _of_layers(result: LayersResult) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.pooling_claims import PoolingClaims
 from cone_kernels.experiments.result import Estimate, ExperimentResult
@@ -90,6 +91,7 @@ class PoolingResult(ExperimentResult):
             "model": self.model,
             "corpus": self.corpus,
             "layers": [row.to_dict() for row in self.layers],
+            "dependence": Dependence.of(self.state).to_dict(),
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -99,7 +101,7 @@ class PoolingResult(ExperimentResult):
 
         All layers, and all poolings, are judged together: with 19 of 20 samples no difference mentioned is noise.
         """
-        return tuple(_summary(self.layers, self.claims))
+        return (*_summary(self.layers, self.claims), *Dependence.of(self.state).summary())
 
     def __repr__(self) -> str:
         corpus = f"{self.corpus['sentences']} sentences of {self.corpus['name'] or 'a saved state'}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.axis_result import degrees, excerpt
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.layers_result import RogueDimension, shape_to_dict
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
@@ -132,6 +133,7 @@ class VectorsResult(ExperimentResult):
             "sentence": self.level.to_dict(),
             **shape_to_dict(self),
             "axis": None if self.axis is None else self.axis.to_dict(),
+            "dependence": Dependence.of(self.state).to_dict(),
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -163,6 +165,7 @@ def _summary(result: VectorsResult) -> Iterator[str]:
     counted = [f"{count:,} {'is' if count == 1 else 'are'} {what}" for what, count in left_out.items() if count]
     if counted:
         yield f"Of the vectors {listed_words(counted)}, and left out."
+    yield from Dependence.of(result.state).summary("vectors")
 
 
 def _anisotropy(level: Level, cone: Claim) -> str:

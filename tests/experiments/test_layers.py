@@ -63,7 +63,19 @@ def test_anisotropy_is_the_mean_over_all_pairs(folder: Path, result: LayersResul
 
 def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    names = ["schema", "experiment", "model", "corpus", "pooling", "layers", "output", "shape", "published", "summary"]
+    names = [
+        "schema",
+        "experiment",
+        "model",
+        "corpus",
+        "pooling",
+        "layers",
+        "output",
+        "shape",
+        "dependence",
+        "published",
+        "summary",
+    ]
     assert list(data) == [*names, "manifest"]
     assert (data["pooling"], data["output"]) == ("mean", None)
     assert (data["schema"], data["experiment"]) == ("cone_kernels/layers/2", "layers")

@@ -151,7 +151,7 @@ def test_poolings_of_minilm_are_those_of_sentence_transformers() -> None:
 
 def test_to_dict_is_strict_json(result: PoolingResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert list(data) == ["schema", "experiment", "model", "corpus", "layers", "summary", "manifest"]
+    assert list(data) == ["schema", "experiment", "model", "corpus", "layers", "dependence", "summary", "manifest"]
     assert (data["schema"], data["experiment"]) == ("cone_kernels/pooling/1", "pooling")
     assert data["manifest"]["options"]["poolings"] == list(POOLINGS)
     assert data["summary"] == list(result.summary())
