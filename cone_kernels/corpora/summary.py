@@ -25,6 +25,7 @@ class CorpusSummary:
         sample: of a sample the size asked for, the seed, and how many distinct sentences it was drawn from; None
             where no sample was asked for.
         shuffle: the seed of the order, where the sentences were given out in one drawn by chance.
+        group_by: the field that says which sentences belong together.
         complete: whether the pass reached its end (the limit, or the end of the last file).
     """
 
@@ -39,6 +40,7 @@ class CorpusSummary:
     limit: int | None
     sample: Mapping[str, int] | None
     shuffle: int | None
+    group_by: str | None
     complete: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class CorpusSummary:
             "limit": self.limit,
             "sample": None if self.sample is None else dict(self.sample),
             "shuffle": self.shuffle,
+            "group_by": self.group_by,
             "sentences": self.sentences,
             "duplicates": self.duplicates,
             "dropped": dict(self.dropped),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
@@ -15,6 +15,7 @@ from cone_kernels.runs.measurement import Measurement, from_state, threads_of
 from cone_kernels.runs.options import DEFAULTS, SharedOptions, refuse_run_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
@@ -164,7 +165,8 @@ def center_of(
     after = None
     if measurement.load is not None or measurement.vectors:
         vectors = measurement.kept_vectors(number)
-        before, after = level_after(vectors), level_after(vectors, centering)
+        groups = measurement.groups()
+        before, after = (level_after(vectors, one, groups=groups) for one in (None, centering))
     else:
         before = levels_of(measurement.moments(number))[0]
     if output is not None and measurement.rank == 0:
@@ -206,21 +208,34 @@ def _output(measurement: Measurement) -> str:
     return ", ".join(f"{name} {value}" for name, value in kept.items())
 
 
-def level_after(vectors: SentenceVectors, centering: Centering | None = None) -> Level:
+def level_after(
+    vectors: SentenceVectors,
+    centering: Centering | None = None,
+    *,
+    groups: Callable[[Tensor], Tensor] | None = None,
+) -> Level:
     """The sentence level of vectors after a centering, in float64, one block in memory at a time.
 
     Vectors that are zero or not finite before the centering are left out, as they are of the state.
+
+    Args:
+        vectors: of the sentences.
+        centering: None leaves them as they are.
+        groups: gives the jackknife groups of sentences by their indices; None is `jackknife_groups`.
 
     Example:
         >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
     """
     from cone_kernels.runs.sentence_vectors import used_rows
     from cone_kernels.state.cone_state import Moments
+    from cone_kernels.sums import jackknife_groups
 
+    groups = jackknife_groups if groups is None else groups
     moments = Moments.empty("sentence", [0], vectors.dim)
     for first, block in vectors.blocks():
         rows = block.double()
         used = used_rows(rows)
         ids = used.nonzero()[:, 0] + first
-        moments.update(rows[used] if centering is None else centering(rows[used]), sentence_ids=ids)
+        opened = rows[used] if centering is None else centering(rows[used])
+        moments.add_rows(slice(None), opened[None], groups(ids), "auto")
     return levels_of(moments)[0]

@@ -83,6 +83,6 @@ class Dependence:
 
 
 _REMEDY = {
-    "sentences": "--shuffle and --sample mend that.",
+    "sentences": "--group-by, --shuffle and --sample mend that.",
     "vectors": "In an order drawn by chance they are right.",
 }

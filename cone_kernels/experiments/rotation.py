@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState, Moments
     from cone_kernels.statistics.subspaces import SampledAxes
+
+# Gives the jackknife groups of sentences by their indices.
+_Groups: TypeAlias = "Callable[[Tensor], Tensor]"
 
 # Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
 _TOLERANCE = 1e-12
@@ -176,6 +179,7 @@ class _Cone:
     spanned: bool  # whether the sentences vary in all k of these directions
     centering: Centering
     vectors: SentenceVectors | None
+    groups: _Groups
 
     @property
     def name(self) -> str:
@@ -202,6 +206,7 @@ class _Cone:
                 f"corpus: got {count} sentence vectors of {label} at {place(layer)}; it must be at least two"
             )
         covariance = metrics.covariance(moments)[0].cpu()
+        groups = measurement.groups()
         vectors = measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None
         found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
         if not float(found.values[0]) > 0:
@@ -224,16 +229,19 @@ class _Cone:
             spanned=count > k and float(found.values[-1]) >= _LEAST_EIGENVALUE * float(found.values[0]),
             centering=Centering.fit(moments),
             vectors=vectors,
-            sampled=_sampled(moments, vectors, covariance, k),
+            groups=groups,
+            sampled=_sampled(moments, vectors, covariance, k, groups),
         )
 
 
-def _sampled(moments: Moments, vectors: SentenceVectors | None, covariance: Tensor, k: int) -> SampledAxes:
+def _sampled(
+    moments: Moments, vectors: SentenceVectors | None, covariance: Tensor, k: int, groups: _Groups
+) -> SampledAxes:
     """By jackknife over blocks of sentences; without vectors, as if sentences were independent and normal."""
     from cone_kernels import metrics
     from cone_kernels.runs.sentence_vectors import used_rows
     from cone_kernels.statistics.subspaces import SampledAxes
-    from cone_kernels.sums import GROUPS, jackknife_blocks, jackknife_groups
+    from cone_kernels.sums import GROUPS, jackknife_blocks
 
     if vectors is None:
         return SampledAxes.of_covariance(covariance, int(moments.count.sum()), k, GROUPS)
@@ -242,7 +250,7 @@ def _sampled(moments: Moments, vectors: SentenceVectors | None, covariance: Tens
     def grouped() -> Iterator[tuple[Tensor, Tensor]]:
         for first, block in vectors.blocks():
             used = used_rows(block.double())
-            yield block[used], blocks[jackknife_groups(used.nonzero()[:, 0] + first)]
+            yield block[used], blocks[groups(used.nonzero()[:, 0] + first)]
 
     return SampledAxes.of_rows(covariance, metrics.mean_vector(moments)[0].cpu(), k, grouped(), int(blocks.max()) + 1)
 
@@ -297,7 +305,9 @@ def _angles(a: _Cone, b: _Cone) -> tuple[float, ...] | None:
 
 def _centered_level(a: _Cone, b: _Cone) -> Level | None:
     """The sentence level of the one after subtracting the mean of the other."""
-    return level_after(a.vectors, b.centering) if a.dim == b.dim and a.vectors is not None else None
+    if a.dim != b.dim or a.vectors is None:
+        return None
+    return level_after(a.vectors, b.centering, groups=a.groups)
 
 
 def _functional_cosine(a: _Cone, b: _Cone) -> float:

@@ -30,6 +30,8 @@ class CorpusOptions(TypedDict, total=False):
     """In an order drawn by chance, so that neighbours are not alike and errors are right; all are in memory."""
     seed: int | None
     """Of the sample and the order; default 0."""
+    group_by: str | None
+    """A field that says which sentences belong together, such as a document's id: they share a jackknife group."""
     dedup: bool
     """Leave out the sentences that came before (default)."""
     format: TextFormat | None
@@ -212,6 +214,7 @@ DEFAULTS: dict[str, Any] = {
     "sample": None,
     "shuffle": False,
     "seed": None,
+    "group_by": None,
     "dedup": True,
     "format": None,
     "errors": "replace",

@@ -33,7 +33,7 @@ def test_long_topics_are_told_and_what_they_do_to_the_error() -> None:
     assert sum(one.warning for one in found) >= 9
     (said,) = found[0].summary()
     assert "Neighbouring sentences are alike over long stretches" in said
-    assert "--shuffle" in said
+    assert "--group-by, --shuffle and --sample mend that." in said
     # It is no small matter: the true spread is more than twice the error.
     found_layers = [layers(state=state_of(topical(2000, 64, seed))).layers[0].sentence for seed in range(12)]
     spread = float(torch.tensor([level.anisotropy for level in found_layers]).std())
