@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering_result import CenteringResult
+from cone_kernels.experiments.cone_claims import cone_claims
+from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure
@@ -162,11 +164,16 @@ def center_of(
         raise ValueError(
             f"state: got width {centering.dim}; it must be {width}, the width of the model's sentence vectors"
         )
-    after = None
+    after, found = None, None
+    moments = measurement.moments(number)
     if measurement.load is not None or measurement.vectors:
         vectors = measurement.kept_vectors(number)
         groups = measurement.groups()
         before, after = (level_after(vectors, one, groups=groups) for one in (None, centering))
+        blocks = _used(vectors, groups)
+        fit: dict[str, Any] = {"method": method, "components": components, "shrinkage": shrinkage}
+        same = source.manifest.get("state_fingerprint") == measurement.manifest.get("state_fingerprint")
+        found = cross_fitted(blocks, moments, fit) if same else judged(blocks, moments, [centering])
     else:
         before = levels_of(measurement.moments(number))[0]
     if output is not None and measurement.rank == 0:
@@ -183,6 +190,8 @@ def center_of(
             "sentences": centering.count,
             "prompt": source.model.get("prompt"),
         },
+        cone=cone_claims(moments)[0],
+        held_out=found,
         file=None if output is None else os.fspath(output),
         manifest={**measurement.manifest, "centering_fingerprint": centering.fingerprint()},
         centering=centering,
@@ -206,6 +215,19 @@ def _output(measurement: Measurement) -> str:
     about = measurement.model.get("output") or {}
     kept = {name: about[name] for name in ("modules", "pooling", "dim", "include_prompt") if name in about}
     return ", ".join(f"{name} {value}" for name, value in kept.items())
+
+
+def _used(vectors: SentenceVectors, groups: Callable[[Tensor], Tensor]) -> Blocks:
+    """The vectors that are in the sums, with their groups."""
+    from cone_kernels.runs.sentence_vectors import used_rows
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+        for first, block in vectors.blocks():
+            rows = block.double()
+            used = used_rows(rows)
+            yield rows[used], groups(used.nonzero()[:, 0] + first)
+
+    return blocks
 
 
 def level_after(
