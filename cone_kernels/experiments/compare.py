@@ -266,18 +266,20 @@ def _change(a: Estimates, b: Estimates, paired: bool, alpha: float) -> list[Chan
             p_value=p_value,
             p_adjusted=adjusted,
             significant=adjusted <= alpha and abs(difference) > RESOLUTION,
-            reason=_reason(before, after, stderr),
+            reason=_reason(before, after, stderr, p_value),
         )
         for before, after, difference, stderr, degrees, p_value, adjusted in rows
     ]
 
 
-def _reason(before: float, after: float, stderr: float) -> str | None:
+def _reason(before: float, after: float, stderr: float, p_value: float) -> str | None:
     undefined = [name for name, value in (("a", before), ("b", after)) if math.isnan(value)]
     if undefined:
         return f"it has no value in {' and '.join(undefined)}: there is no pair to take it of"
     if math.isnan(stderr):
         return "stderr: the jackknife needs two groups that leave pairs behind"
+    if math.isnan(p_value):
+        return "p_value: fewer than three groups of eight sentences, or of documents, tell nothing"
     return None
 
 

@@ -20,6 +20,9 @@ from cone_kernels.statistics.claims import ALPHA, Claim
 # Draws that the distribution of the largest |t| is taken from, always the same ones: a quantile is right to 1 %.
 _DRAWS, _TURNS, _SEED = 8192, 4096, 18
 
+# Three groups of one size have two; of fewer, and of documents of which one is most of the corpus, no error is known.
+_LEAST_DEGREES = 2 - 1e-9
+
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
@@ -105,9 +108,8 @@ class Estimates:
             alpha: how often one of them may be wrong.
         """
         largest = self._largest_t()
-        if largest is None:
-            return self.stderr
-        return float(largest.quantile(1 - alpha)) * self.stderr
+        factor = 1.0 if largest is None else float(largest.quantile(1 - alpha))
+        return (factor * self.stderr).where(self._known, torch.nan)
 
     def claims(self, null: float = 0.0, margin: float = 0.0, alpha: float = ALPHA) -> list[Claim]:
         """A claim for each, all judged together.
@@ -142,8 +144,8 @@ class Estimates:
 
     @property
     def _known(self) -> Tensor:
-        """(m,) bool: which have a value and an error."""
-        return self.values.isfinite() & self.stderr.isfinite()
+        """(m,) bool: which have a value, and an error of some degrees of freedom: of fewer it says nothing."""
+        return self.values.isfinite() & self.stderr.isfinite() & (self.degrees >= _LEAST_DEGREES)
 
     def _t(self) -> Tensor:
         return torch.where(self.values == 0, 0.0, self.values / self.stderr)

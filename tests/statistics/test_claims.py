@@ -80,6 +80,16 @@ def test_bounds_of_one_of_copies_and_of_independent_ones() -> None:
     assert [claim.verdict for claim in mixed.claims()] == ["greater", "greater", "undecided"]
 
 
+def test_of_two_groups_no_error_is_known() -> None:
+    for groups, known in ((2, False), (3, True)):
+        found = of_rows(torch.tensor([[1.0, 1.1, 0.9][:groups]], dtype=torch.float64))
+        assert bool(found.bounds().isfinite()) == bool(found.p_values().isfinite()) == known
+    # Nor of three of which one is nearly all.
+    left_out = torch.tensor([[0.9, 1.0, 1.1]], dtype=torch.float64)
+    found = Estimates.of_jackknife(torch.ones(1).double(), left_out, torch.tensor([[90, 5, 5]]))
+    assert bool(found.bounds().isnan())
+
+
 def test_p_values_agree_with_the_bounds_and_stay_between_one_test_and_many() -> None:
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(6, 30, dtype=torch.float64, generator=generator) + torch.linspace(0, 1.2, 6)[:, None]
