@@ -169,7 +169,7 @@ def result(
         ({"value": -0.3}, "Two sentences point apart on average now."),
         (
             {"value": 0.65, "bound": 0.1},
-            "Whether it opens the cone is undecided; about 4,000 sentences would decide.",
+            "Whether it opens the cone is undecided; about 4,000 sentences would decide it.",
         ),
         ({"value": 0.0, "before": 0.02}, "No cone was told from noise before."),
     ],
