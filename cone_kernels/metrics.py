@@ -216,13 +216,17 @@ def explained_variance_ratio(covariances: Tensor, values: Tensor) -> Tensor:
 
 
 def effective_rank(covariances: Tensor) -> Tensor:
-    """exp(entropy of λ/Σλ) (Roy & Vetterli 2007) of covariances (..., d, d), by a full eigendecomposition."""
+    """exp(entropy of λ/Σλ) (Roy & Vetterli 2007) of covariances (..., d, d), by a full eigendecomposition.
+
+    NaN for a covariance that is not defined, as that of one row.
+    """
+    defined = covariances.isfinite().flatten(-2).all(-1)
     # Rounding can leave an eigenvalue of a semidefinite matrix below zero; entropy takes 0 there.
-    values = torch.linalg.eigvalsh(covariances).clamp_min(0)
+    values = torch.linalg.eigvalsh(covariances.nan_to_num(0.0)).clamp_min(0)
     total = values.sum(-1, keepdim=True)
     p = values / _or_nan(total, total > 0)
     rank: Tensor = torch.special.entr(p).sum(-1).exp()
-    return rank
+    return _or_nan(rank, defined)
 
 
 def rank_me(moments: Moments) -> Tensor:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "cone_kernels/layers/2"
 
+# Of the participation ratio, IsoScore and the ranks: fewer sentences spread over fewer directions.
+_GROWS = "of more sentences it would be more"
+
 
 @dataclass(frozen=True)
 class RogueDimension:
@@ -323,6 +326,7 @@ def _geometry_summary(last: Layer) -> list[str]:
         return []
     share = f"the first principal axis holds {last.geometry.explained_variance_ratio:.1%} of the variance"
     return [
-        f"Around their mean the sentences of layer {last.layer} have a participation ratio of "
-        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions; {share}."
+        f"Around their mean the {last.sentence.count:,} sentences of layer {last.layer} have a participation ratio of "
+        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions ({_GROWS}); "
+        f"{share}."
     ]

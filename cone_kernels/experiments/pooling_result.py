@@ -153,10 +153,10 @@ def _largest_gap(layers: Sequence[PoolingLayer], claims: PoolingClaims, known: S
         f"Pooling {effect} the cone most at layer {largest.layer}{rivals}: two tokens have a mean cosine of "
         f"{token:.2f} there, two sentences one of {sentence:.2f}, a gap of {_signed(largest.gap)} (standard error)."
     )
-    return [first, *_averaging(largest, claims.rest[at])]
+    return [first, *_averaging(largest, claims.rest[at], rough=claims.lengths_vary)]
 
 
-def _averaging(row: PoolingLayer, rest: Claim) -> list[str]:
+def _averaging(row: PoolingLayer, rest: Claim, *, rough: bool) -> list[str]:
     if not math.isfinite(row.predicted.stderr):
         return []
     share = (row.predicted.value - row.token.anisotropy) / row.gap.value
@@ -165,6 +165,11 @@ def _averaging(row: PoolingLayer, rest: Claim) -> list[str]:
         f"{row.between.value:.2f} between sentences, predicts {row.predicted.value:.2f} for the sentences of layer "
         f"{row.layer}: {share:.0%} of the gap"
     )
+    if rough:
+        # The mean length stands in a concave function: where averaging is all there is it predicts more than there is.
+        return [
+            f"{line}, if all were of the mean length; of lengths that vary as theirs do averaging alone gives less."
+        ]
     if rest.differs:
         tighter = "tighter" if rest.verdict == "greater" else "wider"
         return [f"{line}; their cone is {tighter} than that by {abs(rest.estimate):.2f}."]

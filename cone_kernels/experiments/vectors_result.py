@@ -156,8 +156,8 @@ def _summary(result: VectorsResult) -> Iterator[str]:
     if result.geometry is not None:
         yield (
             f"Around their mean they have a participation ratio of {result.geometry.participation_ratio:.1f}: as if "
-            f"they spread evenly over so many of {result.vectors['dim']:,} directions; the first principal axis holds "
-            f"{result.geometry.explained_variance_ratio:.1%} of the variance."
+            f"they spread evenly over so many of {result.vectors['dim']:,} directions (of more it would be more); the "
+            f"first principal axis holds {result.geometry.explained_variance_ratio:.1%} of the variance."
         )
     if result.axis is not None:
         yield from _axis(result.axis)

@@ -282,6 +282,26 @@ def test_a_pooling_is_not_both_the_narrowest_and_the_widest() -> None:
     )
 
 
+@pytest.mark.parametrize("spread", [0, 6])
+def test_where_lengths_vary_what_averaging_predicts_is_said_to_be_rough(spread: int) -> None:
+    """Averaging is the whole story by construction; of the mean length it would be more than the whole."""
+    n, dim = 400, 600
+    generator = torch.Generator().manual_seed(0)
+    lengths = 8 + torch.randint(-spread, spread + 1, (n, 1), generator=generator)
+    common, own, noise = (
+        torch.randn(*shape, dim, generator=generator) / dim**0.5 for shape in ((1, 1), (n, 1), (n, 14))
+    )
+    state = ConeState.empty([0], dim)
+    state.update([0.4 * common + 0.3 * own + noise], (torch.arange(14) < lengths).long())
+    found = pooling_of(from_state(state))
+    (said,) = (line for line in found.summary() if line.startswith("Averaging alone"))
+    rough = "of lengths that vary as theirs do averaging alone gives less." in said
+    assert rough == bool(spread)
+    assert ("no more than the noise is left" in said) != rough
+    row = found.layers[0]
+    assert (row.predicted.value > 1.03 * row.sentence.anisotropy) == bool(spread)
+
+
 def test_layers_whose_gaps_are_as_large_are_listed_in_words() -> None:
     layers = [row(0, 0.1, 0.61, 0.01), row(1, 0.1, 0.2, 0.01), row(2, 0.1, 0.6, 0.01), row(3, 0.1, 0.6, 0.01)]
     assert "most at layer 0 (as far as can be told, it is as large at layers 2 and 3): " in summary(layers)[0]
