@@ -23,7 +23,7 @@ class Dependence:
     values go together, and the grouped jackknife takes for independent what is not: its standard errors are too small.
 
     Attributes:
-        autocorrelation: NaN of fewer than sixteen groups.
+        autocorrelation: to four decimals, for more is rounding of the sums; NaN of fewer than sixteen groups.
         threshold: what independent sentences exceed once in twenty.
     """
 
@@ -54,7 +54,7 @@ class Dependence:
         squares = values.square().sum(1)
         products = (values[:, 1:] * values[:, :-1]).sum(1)
         found = torch.where(squares > 0, products / squares, 0.0) * (groups / (groups - 1))
-        return cls(float(found.mean()), _ONE_IN_TWENTY / math.sqrt(groups))
+        return cls(round(float(found.mean()), 4), _ONE_IN_TWENTY / math.sqrt(groups))
 
     @property
     def warning(self) -> bool:
