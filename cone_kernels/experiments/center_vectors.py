@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.cone_claims import cone_claims
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.solved_axes import used_blocks, window
@@ -96,6 +97,7 @@ def center_vectors(
             "written": None if write is None else os.fspath(write),
         },
         centering=centering,
+        dependence=Dependence.of_moments(moments),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.cone_claims import cone_claims
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
@@ -195,6 +196,7 @@ def center_of(
         file=None if output is None else os.fspath(output),
         manifest={**measurement.manifest, "centering_fingerprint": centering.fingerprint()},
         centering=centering,
+        dependence=Dependence.of_moments(moments),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import Estimate, ExperimentResult
@@ -19,7 +20,7 @@ SCHEMA = "cone_kernels/centering/1"
 # Standard errors that tell a mean cosine from 0.
 _ERRORS = 2.0
 
-_QUALITY = "Whether the {rows} serve better so is not measured: a small mean cosine is no quality; labelled pairs tell."
+_QUALITY = "Whether they serve better so is not measured: a small mean cosine is no quality; labelled pairs tell."
 _NO_VECTORS = "after: a saved state has no sentence vectors to apply the centering to; give a model and a corpus too"
 _NO_GIVEN_VECTORS = "after: a saved state has none of its vectors to apply the centering to; give the vectors too"
 
@@ -41,6 +42,7 @@ class CenteringResult(ExperimentResult):
         file: where the centering was written, or None.
         manifest: versions, device, backend, times and options of the run.
         centering: what was fitted.
+        dependence: whether neighbouring rows are alike over long stretches; None where that was not looked at.
     """
 
     model: dict[str, Any]
@@ -55,6 +57,7 @@ class CenteringResult(ExperimentResult):
     file: str | None
     manifest: dict[str, Any]
     centering: Centering = field(repr=False)
+    dependence: Dependence | None = None
 
     @property
     def rows(self) -> str:
@@ -91,6 +94,7 @@ class CenteringResult(ExperimentResult):
             "before": _estimate(self.before).to_dict(),
             "after": None if self.after is None else _estimate(self.after).to_dict(),
             "held_out": self.held_out.to_dict() if isinstance(self.held_out, Judged) else None,
+            "dependence": self.dependence.to_dict() if self.dependence else None,
             **({"reason": reason} if reason else {}),
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -98,7 +102,7 @@ class CenteringResult(ExperimentResult):
 
     def summary(self) -> tuple[str, ...]:
         """What the centering does to the cone in plain sentences, each said only where the data says it."""
-        return tuple(_summary(self))
+        return (*_summary(self), *(self.dependence.summary(self.rows) if self.dependence else ()))
 
     def __repr__(self) -> str:
         after = "not measured" if self.after is None else f"{self.after.anisotropy:.4f} ({self.after.stderr:.4f})"
@@ -133,7 +137,7 @@ def _summary(result: CenteringResult) -> list[str]:
     fitted_prompt, prompt = result.fitted_on.get("prompt"), result.model.get("prompt")
     if fitted_prompt != prompt:
         lines.append(f"It was fitted {prompt_in_words(fitted_prompt)}, and measured {prompt_in_words(prompt)}.")
-    return [*lines, _opens(result, judged), _QUALITY.format(rows=result.rows)]
+    return [*lines, _opens(result, judged), _QUALITY]
 
 
 def _opens(result: CenteringResult, judged: Judged) -> str:

@@ -260,7 +260,7 @@ def _dependence(result: CompareResult) -> list[str]:
     rows = "vectors" if result.of_vectors else "sentences"
     names = [result.a["name"], result.b["name"]]
     if result.paired:
-        return list(max(result.dependence, key=lambda one: one.autocorrelation).summary(rows))
+        return list(Dependence.worst(result.dependence).summary(rows))
     both = zip(result.dependence, names, strict=True)
     return [line for one, name in both for line in one.summary(rows, of=f" of {name}")]
 

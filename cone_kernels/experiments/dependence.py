@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,11 @@ class Dependence:
             f"{self.autocorrelation:.2f}; of independent ones it is above {self.threshold:.2f} once in twenty): the "
             f"standard errors are too small, and with them what is told from noise. {_REMEDY[rows]}",
         )
+
+    @staticmethod
+    def worst(several: Sequence[Dependence]) -> Dependence:
+        """That of the largest autocorrelation, one that is known if there is one."""
+        return max(several, key=lambda one: one.autocorrelation if math.isfinite(one.autocorrelation) else -math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """The dependence as JSON data."""

@@ -24,7 +24,8 @@ class Judged:
     """What a centering does to rows that it was not fitted on.
 
     Attributes:
-        value, stderr: their mean cosine after it, over pairs of rows that one fit maps.
+        value, stderr: their mean cosine after it, over pairs of rows that one fit maps; of several fits without those
+            of neighbours, which are alike.
         before: the mean cosine of the same pairs before it.
         change: after less before, with the paired error.
         folds: how many fits there are; 1 of one that was fitted elsewhere.
@@ -106,23 +107,35 @@ def judged(blocks: Blocks, moments: Moments, fits: Sequence[Centering]) -> Judge
         for at, side in enumerate((rows, opened)):
             units = torch.nn.functional.normalize(side[there], dim=1)
             sums[at].index_add_(0, own[there], units)
-    values, left_out = _within(sums, count, torch.arange(size) % len(fits))
+    values, left_out = _within(sums, count, torch.arange(size) % len(fits), between_blocks=len(fits) > 1)
     found = Estimates.of_jackknife(values, left_out, count.expand(2, -1))
     change = found.at(torch.tensor([1])).less(found.at(torch.tensor([0]))).claims()[0]
     before, after = values.tolist()
     return Judged(after, float(found.stderr[1]), before, change, len(fits), min(fit.count for fit in fits))
 
 
-def _within(sums: Tensor, count: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cosine of pairs of one fold, (2,), and that with each block left out, (2, B)."""
+def _within(sums: Tensor, count: Tensor, fold: Tensor, *, between_blocks: bool) -> tuple[Tensor, Tensor]:
+    """The mean cosine of pairs of one fold, (2,), and that with each block left out, (2, B).
+
+    Args:
+        sums: (2, B, d) Σ u of each block.
+        count: (B,) its rows.
+        fold: (B,) its fold.
+        between_blocks: only pairs of two blocks: neighbours are alike, and of a fold they are a large share.
+    """
     import torch
 
     folds = int(fold.max()) + 1
     total = sums.new_zeros(2, folds, sums.shape[2]).index_add_(1, fold, sums)
     n = count.new_zeros(folds).index_add_(0, fold, count)
-    cosines, pairs = total.square().sum(2) - n, n * (n - 1)  # (2, F), (F,)
-    left = (total[:, fold] - sums).square().sum(2) - (n[fold] - count)  # (2, B)
-    left_pairs = (n[fold] - count) * (n[fold] - count - 1)
+    # What pairs of a row with itself, or of rows of one block, add.
+    own = sums.square().sum(2) if between_blocks else count.expand(2, -1)  # (2, B)
+    own_pairs = count.square() if between_blocks else count
+    all_own = own.new_zeros(2, folds).index_add_(1, fold, own)
+    all_pairs = count.new_zeros(folds).index_add_(0, fold, own_pairs)
+    cosines, pairs = total.square().sum(2) - all_own, n.square() - all_pairs  # (2, F), (F,)
+    left = (total[:, fold] - sums).square().sum(2) - (all_own[:, fold] - own)  # (2, B)
+    left_pairs = (n[fold] - count).square() - (all_pairs[fold] - own_pairs)
     of_others = cosines.sum(1, keepdim=True) - cosines[:, fold]
     values = cosines.sum(1) / torch.where(pairs.sum() > 0, pairs.sum(), torch.nan)
     return values, (of_others + left) / (pairs.sum() - pairs[fold] + left_pairs)

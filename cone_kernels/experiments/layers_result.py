@@ -231,6 +231,9 @@ def _of_layers(result: LayersResult) -> list[str]:
     known = [at for at, row in enumerate(result.layers) if math.isfinite(row.sentence.stderr)]
     if shape is None or len(known) < 2:
         return []
+    if all(math.isnan(result.claims.cone[at].bound) for at in known):
+        count = result.layers[known[-1]].sentence.count
+        return [f"Of the layers nothing is told from noise by {count:,} sentences: they are too few."]
     with_cone = [at for at in known if result.claims.cone[at].verdict == "greater"]
     if not with_cone:
         highest = result.layers[max(known, key=lambda at: result.layers[at].sentence.anisotropy)]
@@ -256,6 +259,10 @@ def _peak(result: LayersResult, shape: CurveShape) -> list[str]:
     if len(shape.alike) == 1:
         return [f"The cone is tightest at layer {shape.peak}: {said} {shape.peak_height:.2f} there."]
     numbers = [row.layer for row in result.layers]
+    if len(shape.alike) == len(numbers):
+        heights = [row.sentence.anisotropy for row in result.layers]
+        span = f"{min(heights):.2f} to {max(heights):.2f}"
+        return [f"At no layer the cone is told to be tighter than at another: {said} {span}."]
     heights = [row.sentence.anisotropy for row in result.layers if row.layer in shape.alike]
     low, high = f"{min(heights):.2f}", f"{max(heights):.2f}"
     return [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.rotation_result import AxesPair, Chance, ComparedModel, Matrix, RotationResult
 from cone_kernels.names import OUTPUT, Layer, place
@@ -142,6 +143,9 @@ def rotation_of(
         ),
         reasons=tuple(_reasons(cones, centered, functional_cosine)),
         manifest=_manifest(measurements, {"k": k, "layers": layers}),
+        dependence=tuple(
+            Dependence.of_moments(found.moments(layer)) for found, layer in zip(measurements, layers, strict=True)
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import Layer
@@ -170,6 +171,7 @@ class RotationResult(ExperimentResult):
         p_value: how often random directions would be at least as close as the axes are.
         reasons: why a value is not defined.
         manifest: versions, times and options, and under "measurements" that of each model.
+        dependence: whether neighbouring sentences are alike over long stretches, of each model.
     """
 
     models: tuple[ComparedModel, ...]
@@ -186,6 +188,7 @@ class RotationResult(ExperimentResult):
     p_value: Matrix
     reasons: tuple[str, ...]
     manifest: dict[str, Any]
+    dependence: tuple[Dependence, ...] = ()
 
     @property
     def verdict(self) -> tuple[tuple[SharedAxes, ...], ...]:
@@ -214,6 +217,7 @@ class RotationResult(ExperimentResult):
             "verdict": [list(row) for row in self.verdict],
             "axis_stderr": [[None if one is None else finite(one.axis_stderr) for one in row] for row in self.pairs],
             "overlap": [[one and one.to_dict() for one in row] for row in self.pairs],
+            "dependence": [one.to_dict() for one in self.dependence],
             "reasons": list(self.reasons),
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -221,7 +225,8 @@ class RotationResult(ExperimentResult):
 
     def summary(self) -> tuple[str, ...]:
         """Who shares an axis and a centring vector with whom, in plain sentences, each said where the data says it."""
-        return (*_of_axes(self), *_of_widths(self), *_of_means(self))
+        warning = Dependence.worst(self.dependence).summary() if self.dependence else ()
+        return (*_of_axes(self), *_of_widths(self), *_of_means(self), *warning)
 
     def __repr__(self) -> str:
         width = max(len(model.name) for model in self.models)

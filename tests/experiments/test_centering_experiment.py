@@ -93,6 +93,7 @@ def test_result_is_strict_json(minilm: Measurement) -> None:
         "before",
         "after",
         "held_out",
+        "dependence",
         "summary",
         "manifest",
     ]
@@ -207,10 +208,13 @@ def test_a_quarter_is_judged_by_what_the_others_fit(method: CenteringMethod) -> 
     for number in range(4):
         mine, others = rows[fold == number], rows[fold != number]
         fit = Centering.fit(moments_of(others), method=method)
-        n = len(mine)
-        pairs += n * (n - 1)
+        # Neighbours are in one block; pairs of two blocks count.
+        block = blocks[torch.tensor(GROUP_OF[:700])][fold == number]
+        apart = block[:, None] != block
+        pairs += int(apart.sum())
         for at, side in enumerate((mine, fit(mine))):
-            total[at] += plain_anisotropy(side) * n * (n - 1)
+            units = torch.nn.functional.normalize(side, dim=1)
+            total[at] += float((units @ units.mT)[apart].sum())
     judged = found.held_out
     assert isinstance(judged, Judged)
     assert (judged.before, judged.value) == pytest.approx([one / pairs for one in total], abs=1e-9)

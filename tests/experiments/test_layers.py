@@ -190,7 +190,7 @@ def test_summary_is_silent_about_what_is_not_there() -> None:
     assert lines[-1] == "There is no crash at the end: the last step goes from 0.72 at layer 1 to 0.68 at layer 2."
     # The same curve as above, but within its error.
     noisy = summary((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04), stderr=0.2)
-    assert noisy[0].startswith("The cone is tightest at every layer, which are not told apart: two sentences")
+    assert noisy[0].startswith("At no layer the cone is told to be tighter than at another: two sentences picked at")
     assert noisy[1] == "No rise over the layers is told from noise."
     assert not any("opens in the last layer" in line or "Averaging" in line for line in noisy)
     closing = summary((0.5, 0.6), (0.2, 0.5), (0.9, 0.99))
@@ -232,6 +232,12 @@ def test_isotropic_vectors_have_no_cone_no_peak_and_no_dimension_that_carries_it
         false += "tightest" in lines or "dimension" in lines
     assert false <= scipy.stats.binom.ppf(0.999, rounds, 0.05)
     assert lines.startswith("No cone is told from noise at any layer: the mean cosine of two sentences is ")
+
+
+def test_of_five_sentences_nothing_is_told() -> None:
+    rows = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)) + 2
+    (said,) = layers(state=state_of(rows)).summary()
+    assert said == "Of the layers nothing is told from noise by 5 sentences: they are too few."
 
 
 def test_layers_of_the_same_sentences_are_compared_sentence_by_sentence() -> None:

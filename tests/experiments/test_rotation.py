@@ -184,6 +184,7 @@ def test_to_dict_is_strict_json(result: RotationResult) -> None:
         "verdict",
         "axis_stderr",
         "overlap",
+        "dependence",
         "reasons",
         "summary",
         "manifest",
@@ -310,6 +311,13 @@ def test_axes_that_are_partly_apart_differ() -> None:
     assert differ.startswith(
         "The spaces of the top 2 axes of a and c on one side and b on the other differ: overlap 0.5"
     )
+
+
+def test_axes_of_long_topics_are_told_with_a_warning() -> None:
+    topics = spread_rows(32, 0).repeat_interleave(64, 0)[:2000] + 0.3 * spread_rows(2000, 1)
+    found = rotation_of([of_rows(topics + 1, "a"), of_rows(spread_rows(2000, 2) + 1, "b", fingerprint="two")])
+    assert [one.warning for one in found.dependence] == [True, False]
+    assert "Neighbouring sentences are alike over long stretches" in found.summary()[-1]
 
 
 def test_states_are_judged_as_if_sentences_were_normal() -> None:
