@@ -147,7 +147,7 @@ def test_a_common_direction_is_judged_by_every_turn_of_the_groups() -> None:
 
 @pytest.mark.parametrize(("dim", "n"), [(64, 6), (8, 40)])
 def test_no_direction_is_seen_where_there_is_none(dim: int, n: int) -> None:
-    rounds, false, found = 100, 0, 0
+    rounds, false, found = 50, 0, 0
     for seed in range(rounds):
         counts = torch.ones(3, n)
         false += any(one.verdict == "greater" for one in common_direction(units(3, n, dim, seed=seed), counts))
