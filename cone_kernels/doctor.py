@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,18 @@ def versions() -> dict[str, str | None]:
     """The versions of this package, Python and the packages that numbers may depend on; None: it is not installed."""
     from cone_kernels import __version__
 
-    found: dict[str, str | None] = {"cone_kernels": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {"cone_kernels": __version__, "python": platform.python_version()} | {
+        package: _version(package) for package in _PACKAGES
+    }
+
+
+@lru_cache
+def _version(package: str) -> str | None:
+    """Kept: to read the metadata of them all takes as long as to compare two states."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def backends() -> list[dict[str, Any]]:

@@ -44,6 +44,29 @@ def leave_one_out(moments: Moments) -> Totals:
     return _totals(moments, lambda field, dim: field.sum(dim, keepdim=True) - field)
 
 
+def leave_blocks_out(blocks: Tensor) -> Callable[[Moments], Totals]:
+    """As `leave_one_out`, of blocks of groups.
+
+    Args:
+        blocks: (G,) int64 the block of each group, from 0; see `cone_kernels.sums.jackknife_blocks`.
+
+    Example:
+        >>> anisotropy(state.sentence, leave_blocks_out(jackknife_blocks(state.sentence.count[0])))  # (L, B)
+    """
+
+    def combine(field: Tensor, dim: int) -> Tensor:
+        return field.sum(dim, keepdim=True) - summed_by_block(field, blocks, dim)
+
+    return lambda moments: _totals(moments, combine)
+
+
+def summed_by_block(field: Tensor, blocks: Tensor, dim: int = 1) -> Tensor:
+    """A sum by group, (L, G, ...) where `dim` is 1, by block: (L, B, ...)."""
+    shape = list(field.shape)
+    shape[dim] = int(blocks.max()) + 1
+    return field.new_zeros(shape).index_add_(dim, blocks.to(field.device), field)
+
+
 def anisotropy(moments: Moments, sums: Callable[[Moments], Totals] = totals) -> Tensor:
     """Mean cosine over distinct pairs of rows, A = (‖s‖² − q)/(n(n−1)); NaN for n < 2.
 
@@ -193,13 +216,17 @@ def explained_variance_ratio(covariances: Tensor, values: Tensor) -> Tensor:
 
 
 def effective_rank(covariances: Tensor) -> Tensor:
-    """exp(entropy of λ/Σλ) (Roy & Vetterli 2007) of covariances (..., d, d), by a full eigendecomposition."""
+    """exp(entropy of λ/Σλ) (Roy & Vetterli 2007) of covariances (..., d, d), by a full eigendecomposition.
+
+    NaN for a covariance that is not defined, as that of one row.
+    """
+    defined = covariances.isfinite().flatten(-2).all(-1)
     # Rounding can leave an eigenvalue of a semidefinite matrix below zero; entropy takes 0 there.
-    values = torch.linalg.eigvalsh(covariances).clamp_min(0)
+    values = torch.linalg.eigvalsh(covariances.nan_to_num(0.0)).clamp_min(0)
     total = values.sum(-1, keepdim=True)
     p = values / _or_nan(total, total > 0)
     rank: Tensor = torch.special.entr(p).sum(-1).exp()
-    return rank
+    return _or_nan(rank, defined)
 
 
 def rank_me(moments: Moments) -> Tensor:

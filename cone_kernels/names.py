@@ -241,6 +241,38 @@ def place(layer: Layer) -> str:
     return "the output" if layer == OUTPUT else f"layer {layer}"
 
 
+def numbered(chosen: Sequence[int], numbers: Sequence[int]) -> str:
+    """Some layers in a sentence, after "at": runs of three or more as one.
+
+    Args:
+        chosen: their numbers, in order.
+        numbers: of all layers there are, in order.
+
+    Example:
+        >>> numbered([1, 3, 4, 5], range(7)), numbered([2], range(7)), numbered([0, 1], range(2))
+        ('layers 1 and 3 to 5', 'layer 2', 'every layer')
+    """
+    if len(chosen) == len(numbers) > 1:
+        return "every layer"
+    runs: list[list[int]] = []
+    neighbours = False
+    for number in numbers:
+        if number in chosen and neighbours:
+            runs[-1].append(number)
+        elif number in chosen:
+            runs.append([number])
+        neighbours = number in chosen
+    parts = [
+        part for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(one) for one in run])
+    ]
+    return f"layer{'s' if len(chosen) > 1 else ''} {listed_words(parts)}"
+
+
+def listed_words(parts: Sequence[str]) -> str:
+    """Words in a row: "a", "a and b", "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
 def prompt_in_words(prompt: str | None) -> str:
     """With which prompt sentences were given to a model, in a sentence.
 

@@ -112,6 +112,33 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray((numbers >> k) + _STRETCHES * (k - 1) & (GROUPS - 1)))
 
 
+def jackknife_blocks(rows: Tensor, least: int = 8) -> Tensor:
+    """The block of each group: neighbouring groups joined until a block has `least` rows.
+
+    Groups that follow each other hold stretches that do, so blocks are stretches too. In a corpus of less than 500
+    sentences many groups have one to seven, and a premise is in another group than its hypotheses.
+
+    Args:
+        rows: (G,) rows of each group.
+        least: rows of a block at least, where there are so many.
+
+    Returns:
+        (G,) int64, ascending from 0.
+
+    Example:
+        >>> jackknife_blocks(torch.tensor([1, 1, 2, 4, 8, 3]), least=4)
+        tensor([0, 0, 0, 1, 2, 2])
+    """
+    blocks, block, held = [], 0, 0
+    for count in rows.tolist():
+        blocks.append(block)
+        held += count
+        if held >= least:
+            block, held = block + 1, 0
+    last = max(block - 1, 0)
+    return torch.tensor([min(one, last) for one in blocks])
+
+
 def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:
     """SE² = (G'−1)/G' · Σ_g (θ_(−g) − θ̄)² over the G' groups that are not empty.
 

@@ -228,3 +228,13 @@ def test_undefined_is_nan_with_a_reason() -> None:
 def test_token_statistics_refuse_the_sentence_level(state: ConeState) -> None:
     with pytest.raises(ValueError, match="moments: got the sentence level"):
         metrics.within_sentence_cosine(state.sentence)
+
+
+def test_the_geometry_of_one_row_is_not_defined() -> None:
+    moments = Moments.empty("sentence", [0], 4, second_moment=True)
+    moments.update(torch.ones(1, 4))
+    covariance = metrics.covariance(moments)
+    for metric in (metrics.participation_ratio, metrics.iso_score, metrics.effective_rank):
+        assert bool(metric(covariance).isnan())
+    both = torch.stack([covariance[0], torch.eye(4).double()])
+    assert metrics.effective_rank(both)[1] == pytest.approx(4)

@@ -123,7 +123,11 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
         ),
-        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of the sample.  [default: 0]"),
+        click.option(
+            "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+        click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
         click.option(
             "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
         ),

@@ -31,6 +31,7 @@ def parquet_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
     """
     with _parquet(source) as table:
         fields = reading.use(_text_fields(reading.asked, table.schema_arrow, source))
+        columns = _with_group(fields, reading.group_by, table.schema_arrow, source)
         rows, n_rows = _Rows(fields, reading), max(table.metadata.num_rows, 1)
         if source.size is not None:
             size = source.size
@@ -38,7 +39,7 @@ def parquet_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
         with _named(rows.place):
             for group in range(table.num_row_groups):
                 # One group a call: a call for several reads all of them ahead.
-                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(fields), use_threads=False):
+                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns, use_threads=False):
                     yield from rows.texts(batch)
 
 
@@ -49,7 +50,7 @@ def arrow_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
         CorpusError: a field is not among the columns or is no text, or the file is damaged.
     """
     with seekable(source) as file:
-        batches, fields = _arrow_batches(file, reading.asked, source)
+        batches, fields = _arrow_batches(file, reading.asked, source, reading.group_by)
         rows = _Rows(reading.use(fields), reading)
         if source.size is not None:
             size, start = source.size, file.tell()
@@ -120,9 +121,14 @@ class _Rows:
     def texts(self, batch: pa.RecordBatch) -> Iterator[tuple[int, str]]:
         """(row, text), rows counted from 1 over all batches."""
         columns = [_bytes_of(batch.column(name)) for name in self.fields]
+        group_by = self.reading.group_by
+        groups = None if group_by is None else batch.column(group_by).to_pylist()
         for first in range(0, batch.num_rows, _ROWS):
-            for values in zip(*(_values(column.slice(first, _ROWS)) for column in columns), strict=True):
+            parts = zip(*(_values(column.slice(first, _ROWS)) for column in columns), strict=True)
+            for at, values in enumerate(parts, start=first):
                 self.done += 1
+                if groups is not None and not self.reading.begin_record(groups[at], self.done):
+                    continue
                 for name, raw in zip(self.fields, values, strict=True):
                     if raw is None:
                         self.reading.refuse_no_string(name, None, self.done)
@@ -156,6 +162,14 @@ def _values(column: pa.Array) -> list[bytes | None]:
     return values
 
 
+def _with_group(fields: tuple[str, ...], group_by: str | None, schema: pa.Schema, source: Source) -> list[str]:
+    """The columns to read: those of the text, and that of the groups."""
+    if group_by is None:
+        return list(fields)
+    table_fields((group_by,), schema.names, f"corpus: {source.name}")
+    return list(dict.fromkeys((*fields, group_by)))
+
+
 def _text_fields(asked: tuple[str, ...] | None, schema: pa.Schema, source: Source) -> tuple[str, ...]:
     import pyarrow as pa
 
@@ -181,7 +195,7 @@ def _parquet(source: Source) -> Iterator[Any]:
 
 
 def _arrow_batches(
-    file: BinaryIO, asked: tuple[str, ...] | None, source: Source
+    file: BinaryIO, asked: tuple[str, ...] | None, source: Source, group_by: str | None = None
 ) -> tuple[Iterator[pa.RecordBatch], tuple[str, ...]]:
     """The record batches of a file or stream, with the fields' columns alone, and the fields."""
     import pyarrow as pa
@@ -191,7 +205,8 @@ def _arrow_batches(
         file.seek(0)
         schema = (pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)).schema
         fields = _text_fields(asked, schema, source)
-        options = pa.ipc.IpcReadOptions(included_fields=sorted(map(schema.get_field_index, fields)), use_threads=False)
+        columns = _with_group(fields, group_by, schema, source)
+        options = pa.ipc.IpcReadOptions(included_fields=sorted(map(schema.get_field_index, columns)), use_threads=False)
         file.seek(0)
         if not is_file:
             return iter(pa.ipc.open_stream(file, options=options)), fields

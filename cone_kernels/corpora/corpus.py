@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,7 +20,7 @@ from cone_kernels.corpora.reading import (
     first_record_fields,
     record_texts,
 )
-from cone_kernels.corpora.sample import MAX_SEED, draw
+from cone_kernels.corpora.sample import MAX_SEED, Sentence, draw, shuffled
 from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
 from cone_kernels.corpora.sources import Reader, Source, find_sources
 from cone_kernels.corpora.summary import CorpusSummary
@@ -40,6 +41,7 @@ class _Tally:
     sha256: Any = field(default_factory=hashlib.sha256)
     size_before: int = 0  # bytes of the files that are done
     complete: bool = False
+    group: int = 0
 
 
 class Corpus:
@@ -64,8 +66,13 @@ class Corpus:
         sample: give out this many of the distinct sentences, drawn uniformly without replacement, in the order of the
             corpus; all of them where there are fewer. The sample is in memory, and given out when the whole corpus
             has been read.
-        seed: of the sample, default 0; one seed draws one sample, however the sentences are ordered and
+        shuffle: give out the sentences in an order drawn by chance, so that neighbours are no longer alike and standard
+            errors are right; all of them (with `limit` the first ones, with `sample` those drawn) are in memory then.
+        seed: of the sample and the order, default 0; one seed draws one sample, however the sentences are ordered and
             spread over files.
+        group_by: a field of the records that says which sentences belong together, such as the id of a document: they
+            share a jackknife group, so that standard errors are right though they are alike. A sentence that comes
+            again belongs to the first of its records.
         dedup: leave out the sentences that came before. False gives out every one, for corpora known to be distinct.
         dedup_memory: bytes for the digests (16 bytes each) by which repeated sentences are found; where that is not
             enough they go to a temporary file.
@@ -97,14 +104,17 @@ class Corpus:
         fields: Sequence[str] | None = None,
         limit: int | None = None,
         sample: int | None = None,
+        shuffle: bool = False,
         seed: int | None = None,
+        group_by: str | None = None,
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
         errors: Encoding = "replace",
         malformed: Malformed = "drop",
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        self._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
+        self._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
+        self.group_by = group_by
         self.fields = _checked_fields(fields)
         self.name = _name_of(paths)
         self._sentences: Iterable[str] | Iterable[Mapping[str, object]] | None = None
@@ -121,7 +131,9 @@ class Corpus:
         fields: Sequence[str] | None = None,
         limit: int | None = None,
         sample: int | None = None,
+        shuffle: bool = False,
         seed: int | None = None,
+        group_by: str | None = None,
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
         errors: Encoding = "replace",
@@ -133,7 +145,7 @@ class Corpus:
         Args:
             sentences: strings; or records that have them in fields, such as the rows of a data set of Hugging Face.
             fields: the fields of records to read; None finds them by the first record, as in a file.
-            limit, sample, seed, dedup, dedup_memory, errors, malformed: as for files.
+            limit, sample, shuffle, seed, group_by, dedup, dedup_memory, errors, malformed: as for files.
             name: what messages and results call it.
 
         Raises:
@@ -149,16 +161,18 @@ class Corpus:
         corpus = cls.__new__(cls)
         corpus.name = name
         corpus.fields = _checked_fields(fields)
+        corpus.group_by = group_by
         corpus._sentences = sentences
         corpus._sources = ()
         corpus._was_read = False
-        corpus._set_policies(limit, sample, seed, dedup, dedup_memory, errors, malformed)
+        corpus._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
         return corpus
 
     def _set_policies(
         self,
         limit: int | None,
         sample: int | None,
+        shuffle: bool,
         seed: int | None,
         dedup: bool,
         dedup_memory: int,
@@ -172,8 +186,10 @@ class Corpus:
             raise ValueError(f"sample: got {sample} with limit={limit}; it must be None, or limit must be")
         if sample is not None and not dedup:
             raise ValueError(f"sample: got {sample} with dedup=False; it must be drawn from distinct sentences")
-        if seed is not None and sample is None:
-            raise ValueError(f"seed: got {seed} without sample; it must be None, as only a sample has a seed")
+        if shuffle and not dedup:
+            raise ValueError("shuffle: got True with dedup=False; it must be of distinct sentences")
+        if seed is not None and sample is None and not shuffle:
+            raise ValueError(f"seed: got {seed} without sample or shuffle; it must be None, as only these have a seed")
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed: got {seed}; it must be from 0 to {MAX_SEED}")
         if dedup_memory < MIN_DEDUP_MEMORY:
@@ -184,7 +200,8 @@ class Corpus:
             raise ValueError(f"malformed: got {malformed!r}; it must be drop or raise")
         self.limit = limit
         self.sample = sample
-        self.seed = None if sample is None else seed or 0
+        self.shuffle = shuffle
+        self.seed = None if sample is None and not shuffle else seed or 0
         self.dedup = dedup
         self.dedup_memory = dedup_memory
         self.errors = errors
@@ -195,6 +212,9 @@ class Corpus:
         reader = _READERS[source.format]
         if self.fields and not reader.has_fields:
             raise CorpusError(f"fields: got some; it must be None, as {source.name} is a text file and has no fields")
+        if self.group_by is not None and not reader.has_fields:
+            what = f"group_by: got {self.group_by!r}; it must be None"
+            raise CorpusError(f"{what}, as {source.name} is a text file and has no fields")
         if not source.once:
             reader.check(source, self.fields)
 
@@ -216,6 +236,11 @@ class Corpus:
         self.__dict__.update(state, _tally=_Tally())
 
     @property
+    def group(self) -> int | None:
+        """The jackknife group of the sentence that was given out last; None without `group_by`."""
+        return None if self.group_by is None else self._tally.group
+
+    @property
     def summary(self) -> CorpusSummary:
         """The counts of the latest pass so far; all zero before the first."""
         tally = self._tally
@@ -233,6 +258,8 @@ class Corpus:
             fingerprint=tally.sha256.hexdigest(),
             limit=self.limit,
             sample=sample,
+            shuffle=self.seed if self.shuffle else None,
+            group_by=self.group_by,
             complete=tally.complete,
         )
 
@@ -257,12 +284,14 @@ class Corpus:
                 "corpus: standard input has been read, which can be done once; write it to a file to read it again"
             )
         self._was_read = True
-        self._tally = tally = _Tally(Reading(self.fields, self.errors, self.malformed))
+        self._tally = tally = _Tally(Reading(self.fields, self.errors, self.malformed, group_by=self.group_by))
         sentences = self._distinct(tally) if self.dedup else self._candidates(tally)
         if self.sample is not None and self.seed is not None:
             drawn, tally.drawn_from = draw(sentences, self.sample, self.seed)
             sentences = iter(drawn)
-        for sentence, encoded in sentences:
+        if self.shuffle and self.seed is not None:
+            sentences = iter(shuffled(itertools.islice(sentences, self.limit), self.seed))
+        for sentence, encoded, tally.group in sentences:
             tally.sentences += 1
             tally.sha256.update(len(encoded).to_bytes(8, "little") + encoded)
             # Set before the last sentence is given out: a reader with the same limit may stop there.
@@ -272,22 +301,22 @@ class Corpus:
                 return
         tally.complete = True
 
-    def _distinct(self, tally: _Tally) -> Iterator[tuple[str, bytes]]:
+    def _distinct(self, tally: _Tally) -> Iterator[Sentence]:
         with closing(SeenDigests(self.dedup_memory)) as seen:
-            for sentence, encoded in self._candidates(tally):
-                if seen.add(hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()):
-                    yield sentence, encoded
+            for sentence in self._candidates(tally):
+                if seen.add(hashlib.blake2b(sentence[1], digest_size=DIGEST_BYTES).digest()):
+                    yield sentence
                 else:
                     tally.duplicates += 1
 
-    def _candidates(self, tally: _Tally) -> Iterator[tuple[str, bytes]]:
-        """Every sentence that is not empty, and its UTF-8, duplicates among them."""
+    def _candidates(self, tally: _Tally) -> Iterator[Sentence]:
+        """Every sentence that is not empty, duplicates among them."""
         for number, text in self._texts(tally):
             found = tally.reading.encoded(text, number)
             if found is None:
                 continue
             if text.strip():
-                yield found
+                yield *found, tally.reading.group
             else:
                 tally.reading.drop_empty()
 
@@ -317,6 +346,9 @@ class Corpus:
                 yield from record_texts(item, fields, index, reading)
             elif not isinstance(item, str):
                 raise TypeError(f"{reading.where(index)}: got {type(item).__name__}; it must be a string or a record")
+            elif group_by := reading.group_by:
+                what = f"group_by: got {group_by!r}; it must be None"
+                raise CorpusError(f"{what}, as {reading.where(index)} is a string")
             elif reading.asked:
                 raise CorpusError(f"fields: got some; it must be None, as {reading.where(index)} is a string")
             else:

@@ -61,9 +61,12 @@ def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
         return
     fields = reading.use(table_fields(reading.asked, header, reading.where(number)))
     cells = [(name, header.index(name)) for name in fields]
+    grouped = None if reading.group_by is None else _column(header, reading.group_by, reading.where(number))
     for number, row in rows:
         if len(row) > len(header):
             reading.refuse("malformed_record", number, f"{len(row)} cells under a header of {len(header)}")
+            continue
+        if grouped is not None and not reading.begin_record(row[grouped] if grouped < len(row) else None, number):
             continue
         for name, at in cells:
             if at >= len(row):
@@ -74,6 +77,12 @@ def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
             text = reading.decoded(raw, number)
             if text is not None:
                 yield number, text
+
+
+def _column(header: list[str], name: str, where: str) -> int:
+    """Where a column is; it must be one of its name."""
+    table_fields((name,), header, where)
+    return header.index(name)
 
 
 def _check_text(source: Source, asked: tuple[str, ...] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ KNOWN_FIELDS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentenc
 DROP_REASONS = ("empty", "invalid_utf8", "lone_surrogate", "malformed_record", "missing_field")
 REPLACE_REASONS = ("invalid_utf8", "lone_surrogate")
 MAX_EXAMPLES = 10
+# Of the jackknife, as `cone_kernels.sums.GROUPS`, which needs torch.
+GROUPS = 64
 
 Encoding = Literal["replace", "drop", "raise"]
 Malformed = Literal["drop", "raise"]
@@ -36,6 +39,8 @@ class Reading:
         fields: the fields that were read, of all files.
         dropped, replaced: counts by reason.
         examples: place and reason of the first ten.
+        group_by: the field whose value says which sentences belong together; None where none does.
+        group: the jackknife group of the record that is read, by that value.
         position: gives how many bytes of the current file have been read.
     """
 
@@ -47,6 +52,8 @@ class Reading:
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     replaced: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REPLACE_REASONS, 0))
     examples: list[str] = field(default_factory=list)
+    group_by: str | None = None
+    group: int = 0
     position: Callable[[], int] = int
 
     def where(self, number: int) -> str:
@@ -57,6 +64,23 @@ class Reading:
         """Remembers the fields that are read of a file, and returns them."""
         self.fields = tuple(dict.fromkeys(self.fields + fields))
         return fields
+
+    def begin_record(self, value: object, number: int) -> bool:
+        """Notes the jackknife group of a record; False where it has no value of `group_by` and is refused.
+
+        Records of one value are in one group, whatever their order and file: the value's hash decides it.
+
+        Args:
+            value: what the record has in the field `group_by`, a string or a number.
+            number: of its line or row.
+        """
+        assert self.group_by is not None
+        if value is None or isinstance(value, (bytes, list, dict)):
+            self.refuse("missing_field", number, f"field {self.group_by!r} is {value!r:.40}; it must name a group")
+            return False
+        encoded = str(value).encode("utf-8", "surrogatepass")
+        self.group = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little") % GROUPS
+        return True
 
     def drop_empty(self) -> None:
         """Counts an empty line, record or sentence; it is not listed among the examples."""
@@ -153,6 +177,8 @@ def record_texts(
         >>> list(record_texts({"id": 3, "text": "Hi."}, ["text"], 1, Reading()))
         [(1, 'Hi.')]
     """
+    if reading.group_by is not None and not reading.begin_record(record.get(reading.group_by), number):
+        return
     for name in fields:
         value = record.get(name)
         if isinstance(value, str):

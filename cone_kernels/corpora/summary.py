@@ -24,6 +24,8 @@ class CorpusSummary:
         limit: how many sentences were asked for at most.
         sample: of a sample the size asked for, the seed, and how many distinct sentences it was drawn from; None
             where no sample was asked for.
+        shuffle: the seed of the order, where the sentences were given out in one drawn by chance.
+        group_by: the field that says which sentences belong together.
         complete: whether the pass reached its end (the limit, or the end of the last file).
     """
 
@@ -37,6 +39,8 @@ class CorpusSummary:
     fingerprint: str
     limit: int | None
     sample: Mapping[str, int] | None
+    shuffle: int | None
+    group_by: str | None
     complete: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,6 +50,8 @@ class CorpusSummary:
             "fields": list(self.fields),
             "limit": self.limit,
             "sample": None if self.sample is None else dict(self.sample),
+            "shuffle": self.shuffle,
+            "group_by": self.group_by,
             "sentences": self.sentences,
             "duplicates": self.duplicates,
             "dropped": dict(self.dropped),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import VARIABLES, Layer, place, spaced
+from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.axis_vectors import AxisVectors
@@ -171,15 +172,28 @@ def _summary(result: AxisResult) -> Iterator[str]:
     if first.tokens_top:
         yield (
             f"Of the vocabulary, {_quoted(first.tokens_top)} lie furthest along it, {_quoted(first.tokens_bottom)} "
-            "furthest against it."
+            f"furthest against it{_as_by_chance(result.vocabulary)}."
         )
-    known = {name: r for name, r in first.correlations.items() if math.isfinite(r)}
-    strongest = max(known, key=lambda name: abs(known[name]), default=None)
-    if strongest is not None and abs(known[strongest]) >= _NOTABLE:
-        yield f"It goes with the {VARIABLES[strongest].phrase} most: r = {known[strongest]:+.2f}."
-    elif known:
-        yield f"It goes with none of {', '.join(spaced(name) for name in known)}: every |r| is below {_NOTABLE}."
+    yield from _correlations(first.correlations, result.sentences)
     yield from _angle(result.mean_cosine)
+
+
+def _correlations(correlations: Mapping[str, float], n: int) -> Iterator[str]:
+    from cone_kernels.statistics.significance import correlation_claims
+
+    known = {name: r for name, r in correlations.items() if math.isfinite(r)}
+    claims = correlation_claims(known, n, _NOTABLE)
+    told = [name for name, claim in claims.items() if claim.differs]
+    if told:
+        strongest = max(told, key=lambda name: abs(known[name]))
+        rivals = [claim for name, claim in claims.items() if name != strongest]
+        most = " most" if all(abs(one.estimate) + one.bound < abs(known[strongest]) for one in rivals) else ""
+        yield f"It goes with the {VARIABLES[strongest].phrase}{most}: r = {known[strongest]:+.2f}."
+    elif known and all(claim.verdict == "equal" for claim in claims.values()):
+        yield f"It goes with none of {', '.join(spaced(name) for name in known)}: every |r| is below {_NOTABLE}."
+    elif known:
+        names = ", ".join(spaced(name) for name, claim in claims.items() if claim.verdict == "undecided")
+        yield f"Whether it goes with {names} is undecided: {n:,} sentences are too few to tell it from an accident."
 
 
 def _angle(mean_cosine: float) -> Iterator[str]:
@@ -190,6 +204,17 @@ def _angle(mean_cosine: float) -> Iterator[str]:
         yield f"It is nearly the mean direction ({angle:.0f}°): sentences differ most in how far they go along it."
     elif math.isfinite(angle):
         yield f"It stands at {angle:.0f}° to the mean direction."
+
+
+def _as_by_chance(vocabulary: Mapping[str, Any]) -> str:
+    """What is said of tokens that lie no further out than they do along random directions."""
+    far, random = vocabulary["furthest"][0], vocabulary["random_furthest"]
+    if Claim(far, null=random["mean"], bound=random["p95"] - random["mean"]).verdict == "greater":
+        return ""
+    return (
+        f"; along random directions tokens lie as far out ({far:.1f} standard deviations here, up to "
+        f"{random['p95']:.1f} there), so these say nothing of the axis"
+    )
 
 
 def _quoted(tokens: Sequence[TokenProjection]) -> str:

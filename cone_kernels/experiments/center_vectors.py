@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.centering_result import CenteringResult
+from cone_kernels.experiments.cone_claims import cone_claims
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.solved_axes import used_blocks, window
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
@@ -70,6 +73,10 @@ def center_vectors(
         to = nullcontext(None) if write is None else written(write, rows, source.dim, source.dtype, field)
         with to as take:
             after = _opened(source, rows, centering, take)
+        moments = measurement.moments(OUTPUT)
+        same = fitted_on is None or fitted_on.state.fingerprint() == measurement.state.fingerprint()
+        blocks = _used(source, rows)
+        found = cross_fitted(blocks, moments, fit) if same else judged(blocks, moments, [centering])
     if output is not None:
         centering.save(output)
     given = measurement.manifest
@@ -81,6 +88,8 @@ def center_vectors(
         before=levels_of(measurement.moments(OUTPUT), rows="vectors")[0],
         after=after,
         fitted_on={"state": None if fitted_on is None else fitted_on.name, "sentences": centering.count},
+        cone=cone_claims(moments)[0],
+        held_out=found,
         file=None if output is None else os.fspath(output),
         manifest={
             **given,
@@ -88,7 +97,19 @@ def center_vectors(
             "written": None if write is None else os.fspath(write),
         },
         centering=centering,
+        dependence=Dependence.of_moments(moments),
     )
+
+
+def _used(source: Vectors, rows: int) -> Blocks:
+    """The vectors that are in the sums, with their groups; they are read at every call."""
+    from cone_kernels.sums import jackknife_groups
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+        for first, block, _, used in used_blocks(source.blocks(0, rows, window(source.dim))):
+            yield block[used].double(), jackknife_groups(used.nonzero()[:, 0] + first)
+
+    return blocks
 
 
 def _opened(source: Vectors, rows: int, centering: Centering, take: Callable[[Tensor], None] | None) -> Level:

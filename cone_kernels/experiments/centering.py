@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering_result import CenteringResult
+from cone_kernels.experiments.cone_claims import cone_claims
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure
@@ -15,6 +18,7 @@ from cone_kernels.runs.measurement import Measurement, from_state, threads_of
 from cone_kernels.runs.options import DEFAULTS, SharedOptions, refuse_run_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
@@ -161,10 +165,16 @@ def center_of(
         raise ValueError(
             f"state: got width {centering.dim}; it must be {width}, the width of the model's sentence vectors"
         )
-    after = None
+    after, found = None, None
+    moments = measurement.moments(number)
     if measurement.load is not None or measurement.vectors:
         vectors = measurement.kept_vectors(number)
-        before, after = level_after(vectors), level_after(vectors, centering)
+        groups = measurement.groups()
+        before, after = (level_after(vectors, one, groups=groups) for one in (None, centering))
+        blocks = _used(vectors, groups)
+        fit: dict[str, Any] = {"method": method, "components": components, "shrinkage": shrinkage}
+        same = source.manifest.get("state_fingerprint") == measurement.manifest.get("state_fingerprint")
+        found = cross_fitted(blocks, moments, fit) if same else judged(blocks, moments, [centering])
     else:
         before = levels_of(measurement.moments(number))[0]
     if output is not None and measurement.rank == 0:
@@ -181,9 +191,12 @@ def center_of(
             "sentences": centering.count,
             "prompt": source.model.get("prompt"),
         },
+        cone=cone_claims(moments)[0],
+        held_out=found,
         file=None if output is None else os.fspath(output),
         manifest={**measurement.manifest, "centering_fingerprint": centering.fingerprint()},
         centering=centering,
+        dependence=Dependence.of_moments(moments),
     )
 
 
@@ -206,21 +219,47 @@ def _output(measurement: Measurement) -> str:
     return ", ".join(f"{name} {value}" for name, value in kept.items())
 
 
-def level_after(vectors: SentenceVectors, centering: Centering | None = None) -> Level:
+def _used(vectors: SentenceVectors, groups: Callable[[Tensor], Tensor]) -> Blocks:
+    """The vectors that are in the sums, with their groups."""
+    from cone_kernels.runs.sentence_vectors import used_rows
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+        for first, block in vectors.blocks():
+            rows = block.double()
+            used = used_rows(rows)
+            yield rows[used], groups(used.nonzero()[:, 0] + first)
+
+    return blocks
+
+
+def level_after(
+    vectors: SentenceVectors,
+    centering: Centering | None = None,
+    *,
+    groups: Callable[[Tensor], Tensor] | None = None,
+) -> Level:
     """The sentence level of vectors after a centering, in float64, one block in memory at a time.
 
     Vectors that are zero or not finite before the centering are left out, as they are of the state.
+
+    Args:
+        vectors: of the sentences.
+        centering: None leaves them as they are.
+        groups: gives the jackknife groups of sentences by their indices; None is `jackknife_groups`.
 
     Example:
         >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
     """
     from cone_kernels.runs.sentence_vectors import used_rows
     from cone_kernels.state.cone_state import Moments
+    from cone_kernels.sums import jackknife_groups
 
+    groups = jackknife_groups if groups is None else groups
     moments = Moments.empty("sentence", [0], vectors.dim)
     for first, block in vectors.blocks():
         rows = block.double()
         used = used_rows(rows)
         ids = used.nonzero()[:, 0] + first
-        moments.update(rows[used] if centering is None else centering(rows[used]), sentence_ids=ids)
+        opened = rows[used] if centering is None else centering(rows[used])
+        moments.add_rows(slice(None), opened[None], groups(ids), "auto")
     return levels_of(moments)[0]

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import Estimate, ExperimentResult
 from cone_kernels.names import Layer, place, prompt_in_words
+from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
     from cone_kernels.centering import Centering
 
 SCHEMA = "cone_kernels/centering/1"
 
+# Standard errors that tell a mean cosine from 0.
+_ERRORS = 2.0
+
+_QUALITY = "Whether they serve better so is not measured: a small mean cosine is no quality; labelled pairs tell."
 _NO_VECTORS = "after: a saved state has no sentence vectors to apply the centering to; give a model and a corpus too"
 _NO_GIVEN_VECTORS = "after: a saved state has none of its vectors to apply the centering to; give the vectors too"
 
@@ -29,9 +36,13 @@ class CenteringResult(ExperimentResult):
         before, after: the sentence level without and with the centering; `after` is None where there are no vectors.
         fitted_on: the state that the centering was fitted on, and how many vectors that held; "state" is None where it
             was fitted on the very sentences that `before` and `after` were measured on.
+        cone: whether there was a cone before.
+        held_out: what it does to rows that it was not fitted on; why that is not known, in words; None where there are
+            no vectors.
         file: where the centering was written, or None.
         manifest: versions, device, backend, times and options of the run.
         centering: what was fitted.
+        dependence: whether neighbouring rows are alike over long stretches; None where that was not looked at.
     """
 
     model: dict[str, Any]
@@ -41,9 +52,12 @@ class CenteringResult(ExperimentResult):
     before: Level
     after: Level | None
     fitted_on: dict[str, Any]
+    cone: Claim
+    held_out: Judged | str | None
     file: str | None
     manifest: dict[str, Any]
     centering: Centering = field(repr=False)
+    dependence: Dependence | None = None
 
     @property
     def rows(self) -> str:
@@ -58,6 +72,8 @@ class CenteringResult(ExperimentResult):
             found.append(_NO_VECTORS if self.rows == "sentences" else _NO_GIVEN_VECTORS)
         elif self.after.reason:
             found.append(f"after: {self.after.reason}")
+        if isinstance(self.held_out, str):
+            found.append(f"held_out: {self.held_out}")
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +93,8 @@ class CenteringResult(ExperimentResult):
             "fitted_on": self.fitted_on,
             "before": _estimate(self.before).to_dict(),
             "after": None if self.after is None else _estimate(self.after).to_dict(),
+            "held_out": self.held_out.to_dict() if isinstance(self.held_out, Judged) else None,
+            "dependence": self.dependence.to_dict() if self.dependence else None,
             **({"reason": reason} if reason else {}),
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -84,7 +102,7 @@ class CenteringResult(ExperimentResult):
 
     def summary(self) -> tuple[str, ...]:
         """What the centering does to the cone in plain sentences, each said only where the data says it."""
-        return tuple(_summary(self))
+        return (*_summary(self), *(self.dependence.summary(self.rows) if self.dependence else ()))
 
     def __repr__(self) -> str:
         after = "not measured" if self.after is None else f"{self.after.anisotropy:.4f} ({self.after.stderr:.4f})"
@@ -106,25 +124,37 @@ def _summary(result: CenteringResult) -> list[str]:
     fitted = f"{result.fitted_on['sentences']:,} {result.rows}"
     if after is None:
         return [f"The centering was fitted on {fitted}; {cone} is {before.anisotropy:.3f} without it."]
-    where = f"measured on the {fitted} that it was fitted on"
-    if result.fitted_on["state"] is not None:
-        where = f"measured on {after.count:,} {result.rows}, fitted on the {fitted} of {result.fitted_on['state']}"
-    lines = [f"{how} takes {cone} from {before.anisotropy:.3f} to {after.anisotropy:.3f}, {where}."]
+    judged = result.held_out
+    if not isinstance(judged, Judged):
+        where = f"measured on the {fitted} that it was fitted on, which proves nothing"
+        return [f"{how} takes {cone} from {before.anisotropy:.3f} to {after.anisotropy:.3f}, {where}: {judged}."]
+    where = f"measured on {after.count:,} {result.rows}, fitted on the {fitted} of {result.fitted_on['state']}"
+    if judged.folds > 1:
+        where = (
+            f"measured on {result.rows} that it was not fitted on (each quarter of {fitted}, fitted on the other three)"
+        )
+    lines = [f"{how} takes {cone} from {judged.before:.3f} to {judged.value:.3f} ± {judged.stderr:.3f}, {where}."]
     fitted_prompt, prompt = result.fitted_on.get("prompt"), result.model.get("prompt")
     if fitted_prompt != prompt:
         lines.append(f"It was fitted {prompt_in_words(fitted_prompt)}, and measured {prompt_in_words(prompt)}.")
-    if abs(before.anisotropy) <= 3 * before.stderr:
-        lines.append("There was no cone to open: the mean cosine was within three standard errors of 0 before.")
-    elif abs(after.anisotropy) <= max(3 * after.stderr, 2 / (after.count - 1)):
-        # Vectors around their own mean have −1/(n−1), with hardly any error.
-        lines.append("The cone is open: no mean cosine is left.")
-    elif 0 < after.anisotropy < before.anisotropy:
-        lines.append(f"{after.anisotropy / before.anisotropy:.1%} of it is left.")
-    elif after.anisotropy >= before.anisotropy:
-        lines.append("It does not open the cone.")
-    else:
-        lines.append(f"Two {result.rows} point apart on average now.")
-    return lines
+    return [*lines, _opens(result, judged), _QUALITY]
+
+
+def _opens(result: CenteringResult, judged: Judged) -> str:
+    """What it does to the cone, as far as it is told from noise."""
+    if result.cone.verdict != "greater":
+        return "No cone was told from noise before."
+    if judged.change.verdict == "greater":
+        return f"It closes the cone further: {judged.fitted_on:,} {result.rows} are too few to fit it on."
+    if judged.change.verdict == "undecided":
+        needed = judged.change.needed(result.before.count)
+        more = "" if needed is None else f"; about {needed:,} {result.rows} would decide it"
+        return f"Whether it opens the cone is undecided{more}."
+    if judged.value < -_ERRORS * judged.stderr:
+        return f"Two {result.rows} point apart on average now."
+    if judged.value <= _ERRORS * judged.stderr:
+        return "It opens the cone: what is left is not told from 0."
+    return f"It opens the cone: {judged.value / judged.before:.1%} of it is left."
 
 
 def _in_words(centering: Centering) -> str:

@@ -16,13 +16,22 @@ from cone_kernels.experiments.compare_result import (
     DirectionChange,
     RandomCosine,
 )
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
+
+# Spaces of at most so many top axes are compared, and so many are known one by one.
+_MOST_AXES, _KNOWN_AXES = 4, 8
+
+# The statistics that given vectors, and a model's own output, do not have.
+_OF_TOKENS = ("token", "gap", "within", "between", "predicted")
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cone_kernels.state.cone_state import ConeState, Moments
+    from cone_kernels.statistics.estimates import Estimates
+    from cone_kernels.statistics.subspaces import Overlap
 
 
 def compare(
@@ -37,9 +46,11 @@ def compare(
     Every difference is taken of both anisotropies, the pooling gap, the within and between cosines and the predicted
     anisotropy. Paired, its standard error is the grouped jackknife of the difference itself: group g of the sentences
     is left out of both states at once, so that what both owe to the choice of sentences cancels. Unpaired, the two
-    errors are combined as independent, SE² = SE_a² + SE_b². The p value is that of the t distribution, with one degree
-    of freedom less than there are groups (unpaired: of the state that has fewer). Each statistic is a family of as many
-    tests as there are layers, corrected by Holm's method; of the six statistics each keeps its own rate alpha. What a
+    errors are combined as independent, SE² = SE_a² + SE_b². Neighbouring groups are joined until each has eight
+    sentences, and the p value is that of the t distribution: with (Σn)²/Σn² − 1 degrees of freedom for groups of n
+    sentences (unpaired: by Welch's formula of both). Each statistic is a family of as many tests as there are layers,
+    judged by the largest |t| of layers that go together as these do; of the six statistics each keeps its own rate
+    alpha. What a
     model itself gives for sentences, its output, is one more row where both states have one of the same width, with
     the sentence level alone; of states of vectors it is the only one.
 
@@ -49,13 +60,12 @@ def compare(
     of one size (the errors still add up), and leaving states of the same sentences unpaired is too careful where their
     errors go together, as those of one model before and after training do.
 
-    Up to 16 neighbours in the corpus share a group, for they are alike (a premise and its hypotheses): of pairs of
-    stretches of SNLI in file order 4 to 6 in 100 are called different at alpha = 0.05; with neighbours in different
-    groups it would be 13 to 16. Where sentences are alike over longer stretches, shuffle or sample the corpus before
-    states of other sentences are compared.
+    Neighbours in the corpus share a group, for they are alike (a premise and its hypotheses). Where sentences are alike
+    over longer stretches, shuffle or sample the corpus before states of other sentences are compared.
 
     Where second moments are kept, the cone's axes are compared too, and in any case the means: |cos| next to the mean
-    sin² that the choice of sentences alone would give, and to |cos| of random directions.
+    sin² that the choice of sentences alone would give, and to |cos| of random directions. Whether they turned is judged
+    by the space of as many top axes as stand apart from the rest, and by the mean of the vectors at length 1.
 
     Args:
         a: the state before: a file, a `ConeState`, or a `Measurement`.
@@ -86,15 +96,16 @@ def compare(
     places: list[Layer] = [*first.state.layers, *([] if without_output or first.state.output is None else [OUTPUT])]
     changes = _changes(first.state, second.state, together, alpha, with_output=OUTPUT in places)
     sentence = changes.pop("sentence")
+    turns = _turns(first, second, places, together)
     rows = tuple(
         ComparedLayer(
             layer=layer,
             name=first.layer_name(layer),
             sentence=sentence[at],
             # Of the output there is the sentence level alone.
-            **{statistic: found[at] if at < len(found) else None for statistic, found in changes.items()},
-            axis=_turn(*(_axis(one.moments(layer)) for one in (first, second))),
-            mean=_turn(*(_mean(one.moments(layer)) for one in (first, second))),
+            **{name: changes[name][at] if at < len(changes.get(name, ())) else None for name in _OF_TOKENS},
+            axis=turns["axis"][at],
+            mean=turns["mean"][at],
         )
         for at, layer in enumerate(places)
     )
@@ -113,6 +124,7 @@ def compare(
         output_random_cosine=random[first.moments(OUTPUT).dim] if OUTPUT in places else None,
         without_output=without_output,
         alpha=alpha,
+        dependence=(Dependence.of(first.state), Dependence.of(second.state)),
         corpus=shared_corpus([first, second]),
         manifest={
             "versions": first.manifest["versions"],
@@ -207,96 +219,67 @@ def _same_lengths(a: Moments, b: Moments) -> bool:
     return left_out or a.sentence_size_sq_sum[0].cpu().equal(b.sentence_size_sq_sum[0].cpu())
 
 
-@dataclass(frozen=True)
-class _Jackknife:
-    """A statistic of one state: its value (L,), that with each group left out (L, G), and the groups that have rows."""
-
-    value: Tensor
-    left_out: Tensor
-    not_empty: Tensor
-
-
-def _jackknifes(state: ConeState, with_output: bool) -> dict[str, _Jackknife]:
-    """Every statistic by name; the output follows the layers, in the sentence level alone."""
-    import torch
-
+def _estimates(state: ConeState, with_output: bool) -> dict[str, Estimates]:
+    """Every statistic by name, over blocks of sentences; the output follows the layers, in the sentence level alone."""
     from cone_kernels import metrics
+    from cone_kernels.experiments.cone_claims import first_estimates
+    from cone_kernels.statistics.estimates import Estimates, joined
 
-    values, left_out = metrics.first_order(state), metrics.first_order(state, metrics.leave_one_out)
-    of_sentences = ("sentence", "gap")
-    found = {
-        name: _Jackknife(
-            value.cpu(),
-            left_out[name].cpu(),
-            ((state.sentence if name in of_sentences else state.token).count > 0).cpu(),
-        )
-        for name, value in values.items()
-    }
+    found, blocks = {}, _blocks(state)
+    if state.layers:
+        values, left_out = metrics.first_order(state), metrics.first_order(state, metrics.leave_blocks_out(blocks))
+        for name, value in values.items():
+            rows = (state.sentence if name in ("sentence", "gap") else state.token).count
+            by_block = metrics.summed_by_block(rows, blocks)
+            found[name] = Estimates.of_jackknife(value.cpu(), left_out[name].cpu(), by_block.cpu())
     if with_output:
         assert state.output is not None
-        own = [metrics.anisotropy(state.output, sums) for sums in (metrics.totals, metrics.leave_one_out)]
-        rows = (*own, state.output.count > 0)
-        of_layers = found["sentence"]
-        both = zip((of_layers.value, of_layers.left_out, of_layers.not_empty), rows, strict=True)
-        found["sentence"] = _Jackknife(*(torch.cat([layers, row.cpu()]) for layers, row in both))
+        own = first_estimates(state.output, blocks)
+        found["sentence"] = joined([found["sentence"], own]) if found else own
     return found
+
+
+def _blocks(state: ConeState) -> Tensor:
+    """(G,) the block of each group, by how the sentences, or given vectors, are spread over them."""
+    from cone_kernels.sums import jackknife_blocks
+
+    return jackknife_blocks(_seen(state.sentence if state.layers else state.output))
 
 
 def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float, with_output: bool) -> dict[str, list[Change]]:
     """The changes of every statistic by name, one for each layer; and for the output, which has no tokens."""
-    first, second = (_jackknifes(state, with_output) for state in (a, b))
+    first, second = (_estimates(state, with_output) for state in (a, b))
     return {name: _change(one, second[name], paired, alpha) for name, one in first.items()}
 
 
-def _change(a: _Jackknife, b: _Jackknife, paired: bool, alpha: float) -> list[Change]:
-    from cone_kernels.statistics.significance import holm
-    from cone_kernels.sums import jackknife_stderr
-
-    groups = [one.not_empty.sum(1) for one in (a, b)]
-    if paired:
-        either = a.not_empty | b.not_empty
-        stderr = jackknife_stderr(a.left_out - b.left_out, either)
-        degrees = (either.sum(1) - 1).tolist()
-    else:
-        errors = [jackknife_stderr(one.left_out, one.not_empty) for one in (a, b)]
-        stderr = (errors[0].square() + errors[1].square()).sqrt()
-        degrees = (groups[0].minimum(groups[1]) - 1).tolist()
-    differences, stderrs = (b.value - a.value).tolist(), stderr.tolist()
-    p_values = [_p_value(*one) for one in zip(differences, stderrs, degrees, strict=True)]
+def _change(a: Estimates, b: Estimates, paired: bool, alpha: float) -> list[Change]:
+    found = b.less(a) if paired else b.less_apart(a)
+    columns = (a.values, b.values, found.values, found.stderr, found.degrees, found.p_values())
+    rows = zip(*(column.tolist() for column in (*columns, found.adjusted_p_values())), strict=True)
     return [
         Change(
             a=before,
             b=after,
-            difference=differences[at],
-            stderr=stderrs[at],
-            degrees_of_freedom=max(0, degrees[at]),
-            p_value=p_values[at],
+            difference=difference,
+            stderr=stderr,
+            degrees_of_freedom=max(0, int(degrees)) if math.isfinite(degrees) else 0,
+            p_value=p_value,
             p_adjusted=adjusted,
-            significant=adjusted <= alpha and abs(differences[at]) > RESOLUTION,
-            reason=_reason(before, after, stderrs[at]),
+            significant=adjusted <= alpha and abs(difference) > RESOLUTION,
+            reason=_reason(before, after, stderr, p_value),
         )
-        for at, (before, after, adjusted) in enumerate(
-            zip(a.value.tolist(), b.value.tolist(), holm(p_values), strict=True)
-        )
+        for before, after, difference, stderr, degrees, p_value, adjusted in rows
     ]
 
 
-def _p_value(difference: float, stderr: float, degrees: int) -> float:
-    from cone_kernels.statistics.significance import student_p_value
-
-    if math.isnan(difference) or math.isnan(stderr):
-        return math.nan
-    if difference == 0:
-        return 1.0
-    return student_p_value(difference / stderr if stderr > 0 else math.inf, degrees)
-
-
-def _reason(before: float, after: float, stderr: float) -> str | None:
+def _reason(before: float, after: float, stderr: float, p_value: float) -> str | None:
     undefined = [name for name, value in (("a", before), ("b", after)) if math.isnan(value)]
     if undefined:
         return f"it has no value in {' and '.join(undefined)}: there is no pair to take it of"
     if math.isnan(stderr):
         return "stderr: the jackknife needs two groups that leave pairs behind"
+    if math.isnan(p_value):
+        return "p_value: fewer than three groups of eight sentences, or of documents, tell nothing"
     return None
 
 
@@ -306,6 +289,60 @@ class _Direction:
 
     vector: Tensor
     sampling: float
+
+
+def _turns(a: Measurement, b: Measurement, places: Sequence[Layer], paired: bool) -> dict[str, list[DirectionChange]]:
+    """What the cone's axes and the means did at every layer, each judged for all layers together."""
+    blocks = [_blocks(found.state) for found in (a, b)]
+    pairs = [(a.moments(layer), b.moments(layer)) for layer in places]
+    axes = [(_axis(one), _axis(other), _axis_overlap(one, other)) for one, other in pairs]
+    means = [(_mean(one), _mean(other), _mean_overlap((one, other), blocks, paired)) for one, other in pairs]
+    return {"axis": _judged(axes), "mean": _judged(means)}
+
+
+def _judged(found: Sequence[tuple[_Direction | None, _Direction | None, Overlap | None]]) -> list[DirectionChange]:
+    from cone_kernels.statistics.directions import axis_cosine
+    from cone_kernels.statistics.significance import student_bound
+
+    tests = sum(overlap is not None for _, _, overlap in found)
+    turns = []
+    for a, b, overlap in found:
+        if a is None or b is None or overlap is None:
+            turns.append(DirectionChange(math.nan, math.nan))
+            continue
+        bound = student_bound(overlap.stderr, overlap.degrees, tests)
+        cosine = axis_cosine(a.vector, b.vector)
+        turns.append(DirectionChange(cosine, a.sampling + b.sampling, overlap, bound))
+    return turns
+
+
+def _axis_overlap(a: Moments, b: Moments) -> Overlap | None:
+    """Of the spaces of the top axes, with the error of independent samples; that of the same sentences is smaller."""
+    from cone_kernels.metrics import covariance
+    from cone_kernels.ops.top_eigenvectors import top_eigenvectors
+    from cone_kernels.statistics.subspaces import TopAxes, top_axes_overlap
+
+    if any("second_moment" not in one.fields for one in (a, b)):
+        return None
+    tops = []
+    for one in (a.on_cpu(), b.on_cpu()):
+        matrix = covariance(one)[0]
+        if not float(matrix.trace()) > 0:
+            return None
+        found = top_eigenvectors(covariance=matrix, k=min(_KNOWN_AXES, one.dim))
+        tops.append(TopAxes(matrix, found.values, found.vectors, int(one.count.sum())))
+    return top_axes_overlap(tops[0], tops[1], _MOST_AXES)
+
+
+def _mean_overlap(pair: tuple[Moments, Moments], blocks: Sequence[Tensor], paired: bool) -> Overlap | None:
+    """Of the mean directions of the vectors at length 1, of which there are sums by group."""
+    from cone_kernels.metrics import summed_by_block
+    from cone_kernels.statistics.subspaces import Space, overlap
+
+    sums = [summed_by_block(one.unit_sum.cpu(), block)[0] for one, block in zip(pair, blocks, strict=True)]
+    if any(not float(one.sum(0).norm()) > 0 for one in sums):
+        return None
+    return overlap(Space.of_mean(sums[0]), Space.of_mean(sums[1]), paired)
 
 
 def _axis(moments: Moments) -> _Direction | None:
@@ -335,11 +372,3 @@ def _mean(moments: Moments) -> _Direction | None:
     mean = mean_vector(moments)[0].cpu()
     own, n = float(mean.square().sum()), int(moments.count.sum())
     return _Direction(mean, (float(moments.norm_sq_sum) / n - own) / (n * own)) if own > 0 else None
-
-
-def _turn(a: _Direction | None, b: _Direction | None) -> DirectionChange:
-    from cone_kernels.statistics.directions import axis_cosine
-
-    if a is None or b is None:
-        return DirectionChange(math.nan, math.nan)
-    return DirectionChange(axis_cosine(a.vector, b.vector), a.sampling + b.sampling)

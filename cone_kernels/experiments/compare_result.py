@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import OUTPUT, Layer, place, prompt_in_words
+from cone_kernels.names import OUTPUT, Layer, numbered, place, prompt_in_words
+from cone_kernels.statistics.claims import Claim
+
+if TYPE_CHECKING:
+    from cone_kernels.statistics.subspaces import Overlap
 
 SCHEMA = "cone_kernels/compare/1"
+
+Turn: TypeAlias = Literal["turned", "same", "undecided"]
+"""What may be said of a direction in two states."""
 
 # The float32 kernels are right to 1e-6: two runs of one model on two machines may differ by as much.
 RESOLUTION = 1e-6
 
-# |cos| of axes or means from which they are called the same; sin² that sampling may give and they are still compared;
-# how many times that much is a turn.
-_SAME_DIRECTION, _KNOWN, _TURNED = 0.95, 0.25, 4.0
+# |cos| of axes or means from which they are called the same (of spaces the root of their overlap); sin² that sampling
+# may give and they are still compared.
+_SAME_DIRECTION, _KNOWN = 0.95, 0.5
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,9 @@ class Change:
         a, b: its values.
         difference: b − a.
         stderr: standard error of the difference.
-        degrees_of_freedom: of the t distribution, one less than the jackknife groups that are not empty.
+        degrees_of_freedom: of the t distribution, rounded down; one less than there are groups where they are alike.
         p_value: two-sided.
-        p_adjusted: the same for all layers together (Holm).
+        p_adjusted: the same for all layers together, by the largest |t| of layers that go together as these do.
         significant: `p_adjusted` ≤ alpha, and the difference is larger than what rounding makes (1e-6).
         reason: why a number is NaN, or None.
     """
@@ -61,20 +69,47 @@ class DirectionChange:
         cosine: |cos| of the two; NaN where one is not known.
         sampling: the mean sin² between them that the choice of sentences alone would give, at most; near 1 or above it
             the sentences do not determine the direction, and `cosine` says nothing.
+        overlap: of the spaces of the top axes, as many as stand apart from the rest; of means that of the vectors at
+            length 1.
+        bound: half the width of its interval, which holds for all layers together.
     """
 
     cosine: float
     sampling: float
+    overlap: Overlap | None = None
+    bound: float = math.nan
 
     @property
     def known(self) -> bool:
         """Whether the sentences determine the direction well enough to compare it."""
-        return not math.isnan(self.cosine) and self.sampling < _KNOWN
+        return self.overlap is not None and self.overlap.noise < _KNOWN
+
+    @property
+    def verdict(self) -> Turn:
+        """turned or same, where the interval of the overlap lies on one side of that of one direction."""
+        if self.overlap is None or not self.known:
+            return "undecided"
+        # What turns the axes of both alike is no noise of their overlap, and how much that is may not be known: the
+        # overlap as it is and the one without noise are the ends.
+        if Claim(self.overlap.corrected, null=_SAME_DIRECTION**2, bound=self.bound).verdict == "less":
+            return "turned"
+        same = Claim(self.overlap.value, null=_SAME_DIRECTION**2, bound=self.bound).verdict == "greater"
+        return "same" if same else "undecided"
 
     @property
     def turned(self) -> bool:
-        """Whether sin² is more than four times what sampling alone would give."""
-        return self.known and 1 - self.cosine**2 > _TURNED * self.sampling
+        """Whether it turned, by more than the choice of sentences does."""
+        return self.verdict == "turned"
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        """The change as JSON data, its keys beginning with `name`."""
+        found = self.overlap
+        overlap = None
+        if found is not None:
+            numbers = {key: getattr(found, key) for key in ("value", "corrected", "stderr", "noise")}
+            bounds = {"low": found.value - self.bound, "high": found.corrected + self.bound}
+            overlap = {"axes": found.axes, **{key: finite(value) for key, value in (numbers | bounds).items()}}
+        return {f"{name}_overlap": overlap, f"{name}_verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -112,7 +147,8 @@ class ComparedLayer:
         changes = {**none, **{name: change.to_dict() for name, change in self.changes().items()}}
         cosines = {"axis_cosine": finite(self.axis.cosine), "mean_cosine": finite(self.mean.cosine)}
         sampling = {"axis_sampling": finite(self.axis.sampling), "mean_sampling": finite(self.mean.sampling)}
-        return {"layer": self.layer, "name": self.name, **changes, **cosines, **sampling}
+        judged = {**self.axis.to_dict("axis"), **self.mean.to_dict("mean")}
+        return {"layer": self.layer, "name": self.name, **changes, **cosines, **sampling, **judged}
 
 
 @dataclass(frozen=True)
@@ -137,6 +173,7 @@ class CompareResult(ExperimentResult):
         output_random_cosine: the same in the width of the outputs; None where they are not compared.
         without_output: why the models' own outputs are not compared, where there are some.
         alpha: the family-wise rate of false alarms, each statistic over all layers.
+        dependence: whether neighbouring sentences are alike over long stretches, in each state.
         corpus: sentences and what was left out of them, where both states agree.
         manifest: versions and fingerprints.
     """
@@ -148,6 +185,7 @@ class CompareResult(ExperimentResult):
     layers: tuple[ComparedLayer, ...]
     random_cosine: RandomCosine
     alpha: float
+    dependence: tuple[Dependence, Dependence]
     corpus: dict[str, Any]
     manifest: dict[str, Any]
     output_random_cosine: RandomCosine | None = None
@@ -171,8 +209,9 @@ class CompareResult(ExperimentResult):
             "random_cosine": vars(self.random_cosine),
             **({"output_random_cosine": vars(self.output_random_cosine)} if self.output_random_cosine else {}),
             "alpha": self.alpha,
-            "correction": "holm",
+            "correction": "max-t",
             "resolution": RESOLUTION,
+            "dependence": [one.to_dict() for one in self.dependence],
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -184,7 +223,7 @@ class CompareResult(ExperimentResult):
     def __repr__(self) -> str:
         lines = [
             f"CompareResult({self.a['name']} -> {self.b['name']}, {'paired' if self.paired else 'unpaired'})",
-            "  layer         a         b     b - a  (stderr)   p, Holm       token       gap  |cos| of axes, means",
+            "  layer         a         b     b - a  (stderr)   p, all        token       gap  |cos| of axes, means",
         ]
         for row in self.layers:
             one = row.sentence
@@ -213,7 +252,17 @@ def _summary(result: CompareResult) -> list[str]:
         lines.insert(0, f"The prompts differ: {a} was measured {said[0]}, {b} {said[1]}.")
     if result.without_output:
         lines.append(f"The models' own output is left out: {result.without_output}.")
-    return [*lines, *_gap(result.layers), *_directions(result)]
+    return [*lines, *_gap(result.layers), *_directions(result), *_dependence(result)]
+
+
+def _dependence(result: CompareResult) -> list[str]:
+    """Of the same sentences one of the two says it."""
+    rows = "vectors" if result.of_vectors else "sentences"
+    names = [result.a["name"], result.b["name"]]
+    if result.paired:
+        return list(Dependence.worst(result.dependence).summary(rows))
+    both = zip(result.dependence, names, strict=True)
+    return [line for one, name in both for line in one.summary(rows, of=f" of {name}")]
 
 
 def _cone(result: CompareResult, a: str, b: str) -> list[str]:
@@ -263,20 +312,34 @@ def _directions(result: CompareResult) -> list[str]:
     for what, direction in named:
         there = {row.layer: direction(row) for row in result.layers if not math.isnan(direction(row).cosine)}
         least = min((one.cosine for one in there.values()), default=math.nan)
-        # Directions that agree do so by no accident; those that do not may be of too few sentences.
-        turned = {layer: one.cosine for layer, one in there.items() if one.turned and one.cosine < _SAME_DIRECTION}
+        turned = {layer: one for layer, one in there.items() if one.turned}
+        # Directions that agree do so by no accident.
         if least >= _SAME_DIRECTION:
             lines.append(f"The {what} points the same way in both: |cos| is at least {least:.3f}.")
         elif turned:
-            layer = min(turned, key=turned.__getitem__)
-            by_chance = result.output_random_cosine if layer == OUTPUT else result.random_cosine
-            assert by_chance is not None
-            chance = by_chance.p95
-            random = f", no more than two random directions may have (95% are below {chance:.3f})"
-            far = random if turned[layer] <= chance else ""
-            where, at_it = ("", "") if result.of_vectors else (f" most at {place(layer)}", " there")
-            lines.append(f"The {what} turned{where}: |cos| is {turned[layer]:.3f}{at_it}{far}.")
+            layer = min(turned, key=lambda layer: turned[layer].overlap.corrected)  # type: ignore[union-attr]
+            lines.append(_turned(result, what, layer, turned[layer]))
+        elif there and all(one.verdict == "same" for one in there.values()):
+            overlap = min(one.overlap.value for one in there.values() if one.overlap is not None)
+            lines.append(f"The space of the top axes is the same in both: overlap at least {overlap:.3f}.")
     return lines
+
+
+def _turned(result: CompareResult, what: str, layer: Layer, change: DirectionChange) -> str:
+    assert change.overlap is not None
+    where, there = ("", "") if result.of_vectors else (f" most at {place(layer)}", " there")
+    if change.overlap.axes > 1:
+        space = f"The space of the top {change.overlap.axes} axes"
+        low, high = change.overlap.value - change.bound, change.overlap.corrected + change.bound
+        return (
+            f"{space} turned{where}: overlap {change.overlap.value:.3f}{there} (from {max(low, 0):.2f} to {high:.2f} "
+            "with its error)."
+        )
+    by_chance = result.output_random_cosine if layer == OUTPUT else result.random_cosine
+    assert by_chance is not None
+    chance = by_chance.p95
+    random = f", no more than two random directions may have (95% are below {chance:.3f})"
+    return f"The {what} turned{where}: |cos| is {change.cosine:.3f}{there}{random if change.cosine <= chance else ''}."
 
 
 def _fell(layers: Sequence[ComparedLayer], name: str) -> list[ComparedLayer]:
@@ -297,22 +360,4 @@ def _at(moved: Sequence[ComparedLayer], layers: Sequence[ComparedLayer]) -> str:
     """The layers in words, runs of neighbours as one: "layers 1, 3 and 9 to 12", or "layer 6 and the output"."""
     chosen, numbers = ([row.layer for row in rows if isinstance(row.layer, int)] for rows in (moved, layers))
     output = [place(OUTPUT)] if len(chosen) < len(moved) else []
-    return " and ".join([*([_numbered(chosen, numbers)] if chosen else []), *output])
-
-
-def _numbered(chosen: Sequence[int], numbers: Sequence[int]) -> str:
-    if len(chosen) == len(numbers) > 1:
-        return "every layer"
-    runs: list[list[int]] = []
-    neighbours = False
-    for number in numbers:
-        if number in chosen and neighbours:
-            runs[-1].append(number)
-        elif number in chosen:
-            runs.append([number])
-        neighbours = number in chosen
-    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else " and ".join(map(str, run)) for run in runs]
-    if len(parts) > 1:
-        parts = [part.replace(" and ", ", ") for part in parts]
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"layer{'s' if len(chosen) > 1 else ''} {listed}"
+    return " and ".join([*([numbered(chosen, numbers)] if chosen else []), *output])

@@ -6,10 +6,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-# Swings smaller than this, or than three standard errors, do not count; a crash is a last step of at least 0.1 down.
-_SWING, _CRASH, _STANDARD_ERRORS = 0.02, 0.1, 3.0
+from cone_kernels.statistics.claims import Claim
+
+# Swings smaller than this, or than their bound, do not count; a crash is a last step of at least 0.1 down; and heights
+# that are nearer to each other than this are one, as two decimals show them.
+_SWING, CRASH, _ALIKE = 0.02, 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class CurveShape:
         peak: the layer where the curve is highest.
         peak_height: the value there.
         crash: the last step, where it falls by 0.1 or more; else None.
+        alike: the layers that are as high as the peak, as far as can be told; the peak is one of them.
     """
 
     builds: tuple[Move, ...]
@@ -38,6 +42,7 @@ class CurveShape:
     peak: int
     peak_height: float
     crash: Move | None
+    alike: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The shape as JSON data."""
@@ -45,23 +50,23 @@ class CurveShape:
         return {
             "builds": [{"from": move.start, "to": move.end, "rise": move.height} for move in self.builds],
             "dips": [{"layer": move.end, "depth": move.height} for move in self.dips],
-            "peak": {"layer": self.peak, "anisotropy": self.peak_height},
+            "peak": {"layer": self.peak, "anisotropy": self.peak_height, "alike": list(self.alike)},
             "crash": {"from": crash.start, "to": crash.end, "drop": crash.height} if crash else None,
         }
 
 
 def curve_shape(
-    layers: Sequence[int], values: Sequence[float], stderrs: Sequence[float] | None = None
+    layers: Sequence[int], values: Sequence[float], bounds: Sequence[Sequence[float]] | None = None
 ) -> CurveShape | None:
     """The shape of `values` over `layers`; None with fewer than two finite values.
 
-    Turning points are those of a zigzag whose every swing is at least 0.02 and three standard errors of a difference
-    (taken as independent, which is more than it is for layers of the same sentences).
+    Turning points are those of a zigzag whose every swing is at least 0.02, and more than its bound.
 
     Args:
         layers: the layers' numbers, rising.
         values: the anisotropy at each.
-        stderrs: its standard errors; None where they are not known.
+        bounds: [i][j] what a difference of values i and j must exceed to be told from noise, as
+            `cone_kernels.statistics.claims` gives it for all pairs together; None where errors are not known.
 
     Raises:
         ValueError: the lengths differ.
@@ -70,36 +75,42 @@ def curve_shape(
         >>> curve_shape(range(4), [0.5, 0.7, 0.68, 0.1]).crash
         Move(start=2, end=3, height=0.58)
     """
-    errors = [0.0] * len(values) if stderrs is None else stderrs
-    if not len(layers) == len(values) == len(errors):
-        counts = f"{len(layers)} layers and {len(errors)} standard errors"
+    least = [[0.0] * len(values)] * len(values) if bounds is None else bounds
+    if not len(layers) == len(values) == len(least):
+        counts = f"{len(layers)} layers and {len(least)} rows of bounds"
         raise ValueError(f"values: got {len(values)} for {counts}; it must be one for each")
-    known = [point for point in zip(layers, values, errors, strict=True) if all(map(math.isfinite, point))]
+    known = [_Point(*each) for each in zip(layers, values, least, range(len(values)), strict=True)]
+    known = [point for point in known if math.isfinite(point.value)]
     if len(known) < 2:
         return None
     turns = _turning_points(known)
     steps = list(itertools.pairwise(turns))
-    builds = tuple(_move(low, high) for low, high in steps if high[1] > low[1])
+    builds = tuple(_move(low, high) for low, high in steps if high.value > low.value)
     dips = tuple(
-        _move(min(before, after, key=lambda point: point[1]), low)
+        _move(min(before, after, key=_value), low)
         for before, low, after in zip(turns, turns[1:], turns[2:], strict=False)
-        if low[1] < before[1]
+        if low.value < before.value
     )
-    peak = max(known, key=lambda point: point[1])
+    peak = max(known, key=_value)
+    alike = tuple(one.layer for one in known if not _apart(one, peak, _ALIKE))
     before, last = known[-2:]
-    fell = before[1] - last[1] >= max(_CRASH, _least_swing(before, last))
-    return CurveShape(builds, dips, peak[0], peak[1], _move(before, last) if fell else None)
+    crash = _move(before, last) if last.value < before.value and _apart(before, last, CRASH) else None
+    return CurveShape(builds, dips, peak.layer, peak.value, crash, alike)
 
 
-_Point = tuple[int, float, float]  # layer, value, standard error
+class _Point(NamedTuple):
+    layer: int
+    value: float
+    bounds: Sequence[float]  # of its difference to each other
+    at: int
 
 
-def _least_swing(a: _Point, b: _Point) -> float:
-    return max(_SWING, _STANDARD_ERRORS * math.hypot(a[2], b[2]))
+def _apart(a: _Point, b: _Point, by: float) -> bool:
+    return Claim(a.value, null=b.value, bound=a.bounds[b.at], margin=by).differs
 
 
 def _move(start: _Point, end: _Point) -> Move:
-    return Move(start[0], end[0], abs(end[1] - start[1]))
+    return Move(start.layer, end.layer, abs(end.value - start.value))
 
 
 def _turning_points(points: Sequence[_Point]) -> list[_Point]:
@@ -112,16 +123,16 @@ def _turning_points(points: Sequence[_Point]) -> list[_Point]:
         if rising is None:
             lowest, highest = min(lowest, point, key=_value), max(highest, point, key=_value)
             start = lowest if point is highest else highest
-            if abs(point[1] - start[1]) >= _least_swing(point, start):
-                rising, extreme = point[1] > start[1], point
+            if _apart(point, start, _SWING):
+                rising, extreme = point.value > start.value, point
                 turns.append(start)
-        elif (point[1] > extreme[1]) == rising:
+        elif (point.value > extreme.value) == rising:
             extreme = point
-        elif abs(point[1] - extreme[1]) >= _least_swing(point, extreme):
+        elif _apart(point, extreme, _SWING):
             turns.append(extreme)
             rising, extreme = not rising, point
     return [*turns, extreme] if turns else []
 
 
 def _value(point: _Point) -> float:
-    return point[1]
+    return point.value

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.cone_claims import ConeClaims
 from cone_kernels.experiments.layers_result import Layer, LayersResult, Output, RogueDimension
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
@@ -89,6 +90,7 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
         layers=tuple(rows),
         manifest=measurement.manifest,
         state=state,
+        claims=ConeClaims.of(state, rogue),
         published=MXBAI_EMBED_LARGE if published else None,
         output=_output(measurement, rogue),
     )

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cone_kernels.experiments.curve_shape import CurveShape, curve_shape
-from cone_kernels.experiments.level import Level, differ
+from cone_kernels.experiments.cone_claims import ConeClaims
+from cone_kernels.experiments.curve_shape import CRASH, CurveShape, curve_shape
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import POOLINGS
+from cone_kernels.names import POOLINGS, listed_words, numbered
+from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
     from cone_kernels.metrics import Geometry
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/layers/2"
+
+# Of the participation ratio, IsoScore and the ranks: fewer sentences spread over fewer directions.
+_GROWS = "of more sentences it would be more"
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ class LayersResult(ExperimentResult):
         layers: one entry a layer, 0 the embeddings.
         manifest: versions, device, backend, times and options of the run.
         state: the sums that all of it was computed from.
+        claims: what of the layers may be said; `summary` says it.
         published: the published curve to compare this one with, or None.
         output: what a model of sentence-transformers gives for sentences; None for other models.
     """
@@ -154,19 +161,19 @@ class LayersResult(ExperimentResult):
     layers: tuple[Layer, ...]
     manifest: dict[str, Any]
     state: ConeState = field(repr=False, compare=False)
+    claims: ConeClaims = field(repr=False, compare=False)
     published: dict[str, Any] | None = field(default=None, repr=False)
     output: Output | None = None
 
     @property
     def shape(self) -> CurveShape | None:
         """Builds, dips, peak and crash of the sentence level's curve; None where it has fewer than two values."""
-        levels = [row.sentence for row in self.layers]
         # Without errors (one group of sentences) nothing can be told from noise.
-        known = [(row.layer, level) for row, level in zip(self.layers, levels, strict=True) if level.reason is None]
+        known = [at for at, row in enumerate(self.layers) if row.sentence.reason is None]
         return curve_shape(
-            [number for number, _ in known],
-            [level.anisotropy for _, level in known],
-            [level.stderr for _, level in known],
+            [self.layers[at].layer for at in known],
+            [self.layers[at].sentence.anisotropy for at in known],
+            [[self.claims.bounds[at][other] for other in known] for at in known],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,6 +188,7 @@ class LayersResult(ExperimentResult):
             "layers": [layer.to_dict() for layer in self.layers],
             "output": None if self.output is None else self.output.to_dict(),
             "shape": self.shape.to_dict() if self.shape else None,
+            "dependence": Dependence.of(self.state).to_dict(),
             "published": published,
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -189,7 +197,7 @@ class LayersResult(ExperimentResult):
     def summary(self) -> tuple[str, ...]:
         """The shape of the curve in plain sentences, each said only where the data says it.
 
-        Differences below three standard errors are not mentioned.
+        All differences of layers are judged together: with 19 of 20 samples none that is mentioned is noise.
         """
         return tuple(_summary(self))
 
@@ -215,33 +223,57 @@ def _summary(result: LayersResult) -> list[str]:
     prompt = result.model.get("prompt")
     said = [f"Every sentence was given after the prompt “{prompt}”, whose tokens are in all numbers."] if prompt else []
     own = [] if result.output is None else [result.output.summary(result.state.pooling)]
-    return said + own + _of_layers(result)
+    return said + own + _of_layers(result) + list(Dependence.of(result.state).summary())
 
 
 def _of_layers(result: LayersResult) -> list[str]:
     shape = result.shape
-    known = [row for row in result.layers if math.isfinite(row.sentence.stderr) and math.isfinite(row.token.stderr)]
+    known = [at for at, row in enumerate(result.layers) if math.isfinite(row.sentence.stderr)]
     if shape is None or len(known) < 2:
         return []
-    peak = next(row for row in known if row.layer == shape.peak)
-    lines = [
-        f"The cone is tightest at layer {peak.layer}: two sentences picked at random have a mean cosine of "
-        f"{shape.peak_height:.2f} there."
+    if all(math.isnan(result.claims.cone[at].bound) for at in known):
+        count = result.layers[known[-1]].sentence.count
+        return [f"Of the layers nothing is told from noise by {count:,} sentences: they are too few."]
+    with_cone = [at for at in known if result.claims.cone[at].verdict == "greater"]
+    if not with_cone:
+        highest = result.layers[max(known, key=lambda at: result.layers[at].sentence.anisotropy)]
+        level = highest.sentence
+        lines = [
+            f"No cone is told from noise at any layer: the mean cosine of two sentences is {level.anisotropy:.3f} ± "
+            f"{level.stderr:.3f} (standard error) at most, at layer {highest.layer}."
+        ]
+        return lines + _geometry_summary(result.layers[known[-1]])
+    lines = _peak(result, shape)
+    lines += _moves(shape, {row.layer: row.sentence.anisotropy for row in result.layers})
+    lines.append(_ending(result, known[-2], known[-1]))
+    return (
+        lines
+        + _averaging(result, shape)
+        + _rogue_summary(result, with_cone)
+        + _geometry_summary(result.layers[known[-1]])
+    )
+
+
+def _peak(result: LayersResult, shape: CurveShape) -> list[str]:
+    said = "two sentences picked at random have a mean cosine of"
+    if len(shape.alike) == 1:
+        return [f"The cone is tightest at layer {shape.peak}: {said} {shape.peak_height:.2f} there."]
+    numbers = [row.layer for row in result.layers]
+    if len(shape.alike) == len(numbers):
+        heights = [row.sentence.anisotropy for row in result.layers]
+        span = f"{min(heights):.2f} to {max(heights):.2f}"
+        return [f"At no layer the cone is told to be tighter than at another: {said} {span}."]
+    heights = [row.sentence.anisotropy for row in result.layers if row.layer in shape.alike]
+    low, high = f"{min(heights):.2f}", f"{max(heights):.2f}"
+    return [
+        f"The cone is tightest at {numbered(shape.alike, numbers)}, which are not told apart: {said} "
+        f"{high if low == high else f'{low} to {high}'} there."
     ]
-    lines += _moves(shape, {row.layer: row.sentence.anisotropy for row in known})
-    lines.append(_ending(shape, known[-2], known[-1]))
-    if result.state.pooling == "mean" and differ(peak.sentence, peak.token, by=0.05):
-        effect = "tighter" if peak.sentence.anisotropy > peak.token.anisotropy else "wider"
-        lines.append(
-            f"Averaging tokens into sentences makes the cone look {effect}: at layer {peak.layer} two tokens have a "
-            f"mean cosine of {peak.token.anisotropy:.2f}, two sentences one of {peak.sentence.anisotropy:.2f}."
-        )
-    return lines + _rogue_summary(known) + _geometry_summary(known)
 
 
 def _moves(shape: CurveShape, heights: dict[int, float]) -> list[str]:
     if not shape.builds:
-        return ["It does not build up over the layers: no rise is larger than the noise."]
+        return ["No rise over the layers is told from noise."]
     builds = [
         f"from {heights[move.start]:.2f} at layer {move.start} to {heights[move.end]:.2f} at layer {move.end}"
         for move in shape.builds
@@ -250,40 +282,58 @@ def _moves(shape: CurveShape, heights: dict[int, float]) -> list[str]:
     return [f"It builds {listed_words(builds)}" + (f", and dips {listed_words(dips)}." if dips else ".")]
 
 
-def _ending(shape: CurveShape, before: Layer, last: Layer) -> str:
-    a, b = before.sentence.anisotropy, last.sentence.anisotropy
-    step = f"from {a:.2f} at layer {before.layer} to {b:.2f} at layer {last.layer}"
-    if shape.crash:
+def _ending(result: LayersResult, before: int, last: int) -> str:
+    rows = result.layers[before], result.layers[last]
+    a, b = (row.sentence.anisotropy for row in rows)
+    step = f"from {a:.2f} at layer {rows[0].layer} to {b:.2f} at layer {rows[1].layer}"
+    claim = Claim(b, null=a, bound=result.claims.bounds[before][last], margin=CRASH)
+    if claim.verdict == "less":
         return f"It opens in the last layer: {step}."
-    if differ(before.sentence, last.sentence, by=0.1):
+    if claim.verdict == "greater":
         return f"It closes in the last layer: {step}."
-    return f"There is no crash at the end: the last step goes {step}."
+    if claim.verdict == "equal":
+        return f"There is no crash at the end: the last step goes {step}."
+    needed = claim.needed(rows[1].sentence.count)
+    more = "" if needed is None else f"; about {needed:,} sentences would decide it"
+    return f"Whether it crashes or closes by {CRASH} at the end is undecided ({step}, ± {claim.bound:.2f}){more}."
 
 
-def _rogue_summary(known: Sequence[Layer]) -> list[str]:
-    shares = {row.layer: sum(rogue.share for rogue in row.rogue_dimensions) for row in known if row.rogue_dimensions}
-    most = max((layer for layer, share in shares.items() if math.isfinite(share)), key=shares.__getitem__, default=None)
-    if most is None or shares[most] < 0.25:
+def _averaging(result: LayersResult, shape: CurveShape) -> list[str]:
+    at = next(at for at, row in enumerate(result.layers) if row.layer == shape.peak)
+    row, claim = result.layers[at], result.claims.gap[at]
+    if result.state.pooling != "mean" or not claim.differs:
         return []
-    row = next(row for row in known if row.layer == most)
-    names = listed_words([str(rogue.dimension) for rogue in row.rogue_dimensions])
-    which = f"dimension {names} carries" if len(row.rogue_dimensions) == 1 else f"dimensions {names} carry"
+    effect = "tighter" if claim.verdict == "greater" else "wider"
     return [
-        f"A few dimensions do much of it: at layer {most}, {which} {shares[most]:.0%} of the mean cosine, which would "
-        f"be about {row.anisotropy_without_rogue:.2f} without them."
+        f"Averaging tokens into sentences makes the cone look {effect}: at layer {row.layer} two tokens have a "
+        f"mean cosine of {row.token.anisotropy:.2f}, two sentences one of {row.sentence.anisotropy:.2f}."
     ]
 
 
-def _geometry_summary(known: Sequence[Layer]) -> list[str]:
-    last = known[-1]
+def _rogue_summary(result: LayersResult, with_cone: Sequence[int]) -> list[str]:
+    shares = {
+        at: sum(rogue.share for rogue in result.layers[at].rogue_dimensions)
+        for at in with_cone
+        if result.claims.share and result.claims.share[at].verdict == "greater"
+    }
+    if not shares:
+        return []
+    most = max(shares, key=shares.__getitem__)
+    row = result.layers[most]
+    names = listed_words([str(rogue.dimension) for rogue in row.rogue_dimensions])
+    which = f"dimension {names} carries" if len(row.rogue_dimensions) == 1 else f"dimensions {names} carry"
+    return [
+        f"A few dimensions do much of it: at layer {row.layer}, {which} {shares[most]:.0%} of the mean cosine, which "
+        f"would be about {row.anisotropy_without_rogue:.2f} without them."
+    ]
+
+
+def _geometry_summary(last: Layer) -> list[str]:
     if last.geometry is None:
         return []
     share = f"the first principal axis holds {last.geometry.explained_variance_ratio:.1%} of the variance"
     return [
-        f"Around their mean the sentences of layer {last.layer} have a participation ratio of "
-        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions; {share}."
+        f"Around their mean the {last.sentence.count:,} sentences of layer {last.layer} have a participation ratio of "
+        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions ({_GROWS}); "
+        f"{share}."
     ]
-
-
-def listed_words(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

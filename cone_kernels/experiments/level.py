@@ -66,9 +66,3 @@ def levels_of(moments: Moments, rows: str | None = None) -> list[Level]:
         numbers = {name: values[at] for name, values in counts.items()}
         levels.append(Level(anisotropy[at], stderr[at], mean_norm=mean_norm[at], reason=reason, **numbers))
     return levels
-
-
-def differ(a: Level, b: Level, by: float) -> bool:
-    """Whether the two anisotropies differ by at least `by`, and by three standard errors."""
-    difference = abs(a.anisotropy - b.anisotropy)
-    return difference >= max(by, 3 * math.hypot(a.stderr, b.stderr))

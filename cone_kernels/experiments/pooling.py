@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import levels_of
+from cone_kernels.experiments.pooling_claims import PoolingClaims
 from cone_kernels.experiments.pooling_result import PoolingLayer, PoolingResult
 from cone_kernels.experiments.result import Estimate
 from cone_kernels.models.names import with_own_pooling
@@ -95,7 +96,8 @@ def pooling_of(measurement: Measurement, *, pooling: str | Sequence[str] = ("mea
         )
         for at, (number, name) in enumerate(zip(state.layers, measurement.layer_names, strict=True))
     )
-    return PoolingResult(measurement.model, measurement.corpus, rows, measurement.manifest, state)
+    claims = PoolingClaims.of(state, names)
+    return PoolingResult(measurement.model, measurement.corpus, rows, measurement.manifest, state, claims)
 
 
 def _estimates(values: Any, stderrs: Any) -> list[Estimate]:

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cone_kernels.experiments.level import Level, differ
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.pooling_claims import PoolingClaims
 from cone_kernels.experiments.result import Estimate, ExperimentResult
-from cone_kernels.names import POOLINGS
+from cone_kernels.names import POOLINGS, listed_words, numbered
+from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/pooling/1"
-
-# How many standard errors make a difference.
-_CLEAR = 3.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class PoolingResult(ExperimentResult):
         layers: one entry a layer, 0 the embeddings.
         manifest: versions, device, backend, times and options of the run.
         state: the sums that all of it was computed from.
+        claims: what may be said of it; `summary` says it.
     """
 
     model: dict[str, Any]
@@ -80,6 +81,7 @@ class PoolingResult(ExperimentResult):
     layers: tuple[PoolingLayer, ...]
     manifest: dict[str, Any]
     state: ConeState = field(repr=False, compare=False)
+    claims: PoolingClaims = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as strict JSON data."""
@@ -89,6 +91,7 @@ class PoolingResult(ExperimentResult):
             "model": self.model,
             "corpus": self.corpus,
             "layers": [row.to_dict() for row in self.layers],
+            "dependence": Dependence.of(self.state).to_dict(),
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -96,9 +99,9 @@ class PoolingResult(ExperimentResult):
     def summary(self) -> tuple[str, ...]:
         """How much of the cone is made by pooling, in plain sentences.
 
-        A difference is mentioned where it is larger than three standard errors.
+        All layers, and all poolings, are judged together: with 19 of 20 samples no difference mentioned is noise.
         """
-        return tuple(_summary(self.layers))
+        return (*_summary(self.layers, self.claims), *Dependence.of(self.state).summary())
 
     def __repr__(self) -> str:
         corpus = f"{self.corpus['sentences']} sentences of {self.corpus['name'] or 'a saved state'}"
@@ -119,36 +122,41 @@ class PoolingResult(ExperimentResult):
         return "\n".join(lines)
 
 
-def _summary(layers: Sequence[PoolingLayer]) -> list[str]:
-    known = [row for row in layers if math.isfinite(row.gap.stderr)]
+def _summary(layers: Sequence[PoolingLayer], claims: PoolingClaims) -> list[str]:
+    known = [at for at, row in enumerate(layers) if math.isfinite(row.gap.stderr)]
     if not known:
         return []
-    lines = _largest_gap(known) + _last_gap(known)
+    lines = _largest_gap(layers, claims, known) + _last_gap(layers, claims, known)
     # The last layer is the one whose vectors are used.
-    return lines + (_poolings(layers[-1]) if len(layers[-1].poolings) > 1 else [])
+    return lines + (_poolings(layers[-1], claims.poolings) if len(layers[-1].poolings) > 1 else [])
 
 
-def _largest_gap(known: Sequence[PoolingLayer]) -> list[str]:
-    largest = max(known, key=lambda row: abs(row.gap.value))
-    if not _clear(largest.gap.value, largest.gap.stderr):
-        return ["At no layer does the cone of the sentences differ from that of the tokens by more than the noise."]
+def _largest_gap(layers: Sequence[PoolingLayer], claims: PoolingClaims, known: Sequence[int]) -> list[str]:
+    found = [at for at in known if claims.gap[at].differs]
+    if not found:
+        return ["At no layer is the cone of the sentences told from that of the tokens."]
+    at = max(found, key=lambda at: abs(layers[at].gap.value))
+    largest = layers[at]
     token, sentence = largest.token.anisotropy, largest.sentence.anisotropy
     alike = [
-        str(row.layer)
-        for row in known
-        if row is not largest
-        and not _clear(abs(largest.gap.value) - abs(row.gap.value), math.hypot(largest.gap.stderr, row.gap.stderr))
+        layers[other].layer
+        for other in known
+        if other != at
+        and not Claim(
+            abs(largest.gap.value), null=abs(layers[other].gap.value), bound=claims.size_bounds[at][other]
+        ).differs
     ]
-    rivals = f" (as far as the noise tells, it is as large at layer {', '.join(alike)})" if alike else ""
+    numbers = [row.layer for row in layers]
+    rivals = f" (as far as can be told, it is as large at {numbered(alike, numbers)})" if alike else ""
     effect = "tightens" if sentence > token else "widens"
     first = (
         f"Pooling {effect} the cone most at layer {largest.layer}{rivals}: two tokens have a mean cosine of "
         f"{token:.2f} there, two sentences one of {sentence:.2f}, a gap of {_signed(largest.gap)} (standard error)."
     )
-    return [first, *_averaging(largest)]
+    return [first, *_averaging(largest, claims.rest[at], rough=claims.lengths_vary)]
 
 
-def _averaging(row: PoolingLayer) -> list[str]:
+def _averaging(row: PoolingLayer, rest: Claim, *, rough: bool) -> list[str]:
     if not math.isfinite(row.predicted.stderr):
         return []
     share = (row.predicted.value - row.token.anisotropy) / row.gap.value
@@ -157,38 +165,52 @@ def _averaging(row: PoolingLayer) -> list[str]:
         f"{row.between.value:.2f} between sentences, predicts {row.predicted.value:.2f} for the sentences of layer "
         f"{row.layer}: {share:.0%} of the gap"
     )
-    rest = row.sentence.anisotropy - row.predicted.value
-    if _clear(rest, math.hypot(row.sentence.stderr, row.predicted.stderr)):
-        return [f"{line}; their cone is {'tighter' if rest > 0 else 'wider'} than that by {abs(rest):.2f}."]
+    if rough:
+        # The mean length stands in a concave function: where averaging is all there is it predicts more than there is.
+        return [
+            f"{line}, if all were of the mean length; of lengths that vary as theirs do averaging alone gives less."
+        ]
+    if rest.differs:
+        tighter = "tighter" if rest.verdict == "greater" else "wider"
+        return [f"{line}; their cone is {tighter} than that by {abs(rest.estimate):.2f}."]
     return [f"{line}, and no more than the noise is left to explain."]
 
 
-def _last_gap(known: Sequence[PoolingLayer]) -> list[str]:
-    last = known[-1]
-    if not any(_clear(row.gap.value, row.gap.stderr) for row in known):
+def _last_gap(layers: Sequence[PoolingLayer], claims: PoolingClaims, known: Sequence[int]) -> list[str]:
+    if not any(claims.gap[at].differs for at in known):
         return []
-    if not _clear(last.gap.value, last.gap.stderr):
-        return [f"At the last layer, {last.layer}, the gap is no larger than the noise: {_signed(last.gap)}."]
+    last = layers[known[-1]]
+    if not claims.gap[known[-1]].differs:
+        return [f"At the last layer, {last.layer}, the gap is not told from noise: {_signed(last.gap)}."]
     return [f"At the last layer, {last.layer}, the gap is {_signed(last.gap)}."]
 
 
-def _poolings(last: PoolingLayer) -> list[str]:
+def _poolings(last: PoolingLayer, bounds: Mapping[str, Mapping[str, float]]) -> list[str]:
     levels = {name: level for name, level in last.poolings.items() if math.isfinite(level.stderr)}
     if len(levels) < 2:
         return []
     by_width = sorted(levels, key=lambda name: levels[name].anisotropy)
     widest, narrowest = by_width[0], by_width[-1]
-    if not differ(levels[widest], levels[narrowest], by=0.0):
-        return [f"At the last layer, {last.layer}, the poolings cannot be told apart: their cones are alike."]
-    ends = []
-    for end, ordered in ((narrowest, by_width[::-1]), (widest, by_width)):
-        alike = [name for name in ordered if name == end or not differ(levels[name], levels[end], by=0.0)]
-        ends.append(", ".join(f"{POOLINGS[name].phrase} ({levels[name].anisotropy:.2f})" for name in alike))
-    return [f"At the last layer, {last.layer}, the narrowest cone is that of {ends[0]}, the widest that of {ends[1]}."]
 
+    def alike(name: str, end: str) -> bool:
+        heights = levels[name].anisotropy, levels[end].anisotropy
+        return not Claim(heights[0], null=heights[1], bound=bounds[name][end]).differs
 
-def _clear(difference: float, stderr: float) -> bool:
-    return abs(difference) > _CLEAR * stderr
+    if alike(widest, narrowest):
+        return [f"At the last layer, {last.layer}, the cones of the poolings are not told apart."]
+
+    def said(names: Sequence[str]) -> str:
+        return listed_words([f"{POOLINGS[name].phrase} ({levels[name].anisotropy:.2f})" for name in names])
+
+    # One that is told neither from the narrowest nor from the widest is neither.
+    between = [name for name in by_width if alike(name, widest) and alike(name, narrowest)]
+    narrow = [name for name in by_width[::-1] if alike(name, narrowest) and name not in between]
+    wide = [name for name in by_width if alike(name, widest) and name not in between]
+    rest = f"; {said(between)} may be either" if between else ""
+    return [
+        f"At the last layer, {last.layer}, the narrowest cone is that of {said(narrow)}, the widest that of "
+        f"{said(wide)}{rest}."
+    ]
 
 
 def _signed(estimate: Estimate) -> str:

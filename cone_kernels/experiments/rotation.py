@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering import level_after
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.rotation_result import Chance, ComparedModel, Matrix, RotationResult
+from cone_kernels.experiments.rotation_result import AxesPair, Chance, ComparedModel, Matrix, RotationResult
 from cone_kernels.names import OUTPUT, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus, threads_of
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from cone_kernels.centering import Centering
     from cone_kernels.models.loaded import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
-    from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.state.cone_state import ConeState, Moments
+    from cone_kernels.statistics.subspaces import SampledAxes
+
+# Gives the jackknife groups of sentences by their indices.
+_Groups: TypeAlias = "Callable[[Tensor], Tensor]"
 
 # Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
 _TOLERANCE = 1e-12
@@ -55,7 +60,8 @@ def rotation(
             models themselves give. None is the output, or with `pooling` and of a model without one the last layer. Or
             one for each model and state.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
-        k: the principal angles are those between the subspaces of the top k axes.
+        k: the principal angles are those between the subspaces of the top k axes. The verdict is on the spaces of as
+            many axes, at most k, as stand furthest apart from the rest.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
@@ -115,11 +121,16 @@ def rotation_of(
     axis_cosine = _symmetric(cones, _axis_cosine)
     centered = [[_centered_level(a, b) for b in cones] for a in cones]
     functional_cosine = _symmetric(cones, _functional_cosine)
+    several = len(cones) * (len(cones) - 1) // 2
+    pairs = {(i, j): _pair(cones[i], cones[j], k, several) for i, j in combinations(range(len(cones)), 2)}
     return RotationResult(
         models=tuple(cone.compared for cone in cones),
         corpus=shared_corpus(measurements),
         k=k,
         axis_cosine=axis_cosine,
+        pairs=tuple(
+            tuple(None if i == j else pairs[min(i, j), max(i, j)] for j in range(len(cones))) for i in range(len(cones))
+        ),
         mean_cosine=_symmetric(cones, _mean_cosine),
         principal_angles=tuple(tuple(_angles(a, b) for b in cones) for a in cones),
         centered_anisotropy=tuple(tuple(level.anisotropy if level else math.nan for level in row) for row in centered),
@@ -132,6 +143,9 @@ def rotation_of(
         ),
         reasons=tuple(_reasons(cones, centered, functional_cosine)),
         manifest=_manifest(measurements, {"k": k, "layers": layers}),
+        dependence=tuple(
+            Dependence.of_moments(found.moments(layer)) for found, layer in zip(measurements, layers, strict=True)
+        ),
     )
 
 
@@ -165,9 +179,11 @@ class _Cone:
 
     compared: ComparedModel
     axes: Tensor  # (k, d) float64, the top centred eigenvectors
+    sampled: SampledAxes  # all of them, and what the choice of sentences does to the first k
     spanned: bool  # whether the sentences vary in all k of these directions
     centering: Centering
     vectors: SentenceVectors | None
+    groups: _Groups
 
     @property
     def name(self) -> str:
@@ -194,6 +210,8 @@ class _Cone:
                 f"corpus: got {count} sentence vectors of {label} at {place(layer)}; it must be at least two"
             )
         covariance = metrics.covariance(moments)[0].cpu()
+        groups = measurement.groups()
+        vectors = measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None
         found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
         if not float(found.values[0]) > 0:
             raise ValueError(f"corpus: got equal sentence vectors of {label} at {place(layer)}; they must vary")
@@ -214,8 +232,55 @@ class _Cone:
             axes=found.vectors,
             spanned=count > k and float(found.values[-1]) >= _LEAST_EIGENVALUE * float(found.values[0]),
             centering=Centering.fit(moments),
-            vectors=measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None,
+            vectors=vectors,
+            groups=groups,
+            sampled=_sampled(moments, vectors, covariance, k, groups),
         )
+
+
+def _sampled(
+    moments: Moments, vectors: SentenceVectors | None, covariance: Tensor, k: int, groups: _Groups
+) -> SampledAxes:
+    """By jackknife over blocks of sentences; without vectors, as if sentences were independent and normal."""
+    from cone_kernels import metrics
+    from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.statistics.subspaces import SampledAxes
+    from cone_kernels.sums import GROUPS, jackknife_blocks
+
+    if vectors is None:
+        return SampledAxes.of_covariance(covariance, int(moments.count.sum()), k, GROUPS)
+    blocks = jackknife_blocks(moments.count[0])
+
+    def grouped() -> Iterator[tuple[Tensor, Tensor]]:
+        for first, block in vectors.blocks():
+            used = used_rows(block.double())
+            yield block[used], blocks[groups(used.nonzero()[:, 0] + first)]
+
+    return SampledAxes.of_rows(covariance, metrics.mean_vector(moments)[0].cpu(), k, grouped(), int(blocks.max()) + 1)
+
+
+def _pair(a: _Cone, b: _Cone, k: int, pairs: int) -> AxesPair | None:
+    """What may be said of the axes of two models, of `pairs` that are compared; None where they have no angle."""
+    from cone_kernels.statistics.significance import student_bound
+    from cone_kernels.statistics.subspaces import compared_axes, drawn_overlaps, overlap
+
+    if a.dim != b.dim:
+        return None
+    paired = a.vectors is not None and b.vectors is not None
+    paired = paired and a.compared.corpus_fingerprint == b.compared.corpus_fingerprint
+    m = compared_axes(a.sampled, b.sampled, k)
+    found, first = (overlap(a.sampled.space(axes), b.sampled.space(axes), paired) for axes in (m, 1))
+    drawn = drawn_overlaps(a.sampled, b.sampled, found.axes)
+    cosine = math.sqrt(first.value)
+    return AxesPair(
+        overlap=found,
+        bound=student_bound(found.stderr, found.degrees, pairs),
+        # d√O = dO / (2√O)
+        axis_stderr=first.stderr / (2 * cosine) if cosine > 0 else math.nan,
+        halves=(a.sampled.half_overlap(found.axes), b.sampled.half_overlap(found.axes)),
+        drawn=Chance(float(drawn.mean()), float(drawn.quantile(0.95))),
+        sentences=min(a.compared.level.count, b.compared.level.count),
+    )
 
 
 def _symmetric(cones: Sequence[_Cone], compare: Callable[[_Cone, _Cone], float]) -> Matrix:
@@ -244,7 +309,9 @@ def _angles(a: _Cone, b: _Cone) -> tuple[float, ...] | None:
 
 def _centered_level(a: _Cone, b: _Cone) -> Level | None:
     """The sentence level of the one after subtracting the mean of the other."""
-    return level_after(a.vectors, b.centering) if a.dim == b.dim and a.vectors is not None else None
+    if a.dim != b.dim or a.vectors is None:
+        return None
+    return level_after(a.vectors, b.centering, groups=a.groups)
 
 
 def _functional_cosine(a: _Cone, b: _Cone) -> float:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
+from itertools import combinations, product
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import Layer
+from cone_kernels.statistics.claims import Claim
+
+if TYPE_CHECKING:
+    from cone_kernels.statistics.subspaces import Overlap
 
 SCHEMA = "cone_kernels/rotation/1"
 
 Matrix = tuple[tuple[float, ...], ...]
 """m × m; NaN where a value is not defined."""
 
-# |cos| from which on two axes are called one, and |r| from which on two sets of projections are called the same.
+SharedAxes: TypeAlias = Literal["share", "differ", "undecided"]
+"""What may be said of the axes of two models."""
+
+# |cos| from which on two axes are called one (of spaces the root of the mean cos² of their angles), and |r| from which
+# on two sets of projections are called the same.
 _SHARED = 0.9
+# Where the choice of sentences turns axes apart by more than this mean sin², they are not determined; how many would
+# determine them is told for this much.
+_UNDETERMINED, _DETERMINED = 0.5, 0.1
+# The quantile of the normal distribution that 95 % lie within.
+_FISHER = 1.96
 # What another model's mean does, by the share of the cone that it leaves of what the model's own mean takes away.
 _VERDICTS = (
     (-math.inf, 0.1, "carries over", "carry over"),
@@ -76,6 +90,68 @@ class Chance:
 
 
 @dataclass(frozen=True)
+class AxesPair:
+    """How alike the top axes of two models are, and what may be said of it.
+
+    Attributes:
+        overlap: of the spaces of their top axes.
+        bound: half the width of its interval; that holds for all pairs of models together.
+        axis_stderr: standard error of |cos| of the two first axes.
+        halves: what overlap two halves of the sentences have in each model itself, each half of n/2 sentences; NaN of a
+            state.
+        drawn: what overlap directions drawn from the two covariances have by chance.
+        sentences: of the model that has fewer.
+    """
+
+    overlap: Overlap
+    bound: float
+    axis_stderr: float
+    halves: tuple[float, float]
+    drawn: Chance
+    sentences: int
+
+    @property
+    def claim(self) -> Claim:
+        """The overlap without the noise of the sentences, against that of shared axes."""
+        determined = self.overlap.noise <= _UNDETERMINED
+        return Claim(self.overlap.corrected, null=_SHARED**2, bound=self.bound if determined else math.nan)
+
+    @property
+    def verdict(self) -> SharedAxes:
+        """share or differ, where the interval lies on one side of what shared axes have; else undecided."""
+        said: dict[str, SharedAxes] = {"greater": "share", "less": "differ"}
+        return said.get(self.claim.verdict, "undecided")
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether directions drawn from the covariances are as close."""
+        return self.overlap.value <= self.drawn.p95
+
+    @property
+    def needed(self) -> int | None:
+        """About how many sentences would decide it; None where that cannot be told."""
+        if self.overlap.noise > _UNDETERMINED:
+            return math.ceil(self.sentences * self.overlap.noise / _DETERMINED)
+        return self.claim.needed(self.sentences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The pair as JSON data."""
+        found, undetermined = self.overlap, self.overlap.noise > _UNDETERMINED
+        return {
+            "axes": found.axes,
+            "value": finite(found.value),
+            "corrected": None if undetermined else finite(found.corrected),
+            "stderr": finite(found.stderr),
+            "low": finite(found.corrected - self.claim.bound),
+            "high": finite(found.corrected + self.claim.bound),
+            "noise": finite(found.noise),
+            "halves": [finite(half) for half in self.halves],
+            "null": self.drawn.to_dict(),
+            "needed": self.needed if self.verdict == "undecided" else None,
+        }
+
+
+@dataclass(frozen=True)
 class RotationResult(ExperimentResult):
     """What `rotation` found. Matrices have a row and a column for each of `models`, NaN or None where not defined.
 
@@ -84,6 +160,8 @@ class RotationResult(ExperimentResult):
         corpus: the sentences; `tokens` and `truncated` are added up over the models.
         k: how many axes the subspaces of `principal_angles` have.
         axis_cosine: |cos| of the cone axes, the first centred eigenvectors.
+        pairs: how alike the spaces of the top axes are, and what may be said of it; None on the diagonal, and for
+            models of different widths.
         mean_cosine: |cos| of the mean directions.
         principal_angles: degrees, ascending, between the subspaces of the top k axes.
         centered_anisotropy: [i][j] the anisotropy of model i's sentence vectors after subtracting the mean of model j.
@@ -93,12 +171,14 @@ class RotationResult(ExperimentResult):
         p_value: how often random directions would be at least as close as the axes are.
         reasons: why a value is not defined.
         manifest: versions, times and options, and under "measurements" that of each model.
+        dependence: whether neighbouring sentences are alike over long stretches, of each model.
     """
 
     models: tuple[ComparedModel, ...]
     corpus: dict[str, Any]
     k: int
     axis_cosine: Matrix
+    pairs: tuple[tuple[AxesPair | None, ...], ...]
     mean_cosine: Matrix
     principal_angles: tuple[tuple[tuple[float, ...] | None, ...], ...]
     centered_anisotropy: Matrix
@@ -108,6 +188,15 @@ class RotationResult(ExperimentResult):
     p_value: Matrix
     reasons: tuple[str, ...]
     manifest: dict[str, Any]
+    dependence: tuple[Dependence, ...] = ()
+
+    @property
+    def verdict(self) -> tuple[tuple[SharedAxes, ...], ...]:
+        """Whether each two share their axes; a model shares its own."""
+        return tuple(
+            tuple("share" if i == j else "undecided" if pair is None else pair.verdict for j, pair in enumerate(row))
+            for i, row in enumerate(self.pairs)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The result as strict JSON data."""
@@ -125,6 +214,10 @@ class RotationResult(ExperimentResult):
             "functional_cosine": _numbers(self.functional_cosine),
             "null": [[one and one.to_dict() for one in row] for row in self.null],
             "p_value": _numbers(self.p_value),
+            "verdict": [list(row) for row in self.verdict],
+            "axis_stderr": [[None if one is None else finite(one.axis_stderr) for one in row] for row in self.pairs],
+            "overlap": [[one and one.to_dict() for one in row] for row in self.pairs],
+            "dependence": [one.to_dict() for one in self.dependence],
             "reasons": list(self.reasons),
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -132,7 +225,8 @@ class RotationResult(ExperimentResult):
 
     def summary(self) -> tuple[str, ...]:
         """Who shares an axis and a centring vector with whom, in plain sentences, each said where the data says it."""
-        return (*_of_axes(self), *_of_widths(self), *_of_means(self))
+        warning = Dependence.worst(self.dependence).summary() if self.dependence else ()
+        return (*_of_axes(self), *_of_widths(self), *_of_means(self), *warning)
 
     def __repr__(self) -> str:
         width = max(len(model.name) for model in self.models)
@@ -150,34 +244,79 @@ def _numbers(matrix: Matrix) -> list[list[float | None]]:
 def _of_axes(result: RotationResult) -> Iterator[str]:
     families = _families(result)
     for family in families:
-        if len(family) > 1:
-            cosines = [result.axis_cosine[i][j] for i, j in combinations(family, 2)]
-            least = f"{min(cosines):.3f}" + (" or more between any two" if len(family) > 2 else "")
-            yield f"{_names(result, family)} share their axis: |cos| {least}."
+        sharing = _pairs(result, combinations(family, 2))
+        if sharing:
+            between = " between any two" if len(family) > 2 else ""
+            yield f"{_names(result, family)} share {_whose(sharing)}: {_overlaps(sharing)}{between}."
     for first, second in combinations(families, 2):
-        pairs = [(i, j) for i in first for j in second]
-        cosines = [result.axis_cosine[i][j] for i, j in pairs]
-        random = result.null[first[0]][second[0]]
-        if random is None:
+        pairs = _pairs(result, product(first, second))
+        if not pairs:
             continue
-        who = _both(result, first, second)
-        dim = result.models[first[0]].hidden_size
-        if max(cosines) <= random.p95:
+        yield _apart(pairs, _both(result, first, second))
+        functional = [result.functional_cosine[i][j] for i, j in product(first, second)]
+        if all(_correlate(r, pair.sentences) for r, pair in zip(functional, pairs, strict=True)):
             yield (
-                f"The axes of {who} are no closer than chance: |cos| {_range(cosines)}; two random directions in "
-                f"{dim} dimensions have {random.mean:.3f} on average."
+                f"Yet they order the same sentences alike: the projections of {_both(result, first, second)} on their "
+                f"axes correlate with |r| {_range(functional)}. It is the same axis in a rotated space."
             )
-        else:
-            yield (
-                f"The axes of {who} differ: |cos| {_range(cosines)}. By chance one pair of directions in twenty has "
-                f"{random.p95:.3f} or more in {dim} dimensions."
-            )
-        functional = [result.functional_cosine[i][j] for i, j in pairs]
-        if min(functional) >= _SHARED:  # False for NaN
-            yield (
-                f"Yet they order the same sentences alike: the projections of {who} on their axes correlate with |r| "
-                f"{_range(functional)}. It is the same axis in a rotated space."
-            )
+
+
+def _pairs(result: RotationResult, which: Iterable[tuple[int, int]]) -> list[AxesPair]:
+    """Those of models of one width."""
+    return [pair for i, j in which if (pair := result.pairs[i][j]) is not None]
+
+
+def _apart(pairs: Sequence[AxesPair], who: str) -> str:
+    """What is said of models of which no two are told to share their axes."""
+    if all(pair.verdict == "differ" for pair in pairs):
+        drawn = _alike(pairs, [pair.drawn.p95 for pair in pairs], bare=True)
+        chance = f"of directions drawn from their covariances one pair in twenty has more than {drawn}"
+        apart = "are no closer than chance" if all(pair.by_chance for pair in pairs) else "differ"
+        return f"{_axes(pairs)} of {who} {apart}: {_overlaps(pairs)}; {chance}."
+    undecided = [pair for pair in pairs if pair.verdict == "undecided"]
+    needed = [pair.needed for pair in undecided if pair.needed is not None]
+    more = f" About {max(needed):,} sentences would decide it." if needed else ""
+    halves = [half for pair in undecided for half in pair.halves if not math.isnan(half)]
+    own = f", where two halves of one's own sentences have {_alike(pairs, halves, bare=True)}" if halves else ""
+    n = min(pair.sentences for pair in undecided)
+    values = _alike(pairs, [pair.overlap.value for pair in undecided])
+    return f"Whether {who} share {_whose(pairs)} is undecided by {n:,} sentences: {values}{own}.{more}"
+
+
+def _correlate(r: float, n: int) -> bool:
+    """Whether projections are the same, by Fisher's z, whose error is 1/√(n − 3)."""
+    if math.isnan(r) or n <= 3:
+        return False
+    z, shared = (math.atanh(min(value, 1 - 1e-15)) for value in (r, _SHARED))
+    return Claim(z, null=shared, bound=_FISHER / math.sqrt(n - 3)).verdict == "greater"
+
+
+def _whose(pairs: Sequence[AxesPair]) -> str:
+    counts = sorted({pair.overlap.axes for pair in pairs})
+    return "their axis" if counts == [1] else f"the space of their top {_counts(counts)} axes"
+
+
+def _axes(pairs: Sequence[AxesPair]) -> str:
+    counts = sorted({pair.overlap.axes for pair in pairs})
+    return "The axes" if counts == [1] else f"The spaces of the top {_counts(counts)} axes"
+
+
+def _counts(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _overlaps(pairs: Sequence[AxesPair]) -> str:
+    low = min(pair.overlap.corrected - pair.bound for pair in pairs)
+    high = max(pair.overlap.corrected + pair.bound for pair in pairs)
+    found = _alike(pairs, [pair.overlap.corrected for pair in pairs])
+    return f"{found} (from {_alike(pairs, [low], bare=True)} to {_alike(pairs, [high], bare=True)} with its error)"
+
+
+def _alike(pairs: Sequence[AxesPair], overlaps: Sequence[float], *, bare: bool = False) -> str:
+    """Overlaps in words; those of single axes as |cos|, their root."""
+    single = all(pair.overlap.axes == 1 for pair in pairs)
+    values = _range([math.sqrt(max(one, 0.0)) for one in overlaps] if single else overlaps, 2)
+    return values if bare else f"{'|cos|' if single else 'overlap'} {values}"
 
 
 def _of_widths(result: RotationResult) -> Iterator[str]:
@@ -216,7 +355,7 @@ def _families(result: RotationResult) -> list[list[int]]:
     """The models grouped by whom they share an axis with, directly or by way of others."""
     families: list[list[int]] = []
     for i in range(len(result.models)):
-        near = [family for family in families if any(result.axis_cosine[i][j] >= _SHARED for j in family)]
+        near = [family for family in families if any(result.verdict[i][j] == "share" for j in family)]
         families = [family for family in families if family not in near]
         families.append(sorted([*(j for family in near for j in family), i]))
     return sorted(families)
@@ -234,6 +373,6 @@ def _both(result: RotationResult, first: Sequence[int], second: Sequence[int]) -
     return f"{one} and {other}" if single else f"{one} on one side and {other} on the other"
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+def _range(values: Sequence[float], digits: int = 3) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
     return low if low == high else f"{low} to {high}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.experiments.cone_claims import cone_claims, share_claims
 from cone_kernels.experiments.layers import shape_of
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.solved_axes import extremes_of, solved_axes, window
@@ -143,6 +144,8 @@ def vectors_of(
         axis=None if axis is None or source is None else _axes(measurement, source, axis, top),
         manifest={**measurement.manifest, "vectors": {"rogue": rogue, "axis": axis, "top": top}},
         state=state,
+        cone=cone_claims(moments)[0],
+        share=next(iter(share_claims(moments, rogue)), None),
     )
 
 

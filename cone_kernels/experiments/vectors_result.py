@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.axis_result import degrees, excerpt
-from cone_kernels.experiments.layers_result import RogueDimension, listed_words, shape_to_dict
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.layers_result import RogueDimension, shape_to_dict
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
+from cone_kernels.names import listed_words
+from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
     from cone_kernels.metrics import Geometry
@@ -18,11 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "cone_kernels/vectors/1"
 
-# A mean cosine within so many standard errors of 0 is not told from it.
-_UNDECIDED = 2.0
-# The summary mentions dimensions that carry this share of the mean cosine together, and eigengaps below this share of
-# the eigenvalue.
-_MUCH, _CLOSE = 0.25, 0.1
+# The summary mentions eigengaps below this share of the eigenvalue.
+_CLOSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ class VectorsResult(ExperimentResult):
         axis: the top axes; None where none were asked for.
         manifest: versions, backend, times and options.
         state: the sums that all of it was computed from.
+        cone, share: whether there is a cone, and whether the dimensions listed carry more than a quarter of it; None
+            where none are listed.
 
     Example:
         >>> vectors("minilm.npy").level.anisotropy
@@ -119,6 +121,8 @@ class VectorsResult(ExperimentResult):
     axis: VectorAxes | None
     manifest: dict[str, Any]
     state: ConeState = field(repr=False, compare=False)
+    cone: Claim = field(repr=False, compare=False)
+    share: Claim | None = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as strict JSON data."""
@@ -129,6 +133,7 @@ class VectorsResult(ExperimentResult):
             "sentence": self.level.to_dict(),
             **shape_to_dict(self),
             "axis": None if self.axis is None else self.axis.to_dict(),
+            "dependence": Dependence.of(self.state).to_dict(),
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -146,13 +151,13 @@ class VectorsResult(ExperimentResult):
 
 
 def _summary(result: VectorsResult) -> Iterator[str]:
-    yield _anisotropy(result.level)
+    yield _anisotropy(result.level, result.cone)
     yield from _rogue(result)
     if result.geometry is not None:
         yield (
             f"Around their mean they have a participation ratio of {result.geometry.participation_ratio:.1f}: as if "
-            f"they spread evenly over so many of {result.vectors['dim']:,} directions; the first principal axis holds "
-            f"{result.geometry.explained_variance_ratio:.1%} of the variance."
+            f"they spread evenly over so many of {result.vectors['dim']:,} directions (of more it would be more); the "
+            f"first principal axis holds {result.geometry.explained_variance_ratio:.1%} of the variance."
         )
     if result.axis is not None:
         yield from _axis(result.axis)
@@ -160,9 +165,10 @@ def _summary(result: VectorsResult) -> Iterator[str]:
     counted = [f"{count:,} {'is' if count == 1 else 'are'} {what}" for what, count in left_out.items() if count]
     if counted:
         yield f"Of the vectors {listed_words(counted)}, and left out."
+    yield from Dependence.of(result.state).summary("vectors")
 
 
-def _anisotropy(level: Level) -> str:
+def _anisotropy(level: Level, cone: Claim) -> str:
     if not math.isfinite(level.anisotropy):
         return f"There is no mean cosine of two of these vectors: {level.reason}."
     begin = "Two of these vectors picked at random have a mean cosine of"
@@ -171,17 +177,13 @@ def _anisotropy(level: Level) -> str:
     # As many as show the error, which of a million vectors is small.
     decimals = 3 if level.stderr == 0 else min(9, max(3, -math.floor(math.log10(level.stderr))))
     said = f"{begin} {level.anisotropy:.{decimals}f} ± {level.stderr:.{decimals}f}"
-    return f"{said}." if _told_from_zero(level) else f"{said}: these data do not tell it from 0."
-
-
-def _told_from_zero(level: Level) -> bool:
-    return abs(level.anisotropy) > _UNDECIDED * level.stderr
+    return f"{said}." if cone.verdict == "greater" else f"{said}: these data do not tell it from 0."
 
 
 def _rogue(result: VectorsResult) -> Iterator[str]:
     share = sum(rogue.share for rogue in result.rogue_dimensions)
     # Where the mean cosine may be 0, its shares mean nothing.
-    if not (_told_from_zero(result.level) and share >= _MUCH):
+    if result.cone.verdict != "greater" or result.share is None or result.share.verdict != "greater":
         return
     names = listed_words([str(rogue.dimension) for rogue in result.rogue_dimensions])
     one = len(result.rogue_dimensions) == 1

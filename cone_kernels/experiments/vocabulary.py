@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from cone_kernels.statistics.extremes import Extreme, Extremes, block_rows, proj
 # What models of transformers that keep embeddings narrower than their layers call the linear map between the two:
 # ALBERT and RemBERT; ELECTRA, ConvBERT and RoFormer; DeBERTa; OPT.
 _MAPS = ("embedding_hidden_mapping_in", "embeddings_project", "embed_proj", "project_in")
+
+# Random directions that an axis is compared with.
+_RANDOM, _RANDOM_SEED = 64, 18
 
 
 class VocabularyError(ValueError):
@@ -42,6 +46,9 @@ class VocabularyProjection:
         rows_without_token: rows of the embedding matrix, left out, that the tokenizer has no token for: padding.
         rows_not_finite: rows left out because they hold NaN or an infinity.
         tokens_without_row: tokens of the tokenizer beyond the embedding matrix.
+        furthest: for each axis how far out the tokens at its two ends lie on average, in standard deviations of all
+            projections.
+        random_furthest: the same of random directions: "mean", and "p95", which one in twenty exceeds.
         highest, lowest: for each axis its tokens, the furthest first.
     """
 
@@ -50,13 +57,16 @@ class VocabularyProjection:
     rows_without_token: int
     rows_not_finite: int
     tokens_without_row: int
+    furthest: tuple[float, ...]
+    random_furthest: Mapping[str, float]
     highest: tuple[tuple[TokenProjection, ...], ...]
     lowest: tuple[tuple[TokenProjection, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """What was projected, as JSON data; the tokens belong to the axes."""
         names = ("tokens", "projected", "rows_without_token", "rows_not_finite", "tokens_without_row")
-        return {name: getattr(self, name) for name in names}
+        far = {"furthest": list(self.furthest), "random_furthest": dict(self.random_furthest)}
+        return {**{name: getattr(self, name) for name in names}, **far}
 
 
 def project_vocabulary(model: nn.Module, tokenizer: Any, axes: Tensor, count: int) -> VocabularyProjection:
@@ -92,20 +102,44 @@ def project_vocabulary(model: nn.Module, tokenizer: Any, axes: Tensor, count: in
     known = sorted(set(tokenizer.get_vocab().values()))
     ids = torch.tensor([number for number in known if number < len(weight)], device=weight.device)
     extremes, not_finite = Extremes(count, len(axes)), 0
+    beside = _random_directions(weight.shape[1], weight.device)
+    projections: list[Tensor] = []
     for block in torch.split(ids, block_rows(weight.shape[1])):
         rows = weight[block]
         finite = rows.isfinite().all(1)
         not_finite += int((~finite).sum())
         extremes.add(block[finite], project(rows[finite], directions) + offset)
+        # A matrix product may round as it likes here.
+        projections.append(rows[finite].float() @ torch.cat([directions, beside]).float().mT)
+    far = _how_far_out(torch.cat(projections), count)
+    random = far[len(axes) :]
     return VocabularyProjection(
         tokens=len(ids) - not_finite,
         projected="input embeddings" if linear is None else f"input embeddings through {name}",
         rows_without_token=len(weight) - len(ids),
         rows_not_finite=not_finite,
         tokens_without_row=len(known) - len(ids),
+        furthest=tuple(far[: len(axes)].tolist()),
+        random_furthest={"mean": float(random.mean()), "p95": float(random.quantile(0.95))},
         highest=tuple(_named(tokenizer, extremes.highest(axis)) for axis in range(len(axes))),
         lowest=tuple(_named(tokenizer, extremes.lowest(axis)) for axis in range(len(axes))),
     )
+
+
+def _random_directions(dim: int, device: torch.device) -> Tensor:
+    """(r, d) float64, always the same ones."""
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)
+    drawn = torch.randn(_RANDOM, dim, dtype=torch.float64, generator=generator)
+    return torch.nn.functional.normalize(drawn, dim=1).to(device)
+
+
+def _how_far_out(projections: Tensor, count: int) -> Tensor:
+    """(r,) of projections (V, r) on r directions: how many standard deviations from the mean both ends lie."""
+    projections = projections.double()
+    z = (projections - projections.mean(0)) / projections.std(0, correction=0)
+    ends = [z.topk(min(count, len(z)), dim=0, largest=largest).values for largest in (True, False)]
+    far: Tensor = (ends[0].mean(0) - ends[1].mean(0)) / 2
+    return far.cpu()
 
 
 def _input_embeddings(model: nn.Module) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels.devices import is_captured, to_device
-from cone_kernels.sums import jackknife_groups
+from cone_kernels.sums import GROUPS, jackknife_groups
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -139,6 +139,14 @@ def sentence_numbers(name: str, ids: ArrayLike, n: int) -> Tensor:
     if n > 0:
         require(tensor.min() >= 0, name, lambda: f"{int(tensor.min())}", "it must be 0 or more in each place")
     return tensor.long()
+
+
+def given_groups(groups: ArrayLike, n: int) -> Tensor:
+    """Jackknife groups (n,) that a caller gives, as int64 from 0 to 63."""
+    numbers = sentence_numbers("groups", groups, n)
+    if n > 0:
+        require(numbers.max() < GROUPS, "groups", lambda: f"{int(numbers.max())}", f"it must be below {GROUPS}")
+    return numbers
 
 
 def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None:

@@ -196,6 +196,7 @@ class ConeProbe:
         mask: Tensor | None = None,
         special: Tensor | None = None,
         repeats: Tensor | Sequence[bool] | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         """Says of the next forward what its arguments do not: sentence ids, the tokens that count, repeated sentences.
 
@@ -206,6 +207,8 @@ class ConeProbe:
             special: (B, T) alike: 1 = a token that the tokenizer adds; for the pooling mean_without_special.
             repeats: (B,) bool: sentences that have been counted elsewhere, as a distributed sampler repeats some to
                 fill its last batch; they are left out, and not counted as left out.
+            groups: (B,) int64, 0 to 63: the jackknife groups of the sentences, such as those of their documents.
+                Default: the ids decide them, so that neighbours share one.
         """
         ids = None if sentence_ids is None else torch.as_tensor(sentence_ids)
         if ids is not None and (ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
@@ -215,7 +218,7 @@ class ConeProbe:
         again = None if repeats is None else torch.as_tensor(repeats)
         if again is not None and (again.dim() != 1 or again.dtype != torch.bool):
             raise ValueError(f"repeats: got {again.dtype} of shape {tuple(again.shape)}; it must be bool (B,)")
-        self._next = BatchNotes(ids, checked["mask"], checked["special"], again)
+        self._next = BatchNotes(ids, checked["mask"], checked["special"], again, groups)
 
     def reset(self) -> None:
         """Forget the sums and start anew with the next forward; its sentence ids count up from 0 again."""

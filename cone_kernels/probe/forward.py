@@ -42,6 +42,7 @@ class BatchNotes:
     mask: Tensor | None = None  # (B, T) bool
     special: Tensor | None = None  # (B, T) bool
     repeats: Tensor | None = None  # (B,) bool
+    groups: Tensor | None = None  # (B,) int64
 
 
 @dataclass
@@ -55,6 +56,7 @@ class ProbedForward:
         cu_seqlens: (B + 1,) int64, first rows of the sentences in packed layers.
         flattened: whether the batch is one row (1, N) of several sentences.
         kept: (B,) bool, the sentences that are no repeats; None for all.
+        groups: (B',) int64, their jackknife groups; None where the ids decide them.
         calls: how often each module's input or output was seen so far.
         seen: layers that were taken in.
         held: layers that wait to be added, with their hidden states; all are alike.
@@ -68,6 +70,7 @@ class ProbedForward:
     cu_seqlens: Tensor | None = None
     flattened: bool = False
     kept: Tensor | None = None
+    groups: Tensor | None = None
     calls: dict[tuple[str, Kind], int] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     held: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -104,7 +107,8 @@ class ProbedForward:
             mask = torch.ones(size, dtype=torch.bool, device=tokens.device)
         n_sentences = size[0] if starts is None else len(starts) - 1
         kept = None if notes.repeats is None or not bool(notes.repeats.any()) else ~notes.repeats.to(tokens.device)
-        for name, value in (("sentence_ids", notes.sentence_ids), ("repeats", notes.repeats)):
+        given = {"sentence_ids": notes.sentence_ids, "repeats": notes.repeats, "groups": notes.groups}
+        for name, value in given.items():
             if value is not None and len(value) != n_sentences:
                 raise ValueError(
                     f"{name}: got {len(value)}; it must be {n_sentences}, one for each sentence of the batch"
@@ -114,10 +118,12 @@ class ProbedForward:
         else:
             ids = notes.sentence_ids.to(torch.int64)
             ids = ids if kept is None else ids[kept.to(ids.device)]
+        groups = notes.groups
+        groups = groups if groups is None or kept is None else groups[kept.to(groups.device)]
         refuse_missing_special(poolings, notes.special)
         if notes.special is not None and notes.special.shape != size:
             raise ValueError(f"special: got shape {tuple(notes.special.shape)}; it must be {size} as the tokens")
-        form: dict[str, Any] = {"cu_seqlens": starts, "flattened": starts is not None, "kept": kept}
+        form: dict[str, Any] = {"cu_seqlens": starts, "flattened": starts is not None, "kept": kept, "groups": groups}
         return cls(ids, mask, notes.special, **form, _mask_on_its_way=on_its_way)
 
     def refuse_wrong_mask(self) -> None:
@@ -155,7 +161,9 @@ class ProbedForward:
                 mask = None if mask is None else mask[self.kept]
                 special = None if special is None else special[self._kept_tokens() if packed else self.kept]
                 starts = None if starts is None else nn.functional.pad(starts.diff()[self.kept].cumsum(0), (1, 0))
-            self._batches[packed] = SentenceBatch.of(rows, mask, starts, self.sentence_ids, special=special)
+            self._batches[packed] = SentenceBatch.of(
+                rows, mask, starts, self.sentence_ids, special=special, groups=self.groups
+            )
         return self._batches[packed]
 
     def holds_like(self, rows: Tensor) -> bool:

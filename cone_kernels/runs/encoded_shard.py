@@ -60,6 +60,7 @@ class EncodedShard:
         special: (N,) int64, 1 where the tokenizer added the token; None where that is not needed.
         truncated: sentences cut at the model's longest input.
         unknown: tokens that stand for a word that the tokenizer does not know.
+        groups: (B,) int64 jackknife groups of the sentences; None where their indices decide them.
     """
 
     first_id: int
@@ -68,10 +69,17 @@ class EncodedShard:
     special: NDArray[np.int64] | None
     truncated: int
     unknown: int = 0
+    groups: NDArray[np.int64] | None = None
 
     @classmethod
     def of(
-        cls, loaded: LoadedModel, texts: list[str], first_id: int = 0, *, special_tokens: bool = False
+        cls,
+        loaded: LoadedModel,
+        texts: list[str],
+        first_id: int = 0,
+        *,
+        special_tokens: bool = False,
+        groups: list[int] | None = None,
     ) -> EncodedShard:
         """The sentences as token ids, cut at the model's longest input.
 
@@ -80,6 +88,7 @@ class EncodedShard:
             texts: the sentences.
             first_id: the index of the first of them in the corpus.
             special_tokens: note which tokens the tokenizer added.
+            groups: jackknife groups of the sentences; None where their indices decide them.
         """
         limit = loaded.max_length
         found = _columns(loaded, texts, special_tokens=special_tokens)
@@ -92,7 +101,8 @@ class EncodedShard:
         special = flat.pop(SPECIAL_TOKENS, None)
         unknown = unknown_token(loaded.tokenizer)
         n_unknown = 0 if unknown is None else int(np.count_nonzero(flat[_IDS] == unknown))
-        return cls(first_id, flat, lengths, special, truncated, n_unknown)
+        given = None if groups is None else np.array(groups, dtype=np.int64)
+        return cls(first_id, flat, lengths, special, truncated, n_unknown, given)
 
     def beginnings(self, sentence: int, lengths: list[int]) -> EncodedShard:
         """The first tokens of one sentence as sentences of these lengths.
@@ -131,6 +141,10 @@ class EncodedShard:
             seen = torch.from_numpy(mask) if longest > 0 else torch.ones_like(rows[_IDS])
             rows[ATTENTION_MASK] = seen.to(torch.int64)
         return _moved(rows, loaded.device)
+
+    def groups_of(self, batch: list[int]) -> torch.Tensor | None:
+        """(B,) int64 jackknife groups of these sentences; None where their indices decide them."""
+        return None if self.groups is None else torch.from_numpy(self.groups[batch])
 
     def n_tokens(self, batch: list[int]) -> int:
         """Tokens of these sentences together."""

@@ -16,6 +16,8 @@ from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.machine import machine
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cone_kernels.models.loaded import LoadedModel
     from cone_kernels.runs.runner import Run
     from cone_kernels.runs.sentence_vectors import SentenceVectors
@@ -57,6 +59,26 @@ class Measurement:
     def name(self) -> str:
         """A short name of the model: the last part of its folder or hub id, two where the last one says nothing."""
         return short_name(str(self.model["name"]))
+
+    def groups(self) -> Callable[[Tensor], Tensor]:
+        """What gives the jackknife groups of sentences by their indices in the corpus.
+
+        Where a field of the records decides them (`group_by`), the corpus is read again.
+
+        Raises:
+            ValueError: it has other sentences than the first time.
+        """
+        import torch
+
+        from cone_kernels.sums import jackknife_groups
+
+        corpus = self.sentences
+        if corpus is None or corpus.group_by is None:
+            return jackknife_groups
+        by_index = torch.tensor([corpus.group or 0 for _ in corpus])
+        if corpus.summary.fingerprint != self.corpus["fingerprint"]:
+            raise ValueError("corpus: got other sentences when it was read again for their groups; it must not change")
+        return lambda ids: by_index[ids]
 
     def layer(self, layer: Layer | None) -> Layer:
         """The layer that is looked at: a number that may be counted from the end, -1 is the last, or "output".

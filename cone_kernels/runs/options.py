@@ -26,8 +26,12 @@ class CorpusOptions(TypedDict, total=False):
     """The field or fields of records, or columns of tables, to read."""
     sample: int | None
     """So many of the distinct sentences, drawn uniformly."""
+    shuffle: bool
+    """In an order drawn by chance, so that neighbours are not alike and errors are right; all are in memory."""
     seed: int | None
-    """Of the sample; default 0."""
+    """Of the sample and the order; default 0."""
+    group_by: str | None
+    """A field that says which sentences belong together, such as a document's id: they share a jackknife group."""
     dedup: bool
     """Leave out the sentences that came before (default)."""
     format: TextFormat | None
@@ -208,7 +212,9 @@ DEFAULTS: dict[str, Any] = {
     "limit": None,
     "field": None,
     "sample": None,
+    "shuffle": False,
     "seed": None,
+    "group_by": None,
     "dedup": True,
     "format": None,
     "errors": "replace",

@@ -38,7 +38,7 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 SHARD_SIZE = {"cpu": 8192, "cuda": 65536}
 
 # What of a corpus's settings decides which sentences come after those that a checkpoint has seen.
-_CORPUS_SETTINGS = ("fields", "limit", "sample", "seed", "dedup", "errors", "malformed")
+_CORPUS_SETTINGS = ("fields", "limit", "sample", "shuffle", "seed", "group_by", "dedup", "errors", "malformed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,9 @@ class _CorpusPass:
     def pass_over(self) -> None:
         """Reads the corpus to its end, and runs the shards that fall to this process and are not done."""
         first, size = "", self.growing.part.shard_size
-        shards = encoded_shards(self._sentences, size, self._runner.encode, self.growing.runs_here)
+        sentences = self._sentences
+        group = (lambda: sentences.group) if isinstance(sentences, Corpus) and sentences.group_by else None
+        shards = encoded_shards(sentences, size, self._runner.encode, self.growing.runs_here, group)
         modules = (self._loaded.model, *(self._loaded.output.steps if self._loaded.output else ()))
         with evaluation(*modules), self._probe, cpu_threads(self._threads), closing(shards):
             for number, (texts, encoded) in enumerate(shards):

@@ -79,9 +79,9 @@ class ShardRunner:
     backends: dict[str, str] = field(default_factory=dict)
     n_shards: int = 0
 
-    def encode(self, first_id: int, texts: list[str]) -> EncodedShard:
+    def encode(self, first_id: int, texts: list[str], groups: list[int] | None = None) -> EncodedShard:
         """The sentences of a shard as token ids, as `run_shard` takes them."""
-        return EncodedShard.of(self.loaded, texts, first_id, special_tokens=self.special_tokens)
+        return EncodedShard.of(self.loaded, texts, first_id, special_tokens=self.special_tokens, groups=groups)
 
     def run_shard(self, shard: EncodedShard) -> ConeState:
         """The state of a shard, started again with a smaller budget as often as memory runs out.
@@ -172,16 +172,17 @@ class ShardRunner:
 
     def _forward(self, shard: EncodedShard, batch: list[int], *, packed: bool) -> None:
         """Runs the model over some sentences of a shard, named by their positions in it; the probe counts them."""
-        ids = torch.tensor(batch) + shard.first_id
+        ids, groups = torch.tensor(batch) + shard.first_id, shard.groups_of(batch)
         if packed and shard.lengths[batch[0]] > 0:
             inputs = shard.packed_inputs(batch, self.loaded)
-            self.probe.next_batch(ids, special=shard.packed_special(batch))
+            self.probe.next_batch(ids, special=shard.packed_special(batch), groups=groups)
         else:
             length = self._length(shard, batch)
             inputs = shard.padded_inputs(batch, self.loaded, length)
             # The probe looks at the values of a mask of integers, and the host would wait for the device; not at a
             # bool's.
-            self.probe.next_batch(ids, mask=shard.counted(batch, inputs), special=shard.special_rows(batch, length))
+            seen, special = shard.counted(batch, inputs), shard.special_rows(batch, length)
+            self.probe.next_batch(ids, mask=seen, special=special, groups=groups)
         with torch.inference_mode():
             hidden = self.loaded.model(**inputs)[0]  # (B, T, D), or packed (1, N, D)
         if self.loaded.output is not None:
@@ -197,7 +198,7 @@ class ShardRunner:
             vectors = output.vectors(hidden, mask)
         ids = torch.tensor(batch) + shard.first_id
         empty = None if all(lengths) else torch.tensor(lengths) == 0
-        self.probe.state.add_output(vectors, ids, empty)
+        self.probe.state.add_output(vectors, ids, empty, shard.groups_of(batch))
         self.keeper.take(OUTPUT, len(self.probe.layer_names), ids, vectors)
 
     @contextmanager

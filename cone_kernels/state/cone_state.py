@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cone_kernels.devices import is_captured, to_device
 from cone_kernels.names import pooling_names
-from cone_kernels.ops.arguments import float_tensor, groups_of, hidden_layers, read_is_free
+from cone_kernels.ops.arguments import float_tensor, given_groups, groups_of, hidden_layers, read_is_free
 from cone_kernels.ops.pool_moments import pool_and_row_moments_, pool_moments_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
@@ -270,7 +270,9 @@ class ConeState:
             self.sentence.n_empty[at] += batch.empty_by_group
         return pooled, status, self.sentence.add_rows(at, pooled, batch.groups_of_pooled, self.backend)
 
-    def add_output(self, vectors: Tensor, sentence_ids: Tensor, empty: Tensor | None = None) -> None:
+    def add_output(
+        self, vectors: Tensor, sentence_ids: Tensor, empty: Tensor | None = None, groups: Tensor | None = None
+    ) -> None:
         """Adds the vectors that the model itself gives for sentences to `output`.
 
         The first ones say how wide it is; second moments are kept of it where they are of the sentence level. A vector
@@ -280,6 +282,7 @@ class ConeState:
             vectors: (B, d).
             sentence_ids: (B,) int64 index in the corpus.
             empty: (B,) bool: sentences without a token, which are counted as such; None where all have some.
+            groups: (B,) int64, their jackknife groups; None where the ids decide them.
 
         Raises:
             TypeError, ValueError: as `Moments.update`.
@@ -290,7 +293,10 @@ class ConeState:
             self.output = Moments.empty("sentence", [0], rows.shape[1], device=rows.device, **keep)
         elif rows.shape[1] != self.output.dim:
             raise ValueError(f"vectors: got width {rows.shape[1]}; it must be {self.output.dim} as the state's output")
-        groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
+        if groups is None:
+            groups = groups_of("sentence_ids", sentence_ids, len(rows), rows.device)
+        else:
+            groups = to_device(given_groups(groups, len(rows)), rows.device)
         assert groups is not None
         if empty is not None:
             without = to_device(empty, rows.device)

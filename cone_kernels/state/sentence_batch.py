@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels.devices import to_device
-from cone_kernels.ops.arguments import ArrayLike, as_tensor, read_is_free, sentence_numbers, token_mask
+from cone_kernels.ops.arguments import ArrayLike, as_tensor, given_groups, read_is_free, sentence_numbers, token_mask
 from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import GROUPS, jackknife_groups
 
@@ -68,6 +68,7 @@ class SentenceBatch:
         sentence_ids: Tensor | None,
         first_id: int = 0,
         special: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> SentenceBatch:
         """The batch of which `hidden` (B, T, D), or (N, D) with `cu_seqlens`, is a layer.
 
@@ -77,6 +78,7 @@ class SentenceBatch:
             sentence_ids: (B,) int64; without them the ids count up from `first_id`.
             first_id: the first id where none are given.
             special: (B, T), or packed (N,): 1 = a token that the tokenizer adds, such as [CLS].
+            groups: (B,) int64, 0 to 63, the jackknife groups; without them the ids decide.
 
         Raises:
             TypeError, ValueError: an argument does not fit, as in `pool_moments`.
@@ -86,7 +88,7 @@ class SentenceBatch:
         if sentence_ids is None:
             sentence_ids = torch.arange(n_sentences, device=hidden.device) + first_id
         ids = sentence_numbers("sentence_ids", sentence_ids, n_sentences)
-        groups = jackknife_groups(ids)
+        groups = jackknife_groups(ids) if groups is None else given_groups(groups, n_sentences)
         if ids.device != hidden.device:
             ids, groups = to_device(torch.stack([ids, groups]), hidden.device).unbind(0)  # one copy for both
         checked = None if special is None else _special_tokens(special, hidden)

@@ -43,7 +43,7 @@ def print_centering(console: Console, result: CenteringResult) -> None:
     for reason in result.reasons:
         console.print(f"- is not defined: {reason}", style="yellow")
     for sentence in result.summary():
-        console.print(sentence, markup=False)
+        console.print(sentence.replace("±", "+/-") if console.options.ascii_only else sentence, markup=False)
     for file in (result.file, result.manifest.get("written")):
         if file is not None:
             console.print(f"written to {file}", style="dim", markup=False)

@@ -54,7 +54,7 @@ def print_layers(console: Console, result: LayersResult) -> None:
     if result.summary():
         console.print()
     for line in result.summary():
-        console.print(line)
+        console.print(line.replace("±", "+/-") if console.options.ascii_only else line)
 
 
 def _print_geometry(console: Console, result: LayersResult) -> None:

@@ -43,6 +43,7 @@ def print_rotation(console: Console, result: RotationResult) -> None:
     _print_matrix(console, result, "|r| along the axes", result.functional_cosine, plain)
     console.print("correlation of the same sentences' projections on the two axes", style="dim")
     _print_angles(console, result)
+    _print_overlaps(console, result)
     _print_matrix(console, result, "mean cosine of … less the mean of", result.centered_anisotropy, plain)
     for reason in result.reasons:
         console.print(f"- is not defined: {reason}", style="yellow", markup=False)
@@ -104,3 +105,28 @@ def _print_angles(console: Console, result: RotationResult) -> None:
         table.add_row(f"{_letter(i)} {_letter(j)}", drawn)
     console.print()
     console.print(table)
+
+
+def _print_overlaps(console: Console, result: RotationResult) -> None:
+    """What is said of each pair of models, and what it is said from."""
+    table = _table()
+    table.add_column("")
+    for heading in ("axes", "overlap", "corrected", "s.e.", "own halves", "by chance"):
+        table.add_column(heading, justify="right", no_wrap=True, style="dim" if heading == "s.e." else None)
+    table.add_column("verdict", no_wrap=True)
+    for i, j in combinations(range(len(result.models)), 2):
+        pair = result.pairs[i][j]
+        if pair is None:
+            table.add_row(f"{_letter(i)} {_letter(j)}", *"------", "-")
+            continue
+        halves = " ".join(number(half) for half in pair.halves)
+        found = (number(pair.overlap.value), number(pair.overlap.corrected), number(pair.overlap.stderr))
+        cells = (str(pair.overlap.axes), *found, halves, number(pair.drawn.p95))
+        table.add_row(f"{_letter(i)} {_letter(j)}", *cells, pair.verdict)
+    console.print()
+    console.print(table)
+    legend = (
+        "overlap: mean cos² between the spaces of the top axes; corrected: less the noise of the",
+        "sentences; own halves: that of two halves of them; by chance: once in twenty",
+    )
+    console.print(Text("\n".join(legend), "dim"))

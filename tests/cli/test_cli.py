@@ -112,7 +112,7 @@ def test_table_and_files(model: Path, corpus: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0
     found = json.loads(report.read_text())
     assert ConeState.load(state).fingerprint() == found["manifest"]["state_fingerprint"]
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()[:1].isdigit()}
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line[:7].strip().isdigit()}
     assert list(rows) == ["0", "1", "2", "3"]
     for row in found["layers"]:
         for level in ("sentence", "token"):

@@ -15,9 +15,10 @@ from rich.console import Console
 from cone_kernels.cli import main
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.rotation import rotation
-from cone_kernels.experiments.rotation_result import Chance, ComparedModel, RotationResult
+from cone_kernels.experiments.rotation_result import AxesPair, Chance, ComparedModel, RotationResult
 from cone_kernels.runs.measure import measure
 from cone_kernels.statistics.directions import random_cosine_mean
+from cone_kernels.statistics.subspaces import Overlap
 from cone_kernels.terminal.rotation import print_rotation
 from tests.experiments.test_rotation import SENTENCES
 from tests.support.places import EXAMPLES
@@ -51,6 +52,12 @@ def compared(name: str, anisotropy: float = 0.7, hidden_size: int = 1024) -> Com
     return ComparedModel(name, name, "BertModel", None, hidden_size, 24, "block", level, 0.1, "one")
 
 
+def pair_of(cosine: float, sentences: int = 1000) -> AxesPair:
+    """Of two first axes, known to 0.01."""
+    found = Overlap(1, cosine**2, cosine**2, 0.005, 0.02, 63)
+    return AxesPair(found, 0.01, 0.005, (0.98, 0.99), Chance(0.002, 0.01), sentences)
+
+
 def family(axis: list[list[float]], centered: list[list[float]], functional: list[list[float]]) -> RotationResult:
     """Four models, of which the last is no relation."""
     square = tuple(map(tuple, axis))
@@ -60,6 +67,7 @@ def family(axis: list[list[float]], centered: list[list[float]], functional: lis
         corpus={},
         k=1,
         axis_cosine=square,
+        pairs=tuple(tuple(None if i == j else pair_of(axis[i][j]) for j in range(4)) for i in range(4)),
         mean_cosine=square,
         principal_angles=((None,) * 4,) * 4,
         centered_anisotropy=tuple(map(tuple, centered)),
@@ -79,9 +87,10 @@ def test_summary_tells_families_apart() -> None:
     near = [[0.1] * 4] * 4
     found = family(axis, centered, near).summary()
     assert found == (
-        "mxbai, bge and gte share their axis: |cos| 0.963 or more between any two.",
-        "The axes of mxbai, bge and gte on one side and bert on the other are no closer than chance: |cos| 0.024 to "
-        "0.053; two random directions in 1024 dimensions have 0.025 on average.",
+        "mxbai, bge and gte share their axis: |cos| 0.96 to 0.98 (from 0.96 to 0.99 with its error) between any two.",
+        "The axes of mxbai, bge and gte on one side and bert on the other are no closer than chance: |cos| 0.02 to "
+        "0.05 (from 0.00 to 0.11 with its error); of directions drawn from their covariances one pair in twenty has "
+        "more than 0.10.",
         "Subtracting its own mean takes mxbai from a mean cosine of 0.700 to 0.000; those of bge and gte carry over: "
         "0.020 to 0.030; that of bert does not carry over: 0.680.",
         "Subtracting its own mean takes bge from a mean cosine of 0.700 to 0.000; that of mxbai carries over: 0.010; "
@@ -96,7 +105,7 @@ def test_summary_tells_families_apart() -> None:
     open_cones = [[0.69] * 4] * 4
     differ = family(axis, open_cones, [[0.95] * 4] * 4).summary()
     assert differ[1].startswith(
-        "The axes of mxbai, bge and gte on one side and bert on the other differ: |cos| 0.030 to 0.350. By chance one "
+        "The axes of mxbai, bge and gte on one side and bert on the other differ: |cos| 0.03 to 0.35 (from 0.00 to 0.36"
     )
     assert differ[2].startswith("Yet they order the same sentences alike")
     assert len(differ) == 3
@@ -151,6 +160,7 @@ def test_many_long_names_fit_into_eighty_columns(result: RotationResult) -> None
         result,
         models=models,
         axis_cosine=square,
+        pairs=tuple(tuple(None if i == j else pair_of(0.3) for j in range(5)) for i in range(5)),
         mean_cosine=square,
         functional_cosine=square,
         centered_anisotropy=square,

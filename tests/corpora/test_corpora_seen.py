@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare, spearmanr
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.corpora.seen import MIN_DEDUP_MEMORY, SeenDigests
@@ -103,6 +103,25 @@ def test_a_sample_is_of_distinct_sentences_in_order(texts: list[str], size: int,
     assert corpus.summary.fingerprint == expected.summary.fingerprint
 
 
+def test_a_shuffled_corpus_has_the_same_sentences_in_another_order(tmp_path: Path) -> None:
+    texts = [f"sentence {i}" for i in range(200)]
+    corpus = Corpus.from_sentences([*texts, "sentence 3", ""], shuffle=True, seed=4)
+    given = list(corpus)
+    assert sorted(given) == sorted(texts)
+    assert given != texts
+    assert list(corpus) == given
+    assert (corpus.summary.shuffle, corpus.summary.sample, corpus.summary.duplicates) == (4, None, 1)
+    # Neighbours are no longer neighbours.
+    places = [int(text.rpartition(" ")[2]) for text in given]
+    assert abs(spearmanr(places, range(200)).statistic) < 0.2
+    (tmp_path / "a.txt").write_text("\n".join(reversed(texts)))
+    assert list(Corpus(tmp_path / "a.txt", shuffle=True, seed=4)) == given
+    assert list(Corpus.from_sentences(texts, shuffle=True)) == list(Corpus.from_sentences(texts, shuffle=True, seed=0))
+    assert sorted(Corpus.from_sentences(texts, shuffle=True, limit=9)) == sorted(texts[:9])
+    drawn = list(Corpus.from_sentences(texts, sample=9, shuffle=True))
+    assert sorted(drawn) == sorted(Corpus.from_sentences(texts, sample=9))
+
+
 def test_every_sample_is_as_likely_as_any_other() -> None:
     texts = list("abcdefgh")
     found = Counter(tuple(Corpus.from_sentences(texts, sample=3, seed=seed)) for seed in range(5600))
@@ -131,7 +150,8 @@ def test_a_sample_is_one_pass_and_the_same_from_any_file(tmp_path: Path) -> None
         ({"sample": 0}, "sample: got 0; it must be at least 1"),
         ({"sample": 3, "limit": 3}, "sample: got 3 with limit=3; it must be None"),
         ({"sample": 3, "dedup": False}, "sample: got 3 with dedup=False"),
-        ({"seed": 3}, "seed: got 3 without sample"),
+        ({"shuffle": True, "dedup": False}, "shuffle: got True with dedup=False"),
+        ({"seed": 3}, "seed: got 3 without sample or shuffle"),
         ({"sample": 3, "seed": -1}, "seed: got -1; it must be from 0 to"),
         ({"sample": 3, "seed": 2**64}, "it must be from 0 to 18446744073709551615"),
         ({"dedup_memory": 1000}, "dedup_memory: got 1000; it must be at least 1024 bytes"),

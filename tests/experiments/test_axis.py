@@ -30,6 +30,7 @@ from cone_kernels.models import load_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.state.file import StateFileError
+from cone_kernels.statistics.significance import correlation_claims
 from cone_kernels.terminal.axis import print_axis
 from tests.support.forked import run_python
 from tests.support.places import EXAMPLES
@@ -179,6 +180,8 @@ def test_to_dict_is_strict_json(result: AxisResult, sentences: list[str]) -> Non
         "rows_without_token": 0,
         "rows_not_finite": 0,
         "tokens_without_row": 0,
+        "furthest": result.vocabulary["furthest"],
+        "random_furthest": result.vocabulary["random_furthest"],
     }
     assert (data["vectors_file"], data["reasons"]) == (None, [])
     assert data["summary"] == list(result.summary())
@@ -379,26 +382,45 @@ def test_summary_says_what_the_data_says(found: AxisResult) -> None:
         f"vectors, the first 3 together {share:.1%}."
     )
     assert any(f"“{excerpt(first.top[0].text, 70)}”" in line for line in lines)
+    claims = correlation_claims(first.correlations, 300, margin=0.3)
     strongest = max(first.correlations.values(), key=abs)
     said = [line for line in lines if "goes with" in line]
     assert len(said) == 1
-    assert (f"r = {strongest:+.2f}" in said[0]) == (abs(strongest) >= 0.3)
+    assert (f"r = {strongest:+.2f}" in said[0]) == any(claim.differs for claim in claims.values())
 
 
 def test_summary_of_a_known_correlation(result: AxisResult) -> None:
     """Made from this result by changing one number at a time."""
 
-    def lines(mean_cosine: float = 0.5, **numbers: Any) -> str:
+    def lines(
+        mean_cosine: float = 0.5,
+        sentences: int = 300,
+        vocabulary: dict[str, Any] = result.vocabulary,
+        **numbers: Any,
+    ) -> str:
         component = dataclasses.replace(result.components[0], **numbers)
-        changed = dataclasses.replace(result, components=(component,), mean_cosine=mean_cosine)
+        changed = dataclasses.replace(
+            result, components=(component,), mean_cosine=mean_cosine, sentences=sentences, vocabulary=vocabulary
+        )
         return " ".join(changed.summary())
 
     none = {"length": 0.1, "token_frequency": -0.29, "norm": math.nan}
-    assert "goes with none of length, token frequency: every |r| is below 0.3" in lines(correlations=none)
+    assert "goes with none of length, token frequency: every |r| is below 0.3" in lines(
+        sentences=10**6, correlations=none
+    )
+    assert "Whether it goes with token frequency is undecided: 300 sentences are too few" in lines(correlations=none)
     strong = {"length": 0.4, "token_frequency": -0.7, "norm": 0.2}
     wanted = "goes with the mean log frequency of the sentence's tokens in the corpus most: r = -0.70."
     assert wanted in lines(correlations=strong)
+    assert "goes with the mean log frequency of the sentence's tokens in the corpus: r = -0.70." in lines(
+        correlations={**strong, "length": 0.65}
+    )
+    assert "Whether it goes with length, token frequency, norm is undecided" in lines(sentences=3, correlations=strong)
     assert "goes with" not in lines(correlations=dict.fromkeys(none, math.nan))
+    random = {"mean": 3.7, "p95": 3.8}
+    for far, said in ((3.6, True), (5.0, False)):
+        about = {**result.vocabulary, "furthest": [far], "random_furthest": random}
+        assert ("along random directions tokens lie as far out" in lines(vocabulary=about)) == said
     assert "stands at 60° to the mean direction" in lines()
     assert "stands across the mean direction (89°)" in lines(0.02)
     assert "nearly the mean direction (3°)" in lines(0.999)

@@ -18,10 +18,14 @@ from cone_kernels.cli import main
 from cone_kernels.cli.center import center as command
 from cone_kernels.experiments.centering import center, center_of
 from cone_kernels.experiments.centering_result import CenteringResult
+from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.level import Level
-from cone_kernels.names import METHODS
+from cone_kernels.experiments.vectors import vectors
+from cone_kernels.names import METHODS, CenteringMethod
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement
+from cone_kernels.statistics.claims import Claim
+from cone_kernels.sums import jackknife_blocks
 from tests.support.moment_cases import GROUP_OF
 from tests.support.places import EXAMPLES
 from tests.support.recording_probe import plain_anisotropy
@@ -66,7 +70,9 @@ def test_minilm_before_and_after(minilm: Measurement, tmp_path: Path) -> None:
         assert found.file == str(file)
     assert found.before.anisotropy > 0.7
     assert abs(found.after.anisotropy) < 0.01
-    assert found.summary()[1] == "The cone is open: no mean cosine is left."
+    assert isinstance(found.held_out, Judged)
+    assert found.summary()[1].startswith("It opens the cone: ")
+    assert "a small mean cosine is no quality; labelled pairs tell." in found.summary()[-1]
 
 
 def test_result_is_strict_json(minilm: Measurement) -> None:
@@ -86,6 +92,8 @@ def test_result_is_strict_json(minilm: Measurement) -> None:
         "fitted_on",
         "before",
         "after",
+        "held_out",
+        "dependence",
         "summary",
         "manifest",
     ]
@@ -125,37 +133,117 @@ def test_a_state_fits_and_a_corpus_measures(folder: Path, tmp_path: Path) -> Non
     assert found.after.anisotropy == pytest.approx(plain_anisotropy(found.centering(rows)), abs=1e-9)
     assert found.fitted_on == {"state": "half", "sentences": 20, "prompt": None}
     assert "measured on 20 sentences, fitted on the 20 sentences of half" in found.summary()[0]
+    assert isinstance(found.held_out, Judged)
+    assert (found.held_out.folds, found.held_out.fitted_on) == (1, 20)
+    assert found.held_out.value == pytest.approx(found.after.anisotropy, abs=1e-9)
+    assert found.held_out.before == pytest.approx(found.before.anisotropy, abs=1e-9)
 
 
 def test_what_is_not_defined_has_a_reason(folder: Path) -> None:
     data = center(folder, ["w5 w6"]).to_dict()
     assert (data["before"], data["after"]) == ({"value": None, "stderr": None},) * 2
     assert data["reason"].count("a pair needs two") == 2
+    assert data["held_out"] is None
+    assert "held_out: there are too few rows to judge it on others than those it is fitted on: 1" in data["reason"]
     assert data["summary"] == []
 
 
-def result(before: tuple[float, float], after: tuple[float, float]) -> CenteringResult:
-    levels = [Level(*values, 1000, 0, 0, 1.0) for values in (before, after)]
+def result(
+    value: float, stderr: float = 0.01, bound: float = 0.02, before: float = 0.7, held_out: str | None = None
+) -> CenteringResult:
+    levels = [Level(one, stderr, 1000, 0, 0, 1.0) for one in (before, -0.001)]
     centering = Centering.fit(moments_of(cone()))
+    judged = Judged(value, stderr, before, Claim(value - before, 0.0, bound), 4, 300)
+    cone_claim = Claim(before, 0.0, 0.05)
     fitted_on = {"state": None, "sentences": 400}
-    return CenteringResult({}, {}, 4, "block", levels[0], levels[1], fitted_on, None, {}, centering)
+    return CenteringResult(
+        {}, {}, 4, "block", levels[0], levels[1], fitted_on, cone_claim, held_out or judged, None, {}, centering
+    )
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "words"),
+    ("judged", "words"),
     [
-        ((0.7, 0.01), (0.02, 0.01), "The cone is open: no mean cosine is left."),
-        ((0.7, 0.01), (-0.001, 0.00001), "The cone is open: no mean cosine is left."),
-        ((0.7, 0.01), (0.14, 0.01), "20.0% of it is left."),
-        ((0.7, 0.01), (0.8, 0.01), "It does not open the cone."),
-        ((0.7, 0.01), (-0.3, 0.01), "Two sentences point apart on average now."),
-        ((0.02, 0.01), (-0.001, 0.00001), "There was no cone to open: the mean cosine was within three standard"),
+        ({"value": 0.01}, "It opens the cone: what is left is not told from 0."),
+        ({"value": 0.14}, "It opens the cone: 20.0% of it is left."),
+        ({"value": 0.8}, "It closes the cone further: 300 sentences are too few to fit it on."),
+        ({"value": -0.3}, "Two sentences point apart on average now."),
+        (
+            {"value": 0.65, "bound": 0.1},
+            "Whether it opens the cone is undecided; about 4,000 sentences would decide it.",
+        ),
+        ({"value": 0.0, "before": 0.02}, "No cone was told from noise before."),
     ],
 )
-def test_summary_says_what_is_seen(before: tuple[float, float], after: tuple[float, float], words: str) -> None:
-    first, second = result(before, after).summary()
-    assert f"from {before[0]:.3f} to {after[0]:.3f}, measured on the 400 sentences that it was fitted on" in first
-    assert second.startswith(words)
+def test_summary_says_what_is_seen(judged: dict[str, float], words: str) -> None:
+    found = result(**judged)
+    first, second, third = found.summary()
+    assert (
+        f"to {judged['value']:.3f} ± 0.010, measured on sentences that it was not fitted on (each quarter of" in first
+    )
+    assert second == words
+    assert "labelled pairs tell" in third
+    # Nothing praises a cone for being open.
+    assert "is open" not in " ".join(found.summary())
+
+
+def test_what_is_measured_where_it_was_fitted_proves_nothing() -> None:
+    (said,) = result(0.0, held_out="there are too few").summary()
+    assert said.endswith(
+        "measured on the 400 sentences that it was fitted on, which proves nothing: there are too few."
+    )
+
+
+def rows_around(mean: float, n: int, seed: int = 0) -> torch.Tensor:
+    return mean + torch.randn(n, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_quarter_is_judged_by_what_the_others_fit(method: CenteringMethod) -> None:
+    rows = rows_around(0.5, 700)
+    found = center(vectors=rows, method=method)
+    blocks = jackknife_blocks(torch.tensor([GROUP_OF[:700].count(group) for group in range(64)]))
+    fold = blocks[torch.tensor(GROUP_OF[:700])] % 4
+    total, pairs = [0.0, 0.0], 0
+    for number in range(4):
+        mine, others = rows[fold == number], rows[fold != number]
+        fit = Centering.fit(moments_of(others), method=method)
+        # Neighbours are in one block; pairs of two blocks count.
+        block = blocks[torch.tensor(GROUP_OF[:700])][fold == number]
+        apart = block[:, None] != block
+        pairs += int(apart.sum())
+        for at, side in enumerate((mine, fit(mine))):
+            units = torch.nn.functional.normalize(side, dim=1)
+            total[at] += float((units @ units.mT)[apart].sum())
+    judged = found.held_out
+    assert isinstance(judged, Judged)
+    assert (judged.before, judged.value) == pytest.approx([one / pairs for one in total], abs=1e-9)
+    assert judged.folds == 4
+    assert judged.fitted_on == min(int((fold != number).sum()) for number in range(4))
+
+
+def test_the_held_out_value_is_that_of_new_rows_and_not_that_of_the_rows_fitted_on() -> None:
+    """In-sample −1/(n−1) whatever the data; held out, what a mean of so few rows does to others."""
+    fitted, new = [], []
+    for seed in range(20):
+        found = center(vectors=rows_around(0.3, 64, seed))
+        assert found.after is not None
+        assert isinstance(found.held_out, Judged)
+        assert found.after.anisotropy < 0
+        fitted.append(found.held_out.value)
+        others = rows_around(0.3, 400, seed + 1000)
+        few = Centering.fit(moments_of(rows_around(0.3, 48, seed)))
+        new.append(plain_anisotropy(few(others)))
+    assert sum(fitted) / 20 == pytest.approx(sum(new) / 20, abs=0.012)
+    assert sum(new) / 20 > 0.015
+
+
+def test_a_centering_of_few_rows_is_said_to_close_the_cone(tmp_path: Path) -> None:
+    rows = rows_around(0.08, 1200)
+    state = vectors(rows[:12]).state
+    state.save(tmp_path / "few.safetensors")
+    found = center(vectors=rows[12:], state=tmp_path / "few.safetensors")
+    assert "closes the cone further: 12 vectors are too few" in found.summary()[1]
 
 
 def test_options_that_do_not_fit_are_refused(folder: Path, minilm: Measurement, tmp_path: Path) -> None:

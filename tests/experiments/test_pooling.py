@@ -19,11 +19,13 @@ from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.pooling import pooling, pooling_of
+from cone_kernels.experiments.pooling_claims import PoolingClaims
 from cone_kernels.experiments.pooling_result import PoolingLayer, PoolingResult, _summary
 from cone_kernels.experiments.result import Estimate
 from cone_kernels.models import load_model
 from cone_kernels.names import POOLINGS
 from cone_kernels.runs.measurement import from_state
+from cone_kernels.statistics.estimates import Estimates
 from tests.state.test_poolings import SENTENCE_TRANSFORMERS, plain_vector
 from tests.support.places import EXAMPLES
 from tests.support.recording_probe import plain_anisotropy
@@ -149,7 +151,7 @@ def test_poolings_of_minilm_are_those_of_sentence_transformers() -> None:
 
 def test_to_dict_is_strict_json(result: PoolingResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert list(data) == ["schema", "experiment", "model", "corpus", "layers", "summary", "manifest"]
+    assert list(data) == ["schema", "experiment", "model", "corpus", "layers", "dependence", "summary", "manifest"]
     assert (data["schema"], data["experiment"]) == ("cone_kernels/pooling/1", "pooling")
     assert data["manifest"]["options"]["poolings"] == list(POOLINGS)
     assert data["summary"] == list(result.summary())
@@ -225,34 +227,84 @@ def row(layer: int, token: float, sentence: float, stderr: float = 0.001, **chan
     return PoolingLayer(layer, "", level(token, stderr), level(sentence, stderr), **parts, poolings=poolings)
 
 
+def summary(layers: list[PoolingLayer]) -> list[str]:
+    """As if the errors of all numbers were independent."""
+    rests = [
+        Estimate(one.sentence.anisotropy - one.predicted.value, math.hypot(one.sentence.stderr, one.predicted.stderr))
+        for one in layers
+    ]
+    pooled = layers[-1].poolings
+    levels = of_errors([Estimate(one.anisotropy, one.stderr) for one in pooled.values()])
+    by_name = {name: levels.at(torch.tensor([at])) for at, name in enumerate(pooled)}
+    return _summary(
+        layers, PoolingClaims.of_estimates(of_errors([one.gap for one in layers]), of_errors(rests), by_name)
+    )
+
+
+def of_errors(found: list[Estimate]) -> Estimates:
+    return Estimates.of_errors(*(torch.tensor([getattr(one, name) for one in found]) for name in ("value", "stderr")))
+
+
 def test_summary_says_what_is_seen() -> None:
     poolings = {"mean": 0.12, "cls": 0.53, "last": 0.529, "max": 0.3}
     layers = [row(0, 0.1, 0.5, predicted=0.46), row(1, 0.2, 0.7, predicted=0.6), row(2, 0.1, 0.12, poolings=poolings)]
-    assert _summary(layers) == [
+    assert summary(layers) == [
         "Pooling tightens the cone most at layer 1: two tokens have a mean cosine of 0.20 there, two sentences one of "
         "0.70, a gap of +0.500 ± 0.001 (standard error).",
         "Averaging alone, over tokens with a mean cosine of 0.30 within a sentence and 0.20 between sentences, "
         "predicts 0.60 for the sentences of layer 1: 80% of the gap; their cone is tighter than that by 0.10.",
         "At the last layer, 2, the gap is +0.020 ± 0.001.",
-        "At the last layer, 2, the narrowest cone is that of the first token (0.53), the last token (0.53), the widest "
-        "that of the mean (0.12).",
+        "At the last layer, 2, the narrowest cone is that of the first token (0.53) and the last token (0.53), the "
+        "widest that of the mean (0.12).",
     ]
 
 
 def test_summary_does_not_read_the_noise() -> None:
     alike = {"mean": 0.12, "max": 0.13}
     layers = [row(0, 0.1, 0.5, 0.01), row(1, 0.2, 0.62, 0.01), row(2, 0.1, 0.12, 0.01, poolings=alike)]
-    largest, averaging, last, poolings = _summary(layers)
-    assert "most at layer 1 (as far as the noise tells, it is as large at layer 0): " in largest
+    largest, averaging, last, poolings = summary(layers)
+    assert "most at layer 1 (as far as can be told, it is as large at layer 0): " in largest
     assert averaging.endswith("100% of the gap, and no more than the noise is left to explain.")
-    assert last == "At the last layer, 2, the gap is no larger than the noise: +0.020 ± 0.010."
-    assert poolings == "At the last layer, 2, the poolings cannot be told apart: their cones are alike."
-    noise = _summary([row(0, 0.1, 0.5, 0.2), row(1, 0.2, 0.1, 0.2)])
-    assert noise == [
-        "At no layer does the cone of the sentences differ from that of the tokens by more than the noise."
-    ]
-    assert _summary([row(0, 0.1, 0.5, math.nan)]) == []
-    assert _summary([row(0, 0.9, 0.2, predicted=0.3)])[0].startswith("Pooling widens the cone most at layer 0: ")
+    assert last == "At the last layer, 2, the gap is not told from noise: +0.020 ± 0.010."
+    assert poolings == "At the last layer, 2, the cones of the poolings are not told apart."
+    noise = summary([row(0, 0.1, 0.5, 0.2), row(1, 0.2, 0.1, 0.2)])
+    assert noise == ["At no layer is the cone of the sentences told from that of the tokens."]
+    assert summary([row(0, 0.1, 0.5, math.nan)]) == []
+    assert summary([row(0, 0.9, 0.2, predicted=0.3)])[0].startswith("Pooling widens the cone most at layer 0: ")
+
+
+def test_a_pooling_is_not_both_the_narrowest_and_the_widest() -> None:
+    poolings = {"mean": 0.30, "cls": 0.35, "last": 0.40, "max": 0.29}
+    *_, said = summary([row(0, 0.1, 0.5, 0.02), row(1, 0.1, 0.3, 0.02, poolings=poolings)])
+    assert said == (
+        "At the last layer, 1, the narrowest cone is that of the last token (0.40), the widest that of the maximum "
+        "(0.29) and the mean (0.30); the first token (0.35) may be either."
+    )
+
+
+@pytest.mark.parametrize("spread", [0, 6])
+def test_where_lengths_vary_what_averaging_predicts_is_said_to_be_rough(spread: int) -> None:
+    """Averaging is the whole story by construction; of the mean length it would be more than the whole."""
+    n, dim = 400, 600
+    generator = torch.Generator().manual_seed(0)
+    lengths = 8 + torch.randint(-spread, spread + 1, (n, 1), generator=generator)
+    common, own, noise = (
+        torch.randn(*shape, dim, generator=generator) / dim**0.5 for shape in ((1, 1), (n, 1), (n, 14))
+    )
+    state = ConeState.empty([0], dim)
+    state.update([0.4 * common + 0.3 * own + noise], (torch.arange(14) < lengths).long())
+    found = pooling_of(from_state(state))
+    (said,) = (line for line in found.summary() if line.startswith("Averaging alone"))
+    rough = "of lengths that vary as theirs do averaging alone gives less." in said
+    assert rough == bool(spread)
+    assert ("no more than the noise is left" in said) != rough
+    row = found.layers[0]
+    assert (row.predicted.value > 1.03 * row.sentence.anisotropy) == bool(spread)
+
+
+def test_layers_whose_gaps_are_as_large_are_listed_in_words() -> None:
+    layers = [row(0, 0.1, 0.61, 0.01), row(1, 0.1, 0.2, 0.01), row(2, 0.1, 0.6, 0.01), row(3, 0.1, 0.6, 0.01)]
+    assert "most at layer 0 (as far as can be told, it is as large at layers 2 and 3): " in summary(layers)[0]
 
 
 def cone(*arguments: str | Path) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_minilm_against_itself(minilm: Measurement) -> None:
     wanted = plain_anisotropy(rows - rows.mean(0))
     np.testing.assert_allclose(found.centered_anisotropy, np.full((2, 2), wanted), atol=1e-9)
     assert found.p_value == ((0.0, 0.0), (0.0, 0.0))
-    assert "share their axis: |cos| 1.000." in found.summary()[0]
+    assert found.verdict == (("share", "share"), ("share", "share"))
+    assert re.search(r"share the space of their top \d axes: overlap 1.00 \(from 1.00 to 1.00", found.summary()[0])
     assert "carries over" in found.summary()[1]
 
 
@@ -111,8 +113,9 @@ def test_minilm_against_its_rotated_space(minilm: Measurement) -> None:
     assert found.null[0][1] == Chance(random_cosine_mean(384), random_cosine_quantile(0.95, 384))
     assert found.p_value[0][1] == random_cosine_p_value(found.axis_cosine[0][1], 384)
     chance, same, *means = found.summary()
-    assert chance.startswith("The axes of minilm and turned are no closer than chance: |cos| 0.0")
-    assert "have 0.041 on average" in chance
+    assert found.verdict == (("share", "differ"), ("differ", "share"))
+    assert "axes of minilm and turned are no closer than chance: |cos| 0.0" in chance
+    assert "of directions drawn from their covariances one pair in twenty has more than 0." in chance
     assert "their axes correlate with |r| 1.000. It is the same axis in a rotated space." in same
     # Both means are in the vectors then, at a right angle: the cone is tighter than before.
     assert len(means) == 2
@@ -178,10 +181,19 @@ def test_to_dict_is_strict_json(result: RotationResult) -> None:
         "functional_cosine",
         "null",
         "p_value",
+        "verdict",
+        "axis_stderr",
+        "overlap",
+        "dependence",
         "reasons",
         "summary",
         "manifest",
     ]
+    assert data["verdict"] == [list(row) for row in result.verdict]
+    pair = result.pairs[0][1]
+    assert pair is not None
+    assert data["overlap"][1][0]["value"] == pair.overlap.value
+    assert (data["overlap"][0][0], data["axis_stderr"][0][0]) == (None, None)
     assert (data["schema"], data["experiment"], data["k"]) == ("cone_kernels/rotation/1", "rotation", 3)
     assert data["axis_cosine"] == [list(row) for row in result.axis_cosine]
     assert [len(angles) for row in data["principal_angles"] for angles in row] == [3] * 9
@@ -248,6 +260,75 @@ def test_a_subspace_that_the_sentences_do_not_span_has_no_angles() -> None:
     found = rotation_of([of_rows(flat, "flat"), of_rows(normal(50, 6, dtype=torch.float64), "full")], k=3)
     assert [[angles is None for angles in row] for row in found.principal_angles] == [[True, True], [True, False]]
     assert found.reasons == ("principal_angles of flat: its sentence vectors vary in fewer directions than k",)
+
+
+# The spread of vectors with two axes that are nearly alike, then a gap.
+SPREAD = torch.tensor([3.0, 2.95, *torch.linspace(1.2, 0.3, 18).tolist()], dtype=torch.float64)
+
+
+def spread_rows(n: int, seed: int) -> Tensor:
+    return normal(n, 20, dtype=torch.float64, seed=seed, shift=0) * SPREAD
+
+
+def test_two_samples_of_one_model_share_their_axes_though_the_first_ones_are_swapped() -> None:
+    rows, others = spread_rows(600, 0), spread_rows(600, 1)
+    found = rotation_of([of_rows(rows, "a"), of_rows(others, "b", fingerprint="two")])
+    # The one axis is no one's: the two swap places from sample to sample.
+    assert found.axis_cosine[0][1] < 0.9
+    assert found.verdict == (("share", "share"), ("share", "share"))
+    said = found.summary()[0]
+    assert said.startswith("a and b share the space of their top 2 axes: overlap 1.0")
+    pair = found.to_dict()["overlap"][0][1]
+    assert (pair["axes"], pair["needed"]) == (2, None)
+    assert pair["value"] < pair["corrected"] < pair["high"]
+    assert pair["low"] > 0.81
+    assert all(0.8 < half < 1 for half in pair["halves"])
+    # In what these vectors vary, directions are closer than in the whole space.
+    null = found.null[0][1]
+    assert null is not None
+    assert pair["null"]["p95"] > null.p95**2
+    assert found.to_dict()["axis_stderr"][0][1] > 0
+
+
+def test_axes_of_few_sentences_are_undecided_and_how_many_would_do_is_told() -> None:
+    found = rotation_of([of_rows(spread_rows(24, 0), "a"), of_rows(spread_rows(24, 1), "b", fingerprint="two")])
+    assert found.verdict[0][1] == "undecided"
+    said = found.summary()[0]
+    assert said.startswith("Whether a and b share their axis is undecided by 24 sentences: |cos| ")
+    needed = re.search(r"About ([\d,]+) sentences would decide it", said)
+    assert needed is not None
+    assert int(needed[1].replace(",", "")) == found.to_dict()["overlap"][0][1]["needed"] > 24
+
+
+def test_axes_that_are_partly_apart_differ() -> None:
+    rows = spread_rows(600, 0)
+    apart = rows.clone()
+    apart[:, [1, 10]] = rows[:, [10, 1]]
+    found = rotation_of([of_rows(rows, "a"), of_rows(apart, "b"), of_rows(rows * 2, "c")])
+    assert found.verdict == (("share", "differ", "share"), ("differ", "share", "differ"), ("share", "differ", "share"))
+    shared, differ, *_ = found.summary()
+    assert shared.startswith("a and c share the space of their top 2 axes: overlap 1.00 (from 1.00 to 1.00")
+    assert differ.startswith(
+        "The spaces of the top 2 axes of a and c on one side and b on the other differ: overlap 0.5"
+    )
+
+
+def test_axes_of_long_topics_are_told_with_a_warning() -> None:
+    topics = spread_rows(32, 0).repeat_interleave(64, 0)[:2000] + 0.3 * spread_rows(2000, 1)
+    found = rotation_of([of_rows(topics + 1, "a"), of_rows(spread_rows(2000, 2) + 1, "b", fingerprint="two")])
+    assert [one.warning for one in found.dependence] == [True, False]
+    assert "Neighbouring sentences are alike over long stretches" in found.summary()[-1]
+
+
+def test_states_are_judged_as_if_sentences_were_normal() -> None:
+    states = []
+    for seed in (0, 1):
+        state = ConeState.empty([0], 20, second_moment=True)
+        state.sentence.update(spread_rows(600, seed))
+        states.append(state)
+    found = rotation(state=states)
+    assert found.verdict[0][1] == "share"
+    assert found.to_dict()["overlap"][0][1]["halves"] == [None, None]
 
 
 def test_each_model_has_its_layer(folder: Path, minilm: Measurement) -> None:

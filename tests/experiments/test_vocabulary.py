@@ -40,7 +40,22 @@ def test_projection_is_the_embedding_times_the_axis() -> None:
         "rows_without_token": 0,
         "rows_not_finite": 0,
         "tokens_without_row": 0,
+        "furthest": list(found.furthest),
+        "random_furthest": dict(found.random_furthest),
     }
+
+
+def test_how_far_out_tokens_lie_is_compared_with_random_directions() -> None:
+    model = tiny_model("bert")
+    weight = model.embeddings.word_embeddings.weight.detach()
+    with torch.no_grad():
+        weight[7:9] += 8 * weight.std() * torch.tensor([[1.0], [-1.0]]) * AXES[0].float()
+    found = project_vocabulary(model, word_tokenizer(), AXES, 1)
+    for axis, far in zip(AXES, found.furthest, strict=True):
+        z = weight.double() @ axis
+        z = ((z - z.mean()) / z.std(correction=0)).sort().values
+        assert far == pytest.approx(float(z[-1] - z[0]) / 2, rel=1e-5)
+    assert found.furthest[0] > found.random_furthest["p95"] > found.random_furthest["mean"] > 1
 
 
 def test_more_tokens_asked_for_than_there_are() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import mpmath
+import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cone_kernels.statistics.significance import holm, student_p_value
+from cone_kernels.statistics.significance import correlation_claims, holm, student_p_value
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 10, 62, 63, 126])
@@ -48,3 +49,23 @@ def test_holm_rejects_what_its_procedure_rejects(p_values: list[float], alpha: f
 def test_what_is_no_probability_is_refused() -> None:
     with pytest.raises(ValueError, match=r"p_values: got \[1.5\]"):
         holm([0.5, 1.5])
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 50])
+def test_variables_without_a_relation_go_together_as_rarely_as_promised(n: int) -> None:
+    generator, rounds, false = np.random.default_rng(n), 1000, 0
+    for _ in range(rounds):
+        axis, *others = generator.standard_normal((4, n))
+        r = {str(at): float(np.corrcoef(axis, other)[0, 1]) for at, other in enumerate(others)}
+        false += any(claim.differs for claim in correlation_claims(r, n, margin=0.0).values())
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, 0.05) / rounds
+    assert low <= false / rounds <= high
+
+
+def test_a_relation_is_told_and_few_rows_tell_none() -> None:
+    (claim,) = correlation_claims({"length": -0.6}, 50, margin=0.3).values()
+    assert claim.verdict == "less"
+    assert claim.bound == pytest.approx(0.2787, abs=1e-4)  # of tables: ν = 48, two-sided 5 %
+    found = correlation_claims({"length": -0.99, "norm": math.nan}, 3, margin=0.3)
+    assert [one.verdict for one in found.values()] == ["undecided", "undecided"]
+    assert correlation_claims({"norm": 1.0}, 2, margin=0.3)["norm"].verdict == "undecided"

@@ -243,6 +243,20 @@ def rotation_result(m: int = 3, k: int = 2, seed: int = 3) -> dict[str, Any]:
         "principal_angles": pairs(lambda: sorted(random_.uniform(0, 90) for _ in range(k))),
         "null": pairs(lambda: {"mean": 0.0407, "p95": 0.09987}),
         "p_value": pairs(lambda: random_.choice([0.0, 3.2e-120, 0.23])),
+        "verdict": [
+            ["share" if i == j else random_.choice(["share", "differ", "undecided"]) for j in range(m)]
+            for i in range(m)
+        ],
+        "axis_stderr": pairs(random_.random),
+        "overlap": pairs(
+            lambda: {
+                "axes": 2,
+                **{name: random_.random() for name in ("value", "corrected", "stderr", "low", "high", "noise")},
+                "halves": [random_.random(), None],
+                "null": {"mean": 0.02, "p95": 0.05},
+                "needed": random_.choice([None, 1234]),
+            }
+        ),
         "reasons": ["model-0 and model-2: widths 384 and 32 differ"],
         "summary": ["model-0 and model-1 share no axis."],
         "manifest": shared("")["manifest"],

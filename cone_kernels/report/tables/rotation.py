@@ -61,6 +61,9 @@ def _pairs(result: Node) -> Iterator[Table]:
         Column("p", ("p_value",)),
         Column("principal angles in degrees", ("principal_angles",), "text"),
     ]
+    if result.get("verdict").known:
+        columns += [Column("top axes compared", ("axes",)), Column("overlap", ("overlap", "overlap_stderr"))]
+        columns += [Column("of one's own halves", ("halves",), "text"), Column("verdict", ("verdict",), "text")]
     rows: list[list[Parts]] = []
     for i, j in pairs:
         null, angles = _at(result, "null", i, j), _at(result, "principal_angles", i, j)
@@ -71,6 +74,7 @@ def _pairs(result: Node) -> Iterator[Table]:
                 *([fixed(null.get(key))] for key in ("mean", "p95")),
                 [significant(_at(result, "p_value", i, j), 2)],
                 joined([[fixed(angle, 1)] for angle in angles], ", ") if angles.known else [fixed(angles)],
+                *(_judged(result, i, j) if result.get("verdict").known else ()),
             ]
         )
     notes: list[Parts] = [[text(reason)] for reason in result.get("reasons").entries]
@@ -81,6 +85,16 @@ def _pairs(result: Node) -> Iterator[Table]:
             " axes",
         ]
         yield Table("pairs", title, columns, rows, notes)
+
+
+def _judged(result: Node, i: int, j: int) -> Iterator[Parts]:
+    """How many axes were compared, their overlap without the noise of the sentences, that of halves, the verdict."""
+    found = _at(result, "overlap", i, j)
+    halves = found.get("halves")
+    yield [count(found.get("axes"))]
+    yield estimate(found.get("corrected"), found.get("stderr"))
+    yield joined([[fixed(half, 2)] for half in halves], ", ") if halves.known else [fixed(halves)]
+    yield [text(_at(result, "verdict", i, j))]
 
 
 def _at(result: Node, key: str, i: int, j: int) -> Node:

@@ -1,0 +1,69 @@
+"""Sentences that are alike over long stretches are told, and independent ones are not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from cone_kernels import ConeState
+from cone_kernels.experiments import compare, layers, pooling
+from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.vectors import vectors
+
+
+def topical(n: int, stretch: int, seed: int) -> Tensor:
+    """(n, 16) vectors of topics; a topic has `stretch` of them in a row."""
+    generator = torch.Generator().manual_seed(seed)
+    topics = torch.randn(n // stretch + 1, 16, generator=generator).repeat_interleave(stretch, 0)[:n]
+    return 1 + topics + 0.7 * torch.randn(n, 16, generator=generator)
+
+
+def state_of(rows: Tensor) -> ConeState:
+    state = ConeState.empty([0], rows.shape[1])
+    state.update([rows[:, None]], torch.ones(len(rows), 1))
+    return state
+
+
+def test_long_topics_are_told_and_what_they_do_to_the_error() -> None:
+    found = [Dependence.of(state_of(topical(2000, 64, seed))) for seed in range(10)]
+    assert sum(one.warning for one in found) >= 9
+    (said,) = found[0].summary()
+    assert "Neighbouring sentences are alike over long stretches" in said
+    assert "--group-by, --shuffle and --sample mend that." in said
+    # It is no small matter: the true spread is more than twice the error.
+    found_layers = [layers(state=state_of(topical(2000, 64, seed))).layers[0].sentence for seed in range(12)]
+    spread = float(torch.tensor([level.anisotropy for level in found_layers]).std())
+    errors = torch.tensor([level.stderr for level in found_layers])
+    assert spread > 1.7 * float(errors.mean())
+
+
+@pytest.mark.parametrize("n", [100, 1500])
+def test_independent_sentences_are_warned_of_as_rarely_as_promised(n: int) -> None:
+    rounds = 150
+    false = sum(Dependence.of(state_of(topical(n, 1, seed))).warning for seed in range(rounds))
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, 0.05)
+    assert low <= false <= high
+
+
+def test_it_is_in_every_result_that_has_errors() -> None:
+    state, other = state_of(topical(2000, 64, 0)), state_of(topical(2000, 1, 0))
+    for result in (layers(state=state), pooling(state=state)):
+        assert result.to_dict()["dependence"]["warning"]
+        assert "Neighbouring sentences are alike" in result.summary()[-1]
+    assert not layers(state=other).to_dict()["dependence"]["warning"]
+    given = vectors(topical(2000, 64, 0))
+    assert "Neighbouring vectors are alike" in given.summary()[-1]
+    both = compare(state, other)
+    assert [one["warning"] for one in both.to_dict()["dependence"]] == [True, False]
+    assert sum("Neighbouring sentences" in line for line in both.summary()) == 1
+
+
+def test_few_groups_tell_nothing() -> None:
+    found = Dependence.of(state_of(topical(10, 5, 0)))
+    assert math.isnan(found.autocorrelation)
+    assert found.summary() == ()
+    assert found.to_dict() == {"autocorrelation": None, "threshold": None, "warning": False}

@@ -1,0 +1,158 @@
+"""Claims: their verdicts, bounds that hold for a whole family at the rate they say, and a common direction by turns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from cone_kernels.statistics.claims import Claim, Verdict
+from cone_kernels.statistics.estimates import Estimates, common_direction
+from cone_kernels.sums import jackknife_blocks
+
+
+@pytest.mark.parametrize(
+    ("estimate", "bound", "margin", "verdict"),
+    [
+        (0.3, 0.1, 0.0, "greater"),
+        (-0.3, 0.1, 0.0, "less"),
+        (0.3, 0.4, 0.0, "undecided"),
+        (0.3, 0.1, 0.5, "equal"),
+        (0.3, 0.25, 0.5, "undecided"),  # more than nothing, and perhaps more than the margin
+        (0.0, 0.0, 0.0, "equal"),
+        (0.3, math.nan, 0.0, "undecided"),
+        (math.nan, 0.1, 0.0, "undecided"),
+    ],
+)
+def test_verdicts(estimate: float, bound: float, margin: float, verdict: Verdict) -> None:
+    claim = Claim(estimate + 1, null=1.0, bound=bound, margin=margin)
+    assert claim.verdict == verdict
+    assert claim.differs == (verdict in ("greater", "less"))
+
+
+def test_how_many_would_decide() -> None:
+    assert Claim(0.1, 0.0, bound=0.2).needed(100) == 400
+    assert Claim(0.1, 0.0, bound=0.1, margin=0.3).needed(100) == 100
+    assert Claim(0.1, 0.0, bound=0.4, margin=0.3).needed(100) == 400
+    assert Claim(0.0, 0.0, bound=0.2).needed(100) is None
+    assert Claim(0.1, 0.0, bound=math.nan).needed(100) is None
+
+
+def of_rows(rows: Tensor) -> Estimates:
+    """The means of m variables (m, n), every row a group."""
+    n = rows.shape[1]
+    left_out = (rows.sum(1, keepdim=True) - rows) / (n - 1)
+    return Estimates.of_jackknife(rows.mean(1), left_out, torch.ones_like(rows))
+
+
+def test_the_error_of_a_mean_is_the_textbook_one() -> None:
+    rows = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = of_rows(rows)
+    assert found.stderr.tolist() == pytest.approx((rows.std(dim=1) / math.sqrt(40)).tolist(), rel=1e-12)
+    assert found.degrees.tolist() == pytest.approx([39] * 3)
+    wanted = [float(scipy.stats.ttest_1samp(row, 0).pvalue) for row in rows.numpy()]
+    assert found.p_values().tolist() == pytest.approx(wanted, rel=1e-9)
+    paired = found.at(torch.tensor([0])).less(found.at(torch.tensor([1])))
+    assert float(paired.stderr) == pytest.approx(float((rows[0] - rows[1]).std()) / math.sqrt(40), rel=1e-12)
+    apart = of_rows(rows[:1]).less_apart(of_rows(rows[1:2, :25]))
+    welch = scipy.stats.ttest_ind(rows[0].numpy(), rows[1, :25].numpy(), equal_var=False)
+    assert float(apart.p_values()) == pytest.approx(float(welch.pvalue), rel=1e-9)
+    assert found.pairs().values.tolist() == pytest.approx(
+        [float(rows[i].mean() - rows[j].mean()) for i, j in ((1, 0), (2, 0), (2, 1))]
+    )
+
+
+def test_bounds_of_one_of_copies_and_of_independent_ones() -> None:
+    rows = torch.randn(1, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alone = float(scipy.stats.t.ppf(0.975, 11) * of_rows(rows).stderr)
+    for copies in (1, 20):
+        assert of_rows(rows.expand(copies, -1)).bounds().tolist() == pytest.approx([alone] * copies, rel=0.04)
+    errors = torch.linspace(1, 2, 10)
+    sidak = scipy.stats.norm.ppf(1 - (1 - 0.95**0.1) / 2)
+    found = Estimates.of_errors(torch.zeros(10), errors)
+    assert found.bounds().tolist() == pytest.approx((sidak * errors).tolist(), rel=0.02)
+    # Without an error nothing is known; without a spread all is.
+    mixed = Estimates.of_errors(torch.ones(3), torch.tensor([0.1, 0.0, math.nan]))
+    assert [claim.verdict for claim in mixed.claims()] == ["greater", "greater", "undecided"]
+
+
+def test_of_two_groups_no_error_is_known() -> None:
+    for groups, known in ((2, False), (3, True)):
+        found = of_rows(torch.tensor([[1.0, 1.1, 0.9][:groups]], dtype=torch.float64))
+        assert bool(found.bounds().isfinite()) == bool(found.p_values().isfinite()) == known
+    # Nor of three of which one is nearly all.
+    left_out = torch.tensor([[0.9, 1.0, 1.1]], dtype=torch.float64)
+    found = Estimates.of_jackknife(torch.ones(1).double(), left_out, torch.tensor([[90, 5, 5]]))
+    assert bool(found.bounds().isnan())
+
+
+def test_p_values_agree_with_the_bounds_and_stay_between_one_test_and_many() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(6, 30, dtype=torch.float64, generator=generator) + torch.linspace(0, 1.2, 6)[:, None]
+    found = of_rows(rows)
+    alone, together = found.p_values(), found.adjusted_p_values()
+    assert bool((alone <= together).all())
+    assert bool((together <= 6 * alone).all())
+    for alpha in (0.01, 0.05, 0.2):
+        assert (found.bounds(alpha) < found.values.abs()).tolist() == (together <= alpha).tolist()
+
+
+@pytest.mark.parametrize("groups", [8, 40])
+def test_a_family_of_correlated_claims_has_the_rate_it_says(groups: int) -> None:
+    generator, rounds = torch.Generator().manual_seed(groups), 200
+    false = 0
+    for _ in range(rounds):
+        common = torch.randn(1, groups, dtype=torch.float64, generator=generator)
+        rows = common + 0.7 * torch.randn(7, groups, dtype=torch.float64, generator=generator)
+        false += any(claim.differs for claim in of_rows(rows).claims())
+    low, high = scipy.stats.binom.ppf([0.001, 0.999], rounds, 0.05) / rounds
+    assert low <= false / rounds <= high
+
+
+def test_blocks_join_neighbours_until_they_are_long_enough() -> None:
+    assert jackknife_blocks(torch.tensor([1, 1, 2, 4, 8, 3]), least=4).tolist() == [0, 0, 0, 1, 2, 2]
+    assert jackknife_blocks(torch.tensor([9, 8, 8])).tolist() == [0, 1, 2]
+    assert jackknife_blocks(torch.tensor([1, 1, 1])).tolist() == [0, 0, 0]
+    assert jackknife_blocks(torch.zeros(3, dtype=torch.int64)).tolist() == [0, 0, 0]
+
+
+def units(*shape: int, seed: int = 0, shift: float = 0.0) -> Tensor:
+    rows = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows + shift, dim=-1)
+
+
+def test_a_common_direction_is_judged_by_every_turn_of_the_groups() -> None:
+    sums = units(2, 7, 5, 6, shift=0.3).sum(2)  # (m, G, d) of five units each
+    found = common_direction(sums, torch.full((2, 7), 5))
+    turned = []
+    for signs in itertools.product((1.0, -1.0), repeat=7):
+        rows = sums * torch.tensor(signs, dtype=torch.float64)[:, None]
+        products = rows @ rows.mT
+        between = products.sum((1, 2)) - products.diagonal(dim1=1, dim2=2).sum(1)
+        off = products - products.diagonal(dim1=1, dim2=2).diag_embed()
+        turned.append(between / (2 * off.square().sum((1, 2))).sqrt())
+    largest = torch.stack(turned).amax(1)
+    for claim, t in zip(found, turned[0], strict=True):
+        more = float((largest >= t - 1e-12).double().mean())
+        assert (claim.verdict == "greater") == (more <= 0.05)
+    between = sums.sum(1).square().sum(1) - sums.square().sum((1, 2))
+    assert [claim.estimate for claim in found] == pytest.approx((between / (35**2 - 7 * 25)).tolist())
+    few = common_direction(sums[:, :4], torch.full((2, 4), 5))
+    assert [claim.verdict for claim in few] == ["undecided"] * 2
+
+
+@pytest.mark.parametrize(("dim", "n"), [(64, 6), (8, 40)])
+def test_no_direction_is_seen_where_there_is_none(dim: int, n: int) -> None:
+    rounds, false, found = 50, 0, 0
+    for seed in range(rounds):
+        counts = torch.ones(3, n)
+        false += any(one.verdict == "greater" for one in common_direction(units(3, n, dim, seed=seed), counts))
+        shifted = units(3, n, dim, seed=seed, shift=0.5)
+        found += any(one.verdict == "greater" for one in common_direction(shifted, counts))
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, 0.05) / rounds
+    assert low <= false / rounds <= high
+    assert found > 0.9 * rounds
