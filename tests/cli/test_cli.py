@@ -24,6 +24,7 @@ from cone_kernels.cli import main
 from cone_kernels.corpora.captions import captions
 from cone_kernels.runs.options import ShardOptions, SharedOptions
 from cone_kernels.terminal.console import bar
+from tests.support.forked import run_python, started_python
 from tests.support.tiny_checkpoints import save_checkpoint
 
 SENTENCE = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
@@ -61,18 +62,19 @@ def state(model: Path, corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_minilm_on_snli_as_a_user_runs_it(snli: Path) -> None:
-    running = process("layers", "--model", MODEL_DIR, "--corpus", snli, "--limit", "300", "--json", "-")
-    stdout, stderr = running.communicate()
-    assert running.returncode == 0
-    found = json.loads(stdout)
+    done = run_python(
+        "-m", "cone_kernels", "layers", "--model", MODEL_DIR, "--corpus", snli, "--limit", "300", "--json", "-"
+    )
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
     assert [row["layer"] for row in found["layers"]] == list(range(7))
     assert [row["sentence"]["anisotropy"] for row in found["layers"]] == pytest.approx(SENTENCE, abs=1e-4)
     assert [row["token"]["anisotropy"] for row in found["layers"]] == pytest.approx(TOKEN, abs=1e-4)
     assert all(row["sentence"]["count"] == 300 for row in found["layers"])
     assert (found["corpus"]["sentences"], found["corpus"]["fields"]) == (300, ["premise", "hypothesis"])
-    assert len(stderr.splitlines()) == 1
-    assert stderr.startswith("300 sentences, ")
-    assert "sentences/s" in stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("300 sentences, ")
+    assert "sentences/s" in done.stderr
 
 
 def test_official_snli_format(snli: Path) -> None:
@@ -237,16 +239,17 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
     # The first line is dropped and logged, which shows that the run is under way.
     corpus.write_bytes(b"\xff\n" + "\n".join(captions(20_000)).encode())
     options = ["--errors", "drop", "--verbose", "--token-budget", "1", "--json", report]
-    # Tests that are themselves run in the background hand on a SIGINT that is switched off.
-    answers = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
-    running = process("layers", "--model", model, "--corpus", corpus, *options, **answers)
-    assert running.stderr is not None
-    assert f"{corpus}:1: dropped" in running.stderr.readline()
-    time.sleep(0.2)
-    running.send_signal(number)
-    stdout, stderr = running.communicate(timeout=60)
-    assert running.returncode == 75
-    assert (stdout, stderr) == ("", "Interrupted: nothing was written\n")
+    with started_python("-m", "cone_kernels", "layers", "--model", model, "--corpus", corpus, *options) as running:
+        while f"{corpus}:1: dropped" not in running.stderr.read_text():
+            assert running.process.is_alive()
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert running.process.pid is not None
+        os.kill(running.process.pid, number)
+        done = running.ended(timeout=60)
+    assert done.returncode == 75
+    said = f"{corpus}:1: dropped, byte 0xff at column 1 is not UTF-8\nInterrupted: nothing was written\n"
+    assert (done.stdout, done.stderr) == ("", said)
     assert not report.exists()
 
 
