@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.solved_axes import used_blocks, window
+from cone_kernels.files import writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure_vectors import measure_vectors
 from cone_kernels.runs.measurement import Measurement, threads_of
@@ -71,7 +72,8 @@ def center_vectors(
         with to as take:
             after = _opened(source, rows, centering, take)
     if output is not None:
-        centering.save(output)
+        with writing(output):
+            centering.save(output)
     given = measurement.manifest
     return CenteringResult(
         model=measurement.model,

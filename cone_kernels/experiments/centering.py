@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
@@ -79,6 +80,8 @@ def center(
     from cone_kernels.centering import check_method
 
     check_method(method, components, shrinkage)
+    for name, path in (("output", output), ("write", write)):
+        require_local(name, path)
     fit: dict[str, Any] = {"layer": layer, "method": method, "components": components, "shrinkage": shrinkage}
     saved = None if state is None else from_state(state)
     if vectors is not None:
@@ -168,7 +171,8 @@ def center_of(
     else:
         before = levels_of(measurement.moments(number))[0]
     if output is not None and measurement.rank == 0:
-        centering.save(output)
+        with writing(output):
+            centering.save(output)
     return CenteringResult(
         model=measurement.model,
         corpus=measurement.corpus,

@@ -30,7 +30,7 @@ class CurveShape:
         dips: lows between two highs, each from the lower one of the two highs to the low.
         peak: the layer where the curve is highest.
         peak_height: the value there.
-        crash: the last step, where it falls by 0.1 or more; else None.
+        crash: the last step, where it falls by 0.1 or more; else None, and where one of its layers has no value.
     """
 
     builds: tuple[Move, ...]
@@ -74,7 +74,8 @@ def curve_shape(
     if not len(layers) == len(values) == len(errors):
         counts = f"{len(layers)} layers and {len(errors)} standard errors"
         raise ValueError(f"values: got {len(values)} for {counts}; it must be one for each")
-    known = [point for point in zip(layers, values, errors, strict=True) if all(map(math.isfinite, point))]
+    points = list(zip(layers, values, errors, strict=True))
+    known = [point for point in points if all(map(math.isfinite, point))]
     if len(known) < 2:
         return None
     turns = _turning_points(known)
@@ -87,7 +88,8 @@ def curve_shape(
     )
     peak = max(known, key=lambda point: point[1])
     before, last = known[-2:]
-    fell = before[1] - last[1] >= max(_CRASH, _least_swing(before, last))
+    is_last_step = known[-2:] == points[-2:]
+    fell = is_last_step and before[1] - last[1] >= max(_CRASH, _least_swing(before, last))
     return CurveShape(builds, dips, peak[0], peak[1], _move(before, last) if fell else None)
 
 

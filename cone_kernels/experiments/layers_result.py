@@ -229,7 +229,11 @@ def _of_layers(result: LayersResult) -> list[str]:
         f"{shape.peak_height:.2f} there."
     ]
     lines += _moves(shape, {row.layer: row.sentence.anisotropy for row in known})
-    lines.append(_ending(shape, known[-2], known[-1]))
+    if known[-2:] == list(result.layers[-2:]):
+        lines.append(_ending(shape, known[-2], known[-1]))
+    else:
+        unknown = listed_words([str(row.layer) for row in result.layers if row not in known])
+        lines.append(f"How it ends cannot be told: there is no mean cosine, or no error of one, at layer {unknown}.")
     if result.state.pooling == "mean" and differ(peak.sentence, peak.token, by=0.05):
         effect = "tighter" if peak.sentence.anisotropy > peak.token.anisotropy else "wider"
         lines.append(

@@ -123,7 +123,7 @@ def _summary(layers: Sequence[PoolingLayer]) -> list[str]:
     known = [row for row in layers if math.isfinite(row.gap.stderr)]
     if not known:
         return []
-    lines = _largest_gap(known) + _last_gap(known)
+    lines = _largest_gap(known) + (_last_gap(known) if known[-1] is layers[-1] else [])
     # The last layer is the one whose vectors are used.
     return lines + (_poolings(layers[-1]) if len(layers[-1].poolings) > 1 else [])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
+from cone_kernels.files import require_local
 from cone_kernels.names import Layer, TextFormat, pooling_names
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ class SharedOptions(MeasureOptions, total=False):
 class ShardOptions(SharedOptions, total=False):
     """The keywords of experiments that need the sums alone, so that one process can run some of the shards alone."""
 
+    overwrite: bool
+    """Replace the file of `save_state` if there is one; without it a file that is there, maybe of another run, is
+    refused."""
     shard: str | None
     """"i/n": run the shards of process i of n alone, i from 0, and only read the others; the file saved is a `RunPart`,
     for `cone_kernels.runs.part.merge`."""
@@ -155,6 +159,7 @@ class RunOptions:
     progress: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
+        require_local("checkpoint", self.checkpoint)
         for name in ("token_budget", "batch_size", "shard_size", "threads"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -227,9 +232,29 @@ DEFAULTS: dict[str, Any] = {
     "workers": None,
     "ray": None,
     "distributed": False,
+    "overwrite": False,
     **{option.name: option.default for option in fields(RunOptions) if option.name in RUN_OPTIONS},
 }
 """What every keyword of an experiment but `progress` is where it is not given."""
+
+
+def refuse_replacing(path: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    """Refuses to save a state to a remote place, or in place of a file that may be another run's.
+
+    Args:
+        path: `save_state`; None saves none.
+        overwrite: a file that is there is replaced.
+
+    Raises:
+        FileExistsError: there is one.
+        ValueError: it is a URL.
+    """
+    require_local("save_state", path)
+    if path is not None and not overwrite and os.path.isfile(path):
+        raise FileExistsError(
+            f"save_state: {os.fspath(path)} is there already, and may be of another run; overwrite=True (--overwrite) "
+            "replaces it, or name another file"
+        )
 
 
 def refuse_unknown_options(options: Mapping[str, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -211,6 +214,111 @@ def test_output_is_checked_before_the_run(model: Path, corpus: Path, monkeypatch
     assert "is a folder; the output must be a file" in one_line(cone(*base, "--json", corpus.parent))
     assert "/dev/null is not a regular file" in one_line(cone(*base, "--save-state", "/dev/null"))
     assert "AssertionError: the run began" in one_line(cone(*base))
+
+
+def table_of(done: Result) -> list[str]:
+    """The numbers of the layers in the table."""
+    return [line.split()[0] for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_cannot_be_written_is_named_and_costs_nothing_else(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, state = ["layers", "--model", model, "--corpus", corpus], tmp_path / "s"
+    done = cone(*base, "--json", "/dev/full", "--save-state", state)
+    assert done.exit_code == 1
+    assert "Error: /dev/full could not be written: No space left on device" in done.stderr
+    assert table_of(done) == ["0", "1", "2", "3"]
+    assert ConeState.load(state).layers == (0, 1, 2, 3)
+
+    monkeypatch.setattr(ConeState, "save", no_space)
+    done = cone(*base, "--json", tmp_path / "r.json", "--save-state", tmp_path / "t")
+    assert done.exit_code == 1
+    assert f"Error: {tmp_path / 't'} could not be written: No space left on device" in done.stderr
+    assert table_of(done) == ["0", "1", "2", "3"]
+    assert json.loads((tmp_path / "r.json").read_text())["experiment"] == "layers"
+
+    done = cone(*base, "--json", "/dev/full", "--save-state", tmp_path / "t", "--max-bad", "0")
+    assert done.exit_code == 1
+    for name in (tmp_path / "t", "/dev/full"):
+        assert f"{name} could not be written" in done.stderr
+
+
+def test_a_log_that_is_full_does_not_end_the_run(model: Path, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = cone("layers", "--model", model, "--corpus", corpus, "--log-json", "/dev/full")
+    assert done.exit_code == 0
+    assert table_of(done) == ["0", "1", "2", "3"]
+    assert caplog.messages == [
+        "log_json: /dev/full cannot be written: No space left on device; the run goes on without it"
+    ]
+
+
+def test_room_is_judged_before_the_run(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the run began")
+
+    monkeypatch.setattr("cone_kernels.runs.runner.run", run)
+    base = ["layers", "--model", model, "--corpus", corpus]
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("wb"))  # noqa: SIM115
+        line = one_line(cone(*base, "--json", tmp_path / "r.json"))
+        assert line == f"Error: {tmp_path / 'r.json'} cannot be written: No space left on device"
+    size = ConeState.empty(range(4), 32, second_moment=True).on_cpu().save(tmp_path / "empty") and (
+        (tmp_path / "empty").stat().st_size
+    )
+    usage = shutil.disk_usage(tmp_path)
+    for free, said in ((size // 2, "save_state: .* must have room for . MB, and 0 MB are free"), (size, "run began")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        line = one_line(cone(*base, "--second-moment", "--save-state", tmp_path / "s"))
+        assert re.search(said, line)
+
+
+def test_a_state_of_another_run_is_not_replaced(model: Path, corpus: Path, tmp_path: Path) -> None:
+    base, state = ["layers", "--model", model, "--corpus", corpus, "--save-state", tmp_path / "s"], tmp_path / "s"
+    state.write_text("another run's")
+    assert "s is there already, and may be of another run; overwrite=True (--overwrite)" in one_line(cone(*base))
+    with pytest.raises(FileExistsError, match=r"save_state: .*s is there already"):
+        experiments.layers(model, corpus, save_state=state)
+    assert state.read_text() == "another run's"
+    target = state.rename(tmp_path / "target")
+    state.symlink_to(target)
+    assert "is there already" in one_line(cone(*base))
+    assert cone(*base, "--overwrite").exit_code == 0
+    assert state.is_symlink()
+    assert ConeState.load(target).layers == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-state", "--checkpoint", "--log-json"])
+def test_outputs_on_remote_places_are_refused(model: Path, corpus: Path, option: str) -> None:
+    done = cone("layers", "--model", model, "--corpus", corpus, option, "s3://bucket/run")
+    assert done.exit_code == 2
+    assert (
+        "got 's3://bucket/run'; it must be a path of this machine: write there, and copy it afterwards" in done.stderr
+    )
+
+
+def test_outputs_of_python_on_remote_places_are_refused(model: Path, tmp_path: Path) -> None:
+    place = "memory://bucket/out"
+    for options in ({"save_state": place}, {"checkpoint": place}, {"log_json": place}):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(options))}: got '{place}'; it must be a path of this machine"
+        ):
+            experiments.layers(model, ["w5", "w6"], **options)
+    with pytest.raises(ValueError, match="save_vectors: got"):
+        experiments.axis(model, ["w5", "w6"], save_vectors=place)
+    with pytest.raises(ValueError, match="output: got"):
+        experiments.center(model, ["w5", "w6"], output=place)
+    with pytest.raises(ValueError, match="out: got"):
+        experiments.run([model], ["w5", "w6"], place)
+    with pytest.raises(ValueError, match="path: got"):
+        ConeState.empty(range(2), 4).save(place)
+    assert not Path("memory:").exists()
 
 
 def test_json_goes_to_special_files_and_through_links(model: Path, corpus: Path, tmp_path: Path) -> None:
