@@ -87,6 +87,8 @@ def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextForma
 
 
 def _expanded(path: str, text_format: TextFormat | None) -> Iterator[Source]:
+    if not path:
+        raise ValueError("corpus: got an empty path; it must name a file")
     if path == STDIN:
         assert text_format is not None
         yield Source("<stdin>", text_format, None, _stdin, None, once=True)
@@ -99,6 +101,8 @@ def _expanded(path: str, text_format: TextFormat | None) -> Iterator[Source]:
 
 
 def _stdin() -> Any:
+    if sys.stdin is None:
+        raise CorpusError(f"corpus: got {STDIN}, but standard input is closed")
     return sys.stdin.buffer
 
 

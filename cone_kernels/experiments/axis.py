@@ -159,7 +159,10 @@ def axis_of(
 
 
 def _check_counts(k: int, top: int, tokens: int) -> None:
+    from cone_kernels.ops.arguments import require_integer
+
     for name, value in {"k": k, "top": top, "tokens": tokens}.items():
+        require_integer(name, value)
         if value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
 

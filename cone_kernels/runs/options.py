@@ -201,6 +201,8 @@ def parsed_shard(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+_LONGEST_PATH = 4096
+
 CORPUS_OPTIONS = tuple(CorpusOptions.__annotations__)
 LOAD_OPTIONS = tuple(LoadOptions.__annotations__)
 
@@ -334,12 +336,31 @@ def open_corpus(
         return _readable(corpus, again)
     if isinstance(corpus, (str, os.PathLike)):
         return _readable(open_files([corpus], options), again)
+    _refuse_names_of_files(corpus)
     text_format, field = chosen.pop("format"), chosen.pop("field")
     if text_format is not None:
         raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
     # What cannot be iterated over again is kept.
     once = again and iter(corpus) is corpus
     return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)
+
+
+def _refuse_names_of_files(corpus: Iterable[Any]) -> None:
+    """Refuses what would measure the names of files in place of the sentences in them.
+
+    Raises:
+        TypeError: a path is among the sentences.
+        ValueError: each of the sentences is the name of a file that is there.
+    """
+    if not isinstance(corpus, (list, tuple)) or not corpus:
+        return
+    paths = [os.fspath(one) for one in corpus if isinstance(one, os.PathLike)]
+    if paths or all(isinstance(one, str) and 0 < len(one) < _LONGEST_PATH and os.path.isfile(one) for one in corpus):
+        error, named = (TypeError, paths[0]) if paths else (ValueError, corpus[0])
+        raise error(
+            f"corpus: got names of files in a {type(corpus).__name__}, such as {named!r:.80}; it must be sentences: "
+            "Corpus([...]) reads several files, Corpus.from_sentences([...]) takes the names themselves"
+        )
 
 
 def open_files(paths: Sequence[str | os.PathLike[str]], options: MeasureOptions) -> Corpus:

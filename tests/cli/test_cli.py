@@ -24,6 +24,7 @@ from rich.console import Console
 
 from cone_kernels import ConeState, __version__, experiments
 from cone_kernels.cli import main
+from cone_kernels.corpora import CorpusError
 from cone_kernels.corpora.captions import captions
 from cone_kernels.runs.options import ShardOptions, SharedOptions
 from cone_kernels.terminal.console import bar
@@ -452,3 +453,23 @@ def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     options = {"Unpack[SharedOptions]": SharedOptions, "Unpack[ShardOptions]": ShardOptions}
     keywords = set(parameters) | set(options[parameters["options"].annotation].__annotations__)
     assert flags == keywords - {"options", "progress", "tokenizer"}
+
+
+def test_names_of_nothing_are_refused(model: Path, corpus: Path) -> None:
+    """An empty variable of a shell: the working directory is neither a model nor a corpus."""
+    assert "model: got an empty name" in one_line(cone("layers", "--model", "", "--corpus", corpus))
+    assert "corpus: got an empty path" in one_line(cone("layers", "--model", model, "--corpus", ""))
+
+
+def test_closed_standard_input_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cone_kernels.corpora.sources.sys.stdin", None)
+    with pytest.raises(CorpusError, match="corpus: got -, but standard input is closed"):
+        experiments.layers(model, "-", format="txt")
+
+
+def test_a_terminal_of_latin_1_gets_question_marks(state: Path) -> None:
+    named = state.rename(state.with_name("żółw"))
+    running = process("show", named, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    stdout, stderr = running.communicate()
+    assert (running.returncode, stderr) == (0, "")
+    assert "?ó?w" in stdout
