@@ -195,11 +195,11 @@ def _explained(name: str, error: Exception) -> ModelError:
     if not folder.is_dir() and isinstance(error, OSError) and "connect" in text:
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0").upper() in _SET else "no connection"
         return ModelError(
-            f"model: got {name!r}; there is no such folder here, and as a hub id it is neither in the cache nor to be "
-            f"had from the hub ({offline})"
+            f"model: the hub id {name!r} cannot be loaded: there is no folder of this name here, and it is neither in "
+            f"the cache nor to be had from the hub ({offline})"
         )
     if folder.is_dir() and (why := _other_kind(folder)):
-        return ModelError(f"model: the folder {name!r} {why}")
+        return ModelError(f"model: the folder {name!r} cannot be loaded: it {why}")
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     where = "folder" if folder.is_dir() else "hub id"
     return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}")

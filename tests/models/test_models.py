@@ -309,14 +309,14 @@ def test_what_a_folder_has_in_place_of_a_model_is_said(tmp_path: Path, files: di
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(ModelError, match=f"model: the folder '{tmp_path}' {message}"):
+    with pytest.raises(ModelError, match=f"model: the folder '{tmp_path}' cannot be loaded: it {message}"):
         load_model(tmp_path)
 
 
 def test_a_name_that_is_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    message = "got 'mini-lm'; there is no such folder here, and as a hub id it is neither in the cache nor to be had"
-    with pytest.raises(ModelError, match=rf"model: {message} from the hub \(HF_HUB_OFFLINE is set\)"):
+    message = "cannot be loaded: there is no folder of this name here, and it is neither in the cache nor to be had"
+    with pytest.raises(ModelError, match=rf"the hub id 'mini-lm' {message} from the hub \(HF_HUB_OFFLINE is set\)"):
         load_model("mini-lm")
     with pytest.raises(ModelError, match="model: got an empty name"):
         load_model("")
