@@ -225,6 +225,11 @@ class Centering:
 
 def _layer_of(state: ConeState | Moments, layer: Layer | None) -> tuple[Layer, Moments]:
     """The layer that is meant, and its sums on the CPU."""
+    if not isinstance(state, (ConeState, Moments)):
+        raise TypeError(
+            f"state: got {type(state).__name__}; it must be a ConeState or Moments, such as "
+            "experiments.vectors(X, second_moment=True).state of vectors X"
+        )
     output = state.output if isinstance(state, ConeState) else None
     if layer == OUTPUT or (layer is None and output is not None):
         if output is None:

@@ -6,9 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.support.places import SNLI
+# The processes that run the tests side by side share the processor's cores, and so do the processes that tests start;
+# threads that wait for others sleep. Set before NumPy and torch are imported, which read it then.
+SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if SIDE_BY_SIDE > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch.compile would start processes to compile in, and each of them imports torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import torch  # noqa: E402
+
+from tests.support.places import SNLI  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.

@@ -348,3 +348,8 @@ def test_vectors_left_out_before_are_left_out_after() -> None:
     found = level_after(SentenceVectors.from_rows(rows), centering)
     assert (found.count, found.anisotropy) == (97, pytest.approx(plain_anisotropy(used - used.mean(0)), abs=1e-12))
     assert level_after(SentenceVectors.from_rows(rows)).anisotropy == pytest.approx(plain_anisotropy(used), abs=1e-12)
+
+
+def test_vectors_are_no_state() -> None:
+    with pytest.raises(TypeError, match=r"state: got Tensor; it must be a ConeState or Moments, such as experiments"):
+        Centering.fit(torch.randn(20, 4))  # type: ignore[arg-type]

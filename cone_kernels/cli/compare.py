@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cone_kernels.cli.options import debuggable, json_option
-from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.cli.outputs import check_outputs, show_and_write
 from cone_kernels.cli.rows import show_rows
 
 
@@ -41,10 +41,6 @@ def compare(a: str, b: str, paired: bool | None, alpha: float, rows: bool, json_
 
     from cone_kernels import experiments
     from cone_kernels.terminal.compare import print_compare
-    from cone_kernels.terminal.console import stdout_console
 
     result = experiments.compare(a, b, paired=paired, alpha=alpha)
-    if json_out:
-        write_json(json_out, result.to_dict())
-    if json_out != "-":
-        print_compare(stdout_console(), result)
+    show_and_write(result, print_compare, json_out)

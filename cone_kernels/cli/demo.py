@@ -8,7 +8,7 @@ import click
 
 from cone_kernels.cli.ending import interruptible
 from cone_kernels.cli.options import debuggable, json_option
-from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.cli.outputs import check_outputs, show_and_write
 
 
 @click.command()
@@ -23,7 +23,7 @@ def demo(sentences: int, json_out: str | None) -> None:
     from cone_kernels import experiments
     from cone_kernels.corpora import Corpus
     from cone_kernels.corpora.captions import captions
-    from cone_kernels.terminal.console import stderr_console, stdout_console
+    from cone_kernels.terminal.console import stderr_console
     from cone_kernels.terminal.layers import print_layers
     from cone_kernels.terminal.progress import progress_line
 
@@ -34,9 +34,7 @@ def demo(sentences: int, json_out: str | None) -> None:
     corpus = Corpus.from_sentences(captions(sentences), name="captions of the demo's grammar")
     with progress_line(stderr_console()) as progress:
         result = experiments.layers(MODEL_DIR, corpus, progress=interruptible(progress))
-    if json_out:
-        write_json(json_out, result.to_dict())
     if json_out != "-":
         examples = " ".join(captions(2))
         click.echo(f"all-MiniLM-L6-v2 on {sentences:,} captions such as: {examples}\n")
-        print_layers(stdout_console(), result)
+    show_and_write(result, print_layers, json_out)

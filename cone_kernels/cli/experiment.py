@@ -10,7 +10,8 @@ import click
 
 from cone_kernels.cli.ending import TOO_MUCH_DROPPED, interruptible
 from cone_kernels.cli.options import model_or_state_options, require_model_or_state
-from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.cli.outputs import check_outputs, show_and_write
+from cone_kernels.files import every_output
 from cone_kernels.names import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -43,7 +44,14 @@ def run_experiment(
     _refuse_two_prompts(options)
     inputs = [options.get(name) for name in ("corpus", "state", "vectors")]
     named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
-    check_outputs(json_out, options.get("log_json"), whole=[options[name] for name in outputs], inputs=named)
+    check_outputs(
+        json_out,
+        options.get("log_json"),
+        whole=[options[name] for name in outputs],
+        inputs=named,
+        state=options.get("save_state"),
+        overwrite=options.get("overwrite", False),
+    )
 
     from cone_kernels.terminal.notes import print_notes
 
@@ -76,7 +84,9 @@ def measure_and_show(
     begins: str,
     rank: int = 0,
 ) -> _Result:
-    """Measures with a progress line, prints notes to stderr, writes the JSON, shows the result, judges the losses.
+    """Measures with a progress line, prints notes to stderr, shows the result, writes the JSON, judges the losses.
+
+    A file that cannot be written costs neither the table nor the other files.
 
     Args:
         experiment, show, json_out, max_bad: as in `run_experiment`.
@@ -85,20 +95,18 @@ def measure_and_show(
         begins: what is said before there is any progress.
         rank: of this process; all but 0 are quiet.
     """
-    from cone_kernels.terminal.console import stderr_console, stdout_console
+    from cone_kernels.terminal.console import stderr_console
     from cone_kernels.terminal.progress import progress_line
 
     stderr = stderr_console()
     stderr.quiet = rank > 0
-    with progress_line(stderr, begins) as progress:
-        result = experiment(**options, progress=interruptible(progress))
-    if rank > 0:
-        return result
-    note(stderr, result)
-    if json_out:
-        write_json(json_out, result.to_dict())
-    if json_out != "-":
-        show(stdout_console(), result)
+    with every_output():
+        with progress_line(stderr, begins) as progress:
+            result = experiment(**options, progress=interruptible(progress))
+        if rank > 0:
+            return result
+        note(stderr, result)
+        show_and_write(result, show, json_out)
     if max_bad is not None and result.n_bad > max_bad:
         click.echo(f"Error: {result.n_bad:,} were left out; --max-bad allows {max_bad:,}", err=True)
         click.get_current_context().exit(TOO_MUCH_DROPPED)

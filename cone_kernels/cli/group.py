@@ -7,6 +7,7 @@ import sys
 import traceback
 from importlib import import_module
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -40,6 +41,7 @@ class ConeGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
+        _print_what_can_be()
         try:
             with terminable(), explained("this command", "hf"):
                 return super().invoke(ctx)
@@ -58,6 +60,12 @@ class ConeGroup(click.Group):
             else:
                 click.echo(f"Error: {_one_line(error)}", err=True)
             ctx.exit(FAILED)
+
+
+def _print_what_can_be() -> None:
+    """A character that standard output cannot hold, as in Latin-1, becomes a question mark, and no error."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _one_line(error: Exception) -> str:

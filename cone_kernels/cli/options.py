@@ -251,6 +251,7 @@ def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command
         *_checkpoint_options,
         shard_option,
         save_state_option,
+        overwrite_option("the state that --save-state names"),
         json_option,
         debuggable,
     )
@@ -294,6 +295,16 @@ save_state_option = click.option(
     "--save-state", metavar="FILE", help="Write the sums, which other runs can be merged with."
 )
 
+
+def overwrite_option(what: str) -> Callable[[_Command], _Command]:
+    """`--overwrite`; without it, what is there already stays, for it may be of another run.
+
+    Args:
+        what: is replaced.
+    """
+    return click.option("--overwrite", is_flag=True, help=f"Replace {what}, if there is one already.")
+
+
 json_option = click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout, alone.")
 
 
@@ -304,7 +315,18 @@ def model_or_state_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _
         own: the options that only this command has.
     """
     source = (model_options(required=False), state_option)
-    return _all_of((*source, *own, save_state_option, shared_options(), shard_option, json_option, debuggable))
+    return _all_of(
+        (
+            *source,
+            *own,
+            save_state_option,
+            overwrite_option("the state that --save-state names"),
+            shared_options(),
+            shard_option,
+            json_option,
+            debuggable,
+        )
+    )
 
 
 def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

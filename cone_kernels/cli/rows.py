@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.options import debuggable, json_option
-from cone_kernels.cli.outputs import check_outputs, write_json
+from cone_kernels.cli.outputs import check_outputs, show_and_write
 
 
 @click.command()
@@ -39,11 +39,7 @@ def show_rows(a: str, b: str, json_out: str | None, **options: Any) -> None:
     check_outputs(json_out, inputs=[a, b])
 
     from cone_kernels import experiments
-    from cone_kernels.terminal.console import stdout_console
     from cone_kernels.terminal.tables import print_tables
 
     result = experiments.rows(a, b, **options)
-    if json_out:
-        write_json(json_out, result.to_dict())
-    if json_out != "-":
-        print_tables(stdout_console(), result)
+    show_and_write(result, print_tables, json_out)

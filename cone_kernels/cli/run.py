@@ -7,13 +7,21 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
-from cone_kernels.cli.options import debuggable, json_option, layer_option, models_options, shared_options
+from cone_kernels.cli.options import (
+    debuggable,
+    json_option,
+    layer_option,
+    models_options,
+    overwrite_option,
+    shared_options,
+)
 from cone_kernels.cli.pooling import pooling_option
 
 
 @click.command()
 @models_options()
 @click.option("--out", required=True, metavar="DIR", help="The folder that everything is written to.")
+@overwrite_option("the run in the folder")
 @layer_option("The layer whose axes are looked at.")
 @click.option("--k", type=click.IntRange(min=1), default=3, show_default=True, help="How many axes.")
 @click.option(

@@ -36,7 +36,8 @@ def vectors(files: tuple[str, ...], json_out: str | None, max_bad: int | None, *
         raise click.UsageError("--axis and --shard: give one of them; the axes are those of all vectors")
     if options["resume"] and options["checkpoint"] is None:
         raise click.UsageError("--resume goes with --checkpoint FILE")
-    check_outputs(json_out, whole=[options[name] for name in ("save_state", "checkpoint")], inputs=files)
+    written = [options[name] for name in ("save_state", "checkpoint")]
+    check_outputs(json_out, whole=written, inputs=files, state=options["save_state"], overwrite=options["overwrite"])
 
     from cone_kernels import experiments
     from cone_kernels.terminal.notes import print_notes

@@ -15,6 +15,11 @@ from cone_kernels.corpora.streams import READ_ERRORS, check_stream, opened
 
 # The most characters of a cell: a quote that is never closed would otherwise take the rest of the file into memory.
 MAX_CELL = 1 << 26
+# So many records of a file may lack what is read before one that has it.
+FIRST_RECORDS = 1000
+# What tells a table in a text file: so many lines, all cut by as many tabs.
+_START = 1 << 16
+_TABLE_LINES, _TABLE_TABS = 3, 2
 
 
 def text_lines(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
@@ -29,9 +34,10 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
     """(line, text) of the fields of JSON objects, one a line.
 
     Raises:
-        CorpusError: the first object has none of the fields.
+        CorpusError: none of the first `FIRST_RECORDS` objects has one of the fields.
     """
     fields: tuple[str, ...] = ()
+    without: list[CorpusError] = []
     for number, line in text_lines(source, reading):
         if not line.strip():
             reading.drop_empty()
@@ -42,11 +48,21 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
             reading.refuse("malformed_record", number, f"not JSON: {error}")
             continue
         if not isinstance(record, dict):
-            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object")
+            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if isinstance(record, list) else ""
+            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object{hint}")
             continue
         if not fields:
-            fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
+            try:
+                fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
+            except CorpusError as error:
+                without.append(error)
+                if len(without) == FIRST_RECORDS:
+                    break
+                reading.refuse("missing_field", number, "it has none of the fields that are read")
+                continue
         yield from record_texts(record, fields, number, reading)
+    if without and not fields:
+        raise without[0]
 
 
 def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
@@ -87,6 +103,29 @@ def _column(header: list[str], name: str, where: str) -> int:
 
 def _check_text(source: Source, asked: tuple[str, ...] | None) -> None:
     check_stream(source)
+
+
+def _check_lines(source: Source, asked: tuple[str, ...] | None) -> None:
+    """Checks before a run that a text file is no table, of which numbers and names would be measured too.
+
+    Raises:
+        CorpusError: it is one, or cannot be read.
+    """
+    check_stream(source)
+    if source.once:
+        return
+    with opened(source) as (stream, _):
+        try:
+            start = stream.read(_START)
+        except READ_ERRORS as error:
+            raise CorpusError(f"corpus: {source.name} cannot be read: {error}") from error
+    lines = start.split(b"\n")[:-1] if len(start) == _START else start.splitlines()
+    tabs = {line.count(b"\t") for line in lines}
+    if len(lines) >= _TABLE_LINES and len(tabs) == 1 and min(tabs) >= _TABLE_TABS:
+        raise CorpusError(
+            f"corpus: {source.name} is a table of {tabs.pop() + 1} columns cut by tabs, and not a sentence a line; "
+            "give its column of sentences alone, or the file of records (.jsonl, .csv) that is often beside it"
+        )
 
 
 def _check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
@@ -140,7 +179,7 @@ def _raw_lines(source: Source, reading: Reading) -> Iterator[tuple[int, bytes]]:
 
 
 READERS = {
-    "txt": Reader(text_lines, _check_text, has_fields=False),
+    "txt": Reader(text_lines, _check_lines, has_fields=False),
     "jsonl": Reader(jsonl_records, _check_text),
     "csv": Reader(csv_records, _check_csv),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,10 @@ from cone_kernels.names import FORMATS, TEXT_FORMATS, Format, TextFormat, listed
 
 Compression = Literal["gz", "zst"]
 
+logger = logging.getLogger(__name__)
+
 STDIN = "-"
+_ABOUT = {"README", "LICENSE", "CITATION"}
 DATASET = "datasets:"
 _SUFFIXES = f"{listed_suffixes()}, alone or with .gz or .zst after it"
 
@@ -87,6 +91,8 @@ def find_sources(paths: Sequence[str | os.PathLike[str]], text_format: TextForma
 
 
 def _expanded(path: str, text_format: TextFormat | None) -> Iterator[Source]:
+    if not path:
+        raise ValueError("corpus: got an empty path; it must name a file")
     if path == STDIN:
         assert text_format is not None
         yield Source("<stdin>", text_format, None, _stdin, None, once=True)
@@ -99,6 +105,8 @@ def _expanded(path: str, text_format: TextFormat | None) -> Iterator[Source]:
 
 
 def _stdin() -> Any:
+    if sys.stdin is None:
+        raise CorpusError(f"corpus: got {STDIN}, but standard input is closed")
     return sys.stdin.buffer
 
 
@@ -123,6 +131,10 @@ def _local(path: Path) -> Iterator[Source]:
 
 def _folder(folder: Path) -> Iterator[Source]:
     found = [path for path in folder.rglob("*") if _is_listed(str(path.relative_to(folder))) and path.is_file()]
+    about = [path for path in found if path.stem.upper() in _ABOUT]
+    found = [path for path in found if path not in about]
+    for path in about:
+        logger.warning("corpus: %s is left out, for it is about the folder; name it to read it", path)
     if not found:
         raise IsADirectoryError(f"corpus: {folder} is a folder with no file in it that ends in {_SUFFIXES}")
     yield from map(_local_file, sorted(found))

@@ -25,6 +25,7 @@ _MAGIC: dict[Compression, tuple[bytes, ...]] = {
 }
 _NAMES: dict[Compression, str] = {"gz": "gzip", "zst": "zstd"}
 _BLOCK = 1 << 16
+_FIRST = 1 << 10  # bytes that tell what a file is
 
 
 @contextmanager
@@ -78,11 +79,14 @@ def check_stream(source: Source) -> None:
             raise CorpusError(f"corpus: {source.name} {what}; its suffix is .{source.compression}")
     with opened(source) as (stream, _):
         try:
-            start = stream.read(4)
+            start = stream.read(_FIRST)
         except READ_ERRORS as error:
             raise CorpusError(f"corpus: {source.name} cannot be read: {error}") from error
     if start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise CorpusError(f"corpus: {source.name} is UTF-16; it must be UTF-8")
+    # Without its mark, UTF-16 of European languages has a zero byte in each second place.
+    if any(start[at::2].count(0) > len(start) / 8 and not start[1 - at :: 2].count(0) for at in (0, 1)):
+        raise CorpusError(f"corpus: {source.name} looks like UTF-16 without its mark; it must be UTF-8")
     for compression, magic in _MAGIC.items():
         if start.startswith(magic):
             around = f"{_NAMES[compression]} file"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
 from cone_kernels.experiments.solved_axes import SolvedAxes, extremes_of, solved_axes, used_blocks, window
+from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, threads_of
@@ -75,6 +76,7 @@ def axis(
         >>> result.components[0].top[0].text, result.components[0].explained_variance_ratio
     """
     _check_counts(k, top, tokens)
+    require_local("save_vectors", save_vectors)
     if isinstance(corpus, Iterator):
         raise TypeError(
             f"corpus: got a {type(corpus).__name__}, which can be read once; it must be one that axis can read twice"
@@ -134,7 +136,8 @@ def axis_of(
     name = measurement.layer_name(number)
     vectors = _vectors(measurement, solved, {"layer": number, "layer_name": name})
     if save_vectors is not None and measurement.rank == 0:
-        vectors.save(save_vectors)
+        with writing(save_vectors):
+            vectors.save(save_vectors)
     cosines = (found.centered_mean_cosine, found.uncentered_mean_cosine, found.centered_uncentered_cosine)
     mean_cosine, uncentered_mean_cosine, centered_uncentered_cosine = (float(cosine) for cosine in cosines)
     return AxisResult(
@@ -156,7 +159,10 @@ def axis_of(
 
 
 def _check_counts(k: int, top: int, tokens: int) -> None:
+    from cone_kernels.ops.arguments import require_integer
+
     for name, value in {"k": k, "top": top, "tokens": tokens}.items():
+        require_integer(name, value)
         if value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
 

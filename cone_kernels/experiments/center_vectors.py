@@ -13,6 +13,7 @@ from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.solved_axes import used_blocks, window
+from cone_kernels.files import writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure_vectors import measure_vectors
 from cone_kernels.runs.measurement import Measurement, threads_of
@@ -78,7 +79,8 @@ def center_vectors(
         blocks = _used(source, rows)
         found = cross_fitted(blocks, moments, fit) if same else judged(blocks, moments, [centering])
     if output is not None:
-        centering.save(output)
+        with writing(output):
+            centering.save(output)
     given = measurement.manifest
     return CenteringResult(
         model=measurement.model,

@@ -12,6 +12,7 @@ from cone_kernels.experiments.cone_claims import cone_claims
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
@@ -83,6 +84,8 @@ def center(
     from cone_kernels.centering import check_method
 
     check_method(method, components, shrinkage)
+    for name, path in (("output", output), ("write", write)):
+        require_local(name, path)
     fit: dict[str, Any] = {"layer": layer, "method": method, "components": components, "shrinkage": shrinkage}
     saved = None if state is None else from_state(state)
     if vectors is not None:
@@ -178,7 +181,8 @@ def center_of(
     else:
         before = levels_of(measurement.moments(number))[0]
     if output is not None and measurement.rank == 0:
-        centering.save(output)
+        with writing(output):
+            centering.save(output)
     return CenteringResult(
         model=measurement.model,
         corpus=measurement.corpus,

@@ -33,7 +33,7 @@ class CurveShape:
         dips: lows between two highs, each from the lower one of the two highs to the low.
         peak: the layer where the curve is highest.
         peak_height: the value there.
-        crash: the last step, where it falls by 0.1 or more; else None.
+        crash: the last step, where it falls by 0.1 or more; else None, and where one of its layers has no value.
         alike: the layers that are as high as the peak, as far as can be told; the peak is one of them.
     """
 
@@ -79,8 +79,8 @@ def curve_shape(
     if not len(layers) == len(values) == len(least):
         counts = f"{len(layers)} layers and {len(least)} rows of bounds"
         raise ValueError(f"values: got {len(values)} for {counts}; it must be one for each")
-    known = [_Point(*each) for each in zip(layers, values, least, range(len(values)), strict=True)]
-    known = [point for point in known if math.isfinite(point.value)]
+    points = [_Point(*each) for each in zip(layers, values, least, range(len(values)), strict=True)]
+    known = [point for point in points if math.isfinite(point.value)]
     if len(known) < 2:
         return None
     turns = _turning_points(known)
@@ -94,8 +94,8 @@ def curve_shape(
     peak = max(known, key=_value)
     alike = tuple(one.layer for one in known if not _apart(one, peak, _ALIKE))
     before, last = known[-2:]
-    crash = _move(before, last) if last.value < before.value and _apart(before, last, CRASH) else None
-    return CurveShape(builds, dips, peak.layer, peak.value, crash, alike)
+    fell = known[-2:] == points[-2:] and last.value < before.value and _apart(before, last, CRASH)
+    return CurveShape(builds, dips, peak.layer, peak.value, _move(before, last) if fell else None, alike)
 
 
 class _Point(NamedTuple):

@@ -245,7 +245,11 @@ def _of_layers(result: LayersResult) -> list[str]:
         return lines + _geometry_summary(result.layers[known[-1]])
     lines = _peak(result, shape)
     lines += _moves(shape, {row.layer: row.sentence.anisotropy for row in result.layers})
-    lines.append(_ending(result, known[-2], known[-1]))
+    if known[-2:] == [len(result.layers) - 2, len(result.layers) - 1]:
+        lines.append(_ending(result, known[-2], known[-1]))
+    else:
+        unknown = listed_words([str(row.layer) for at, row in enumerate(result.layers) if at not in known])
+        lines.append(f"How it ends cannot be told: there is no mean cosine, or no error of one, at layer {unknown}.")
     return (
         lines
         + _averaging(result, shape)

@@ -126,7 +126,9 @@ def _summary(layers: Sequence[PoolingLayer], claims: PoolingClaims) -> list[str]
     known = [at for at, row in enumerate(layers) if math.isfinite(row.gap.stderr)]
     if not known:
         return []
-    lines = _largest_gap(layers, claims, known) + _last_gap(layers, claims, known)
+    lines = _largest_gap(layers, claims, known)
+    if known[-1] == len(layers) - 1:
+        lines += _last_gap(layers, claims, known)
     # The last layer is the one whose vectors are used.
     return lines + (_poolings(layers[-1], claims.poolings) if len(layers[-1].poolings) > 1 else [])
 

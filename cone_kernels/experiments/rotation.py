@@ -150,8 +150,11 @@ def rotation_of(
 
 
 def _layers(layer: Layer | Sequence[Layer | None] | None, count: int, k: int) -> list[Layer | None]:
+    from cone_kernels.ops.arguments import require_integer
+
     if count < 2:
         raise ValueError(f"model, state: got {count} in all; it must be at least two")
+    require_integer("k", k)
     if k < 1:
         raise ValueError(f"k: got {k}; it must be at least 1")
     numbers = [layer] if layer is None or isinstance(layer, (int, str)) else list(layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import AxisResult
@@ -23,7 +22,7 @@ from cone_kernels.experiments.result import ExperimentResult
 from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
-from cone_kernels.files import sha256_of, write_whole
+from cone_kernels.files import every_output, require_local, sha256_of, write_whole, writing
 from cone_kernels.names import METHODS, Layer, asked_poolings, experiments_in_run
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
@@ -44,14 +43,17 @@ class ModelResults:
     """The experiments on one model.
 
     Attributes:
-        results: what each experiment on one model found, by its name in `cone_kernels.names.EXPERIMENTS`.
-        centerings: the ways to open the cone at the axis's layer, before and after.
+        results: what each experiment on one model found, by its name in `cone_kernels.names.EXPERIMENTS`; where
+            the vectors of the axis's layer have no axis, the axis is not among them.
+        centerings: the ways to open the cone at the axis's layer, before and after; none where there is no axis.
         state: the sums that all of it was computed from.
+        undefined: why there is no axis, in words; None where there is one.
     """
 
     results: Mapping[str, Any]
     centerings: tuple[CenteringResult, ...]
     state: ConeState = field(repr=False, compare=False)
+    undefined: str | None = None
 
     @property
     def layers(self) -> LayersResult:
@@ -69,8 +71,9 @@ class ModelResults:
         return cast("AxisResult", self.results["axis"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The experiments by name as JSON data."""
-        return {name: result.to_dict() for name, result in self.results.items()}
+        """The experiments by name as JSON data; where there is no axis, `undefined` says why."""
+        reason = {} if self.undefined is None else {"undefined": {"axis": self.undefined}}
+        return {name: result.to_dict() for name, result in self.results.items()} | reason
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class RunResult:
 
     Attributes:
         models: the experiments on each model.
-        rotation: the comparison of the models; None for a single one.
+        rotation: the comparison of the models; None for a single one, and where one of them has no axis.
         corpus: what was measured on, and what was dropped, replaced or left out.
         manifest: models, options, versions, device and times.
         out: the folder that everything was written to.
@@ -130,30 +133,33 @@ def run(
     pooling: str | Sequence[str] = ("mean",),
     published: bool = False,
     table: TableFormat = "parquet",
+    overwrite: bool = False,
     **options: Unpack[SharedOptions],
 ) -> RunResult:
     """Runs all experiments and the centerings in one pass of each model, and writes a folder.
 
     The folder gets `results.json`, `report.html`, `manifest.json`, `layers.parquet` or `layers.csv`, and for each model
     `states/NAME.safetensors` and `axes/NAME.safetensors`. Each file is written whole or not at all, and nothing before
-    everything is computed.
+    everything is computed; where one cannot be written, the others are, and the error names it.
 
     Args:
         model: folders, hub ids, what `load_model` returned, or models in memory (`ModelLike`); several are compared.
         corpus: a file, a `Corpus`, or sentences.
-        out: the folder; made where there is none, and files of these names in it are replaced.
+        out: the folder; made where there is none.
         layer: the layer whose axes are looked at and compared; -1 is the last of each model, "output" are the vectors
             that the models themselves give. None is the output, or the last layer of a model without one.
         k, top, tokens: as in `axis`; `rotation` compares the subspaces of as many axes.
         rogue, published: as in `layers`.
         pooling: as in `pooling`.
         table: "parquet" (needs pyarrow) or "csv".
+        overwrite: replace the run that `out` holds: its files go when the new ones are there to be written.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
         TypeError: `model` is one model in place of a sequence.
         ModuleNotFoundError: matplotlib or pyarrow is not installed; before anything is run.
-        OSError: the folder cannot be written.
+        FileExistsError: `out` holds a run, and `overwrite` is False.
+        OSError: the folder, or a file in it, cannot be written; the others are.
         ValueError: no model, and as the experiments.
 
     Example:
@@ -166,8 +172,14 @@ def run(
         raise ValueError("model: got none; it must name at least one")
     require_table_format(table)
     require("matplotlib", "report", "report.html")
+    require_local("out", out)
     folder = Path(out)
     writes = rank_of(options) == 0
+    if writes and not overwrite and (there := _files_of_a_run(folder)):
+        raise FileExistsError(
+            f"out: {folder} holds a run, with {there[0].relative_to(folder)}; overwrite=True (--overwrite) replaces "
+            "it, or name another folder"
+        )
     for part in (folder, folder / "states", folder / "axes") if writes else ():
         part.mkdir(parents=True, exist_ok=True)
     read = open_corpus(corpus, options, again=True)
@@ -180,21 +192,26 @@ def run(
     results, measurements = [], []
     for one, rest in zip(model, options_by_model(options, len(model)), strict=True):
         measured = measure(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
+        undefined = measured.why_no_axis(measured.layer(layer))
         with threads_of(measured):
             results.append(
                 ModelResults(
                     results={
                         name: _experiment(name)(measured, **settings.get(name, {}))
                         for name in experiments_in_run("each model")
+                        if name != "axis" or undefined is None
                     },
-                    centerings=tuple(center_of(measured, layer=layer, method=method) for method in METHODS),
+                    centerings=()
+                    if undefined
+                    else tuple(center_of(measured, layer=layer, method=method) for method in METHODS),
                     state=measured.state,
+                    undefined=undefined,
                 )
             )
         # The model's weights are not needed any more; the next one takes their place.
         measurements.append(replace(measured, load=None))
     compared = None
-    if len(measurements) > 1:
+    if len(measurements) > 1 and not any(one.undefined for one in results):
         with threads_of(*measurements):
             compared = rotation_of(measurements, layer=layer, k=k)
     asked = {"layer": layer, "k": k, "top": top, "tokens": tokens, "rogue": rogue, "pooling": list(names)}
@@ -220,6 +237,9 @@ def _with_files(results: Sequence[ModelResults], names: Sequence[str]) -> tuple[
     """The axes with the names of the files that their vectors are about to be written to."""
     named = []
     for one, name in zip(results, names, strict=True):
+        if one.undefined is not None:
+            named.append(one)
+            continue
         axis = replace(one.axis, vectors_file=f"axes/{name}.safetensors")
         named.append(replace(one, results={**one.results, "axis": axis}))
     return tuple(named)
@@ -246,20 +266,36 @@ def _manifest(measurements: Sequence[Measurement], asked: dict[str, Any]) -> dic
 def _write(result: RunResult, names: Sequence[str], table: TableFormat) -> None:
     from cone_kernels.report import write_report
 
-    folder, results = result.out, result.to_dict()
-    files = {}
-    for name, model in zip(names, result.models, strict=True):
-        for kind, saved in (("states", model.state), ("axes", model.axis.vectors)):
-            saved.save(folder / kind / f"{name}.safetensors")
-            files[f"{kind}/{name}.safetensors"] = sha256_of(folder / kind / f"{name}.safetensors")
-    contents = {
-        "results.json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
-        f"layers.{table}": encoded_table(layer_rows(results), table),
-    }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-        files[name] = hashlib.sha256(content).hexdigest()
-    write_report(results, folder / "report.html")
-    files["report.html"] = sha256_of(folder / "report.html")
-    manifest = {"schema": MANIFEST_SCHEMA, **result.manifest, "files": files}
-    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+    folder, results, files = result.out, result.to_dict(), {}
+
+    def write(name: str, save: Callable[[Path], object]) -> None:
+        with writing(folder / name):
+            save(folder / name)
+            files[name] = sha256_of(folder / name)
+
+    def write_content(name: str, content: bytes) -> None:
+        write(name, lambda path: write_whole(path, content))
+
+    with every_output():
+        for file in _files_of_a_run(folder):
+            with writing(file):
+                file.unlink()
+        # Most is lost with the numbers, so they come first.
+        write_content("results.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+        write_content(f"layers.{table}", encoded_table(layer_rows(results), table))
+        write("report.html", lambda path: write_report(results, path))
+        for name, model in zip(names, result.models, strict=True):
+            write(f"states/{name}.safetensors", model.state.save)
+            if model.undefined is None:
+                write(f"axes/{name}.safetensors", model.axis.vectors.save)
+        listed = dict(sorted(files.items(), key=lambda item: "/" not in item[0]))
+        manifest = {"schema": MANIFEST_SCHEMA, **result.manifest, "files": listed}
+        write_content("manifest.json", (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _files_of_a_run(folder: Path) -> list[Path]:
+    """What an earlier run has left in a folder; what else is in it is not a run's."""
+    tables = (f"layers.{table}" for table in get_args(TableFormat))
+    names = [folder / name for name in ("manifest.json", "results.json", "report.html", *tables)]
+    vectors = (file for kind in ("states", "axes") for file in folder.glob(f"{kind}/*.safetensors"))
+    return [file for file in (*names, *vectors) if file.exists()]

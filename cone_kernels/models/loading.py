@@ -162,19 +162,46 @@ def _dtype(dtype: str | torch.dtype) -> Any:
 
 
 def _check_name(name: str) -> None:
+    if not name:
+        raise ModelError("model: got an empty name; it must be a model's folder or a hub id")
     path = Path(name).expanduser()
     if path.is_file():
         raise ModelError(f"model: {name} is a file; it must be a model's folder or a hub id")
-    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name):
+    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"model: there is no folder {name!r}")
+
+
+# How an environment variable is switched on, as the hub's client reads it.
+_SET = {"1", "ON", "YES", "TRUE"}
+
+
+def _other_kind(folder: Path) -> str | None:
+    """What a folder without a model of transformers has in place of one, in words; None where nothing is known."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return "is an adapter, and its base model cannot be loaded: it must be a folder here, or in the hub's cache"
+    if (folder / "config.json").is_file():
+        return None
+    for ending, kind in (("gguf", "GGUF"), ("onnx", "ONNX")):
+        if any(folder.rglob(f"*.{ending}")):
+            return f"has no config.json but {kind} weights; it must be the model that they were converted from"
+    return "has no config.json; it must be one that save_pretrained, or sentence-transformers, has written"
 
 
 def _explained(name: str, error: Exception) -> ModelError:
     text = str(error)
     if "trust_remote_code" in text:
         return ModelError(f"model: {name} brings Python code of its own, which runs only with trust_remote_code")
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and isinstance(error, OSError) and "connect" in text:
+        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0").upper() in _SET else "no connection"
+        return ModelError(
+            f"model: the hub id {name!r} cannot be loaded: there is no folder of this name here, and it is neither in "
+            f"the cache nor to be had from the hub ({offline})"
+        )
+    if folder.is_dir() and (why := _other_kind(folder)):
+        return ModelError(f"model: the folder {name!r} cannot be loaded: it {why}")
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    where = "folder" if Path(name).expanduser().is_dir() else "hub id"
+    where = "folder" if folder.is_dir() else "hub id"
     return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,6 +82,8 @@ def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: i
 def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: torch.device) -> Tensor:
     """A mask (B, T) of bool or of integers or floats that are all 0 or 1, as contiguous bool."""
     mask = as_tensor(name, value)
+    if mask.is_complex():
+        raise TypeError(f"{name}: got dtype {dtype_name(mask.dtype)}; it must be bool, or integers or floats")
     if tuple(mask.shape) != (batch, tokens):
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be (B, T) = {(batch, tokens)}")
     require_device(name, mask, device, "the hidden states")
@@ -158,6 +161,12 @@ def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None
         torch._assert_async(holds, f"{name}: {must}")
     elif not bool(holds):
         raise ValueError(f"{name}: got {got()}; {must}")
+
+
+def require_integer(name: str, value: object) -> None:
+    """Raises a TypeError unless the value is an integer; 2.0 is none."""
+    if not isinstance(value, (Integral, torch.SymInt)):
+        raise TypeError(f"{name}: got {value!r}; it must be an integer")
 
 
 def require_device(name: str, tensor: Tensor, device: torch.device, other: str = "x") -> None:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input
+from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input, require_integer
 from cone_kernels.ops.gradients import refuse_backward
 
 # An axis whose |cos| with the mean is below this takes its sign from its largest component, and so does one whose
 # product with the mean, in units of the largest deviation √λ_1, is what rounding leaves of data that was centred.
 _MEAN_DECIDES_SIGN, _CENTERED = 1e-3, 1e-12
+# By how much of the largest entry the triangles of a covariance may differ: more than 16 bits round.
+_SYMMETRIC = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ def top_eigenvectors(
         |cos| with the mean is below 1e-3, and from a covariance, its component of largest magnitude is positive.
 
     Raises:
-        TypeError: a dtype or type is not taken.
+        TypeError: a dtype or type is not taken; `k` is no integer.
         ValueError: a shape, device or value is not as above, not exactly one of `x` and `covariance` is given, `x` has
             too few rows (2, or 1 without `center`), or the input has entries that are not finite.
         BackendUnavailable: the backend asked for cannot run here.
@@ -87,6 +89,7 @@ def top_eigenvectors(
         raise ValueError(f"covariance: got shape {tuple(matrix.shape)}; it must be (..., d, d)")
     if name == "x" and n < 1 + center:
         raise ValueError(f"x: got {n} rows; it must have at least {1 + center} with center={center}")
+    require_integer("k", k)
     if not 1 <= k <= d:
         raise ValueError(f"k: got {k}; it must be from 1 to d = {d}")
     if tolerance is None:
@@ -112,6 +115,8 @@ def _top_eigenvectors(
         name = "covariance" if covariance else "x"
         got = "entries that are not finite, or too large for float64 eigenvalues"
         raise ValueError(f"{name}: got {got}; it must have neither")
+    if covariance:
+        _refuse_asymmetric(flat)
     return (
         values.reshape(*batch, k),
         signed_along(vectors, values, mean).reshape(*batch, k, d),
@@ -120,6 +125,17 @@ def _top_eigenvectors(
         (values[:, -1] - next_value).reshape(batch),
         converged.reshape(batch),
     )
+
+
+def _refuse_asymmetric(matrices: Tensor) -> None:
+    """Refuses matrices (L, d, d) whose triangles differ by more than rounding, as half of one that is not filled."""
+    matrices = matrices if matrices.dtype == torch.float64 else matrices.float()
+    apart, largest = ((matrices - matrices.mT).abs().amax(), matrices.abs().amax()) if matrices.numel() else (0, 0)
+    if float(apart) > _SYMMETRIC * float(largest):
+        raise ValueError(
+            f"covariance: got one whose entries (i, j) and (j, i) differ by up to {float(apart):.3g}; it must be "
+            "symmetric"
+        )
 
 
 @_top_eigenvectors.register_fake

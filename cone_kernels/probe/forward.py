@@ -251,7 +251,7 @@ def _mask_of_integers(mask: object, name: str) -> Tensor:
     hint = _hint_for(name)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: got {type(mask).__name__}; it must be a tensor (B, T){hint}")
-    if mask.dim() != 2 or mask.is_floating_point():
+    if mask.dim() != 2 or mask.is_floating_point() or mask.is_complex():
         raise ValueError(
             f"{name}: got {mask.dtype} of shape {tuple(mask.shape)}; it must be bool or 0/1 integers (B, T){hint}"
         )

@@ -64,7 +64,10 @@ def table_html(table: Table, prefix: str) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """The table as CSV: every number in full, as the JSON file has it; null is empty."""
+    """The table as CSV: every number in full, as the JSON file has it; null is empty.
+
+    A text that a spreadsheet would compute as a formula has an apostrophe before it.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([name for column in table.columns for name in column.names])
@@ -89,13 +92,22 @@ def _row(columns: Sequence[Column], row: Sequence[Parts]) -> str:
 
 
 def _values(column: Column, cell: Parts) -> list[str]:
-    values = [full(part.node) for part in cell if isinstance(part, (Number, Text))]
+    values = [
+        full(part.node) if isinstance(part, Number) else _no_formula(full(part.node))
+        for part in cell
+        if isinstance(part, (Number, Text))
+    ]
     if len(values) == len(column.names):
         return values
     if len(column.names) == 1:
-        return ["".join(full(part.node) if isinstance(part, Number) else plain([part]) for part in cell)]
+        whole = "".join(full(part.node) if isinstance(part, Number) else plain([part]) for part in cell)
+        return [whole if cell and isinstance(cell[0], Number) else _no_formula(whole)]
     if any(values):
         raise ValueError(
             f"cell: got {len(values)} values for the names {', '.join(column.names)}; it must be one for each"
         )
     return [""] * len(column.names)
+
+
+def _no_formula(value: str) -> str:
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

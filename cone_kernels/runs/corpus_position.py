@@ -51,14 +51,17 @@ class CorpusPosition:
         if self._ended and self.sentences > self._done:
             raise ValueError(f"resume: the corpus ended after {self._done} sentences before, and now has more")
 
-    def end(self) -> None:
+    def end(self, why_nothing: str = "") -> None:
         """Says that the corpus has ended.
+
+        Args:
+            why_nothing: what the error says where there was no sentence.
 
         Raises:
             ValueError: it has no sentence, or less than the interrupted run had passed over.
         """
         if self.sentences == 0:
-            raise ValueError("corpus: there is no sentence to run")
+            raise ValueError(f"corpus: there is no sentence to run{why_nothing}")
         if self.sentences < self._done:
             raise ValueError(
                 f"resume: the corpus has {self.sentences} sentences; the checkpoint has passed over {self._done}"

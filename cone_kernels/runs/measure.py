@@ -10,7 +10,13 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.names import Layer
 from cone_kernels.runs.measure_part import measure_part
 from cone_kernels.runs.measurement import Measurement, from_state
-from cone_kernels.runs.options import ShardOptions, refuse_run_options, refuse_unknown_options
+from cone_kernels.runs.options import (
+    ShardOptions,
+    rank_of,
+    refuse_replacing,
+    refuse_run_options,
+    refuse_unknown_options,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,6 +61,8 @@ def measure(
         >>> metrics.anisotropy(measured.state.sentence)
     """
     refuse_unknown_options(options)
+    if rank_of(options) == 0:
+        refuse_replacing(save_state, options.get("overwrite", False))
     gathered: dict[str, Any] = {
         "second_moment": second_moment,
         "unit_second_moment": unit_second_moment,

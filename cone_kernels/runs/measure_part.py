@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.files import require_room, writing
 from cone_kernels.models.names import measured_layer, with_own_pooling
 from cone_kernels.names import Layer
 from cone_kernels.runs.measurement import Measurement, measurement_of
@@ -77,9 +78,12 @@ def measure_part(
             "keep_vectors": [measured_layer(layer, loaded.info, own) for layer in keep_vectors],
             "vectors_prefix": None if shard is None else save_state,
         }
+        if save_state is not None:
+            require_room("save_state", save_state, _bytes_of_state(loaded, gathered))
         ran = run(loaded, read, progress=progress, **gathered, **vectors, **chosen)
     if save_state is not None:
-        (ran.state if shard is None else ran.part).save(save_state)
+        with writing(save_state):
+            (ran.state if shard is None else ran.part).save(save_state)
     asked = {name: chosen[name] for name in ("backend", "token_budget", "packed", "threads", "shard")}
     return measurement_of(
         ran,
@@ -89,6 +93,18 @@ def measure_part(
         load=lambda: loaded,
         sentences=read,
     )
+
+
+def _bytes_of_state(loaded: LoadedModel, gathered: Mapping[str, Any]) -> int:
+    """Of the file of a state of all layers, or of one shard, before there is any."""
+    from cone_kernels.state.cone_state import ConeState
+
+    layers, width = loaded.info["n_layers"], loaded.info["hidden_size"]
+    if layers is None or width is None:
+        return 0
+    empty = ConeState.empty(range(layers + 1), width, device="meta", backend="reference", **gathered)
+    tensors, _ = empty.file_content()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:

@@ -10,9 +10,10 @@ from datetime import datetime, timezone
 from typing import Any, TypedDict
 
 from cone_kernels.doctor import versions
+from cone_kernels.files import writing
 from cone_kernels.runs.machine import processor
 from cone_kernels.runs.measurement import Measurement, without_corpus
-from cone_kernels.runs.options import RunOptions
+from cone_kernels.runs.options import RunOptions, refuse_replacing
 from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.vectors_pass import SHARD_ROWS, described, pass_over
@@ -33,6 +34,7 @@ class VectorsOptions(TypedDict, total=False):
     checkpoint: str | os.PathLike[str] | None
     checkpoint_every: float | None
     resume: bool
+    overwrite: bool
     progress: Callable[[Progress], None] | None
 
 
@@ -43,6 +45,7 @@ def measure_vectors(
     save_state: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     workers: int | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> Measurement:
     """Reads all rows once, and adds them up as the `output` of a state without layers.
@@ -51,7 +54,7 @@ def measure_vectors(
         vectors: what is measured.
         second_moment: also keep Σ x xᵀ, which geometry, axes and whitening are computed from.
         save_state: where to write the state; with `shard` the `RunPart`.
-        limit, workers, options: `VectorsOptions`.
+        limit, workers, overwrite, options: `VectorsOptions`.
 
     Raises:
         TypeError: an option is unknown; other processes cannot open the vectors.
@@ -65,6 +68,7 @@ def measure_vectors(
         >>> measured = measure_vectors(Vectors("minilm.npy"))
         >>> metrics.anisotropy(measured.moments("output"))
     """
+    refuse_replacing(save_state, overwrite)
     unknown = sorted(set(options) - set(VectorsOptions.__annotations__))
     if unknown:
         raise TypeError(
@@ -87,7 +91,8 @@ def measure_vectors(
         part = replace(part, facts={**part.facts, "seconds": time.perf_counter() - clock})
         state = part.close()
     if save_state is not None:
-        (state if chosen.shard is None else part).save(save_state)
+        with writing(save_state):
+            (state if chosen.shard is None else part).save(save_state)
     asked = {"limit": limit, "second_moment": second_moment, "workers": workers, "shard": chosen.shard}
     return _measurement(vectors, part, state, asked, chosen, started.isoformat(timespec="seconds"))
 

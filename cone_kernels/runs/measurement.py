@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import DROP_REASONS, REPLACE_REASONS, Corpus
 from cone_kernels.doctor import versions
 from cone_kernels.models.names import default_layer, short_name
-from cone_kernels.names import OUTPUT, Layer
+from cone_kernels.names import OUTPUT, Layer, place
 from cone_kernels.runs.machine import machine
 
 if TYPE_CHECKING:
@@ -111,6 +111,23 @@ class Measurement:
             assert self.state.output is not None
             return self.state.output
         return self.state.sentence.select(layer)
+
+    def why_no_axis(self, layer: Layer) -> str | None:
+        """Why the sentence vectors of a layer have no axis, in words; None where there are two that were used.
+
+        Args:
+            layer: as `layer` gives it.
+        """
+        moments = self.moments(layer)
+        used, infinite = int(moments.count[0].sum()), int(moments.n_nonfinite[0].sum())
+        if used >= 2:
+            return None
+        zero = int(moments.n_zero[0].sum())
+        advice = "; bfloat16 has no such end as float16 has at 65,504" if self.model.get("dtype") == "float16" else ""
+        return (
+            f"{place(layer)} has {used:,} sentence vectors to use, and two are needed: {infinite:,} are not finite and "
+            f"{zero:,} are zero{advice if infinite else ''}"
+        )
 
     def layer_name(self, layer: Layer) -> str:
         """What a layer is: the module by name; of the output the modules that make it."""

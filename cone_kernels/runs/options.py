@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
+from cone_kernels.files import require_local
 from cone_kernels.names import Layer, TextFormat, pooling_names
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ class SharedOptions(MeasureOptions, total=False):
 class ShardOptions(SharedOptions, total=False):
     """The keywords of experiments that need the sums alone, so that one process can run some of the shards alone."""
 
+    overwrite: bool
+    """Replace the file of `save_state` if there is one; without it a file that is there, maybe of another run, is
+    refused."""
     shard: str | None
     """"i/n": run the shards of process i of n alone, i from 0, and only read the others; the file saved is a `RunPart`,
     for `cone_kernels.runs.part.merge`."""
@@ -159,6 +163,7 @@ class RunOptions:
     progress: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
+        require_local("checkpoint", self.checkpoint)
         for name in ("token_budget", "batch_size", "shard_size", "threads"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -200,6 +205,8 @@ def parsed_shard(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+_LONGEST_PATH = 4096
+
 CORPUS_OPTIONS = tuple(CorpusOptions.__annotations__)
 LOAD_OPTIONS = tuple(LoadOptions.__annotations__)
 
@@ -233,9 +240,29 @@ DEFAULTS: dict[str, Any] = {
     "workers": None,
     "ray": None,
     "distributed": False,
+    "overwrite": False,
     **{option.name: option.default for option in fields(RunOptions) if option.name in RUN_OPTIONS},
 }
 """What every keyword of an experiment but `progress` is where it is not given."""
+
+
+def refuse_replacing(path: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    """Refuses to save a state to a remote place, or in place of a file that may be another run's.
+
+    Args:
+        path: `save_state`; None saves none.
+        overwrite: a file that is there is replaced.
+
+    Raises:
+        FileExistsError: there is one.
+        ValueError: it is a URL.
+    """
+    require_local("save_state", path)
+    if path is not None and not overwrite and os.path.isfile(path):
+        raise FileExistsError(
+            f"save_state: {os.fspath(path)} is there already, and may be of another run; overwrite=True (--overwrite) "
+            "replaces it, or name another file"
+        )
 
 
 def refuse_unknown_options(options: Mapping[str, Any]) -> None:
@@ -315,12 +342,31 @@ def open_corpus(
         return _readable(corpus, again)
     if isinstance(corpus, (str, os.PathLike)):
         return _readable(open_files([corpus], options), again)
+    _refuse_names_of_files(corpus)
     text_format, field = chosen.pop("format"), chosen.pop("field")
     if text_format is not None:
         raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
     # What cannot be iterated over again is kept.
     once = again and iter(corpus) is corpus
     return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)
+
+
+def _refuse_names_of_files(corpus: Iterable[Any]) -> None:
+    """Refuses what would measure the names of files in place of the sentences in them.
+
+    Raises:
+        TypeError: a path is among the sentences.
+        ValueError: each of the sentences is the name of a file that is there.
+    """
+    if not isinstance(corpus, (list, tuple)) or not corpus:
+        return
+    paths = [os.fspath(one) for one in corpus if isinstance(one, os.PathLike)]
+    if paths or all(isinstance(one, str) and 0 < len(one) < _LONGEST_PATH and os.path.isfile(one) for one in corpus):
+        error, named = (TypeError, paths[0]) if paths else (ValueError, corpus[0])
+        raise error(
+            f"corpus: got names of files in a {type(corpus).__name__}, such as {named!r:.80}; it must be sentences: "
+            "Corpus([...]) reads several files, Corpus.from_sentences([...]) takes the names themselves"
+        )
 
 
 def open_files(paths: Sequence[str | os.PathLike[str]], options: MeasureOptions) -> Corpus:

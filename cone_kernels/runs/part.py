@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -214,7 +213,7 @@ def merge(
         if not loaded[-1].ended:
             where = f"stopped after {loaded[-1].came_to}"
             raise ValueError(f"{os.fspath(path)}: {where}; resume that run first")
-    whole = reduce(RunPart.merge, loaded)
+    whole = _united(parts, loaded)
     missing = whole.missing()
     if missing is None:
         whole.close().save(output)
@@ -222,4 +221,20 @@ def merge(
         whole.save(output)
     else:
         raise ValueError(f"parts: there is none of {missing}; incomplete=True writes the shards that are there")
+    return whole
+
+
+def _united(paths: Sequence[str | os.PathLike[str]], parts: Sequence[RunPart]) -> RunPart:
+    """All parts as one; an error names the two files that do not go together."""
+    whole = parts[0]
+    for at, part in enumerate(parts[1:], start=1):
+        try:
+            whole = whole.merge(part)
+        except ValueError:
+            for path, earlier in zip(paths, parts[:at], strict=False):
+                try:
+                    earlier.merge(part)
+                except ValueError as error:
+                    raise ValueError(f"{os.fspath(path)} and {os.fspath(paths[at])}: {error}") from None
+            raise
     return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -13,6 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
+
+from cone_kernels.files import require_local
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class JsonLinesProgress:
 
     A line has `timestamp` (ISO 8601, UTC), `sentences`, `tokens`, `expected`, `elapsed`, `remaining` (seconds),
     `sentences_per_second`, `tokens_per_second`, `padding` and `statistics` (shares from 0 to 1), and the entries of
-    `also`; what is not known is null. Lines are appended and flushed one by one, so the log can be followed.
+    `also`; what is not known is null. Lines are appended and flushed one by one, so the log can be followed. Where one
+    cannot be written, as on a full disk, the log ends with a warning, and the run goes on.
 
     Args:
         file: to append to; "-" is stderr.
@@ -71,8 +77,8 @@ class JsonLinesProgress:
         also: further entries of each line.
 
     Raises:
-        OSError: the file cannot be opened; from a report: it cannot be written.
-        ValueError: `interval` is negative.
+        OSError: the file cannot be opened.
+        ValueError: `interval` is negative, or `file` a URL.
 
     Example:
         >>> with JsonLinesProgress("progress.jsonl") as progress:
@@ -89,7 +95,8 @@ class JsonLinesProgress:
     ) -> None:
         if not interval >= 0:
             raise ValueError(f"interval: got {interval}; it must be 0 seconds or more")
-        self._interval = interval
+        require_local("log_json", file)
+        self._interval, self._file, self._failed = interval, file, False
         self._then = then
         self._also = also or {}
         self._lines: TextIO = sys.stderr if file == "-" else Path(file).open("a", encoding="utf-8")  # noqa: SIM115
@@ -115,14 +122,15 @@ class JsonLinesProgress:
 
     def close(self) -> None:
         """Writes the last report if it has not been written, and closes the file."""
-        try:
-            self._write()
-        finally:
-            if self._lines is not sys.stderr:
-                self._lines.close()
+        self._write()
+        if self._lines is not sys.stderr:
+            try:
+                self._lines.close()  # what could not be written is tried again
+            except OSError as error:
+                self._end(error)
 
     def _write(self) -> None:
-        if self._waiting is None:
+        if self._waiting is None or self._failed:
             return
         (now, done), self._waiting = self._waiting, None
         line = {
@@ -138,8 +146,16 @@ class JsonLinesProgress:
             "padding": round(done.padding, 4),
             "statistics": round(done.statistics, 4),
         }
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        if not self._failed:
+            logger.warning("log_json: %s cannot be written: %s; the run goes on without it", self._file, error.strerror)
+        self._failed = True
 
 
 def _rounded(rate: float) -> float | None:

@@ -198,7 +198,7 @@ class _CorpusPass:
                 self._position.pass_over(texts)  # while the first shard is tokenized
                 if not self._position.resuming:
                     self._take(number, None if encoded is None else encoded.result())
-            self._position.end()
+            self._position.end(_why_nothing(self._sentences))
             if not self._runner.n_shards:
                 # No shard fell to this process, or none was left; one sentence shows what the layers are.
                 self._empty = self._with_info(self._runner.empty_state(first))
@@ -318,6 +318,15 @@ def _identity(
     chosen["device"] = loaded.device.type
     groups = {"model": model, "corpus": corpus, "options": chosen}
     return {f"{group}.{name}": value for group, found in groups.items() for name, value in found.items()}
+
+
+def _why_nothing(sentences: Iterable[str]) -> str:
+    """What a corpus has left out, with the first reasons, to follow an error."""
+    if not isinstance(sentences, Corpus):
+        return ""
+    summary = sentences.summary
+    dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in summary.dropped.items() if count]
+    return "; ".join([f": {', '.join(dropped)}" if dropped else "", *summary.examples[:3]])
 
 
 def _expected_sentences(sentences: Iterable[str]) -> int | None:

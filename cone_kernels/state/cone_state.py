@@ -411,6 +411,12 @@ class ConeState:
             StateFileError: they are not those of a state.
         """
         sentence, token, left_out, poolings, pooling, output = parts_of_file(path, tensors, info)
+        names = info["state"].get("layer_names")
+        each = [str] * len(left_out)
+        if names is not None and not (isinstance(names, list) and [type(one) for one in names] == each):
+            raise state_file.StateFileError(
+                f"{path}: layer_names are {names!r:.200}; they must be a text for each of its {len(each)} layers"
+            )
         return cls(sentence, token, info["state"], left_out, backend, poolings, pooling, output)
 
     def file_content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

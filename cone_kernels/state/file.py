@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,10 @@ from torch import Tensor
 from cone_kernels.files import write_whole
 
 SCHEMA = "cone_kernels/state/1"
+
+# Of the tensors of any of the files; of others NumPy has no bytes.
+_DTYPES = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
+_LARGEST = 2**31 - 1  # number of a layer, or width
 
 # What a key of the header says of a file: named in the message where another kind of file is needed.
 _KINDS = {
@@ -81,6 +85,8 @@ def read(
         StateFileError: the file is no safetensors file, of another schema, or its content is not what was written.
         OSError: it cannot be read.
     """
+    if Path(path).is_dir():
+        raise StateFileError(f"{path}: is a folder; it must be a file that save has written")
     Path(path).stat()  # a missing file is an OSError, not a damaged state
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -91,9 +97,12 @@ def read(
     if metadata.get("schema") != SCHEMA:
         raise StateFileError(f"{path}: got schema {metadata.get('schema')!r}; it must be {SCHEMA!r}")
     try:
-        info = json.loads(metadata.get("info", ""))
-    except json.JSONDecodeError as error:
+        info = json.loads(metadata.get("info", ""), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # too deep, a number too long, NaN
         raise StateFileError(f"{path}: its header is not JSON ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise StateFileError(f"{path}: {name} is of {tensor.dtype}, which no state file has")
     if not isinstance(info, dict) or sorted(set(info) - set(optional)) != sorted(keys):
         got = sorted(info) if isinstance(info, dict) else type(info).__name__
         for key in set(info) & set(_KINDS) - set(keys) if isinstance(info, dict) else ():
@@ -103,6 +112,10 @@ def read(
     if metadata.get("sha256") != sha256:
         raise StateFileError(f"{path}: its content has sha256 {sha256}, its header says {metadata.get('sha256')}")
     return tensors, info
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def checked_identity(
@@ -121,10 +134,10 @@ def checked_identity(
     level, layers, dim, fields = (identity[key] for key in expected)
     if level not in level_fields:
         raise StateFileError(f"{path}: level is {level!r}; it must be one of {sorted(level_fields)}")
-    if len(set(map(str, layers))) != len(layers) or not all(type(layer) is int for layer in layers):
-        raise StateFileError(f"{path}: layers are {layers!r}; they must be distinct integers")
-    if dim < 1:
-        raise StateFileError(f"{path}: dim is {dim}; it must be 1 or more")
+    if len(set(map(str, layers))) != len(layers) or not all(type(n) is int and abs(n) <= _LARGEST for n in layers):
+        raise StateFileError(f"{path}: layers are {layers!r:.200}; they must be distinct integers")
+    if not 1 <= dim <= _LARGEST:
+        raise StateFileError(f"{path}: dim is {dim!r:.80}; it must be 1 or more")
     required = list(level_fields[level])
     if fields[: len(required)] != required or fields[len(required) :] != [f for f in optional_fields if f in fields]:
         raise StateFileError(f"{path}: fields are {fields}; they must be {required} and any of {list(optional_fields)}")

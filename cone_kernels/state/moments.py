@@ -33,6 +33,9 @@ from cone_kernels.sums import (
 
 _FIELDS = {"sentence": SENTENCE_FIELDS, "token": TOKEN_FIELDS}
 
+# Rows of a jackknife group in a file at most; sums of such counts stay far below the end of int64.
+_MOST = 2**48
+
 
 @dataclass(eq=False, repr=False, slots=True)
 class Moments:
@@ -258,6 +261,11 @@ class Moments:
         for name in fields:
             shape, dtype = field_shape(name, len(layers), dim), field_dtype(name)
             state_file.check_tensor(path, name, tensors[name], shape, dtype)
+            if dtype == torch.int64 and bool((tensors[name] > _MOST).any()):
+                raise state_file.StateFileError(f"{path}: {name} has a count above {_MOST}, more than there can be")
+        # Unit vectors add up to no more than their number, but for rounding.
+        if bool((tensors["unit_sum"].norm(dim=-1) > 1.001 * tensors["count"] + 1e-9).any()):
+            raise state_file.StateFileError(f"{path}: unit_sum of {level} is longer than its count of unit vectors")
         return cls.of_sums(level, layers, dim, {name: tensors[name] for name in fields})
 
     def identity(self) -> dict[str, Any]:

@@ -58,9 +58,17 @@ def print_notes(console: Console, result: Shown) -> None:
     if corpus["left_out"]:
         what = f"left out: up to {corpus['left_out']:,} sentence vectors of a layer, zero or not finite"
         console.print(what, style="yellow")
+        if "float16" in _dtypes(result):
+            console.print("float16 ends at 65,504, beyond which all is infinite: try --dtype bfloat16", style="yellow")
     if manifest.get("out_of_memory"):
         budget = manifest["token_budget"]
         console.print(f"out of memory: batches were halved down to {budget:,} tokens", style="yellow")
+
+
+def _dtypes(result: Shown) -> set[str | None]:
+    """What the models have computed in."""
+    models = [one["model"] for one in result.manifest.get("models", ())] or [getattr(result, "model", {})]
+    return {model.get("dtype") for model in models}
 
 
 def note_vectors(console: Console, rows: int, seconds: float) -> None:

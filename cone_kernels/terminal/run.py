@@ -19,6 +19,8 @@ def print_run(console: Console, result: RunResult) -> None:
         for found in model.results.values():
             for line in found.summary():
                 console.print(f"- {line}", markup=False)
+        if model.undefined is not None:
+            console.print(f"- There is no axis, and no way to open the cone: {model.undefined}.", markup=False)
         for centering in model.centerings:
             for line in centering.summary()[:1]:
                 console.print(f"- {line}", markup=False)

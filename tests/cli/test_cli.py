@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from rich.console import Console
 
 from cone_kernels import ConeState, __version__, experiments
 from cone_kernels.cli import main
+from cone_kernels.corpora import CorpusError
 from cone_kernels.corpora.captions import captions
 from cone_kernels.runs.options import ShardOptions, SharedOptions
 from cone_kernels.terminal.console import bar
+from tests.support.forked import run_python, started_python
 from tests.support.tiny_checkpoints import save_checkpoint
 
 SENTENCE = [0.492925, 0.695809, 0.720706, 0.700598, 0.688357, 0.679345, 0.055212]
@@ -61,18 +66,19 @@ def state(model: Path, corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_minilm_on_snli_as_a_user_runs_it(snli: Path) -> None:
-    running = process("layers", "--model", MODEL_DIR, "--corpus", snli, "--limit", "300", "--json", "-")
-    stdout, stderr = running.communicate()
-    assert running.returncode == 0
-    found = json.loads(stdout)
+    done = run_python(
+        "-m", "cone_kernels", "layers", "--model", MODEL_DIR, "--corpus", snli, "--limit", "300", "--json", "-"
+    )
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
     assert [row["layer"] for row in found["layers"]] == list(range(7))
     assert [row["sentence"]["anisotropy"] for row in found["layers"]] == pytest.approx(SENTENCE, abs=1e-4)
     assert [row["token"]["anisotropy"] for row in found["layers"]] == pytest.approx(TOKEN, abs=1e-4)
     assert all(row["sentence"]["count"] == 300 for row in found["layers"])
     assert (found["corpus"]["sentences"], found["corpus"]["fields"]) == (300, ["premise", "hypothesis"])
-    assert len(stderr.splitlines()) == 1
-    assert stderr.startswith("300 sentences, ")
-    assert "sentences/s" in stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("300 sentences, ")
+    assert "sentences/s" in done.stderr
 
 
 def test_official_snli_format(snli: Path) -> None:
@@ -211,6 +217,111 @@ def test_output_is_checked_before_the_run(model: Path, corpus: Path, monkeypatch
     assert "AssertionError: the run began" in one_line(cone(*base))
 
 
+def table_of(done: Result) -> list[str]:
+    """The numbers of the layers in the table."""
+    return [line.split()[0] for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_cannot_be_written_is_named_and_costs_nothing_else(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, state = ["layers", "--model", model, "--corpus", corpus], tmp_path / "s"
+    done = cone(*base, "--json", "/dev/full", "--save-state", state)
+    assert done.exit_code == 1
+    assert "Error: /dev/full could not be written: No space left on device" in done.stderr
+    assert table_of(done) == ["0", "1", "2", "3"]
+    assert ConeState.load(state).layers == (0, 1, 2, 3)
+
+    monkeypatch.setattr(ConeState, "save", no_space)
+    done = cone(*base, "--json", tmp_path / "r.json", "--save-state", tmp_path / "t")
+    assert done.exit_code == 1
+    assert f"Error: {tmp_path / 't'} could not be written: No space left on device" in done.stderr
+    assert table_of(done) == ["0", "1", "2", "3"]
+    assert json.loads((tmp_path / "r.json").read_text())["experiment"] == "layers"
+
+    done = cone(*base, "--json", "/dev/full", "--save-state", tmp_path / "t", "--max-bad", "0")
+    assert done.exit_code == 1
+    for name in (tmp_path / "t", "/dev/full"):
+        assert f"{name} could not be written" in done.stderr
+
+
+def test_a_log_that_is_full_does_not_end_the_run(model: Path, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = cone("layers", "--model", model, "--corpus", corpus, "--log-json", "/dev/full")
+    assert done.exit_code == 0
+    assert table_of(done) == ["0", "1", "2", "3"]
+    assert caplog.messages == [
+        "log_json: /dev/full cannot be written: No space left on device; the run goes on without it"
+    ]
+
+
+def test_room_is_judged_before_the_run(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the run began")
+
+    monkeypatch.setattr("cone_kernels.runs.runner.run", run)
+    base = ["layers", "--model", model, "--corpus", corpus]
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("wb"))  # noqa: SIM115
+        line = one_line(cone(*base, "--json", tmp_path / "r.json"))
+        assert line == f"Error: {tmp_path / 'r.json'} cannot be written: No space left on device"
+    size = ConeState.empty(range(4), 32, second_moment=True).on_cpu().save(tmp_path / "empty") and (
+        (tmp_path / "empty").stat().st_size
+    )
+    usage = shutil.disk_usage(tmp_path)
+    for free, said in ((size // 2, "save_state: .* must have room for . MB, and 0 MB are free"), (size, "run began")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        line = one_line(cone(*base, "--second-moment", "--save-state", tmp_path / "s"))
+        assert re.search(said, line)
+
+
+def test_a_state_of_another_run_is_not_replaced(model: Path, corpus: Path, tmp_path: Path) -> None:
+    base, state = ["layers", "--model", model, "--corpus", corpus, "--save-state", tmp_path / "s"], tmp_path / "s"
+    state.write_text("another run's")
+    assert "s is there already, and may be of another run; overwrite=True (--overwrite)" in one_line(cone(*base))
+    with pytest.raises(FileExistsError, match=r"save_state: .*s is there already"):
+        experiments.layers(model, corpus, save_state=state)
+    assert state.read_text() == "another run's"
+    target = state.rename(tmp_path / "target")
+    state.symlink_to(target)
+    assert "is there already" in one_line(cone(*base))
+    assert cone(*base, "--overwrite").exit_code == 0
+    assert state.is_symlink()
+    assert ConeState.load(target).layers == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-state", "--checkpoint", "--log-json"])
+def test_outputs_on_remote_places_are_refused(model: Path, corpus: Path, option: str) -> None:
+    done = cone("layers", "--model", model, "--corpus", corpus, option, "s3://bucket/run")
+    assert done.exit_code == 2
+    assert (
+        "got 's3://bucket/run'; it must be a path of this machine: write there, and copy it afterwards" in done.stderr
+    )
+
+
+def test_outputs_of_python_on_remote_places_are_refused(model: Path, tmp_path: Path) -> None:
+    place = "memory://bucket/out"
+    for options in ({"save_state": place}, {"checkpoint": place}, {"log_json": place}):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(options))}: got '{place}'; it must be a path of this machine"
+        ):
+            experiments.layers(model, ["w5", "w6"], **options)
+    with pytest.raises(ValueError, match="save_vectors: got"):
+        experiments.axis(model, ["w5", "w6"], save_vectors=place)
+    with pytest.raises(ValueError, match="output: got"):
+        experiments.center(model, ["w5", "w6"], output=place)
+    with pytest.raises(ValueError, match="out: got"):
+        experiments.run([model], ["w5", "w6"], place)
+    with pytest.raises(ValueError, match="path: got"):
+        ConeState.empty(range(2), 4).save(place)
+    assert not Path("memory:").exists()
+
+
 def test_json_goes_to_special_files_and_through_links(model: Path, corpus: Path, tmp_path: Path) -> None:
     assert cone("layers", "--model", model, "--corpus", corpus, "--json", "/dev/null").exit_code == 0
     assert not Path("/dev/null").is_file()
@@ -237,16 +348,17 @@ def test_interrupted(model: Path, tmp_path: Path, number: signal.Signals) -> Non
     # The first line is dropped and logged, which shows that the run is under way.
     corpus.write_bytes(b"\xff\n" + "\n".join(captions(20_000)).encode())
     options = ["--errors", "drop", "--verbose", "--token-budget", "1", "--json", report]
-    # Tests that are themselves run in the background hand on a SIGINT that is switched off.
-    answers = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
-    running = process("layers", "--model", model, "--corpus", corpus, *options, **answers)
-    assert running.stderr is not None
-    assert f"{corpus}:1: dropped" in running.stderr.readline()
-    time.sleep(0.2)
-    running.send_signal(number)
-    stdout, stderr = running.communicate(timeout=60)
-    assert running.returncode == 75
-    assert (stdout, stderr) == ("", "Interrupted: nothing was written\n")
+    with started_python("-m", "cone_kernels", "layers", "--model", model, "--corpus", corpus, *options) as running:
+        while f"{corpus}:1: dropped" not in running.stderr.read_text():
+            assert running.process.is_alive()
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert running.process.pid is not None
+        os.kill(running.process.pid, number)
+        done = running.ended(timeout=60)
+    assert done.returncode == 75
+    said = f"{corpus}:1: dropped, byte 0xff at column 1 is not UTF-8\nInterrupted: nothing was written\n"
+    assert (done.stdout, done.stderr) == ("", said)
     assert not report.exists()
 
 
@@ -341,3 +453,23 @@ def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     options = {"Unpack[SharedOptions]": SharedOptions, "Unpack[ShardOptions]": ShardOptions}
     keywords = set(parameters) | set(options[parameters["options"].annotation].__annotations__)
     assert flags == keywords - {"options", "progress", "tokenizer"}
+
+
+def test_names_of_nothing_are_refused(model: Path, corpus: Path) -> None:
+    """An empty variable of a shell: the working directory is neither a model nor a corpus."""
+    assert "model: got an empty name" in one_line(cone("layers", "--model", "", "--corpus", corpus))
+    assert "corpus: got an empty path" in one_line(cone("layers", "--model", model, "--corpus", ""))
+
+
+def test_closed_standard_input_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cone_kernels.corpora.sources.sys.stdin", None)
+    with pytest.raises(CorpusError, match="corpus: got -, but standard input is closed"):
+        experiments.layers(model, "-", format="txt")
+
+
+def test_a_terminal_of_latin_1_gets_question_marks(state: Path) -> None:
+    named = state.rename(state.with_name("żółw"))
+    running = process("show", named, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    stdout, stderr = running.communicate()
+    assert (running.returncode, stderr) == (0, "")
+    assert "?ó?w" in stdout

@@ -96,8 +96,10 @@ def test_a_merge_of_merges_is_the_same(loaded: LoadedModel, whole: Run, tmp_path
 def test_no_shard_counts_twice(loaded: LoadedModel, tmp_path: Path) -> None:
     part = run(loaded, TEXTS, shard="1/2", **OPTIONS).part
     part.save(tmp_path / "a")
-    with pytest.raises(ValueError, match="both have shard 1"):
-        merge([tmp_path / "a", tmp_path / "a"], tmp_path / "b")
+    part.save(tmp_path / "d")
+    run(loaded, TEXTS, shard="0/2", **OPTIONS).part.save(tmp_path / "c")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'a'} and {tmp_path / 'd'}: merge: both have shard 1"):
+        merge([tmp_path / "c", tmp_path / "a", tmp_path / "d"], tmp_path / "b")
     with pytest.raises(ValueError, match="both have shard 5"):
         part.merge(run(loaded, TEXTS, shard="2/3", **OPTIONS).part)
 

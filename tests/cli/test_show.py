@@ -94,3 +94,16 @@ def test_the_state_is_no_output(file: Path) -> None:
     assert done.exit_code == 2
     assert "is named twice" in done.stderr
     assert show().exit_code == 2
+
+
+def test_text_of_a_file_does_not_act_on_the_terminal(tmp_path: Path) -> None:
+    """Colours, cursor movements, right-to-left marks and halves of characters in a name that somebody else wrote."""
+    name = "\x1b[2J\x1b]0;owned\x07bert\x9b31m\u202e\ud83d"
+    state = ConeState.empty(
+        range(2), 4, info={"model": {"architecture": name, "prompt": name}, "layer_names": [name] * 2}
+    )
+    state.save(tmp_path / "s")
+    done = CliRunner().invoke(main, ["show", str(tmp_path / "s")])
+    assert done.exit_code == 0
+    assert "bert" in done.stdout
+    assert not set(done.stdout) & set("\x1b\x07\x9b\u202e\ud83d")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cone_kernels.corpora import Corpus, CorpusError
+from cone_kernels.runs.options import open_corpus
 
 
 def write(path: Path, data: str | bytes) -> Path:
@@ -239,3 +240,20 @@ def test_unreadable_paths_are_found_at_once(tmp_path: Path) -> None:
 def test_options_are_checked(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Corpus(write(tmp_path / "a.txt", "a"), **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(("name", "text"), [("a.txt", "A man plays.\nTwo cats"), ("a.jsonl", '{"text": "a man"}\n')])
+def test_utf_16_without_its_mark_is_told(tmp_path: Path, encoding: str, name: str, text: str) -> None:
+    with pytest.raises(CorpusError, match=f"{name} looks like UTF-16 without its mark; it must be UTF-8"):
+        Corpus(write(tmp_path / name, text.encode(encoding)))
+    assert list(Corpus(write(tmp_path / "nul.txt", b"a\0b\n\0\n"))) == ["a\0b", "\0"]
+
+
+def test_names_of_files_are_no_sentences(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.txt", b"a cat\n") for name in "ab"]
+    with pytest.raises(TypeError, match=r"corpus: got names of files in a list, such as '.*a.txt'; it must be"):
+        open_corpus(files, {})
+    with pytest.raises(ValueError, match=r"corpus: got names of files in a tuple, such as '.*a.txt'"):
+        open_corpus(tuple(map(str, files)), {})
+    assert list(open_corpus(["a.txt is a file", str(files[0])], {})) == ["a.txt is a file", str(files[0])]

@@ -378,3 +378,32 @@ def test_offsets_that_point_outside_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.arrow", data.replace(offsets, offsets[:4] + b"\xff\xff\xff\x7f" + offsets[8:]))
     with pytest.raises(CorpusError, match=r"a\.arrow:1: cannot be read: "):
         list(Corpus(path))
+
+
+def test_records_before_the_first_that_has_the_field_are_dropped_as_later_ones(tmp_path: Path) -> None:
+    lines = ['{"id": 1}', '{"text": "a cat"}', '{"id": 2}', '{"text": "a dog"}']
+    corpus = Corpus(write(tmp_path / "a.jsonl", "\n".join(lines).encode()))
+    assert list(corpus) == ["a cat", "a dog"]
+    assert corpus.summary.dropped["missing_field"] == 2
+    with pytest.raises(CorpusError, match=r"a.jsonl:1: it has none of the fields that are read"):
+        list(Corpus(tmp_path / "a.jsonl", malformed="raise"))
+    with pytest.raises(CorpusError, match=r"b.jsonl:1: the first record has 'id'"):
+        list(Corpus(write(tmp_path / "b.jsonl", b'{"id": 1}\n' * 5000)))
+
+
+def test_a_table_in_a_text_file_is_told(tmp_path: Path) -> None:
+    rows = "gold_label\tsentence1\tsentence2\n" + "neutral\tA man.\tA cat.\n" * 9
+    with pytest.raises(CorpusError, match=r"snli.txt is a table of 3 columns cut by tabs, and not a sentence a line"):
+        Corpus(write(tmp_path / "snli.txt", rows.encode()))
+    prose = "One\ttab.\nNo tab.\nA\tB\tC\n"
+    assert len(list(Corpus(write(tmp_path / "prose.txt", prose.encode())))) == 3
+
+
+def test_what_is_about_a_folder_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "README.txt", b"About this data set.\n")
+    write(tmp_path / "a.txt", b"A cat.\n")
+    assert list(Corpus(tmp_path)) == ["A cat."]
+    assert caplog.messages == [
+        f"corpus: {tmp_path / 'README.txt'} is left out, for it is about the folder; name it to read it"
+    ]
+    assert list(Corpus(tmp_path / "README.txt")) == ["About this data set."]

@@ -74,3 +74,10 @@ def test_builds_and_dips_are_swings_of_the_curve(values: list[float]) -> None:
     mirrored = curve_shape(range(len(values)), values[::-1])
     assert mirrored is not None
     assert mirrored.peak_height == shape.peak_height
+
+
+def test_the_last_step_is_one_of_the_last_two_layers() -> None:
+    """A layer without a value at the end: what falls before it is no crash at the end."""
+    assert curve_shape(range(4), [0.5, 0.7, 0.1, math.nan]).crash is None  # type: ignore[union-attr]
+    assert curve_shape(range(4), [0.5, 0.7, math.nan, 0.1]).crash is None  # type: ignore[union-attr]
+    assert curve_shape(range(4), [math.nan, 0.5, 0.7, 0.1]).crash is not None  # type: ignore[union-attr]

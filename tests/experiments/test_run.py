@@ -19,7 +19,8 @@ from cone_kernels.cli import main
 from cone_kernels.experiments import axis, center, layers, pooling, rotation, run
 from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.models import load_model
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
+from tests.support.tiny_models import tiny_model
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
 
@@ -123,8 +124,20 @@ def test_one_model_as_csv_by_the_command_line(folders: list[Path], tmp_path: Pat
         rows = list(csv.DictReader(file))
     anisotropy = [layer["sentence"]["anisotropy"] for layer in results["models"][0]["layers"]["layers"]]
     assert [float(row["sentence_anisotropy"]) for row in rows] == anisotropy
-    # Again into the same folder, and the report once more from the results alone.
-    assert CliRunner().invoke(main, arguments).exit_code == 0
+    # Another run into the same folder is refused, and replaces all of this one where that is asked for.
+    (out / "axes" / "notes.txt").write_text("mine")
+    (out / "states" / "other.safetensors").write_text("of a run of two models")
+    before = (out / "manifest.json").read_bytes()
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert "out holds a run, with manifest.json; overwrite=True (--overwrite) replaces it" in refused.stderr
+    assert (out / "manifest.json").read_bytes() == before
+    again = [argument if argument != "csv" else "parquet" for argument in arguments]
+    assert CliRunner().invoke(main, [*again, "--overwrite"]).exit_code == 0
+    names = sorted(str(file.relative_to(out)) for file in out.rglob("*.*"))
+    kept = ["layers.parquet", "manifest.json", "report.html", "results.json", "states/one.safetensors"]
+    assert names == ["axes/notes.txt", "axes/one.safetensors", *kept]
+    # The report once more from the results alone.
     page = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
     assert CliRunner().invoke(main, ["report", str(out)]).exit_code == 0
@@ -152,3 +165,28 @@ def test_refusals_come_before_the_run(folders: list[Path], tmp_path: Path, monke
     with pytest.raises(ModuleNotFoundError, match="pyarrow is not installed"):
         run(folders, TEXTS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_overflows_costs_the_axis_alone(folders: list[Path], tmp_path: Path) -> None:
+    """A norm that leaves float16: the rest is measured and written, and what is missing says why."""
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.encoder.layer[-1].output.LayerNorm.weight.mul_(1e6)  # type: ignore[union-attr]
+    model.save_pretrained(tmp_path / "big")
+    word_tokenizer().save_pretrained(tmp_path / "big")
+    found = run([tmp_path / "big", folders[0]], TEXTS, tmp_path / "out", dtype="float16")
+    big, other = found.to_dict()["models"]
+    reason = f"layer 3 has 0 sentence vectors to use, and two are needed: {len(TEXTS)} are not finite and 0 are zero"
+    assert big["undefined"] == {"axis": f"{reason}; bfloat16 has no such end as float16 has at 65,504"}
+    assert ("axis" in big, "axis" in other, "undefined" in other) == (False, True, False)
+    assert (found.rotation, len(found.models[0].centerings), len(found.models[1].centerings)) == (None, 0, 3)
+    layers = big["layers"]["layers"]
+    assert [row["sentence"]["anisotropy"] is None for row in layers] == [False, False, False, True]
+    assert big["layers"]["shape"]["crash"] is None
+    said = " ".join(found.models[0].layers.summary())
+    assert "How it ends cannot be told: there is no mean cosine, or no error of one, at layer 3." in said
+    assert "crash" not in said
+    assert not any("At the last layer" in line for line in found.models[0].pooling.summary())
+    names = sorted(str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.*"))
+    files = ["layers.parquet", "manifest.json", "report.html", "results.json"]
+    assert names == ["axes/one.safetensors", *files, "states/big.safetensors", "states/one.safetensors"]

@@ -294,3 +294,29 @@ def test_an_old_folder_with_a_vocabulary_alone_is_loaded(tmp_path: Path) -> None
     assert load_model(tmp_path, "cpu").tokenizer(texts)["input_ids"] == [
         load_model(MODEL_DIR, "cpu").tokenizer(texts)["input_ids"][0]
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"model.gguf": ""}, "has no config.json but GGUF weights; it must be the model that they were converted from"),
+        ({"onnx/model.onnx": ""}, "has no config.json but ONNX weights"),
+        ({"notes.txt": ""}, "has no config.json; it must be one that save_pretrained"),
+        ({"adapter_config.json": '{"base_model_name_or_path": "x/y"}'}, "is an adapter, and its base model cannot be"),
+    ],
+)
+def test_what_a_folder_has_in_place_of_a_model_is_said(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=f"model: the folder '{tmp_path}' cannot be loaded: it {message}"):
+        load_model(tmp_path)
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = "cannot be loaded: there is no folder of this name here, and it is neither in the cache nor to be had"
+    with pytest.raises(ModelError, match=rf"the hub id 'mini-lm' {message} from the hub \(HF_HUB_OFFLINE is set\)"):
+        load_model("mini-lm")
+    with pytest.raises(ModelError, match="model: got an empty name"):
+        load_model("")

@@ -271,3 +271,8 @@ def test_the_state_form_checks_devices() -> None:
     }.items():
         with pytest.raises(ValueError, match=f"{name}: got device meta; it must be on cpu, as the layers"):
             pool_moments_(layers, given[0], None, *given[1:])
+
+
+def test_a_complex_mask_is_refused() -> None:
+    with pytest.raises(TypeError, match="mask: got dtype complex64; it must be bool, or integers or floats"):
+        masked_mean_pool(torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.complex64))

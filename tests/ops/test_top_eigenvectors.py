@@ -356,3 +356,21 @@ def test_entries_that_are_not_finite_are_refused(isa: str, backend: str, bad: fl
 def test_errors_name_the_argument(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         top_eigenvectors(**arguments)
+
+
+def test_a_matrix_of_which_one_triangle_is_filled_is_refused() -> None:
+    x = torch.randn(20, 4, dtype=torch.float64)
+    half = (x.mT @ x).tril()
+    with pytest.raises(ValueError, match=r"covariance: got one whose entries \(i, j\) and \(j, i\) differ by up to"):
+        top_eigenvectors(covariance=half)
+    rounded = (x.mT @ x).bfloat16()
+    rounded[0, 1] = torch.nextafter(rounded[0, 1], torch.tensor(torch.inf, dtype=torch.bfloat16))
+    wanted = torch.linalg.eigvalsh(rounded.double())[-1:]
+    torch.testing.assert_close(top_eigenvectors(covariance=rounded).values, wanted, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("k", [2.0, "2", None])
+def test_how_many_is_an_integer(k: Any) -> None:
+    with pytest.raises(TypeError, match=f"k: got {k!r}; it must be an integer"):
+        top_eigenvectors(torch.randn(20, 4), k)
+    assert top_eigenvectors(torch.randn(20, 4), np.int64(2)).values.shape == (2,)

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,11 +18,12 @@ from urllib.parse import unquote
 import pytest
 
 from cone_kernels.report import write_report
-from cone_kernels.report.inline import one_line
+from cone_kernels.report.inline import Number, Text, one_line
 from cone_kernels.report.node import Node
 from cone_kernels.report.page import page_html
 from cone_kernels.report.palette import LIGHT
 from cone_kernels.report.style import style_sheet
+from cone_kernels.report.table import Column, Table, csv_text
 from tests.support.html_tree import read_html
 from tests.support.report_cases import HOSTILE, axis_result, bare_results, rotation_result, run_results
 from tests.support.report_reading import Report, is_rounded, is_traced
@@ -131,7 +133,8 @@ def test_csv_holds_the_numbers_of_its_table_in_full(report: Report) -> None:
             in_csv = [part for cell in row for part in (cell, *re.split(r"[, ]+", cell))]
             assert all(value in in_csv for value in values)
         texts = [report.at(element.attributes["data-at"]) for element in body.all("bdi")]
-        cells = [cell for row in rows for cell in row]
+        assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
+        cells = [re.sub(r"^'(?=[=+\-@\t\r])", "", cell) for row in rows for cell in row]
         for text in texts:
             assert text in cells or any(text.endswith(part) for cell in cells for part in re.split(", | and ", cell))
 
@@ -325,3 +328,13 @@ def test_a_page_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_report(bare_results(), tmp_path / "folder")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "report.html"]
+
+
+def test_a_text_of_a_csv_file_is_no_formula() -> None:
+    table = Table("t", (), [Column("a", ("a",), "text"), Column("b", ("b",))], [])
+    texts = ["=cmd|' /C calc'!A0", "+1", "-2", "@sum", "\tx", "a=b", "−0.1"]
+    for value in texts:
+        node = Node(value)
+        rows = [[[Text(node, value)], [Number(Node(-0.25), "−0.25")]]]
+        read = list(csv.reader(io.StringIO(csv_text(replace(table, rows=rows)))))
+        assert read == [["a", "b"], [value if value in ("a=b", "−0.1") else f"'{value}", "-0.25"]]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import Run, run
 from cone_kernels.state.file import StateFileError
 from tests.support.encoding_folders import dense, save_tiny_encoder
-from tests.support.places import ROOT
+from tests.support.forked import run_python
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -247,9 +245,7 @@ def test_options_are_checked(
 
 
 def kill_and_resume(folder: Path, model: Path, kills: int, full_disks: int, seed: int) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "tests.support.kill_and_resume", folder, model, kills, full_disks, seed]
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python("-m", "tests.support.kill_and_resume", folder, model, *map(str, (kills, full_disks, seed)))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

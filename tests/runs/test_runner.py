@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -268,3 +269,14 @@ def test_options_are_checked(loaded: LoadedModel, name: str) -> None:
 def test_no_sentence_at_all_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(ValueError, match="there is no sentence to run"):
         run(loaded, [])
+
+
+def test_why_there_is_no_sentence_is_said(loaded: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('[{"text": "a cat"}]\n\n')
+    message = (
+        "corpus: there is no sentence to run: 1 empty, 1 malformed record; "
+        f"{file}:1: dropped, a JSON list; it must be an object (`jq -c '.[]'` makes lines of the objects in an array)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        run(loaded, Corpus(file))

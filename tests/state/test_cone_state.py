@@ -467,3 +467,55 @@ def test_a_cleared_state_is_an_empty_one_in_the_same_memory(second_moment: bool)
     assert state.sentence.fingerprint() == wanted.sentence.fingerprint()
     assert state.token.fingerprint() == wanted.token.fingerprint()
     assert torch.equal(state.first_left_out, wanted.first_left_out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, info: tensors.update({"sentence.count": tensors["sentence.count"] + (2**63 - 99)}), "a count"),
+        (lambda tensors, info: tensors["sentence.unit_sum"].mul_(1e3), "unit_sum of sentence is longer than its count"),
+        (lambda tensors, info: info["state"].update(layer_names=["a"]), "layer_names are .*; they must be a text for"),
+        (lambda tensors, info: info["state"].update(layer_names="ab"), "layer_names are 'ab'; they must be a text for"),
+        (lambda tensors, info: info["state"].update(layer_names=[1, 2]), "layer_names are"),
+        (lambda tensors, info: info["sentence"].update(layers=[0, 10**30]), "layers are"),
+        (lambda tensors, info: info["sentence"].update(dim=10**30), "dim is"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None], message: str
+) -> None:
+    path = tmp_path / "x"
+    state = state_of([batch(6, 1)], info={"layer_names": ["one", "two"]})
+    state.save(path)
+    ConeState.load(path)
+    rewritten(path, change)
+    with pytest.raises(StateFileError, match=message) as refused:
+        ConeState.load(path)
+    assert str(path) in str(refused.value)
+
+
+def test_what_is_no_state_file_is_named(tmp_path: Path) -> None:
+    from cone_kernels.state import file as state_file
+
+    path = tmp_path / "x"
+    path.mkdir()
+    with pytest.raises(StateFileError, match="x: is a folder"):
+        ConeState.load(path)
+    headers = {
+        "deep": "[" * 100_000 + "]" * 100_000,
+        "huge": '{"state": ' + "9" * 5000 + "}",
+        "nan": '{"state": NaN}',
+        "infinite": '{"state": -Infinity}',
+    }
+    for name, info in headers.items():
+        save_file({"a": torch.zeros(1)}, tmp_path / name, {"schema": state_file.SCHEMA, "info": info, "sha256": ""})
+        with pytest.raises(StateFileError, match=f"{name}: its header is not JSON"):
+            ConeState.load(tmp_path / name)
+    metadata = {"schema": state_file.SCHEMA, "info": "{}", "sha256": ""}
+    save_file({"a": torch.zeros(1, dtype=torch.bfloat16)}, tmp_path / "bf16", metadata)
+    with pytest.raises(StateFileError, match=r"bf16: a is of torch.bfloat16, which no state file has"):
+        ConeState.load(tmp_path / "bf16")
+    metadata["info"] = json.dumps({key: {} for key in ("state", "sentence", "token")})
+    save_file({"a": torch.zeros(1, dtype=torch.bfloat16)}, tmp_path / "bf16", metadata)
+    with pytest.raises(StateFileError, match=r"bf16: a is of torch.bfloat16, which no state file has"):
+        ConeState.load(tmp_path / "bf16")

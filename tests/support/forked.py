@@ -5,17 +5,25 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from cone_kernels.runs.sharing import workers
 
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["torch", "torch.distributed", "transformers.trainer"])
+# What most of the processes need; what is imported here is not imported in each of them.
+forked.set_forkserver_preload(
+    ["torch", "torch.distributed", "transformers.trainer", "pytest", "cone_kernels.experiments.run"]
+)
 
 
 @pytest.fixture
@@ -24,21 +32,50 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: forked)
 
 
-def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """What `python FILE ...` or `python -m MODULE ...` prints, and its exit code."""
+class StartedPython(NamedTuple):
+    """A Python program that is running, and the files that it prints to."""
+
+    arguments: tuple[str | Path, ...]
+    process: BaseProcess
+    stdout: Path
+    stderr: Path
+
+    def ended(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+        """What it printed, and its exit code, when it has ended."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"{self.arguments}: still running after {timeout} s"
+        return subprocess.CompletedProcess(
+            self.arguments, self.process.exitcode, self.stdout.read_text(), self.stderr.read_text()
+        )
+
+
+@contextmanager
+def started_python(*arguments: str | Path) -> Iterator[StartedPython]:
+    """`python FILE ...` or `python -m MODULE ...`; it is killed at the end of the block if it has not ended."""
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("stdout", "stderr")]
+        for file in printed:
+            file.touch()
         process = forked.Process(target=_python, args=([str(argument) for argument in arguments], printed))
         process.start()
-        process.join()
-        stdout, stderr = (file.read_text() for file in printed)
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+        try:
+            yield StartedPython(arguments, process, *printed)
+        finally:
+            process.kill()
+            process.join()
+
+
+def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """What `python FILE ...` or `python -m MODULE ...` prints, and its exit code."""
+    with started_python(*arguments) as program:
+        return program.ended()
 
 
 def _python(arguments: list[str], printed: list[Path]) -> None:
     for stream, file in zip((1, 2), printed, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
+    # Tests that are themselves run in the background hand on a SIGINT that is switched off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

@@ -53,6 +53,7 @@ def attempt(loaded: LoadedModel, checkpoint: Path, result: Path, largest_file: i
 
 def main(folder: Path, model: Path, kills: int, full_disks: int, seed: int) -> None:
     torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     loaded, rng = load_model(model), random.Random(seed)
     started = time.perf_counter()
     undisturbed = bits(loaded)

@@ -24,7 +24,8 @@ CSRC = ROOT / "csrc"
 # What differs between the two shows seldom: `make test-slow` has the older one.
 ARCHS = (pytest.param("sm_80", marks=pytest.mark.slow), "sm_90")
 # As setup.py compiles them; -v makes ptxas tell registers, stack and shared memory.
-FLAGS = ["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v", "-I", str(CSRC / "include"), "-I", str(CSRC)]
+FLAGS = ["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"]
+INCLUDES = ["-I", str(CSRC / "include"), "-I", str(CSRC)]
 
 _PROPERTIES = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
@@ -77,7 +78,7 @@ def disassembler() -> str | None:
 
 
 def compiled(source: str, arch: str, *options: str) -> list[Kernel]:
-    """The kernels of csrc/cuda/`source`; what was compiled of the same text before is taken again."""
+    """The kernels of csrc/cuda/`source`; what was compiled of the same text before, in any checkout, is taken again."""
     compiler, tool = nvcc(), disassembler()
     assert compiler is not None
     assert tool is not None
@@ -103,7 +104,7 @@ def _file(source: str) -> Path:
 def _compile(compiler: str, tool: str, source: str, arch: str, options: tuple[str, ...]) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder) / "kernels.cubin")
-        command = [compiler, *FLAGS, f"-arch={arch}", *options, str(_file(source)), "-o", cubin]
+        command = [compiler, *FLAGS, *INCLUDES, f"-arch={arch}", *options, str(_file(source)), "-o", cubin]
         told = subprocess.run(command, capture_output=True, text=True, check=False)
         assert told.returncode == 0, told.stderr
         code = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout

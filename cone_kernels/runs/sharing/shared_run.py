@@ -11,6 +11,7 @@ from functools import cache, partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.files import writing
 from cone_kernels.names import Layer
 from cone_kernels.runs.measure_part import loaded_model
 from cone_kernels.runs.measurement import Measurement, measurement_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cone_kernels.runs.sentence_vectors import SentenceVectors
 
 # Options of the process that shares the work out; the processes that run the shards do not get them.
-_NOT_PASSED_ON = ("workers", "ray", "distributed", "progress", "log_json")
+_NOT_PASSED_ON = ("workers", "ray", "distributed", "overwrite", "progress", "log_json")
 
 
 class SharedRun:
@@ -89,7 +90,8 @@ class SharedRun:
         part = replace(part, facts={**part.facts, "seconds": time.perf_counter() - self._clock})
         ran = Run.of(part, part.close(), vectors)
         if self._save_state is not None and rank == 0:
-            ran.state.save(self._save_state)
+            with writing(self._save_state):
+                ran.state.save(self._save_state)
         asked = {name: value for name, value in self._gathered.items() if name != "keep_vectors"}
         asked |= {name: self._options.get(name) for name in ("token_budget", "threads", "shard_size")}
         asked |= {name: self._options.get(name, DEFAULTS[name]) for name in ("backend", "packed")} | dict(shared_by)
