@@ -34,9 +34,7 @@ from cone_kernels.cli.pooling import pooling_option
 @click.option(
     "--table",
     type=click.Choice(["parquet", "csv"]),
-    default="parquet",
-    show_default=True,
-    help="The format of the table of all layers.",
+    help="The format of the table of all layers; default: parquet, or csv where pyarrow is not installed.",
 )
 @shared_options()
 @json_option

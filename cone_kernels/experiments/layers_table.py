@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cone_kernels.extras import require
 from cone_kernels.names import GEOMETRY, experiments_in_run
@@ -13,17 +14,20 @@ from cone_kernels.names import GEOMETRY, experiments_in_run
 TableFormat = Literal["parquet", "csv"]
 
 
-def require_table_format(table: str) -> None:
-    """Raises before a run where the table could not be written after it.
+def table_format(table: TableFormat | None) -> TableFormat:
+    """The format asked for; None: Parquet, or CSV where pyarrow is not installed. Raises before a run, not after it.
 
     Raises:
         ValueError: an unknown format.
-        ModuleNotFoundError: Parquet without pyarrow.
+        ModuleNotFoundError: Parquet is asked for, and pyarrow is not installed.
     """
-    if table not in ("parquet", "csv"):
+    if table is None:
+        return "csv" if importlib.util.find_spec("pyarrow") is None else "parquet"
+    if table not in get_args(TableFormat):
         raise ValueError(f"table: got {table!r}; it must be 'parquet' or 'csv'")
     if table == "parquet":
         require("pyarrow", "report", "a Parquet table (csv does not)")
+    return table
 
 
 def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from cone_kernels.experiments.axis_result import AxisResult
 from cone_kernels.experiments.centering import center_of
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.layers_result import LayersResult
-from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, require_table_format
+from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, table_format
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.result import ExperimentResult
 from cone_kernels.experiments.rotation import rotation_of
@@ -132,7 +132,7 @@ def run(
     rogue: int = 3,
     pooling: str | Sequence[str] = ("mean",),
     published: bool = False,
-    table: TableFormat = "parquet",
+    table: TableFormat | None = None,
     overwrite: bool = False,
     **options: Unpack[SharedOptions],
 ) -> RunResult:
@@ -151,7 +151,7 @@ def run(
         k, top, tokens: as in `axis`; `rotation` compares the subspaces of as many axes.
         rogue, published: as in `layers`.
         pooling: as in `pooling`.
-        table: "parquet" (needs pyarrow) or "csv".
+        table: "parquet" (needs pyarrow) or "csv". Default: what can be written, Parquet rather than CSV.
         overwrite: replace the run that `out` holds: its files go when the new ones are there to be written.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
@@ -170,7 +170,7 @@ def run(
         raise TypeError(f"model: got {model!r:.80}; it must be a sequence of models")
     if not model:
         raise ValueError("model: got none; it must name at least one")
-    require_table_format(table)
+    table = table_format(table)
     require("matplotlib", "report", "report.html")
     require_local("out", out)
     folder = Path(out)
