@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -160,24 +159,20 @@ def test_refusals_come_before_the_run(folders: list[Path], tmp_path: Path, monke
     with pytest.raises(ValueError, match="table: got 'xml'"):
         run(folders, TEXTS, tmp_path, table="xml")  # type: ignore[arg-type]
 
-
-def test_without_pyarrow_the_table_is_csv(folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else found(name, *rest)
-    )
-    run(folders[:1], TEXTS, tmp_path / "out", k=1)
-    assert (tmp_path / "out" / "layers.csv").exists()
-    assert not (tmp_path / "out" / "layers.parquet").exists()
-    with pytest.raises(ModuleNotFoundError, match="pyarrow is not installed; a Parquet table"):
-        run(folders[:1], TEXTS, tmp_path / "other", k=1, table="parquet")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         run(folders, TEXTS, tmp_path / "file")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match="pyarrow is not installed"):
-        run(folders, TEXTS, tmp_path / "out")
+        run(folders, TEXTS, tmp_path / "out", table="parquet")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_pyarrow_the_table_is_csv(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    run(folders[:1], TEXTS, tmp_path / "out", k=1)
+    assert (tmp_path / "out" / "layers.csv").exists()
+    assert not (tmp_path / "out" / "layers.parquet").exists()
 
 
 def test_a_layer_that_overflows_costs_the_axis_alone(folders: list[Path], tmp_path: Path) -> None:
