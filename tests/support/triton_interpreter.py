@@ -128,12 +128,12 @@ def types_made_once() -> Iterator[None]:
         if a_is_block == b_is_block and (not a_is_block or a.type.sizes == b.type.sizes):
             return a, b
         if a.dtype is b.dtype and a_is_block != b_is_block:
-            return (a, filled(self, a, b)) if a_is_block else (filled(self, b, a), b)
+            return (a, filled(a, b)) if a_is_block else (filled(b, a), b)
         return broadcast(self, a, b)
 
-    def filled(self: Any, block: Any, value: Any) -> Any:
+    def filled(block: Any, value: Any) -> Any:
         data = np.full(block.type.sizes, value.handle.data[0], value.handle.data.dtype)
-        return self.make_tensor(interpreter.TensorHandle(data, value.handle.dtype), block.type)
+        return core.tensor(interpreter.TensorHandle(data, value.handle.dtype), block.type)
 
     kept = {dtype.name for dtype in (core.float32, core.float64, core.int32, core.int64)}
     constants: dict[tuple[Any, ...], Any] = {}
