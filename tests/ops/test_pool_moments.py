@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, pool_moments, row_moments
+from cone_kernels.ops import arguments
 from cone_kernels.ops.pool_moments import pool_moments_
-from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, zero_sums
+from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, jackknife_groups, zero_sums
 from tests.support.moment_cases import DTYPES, RELATIVE, WIDTHS, assert_sums_close, normal, views
 
 # One rounding to the output's dtype.
@@ -276,3 +277,17 @@ def test_the_state_form_checks_devices() -> None:
 def test_a_complex_mask_is_refused() -> None:
     with pytest.raises(TypeError, match="mask: got dtype complex64; it must be bool, or integers or floats"):
         masked_mean_pool(torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(("n", "where"), [(8192, "cpu"), (8193, "meta")])
+def test_groups_of_many_sentences_are_made_where_the_rows_are(
+    n: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of more than 64 KB to a GPU would be waited for."""
+    made: list[str] = []
+    monkeypatch.setattr(
+        arguments, "jackknife_groups", lambda ids: made.append(ids.device.type) or jackknife_groups(ids)
+    )
+    groups = arguments.first_groups(n, torch.empty(1, device="meta"))
+    assert made == [where]
+    assert (groups.device.type, len(groups)) == ("meta", n)

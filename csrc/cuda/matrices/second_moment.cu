@@ -1,6 +1,7 @@
 // Second moments: layers and chunks of rows that share a bounded workspace, one after another.
 #include <algorithm>
 
+#include "cuda/common/device.cuh"
 #include "cuda/matrices/moment_tiles.cuh"
 #include "cuda/matrices/second_moment.h"
 
@@ -155,9 +156,7 @@ bool has_work(const SecondMomentArgs& args) { return args.n_layers > 0 && args.r
 }  // namespace
 
 int64_t most_shared_memory(int device) {
-  int bytes = 0;
-  check("most_shared_memory", cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return bytes;
+  return device_attribute("most_shared_memory", cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
 int64_t second_moment_workspace(const SecondMomentArgs& args) { return has_work(args) ? Plan(args).workspace() : 0; }

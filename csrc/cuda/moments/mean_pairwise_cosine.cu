@@ -1,5 +1,6 @@
 // The cosine of aligned rows in two launches: warps add up unit vectors, then tiles of columns are added up over
 // blocks, and the last tile of a layer to be done makes the cosine of them.
+#include "cuda/common/device.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/moments/partial_rows.cuh"
 #include "cuda/moments/row_ring.cuh"
@@ -175,13 +176,7 @@ __global__ void __launch_bounds__(kTileThreads) finish_cosine_kernel(const __gri
   params.results.count[layer] = int64_t(n);
 }
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  check("mean_pairwise_cosine", cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
-
-int64_t tiles_of(int64_t d) { return (d + kTileColumns - 1) / kTileColumns; }
+int attribute(cudaDeviceAttr which, int device) { return device_attribute("mean_pairwise_cosine", which, device); }
 
 // Blocks of a layer: all layers of a launch in one wave where they fit; else so that the last wave is as full as
 // others.
@@ -214,7 +209,7 @@ void launch(const CosineParams& params, unsigned layers, const Stream& stream) {
     stream.launch(kernel, dim3(unsigned(params.blocks), layers), kWarps * kWarpSize, kWarps * of_warp + kScalarBytes,
                   params);
   };
-  switch ((params.rows.d + kWarpColumns - 1) / kWarpColumns) {
+  switch (octets_of(params.rows.d)) {
     case 1:
       return with(add_unit_vectors_kernel<In, 1>, CosineShape<In, 1>::kBytes);
     case 2:
@@ -232,8 +227,7 @@ int64_t mean_pairwise_cosine_workspace(const void* const* layers, int64_t n_laye
   const bool aligned = aligned_rows(rows.dtype, layers, n_layers, rows.d, rows.col_stride, rows.row_stride);
   if (!aligned || rows.d == 0 || rows.d > kMostWarpColumns || n_layers == 0 || rows.n > kMostNumbered) return 0;
   static_assert(CosineShape<float, kMostOctets>::kBytes == kMostOctets * CosineShape<BFloat16, 1>::kBytes);
-  const int octets = int((rows.d + kWarpColumns - 1) / kWarpColumns);
-  const int bytes = kWarps * octets * CosineShape<float, 1>::kBytes + kScalarBytes;
+  const int bytes = kWarps * octets_of(rows.d) * CosineShape<float, 1>::kBytes + kScalarBytes;
   if (attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) < bytes) return 0;
   CosinePartials none;
   return lay_out(n_layers, rows.d, blocks_of(n_layers, rows.n, device), nullptr, none);

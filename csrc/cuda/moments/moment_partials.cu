@@ -1,3 +1,4 @@
+#include "cuda/common/device.cuh"
 #include "cuda/moments/moment_partials.cuh"
 #include "cuda/moments/partial_rows.cuh"
 
@@ -104,8 +105,7 @@ __global__ void __launch_bounds__(kWarpSize)
 int column_slabs(int64_t d, int fields, bool vector, int device) {
   const int threads = BlockShape(d, 1).threads;
   if (d <= most_threads(vector) * kColumns) {
-    int most_shared = 0;
-    check("column_slabs", cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const int most_shared = device_attribute("column_slabs", cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     if (moment_shared_bytes(fields, threads) <= most_shared) return 1;
   }
   return int((d + kSlabColumns - 1) / kSlabColumns);
@@ -117,7 +117,7 @@ void add_partials(const char* op, const MomentSums& sums, double* sentence_sq_su
   if (n_layers == 0) return;
   const Totals totals{sums, sentence_sq_sum, sentence_size_sq_sum, n_sentences, segments, partials, n_layers, d};
   const int64_t jobs = 1 + (partials.columns != nullptr ? 3 : 0) + (segments.slices > 1 ? segments.groups : 0);
-  const int64_t tiles = jobs > 1 ? std::min((d + kTileColumns - 1) / kTileColumns, kMostTiles) : 1;
+  const int64_t tiles = jobs > 1 ? std::min(int64_t{tiles_of(d)}, kMostTiles) : 1;
   const dim3 grid(unsigned(n_layers * jobs), unsigned(tiles));
   Stream(op, queue.device, queue.stream)
       .launch(add_partials_kernel, grid, kTileThreads, kTileThreads * sizeof(double), totals);

@@ -10,6 +10,7 @@ namespace cone {
 namespace cuda {
 
 constexpr int kTileColumns = 32, kTileRows = 8, kTileThreads = kTileColumns * kTileRows;
+__host__ __device__ constexpr int tiles_of(int64_t d) { return int((d + kTileColumns - 1) / kTileColumns); }
 
 // The sum of n rows of partial sums, for a tile of 32 columns, in the lanes of the first warp: eight warps take every
 // eighth row each, and read eight of them before they add the first. scalars, or null: row i was written only where

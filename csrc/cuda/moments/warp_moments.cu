@@ -1,3 +1,4 @@
+#include "cuda/common/device.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/moments/list_sentences.cuh"
 #include "cuda/moments/partial_rows.cuh"
@@ -26,8 +27,6 @@ struct SharedGroup {
 __device__ __forceinline__ bool has_sentences(const TokenPlan& plan, int part) {
   return plan.cuts[part] < plan.cuts[part + 1];
 }
-
-__host__ __device__ constexpr int tiles_of(int64_t d) { return int((d + kTileColumns - 1) / kTileColumns); }
 
 // Σ u of a group that parts share, by one block.
 __device__ void add_units(const WarpParams& params, int64_t number, int64_t first_warp, int group) {
@@ -108,16 +107,10 @@ int bytes_of_warp(int octets) {
   return octets * WarpShape<float, 1>::kBytes + int(sizeof(WarpNotes));
 }
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  check("pool_moments", cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
+int attribute(cudaDeviceAttr which, int device) { return device_attribute("pool_moments", which, device); }
 
 // With fewer warps of a block they would wait for memory.
 constexpr int kFewestWarps = 4;
-
-int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
 
 // As in cone_kernels/kernels/segments.py: parts of all layers, and rows of each, as a part's sums take memory too.
 constexpr int64_t kMostParts = 512, kLeastRows = 8;

@@ -15,6 +15,9 @@ namespace cuda {
 
 constexpr int kMostTerms = 32;
 
+// Octets of a lane that rows take.
+constexpr int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
+
 // Sums of float32 in shared memory, in the order of WideField.
 enum SharedField : int { kSharedSum, kSharedSq, kSharedUnitSq, kSharedUnit, kSharedFields };
 

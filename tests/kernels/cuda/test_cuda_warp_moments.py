@@ -169,3 +169,14 @@ def test_layers_left_to_blocks_are_made_alike_once() -> None:
     with Copies() as copies:
         cuda_moments.pool_moments(hidden, mask, None, groups, zero_sums(TOKEN_FIELDS, 2, 20))
     assert copies.number == 1  # of the second layer; the first is contiguous
+
+
+def test_a_second_batch_is_added_to_the_first() -> None:
+    """Groups that one part has go straight to the sums, others by way of what parts leave."""
+    hidden, mask, groups = batch_of(2, 60, 9, 40, torch.float32)
+    once, twice = ([zero_sums(fields, 2, 40) for fields in (TOKEN_FIELDS, SENTENCE_FIELDS)] for _ in range(2))
+    for sums in (once, twice, twice):
+        cuda_moments.pool_and_row_moments(hidden, mask, None, groups, *sums)
+    for one, two in zip(once, twice, strict=True):
+        for name, total in one.items():
+            assert torch.equal(two[name], 2 * total), name
