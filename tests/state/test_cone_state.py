@@ -519,3 +519,12 @@ def test_what_is_no_state_file_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1, dtype=torch.bfloat16)}, tmp_path / "bf16", metadata)
     with pytest.raises(StateFileError, match=r"bf16: a is of torch.bfloat16, which no state file has"):
         ConeState.load(tmp_path / "bf16")
+
+
+def test_layers_may_come_in_another_order() -> None:
+    hidden, mask = batch(20, seed=1)
+    state = ConeState.empty(range(2), DIM)
+    state.update(hidden[::-1], mask, layers=[1, 0])
+    wanted = state_of([(hidden, mask)])
+    assert state.sentence.fingerprint() == wanted.sentence.fingerprint()
+    assert state.token.fingerprint() == wanted.token.fingerprint()
