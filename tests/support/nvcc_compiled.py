@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,15 +23,14 @@ from tests.support.places import ROOT
 CSRC = ROOT / "csrc"
 # What differs between the two shows seldom: `make test-slow` has the older one.
 ARCHS = (pytest.param("sm_80", marks=pytest.mark.slow), "sm_90")
-# As setup.py compiles them; -v makes ptxas tell registers, stack and shared memory.
-FLAGS = ["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"]
+# Bytes of shared memory that the system takes of each block that has any, and that cuobjdump counts as the block's.
+RESERVED_SHARED = {"sm_80": 0, "sm_90": 1024}
+# As setup.py compiles them.
+FLAGS = ["-std=c++17", "-O3", "-cubin"]
 INCLUDES = ["-I", str(CSRC / "include"), "-I", str(CSRC)]
 
-_PROPERTIES = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
-    r".*?Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
-    re.DOTALL,
+_RESOURCES = re.compile(
+    r"Function (?P<name>\w+):\s*REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+) LOCAL:(?P<local>\d+)"
 )
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)")
 
@@ -49,8 +48,8 @@ class Kernel:
     """Demangled: with template arguments and parameters."""
     registers: int
     stack_frame: int
-    spill_stores: int
-    spill_loads: int
+    local: int
+    """Bytes a thread has outside registers beside its stack frame."""
     static_shared: int
     opcodes: dict[str, int]
     """How many instructions there are of each opcode, modifiers included, as `LDG.E.128.CONSTANT`."""
@@ -68,62 +67,79 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
 
 
-def disassembler() -> str | None:
-    """nvdisasm of the toolkit, or the one that triton brings."""
+def tool(name: str) -> str | None:
+    """cuobjdump or nvdisasm: the toolkit's, or the one that triton brings."""
     compiler, triton = nvcc(), importlib.util.find_spec("triton")
     places = [os.environ.get("PATH", ""), str(Path(compiler).parent) if compiler else ""]
     if triton is not None and triton.origin is not None:
         places.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
-    return shutil.which("nvdisasm", path=os.pathsep.join(filter(None, places)))
+    return shutil.which(name, path=os.pathsep.join(filter(None, places)))
 
 
-def compiled(source: str, arch: str, *options: str) -> list[Kernel]:
-    """The kernels of csrc/cuda/`source`; what was compiled of the same text before, in any checkout, is taken again."""
-    compiler, tool = nvcc(), disassembler()
-    assert compiler is not None
-    assert tool is not None
-    digest = hashlib.sha256(repr((FLAGS, arch, options)).encode())
-    digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout)
-    headers = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
-    for path in (_file(source), *headers, Path(__file__)):
-        digest.update(path.read_bytes())
-    kept = cache_folder("nvcc") / f"{Path(source).stem}-{arch}-{digest.hexdigest()[:20]}.json"
-
-    def build(path: Path) -> None:
-        path.write_text(json.dumps([asdict(kernel) for kernel in _compile(compiler, tool, source, arch, options)]))
-
-    built_once(kept, build)
-    return [Kernel(**kernel) for kernel in json.loads(kept.read_text())]
+MISSING = [name for name in ("nvcc", "cuobjdump", "nvdisasm") if (nvcc() if name == "nvcc" else tool(name)) is None]
+needs_nvcc = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
-def _file(source: str) -> Path:
-    """The source of that name, whatever room of csrc/cuda it is in."""
-    return next((CSRC / "cuda").rglob(source))
-
-
-def _compile(compiler: str, tool: str, source: str, arch: str, options: tuple[str, ...]) -> list[Kernel]:
+@functools.cache
+def compiled(source: str, arch: str) -> list[Kernel]:
+    """The kernels of csrc/cuda/`source`, read from the extension's own object where that is up to date."""
+    (path,) = (CSRC / "cuda").rglob(source)
     with tempfile.TemporaryDirectory() as folder:
-        cubin = str(Path(folder) / "kernels.cubin")
-        command = [compiler, *FLAGS, *INCLUDES, f"-arch={arch}", *options, str(_file(source)), "-o", cubin]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert told.returncode == 0, told.stderr
-        code = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout
+        cubin = _taken_out(_built(path), arch, Path(folder)) or _compiled_now(path, arch)
+        code = _told_by("nvdisasm", "-c", str(cubin))
+        resources = _told_by("cuobjdump", "-res-usage", str(cubin))
     blocks = _blocks(code)
-    found = [match.groupdict() for match in _PROPERTIES.finditer(told.stdout + told.stderr)]
+    found = [match.groupdict() for match in _RESOURCES.finditer(resources)]
     names = _demangled([match["name"] for match in found])
     return [
         Kernel(
             name=name,
             registers=int(match["registers"]),
             stack_frame=int(match["stack"]),
-            spill_stores=int(match["stores"]),
-            spill_loads=int(match["loads"]),
-            static_shared=int(match["shared"] or 0),
+            local=int(match["local"]),
+            static_shared=max(0, int(match["shared"]) - RESERVED_SHARED[arch]),
             opcodes=dict(sum(blocks[match["name"]], Counter())),
             blocks=[dict(block) for block in blocks[match["name"]] if _is_kept(block)],
         )
         for name, match in zip(names, found, strict=True)
     ]
+
+
+def _headers() -> list[Path]:
+    return sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
+
+
+def _built(source: Path) -> Path | None:
+    """The object that setup.py made of `source`, unless that, a header or setup.py itself was changed since."""
+    changed = max(path.stat().st_mtime for path in (source, ROOT / "setup.py", *_headers()))
+    objects = (ROOT / "build").glob(f"*/cuda-*/{source.stem}-cu.o")
+    return next((path for path in objects if path.stat().st_mtime > changed), None)
+
+
+def _taken_out(built: Path | None, arch: str, folder: Path) -> Path | None:
+    """The machine code for `arch` in an object, if it has any."""
+    if built is not None:
+        _told_by("cuobjdump", "-arch", arch, "-xelf", "all", str(built), cwd=folder)
+    return next(folder.glob("*.cubin"), None)
+
+
+def _compiled_now(source: Path, arch: str) -> Path:
+    """What was compiled of the same text before, in any checkout, is taken again."""
+    digest = hashlib.sha256(repr((FLAGS, arch)).encode())
+    digest.update(subprocess.run([str(nvcc()), "--version"], capture_output=True, check=True).stdout)
+    for path in (source, *_headers()):
+        digest.update(path.read_bytes())
+
+    def build(path: Path) -> None:
+        command = [str(nvcc()), *FLAGS, *INCLUDES, f"-arch={arch}", str(source), "-o", str(path)]
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+
+    return built_once(cache_folder("nvcc") / f"{source.stem}-{arch}-{digest.hexdigest()[:20]}.cubin", build)
+
+
+def _told_by(name: str, *arguments: str, cwd: Path | None = None) -> str:
+    return subprocess.run([str(tool(name)), *arguments], capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
 def _blocks(code: str) -> dict[str, list[Counter[str]]]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.nvcc_compiled import ARCHS, Kernel, compiled, disassembler, nvcc
+from tests.support.nvcc_compiled import ARCHS, Kernel, compiled, needs_nvcc
 
-pytestmark = [
-    pytest.mark.skipif(nvcc() is None, reason="nvcc was not found"),
-    pytest.mark.skipif(disassembler() is None, reason="nvdisasm was not found"),
-]
+pytestmark = needs_nvcc
 
 # Threads of a block, which share 65536 registers.
 THREADS = {"begin_layers": 512, "step_layers": 512}
@@ -33,7 +30,7 @@ def test_nothing_is_kept_outside_registers(source: str, arch: str) -> None:
     for name, variants in OPS[source].items():
         assert len(named(kernels, name)) == variants, name
         for kernel in named(kernels, name):
-            assert kernel.stack_frame == kernel.spill_stores == kernel.spill_loads == 0, kernel.name
+            assert kernel.stack_frame == kernel.local == 0, kernel.name
             assert kernel.count("LDL") == kernel.count("STL") == 0, kernel.name
             assert kernel.static_shared == 0, kernel.name
             assert kernel.registers * THREADS.get(name, 256) <= 65536, kernel.name
