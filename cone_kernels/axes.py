@@ -16,9 +16,9 @@ from cone_kernels.state.cone_state import Moments
 class Axes:
     """The three directions that the literature calls the axis of the cone, and |cos| between them; L layers."""
 
-    centered: TopEigenvectors
+    centered: TopEigenvectors[Tensor]
     """Top eigenvectors of the covariance: the cone axis."""
-    uncentered: TopEigenvectors
+    uncentered: TopEigenvectors[Tensor]
     """Top eigenvectors of Σxxᵀ/n."""
     mean_direction: Tensor
     """(L, d), a unit vector."""
@@ -60,5 +60,5 @@ def axes(moments: Moments, k: int = 1) -> Axes:
     )
 
 
-def _along_mean(found: TopEigenvectors, mean: Tensor) -> TopEigenvectors:
+def _along_mean(found: TopEigenvectors[Tensor], mean: Tensor) -> TopEigenvectors[Tensor]:
     return replace(found, vectors=signed_along(found.vectors, found.values, mean))

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cone_kernels import metrics
 from cone_kernels.names import METHODS, OUTPUT, CenteringMethod, Layer, place
-from cone_kernels.ops.arguments import ArrayLike, float_tensor, like_input
+from cone_kernels.ops.arguments import Array, ArrayLike, float_tensor, like_input
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state import file as state_file
 from cone_kernels.state.cone_state import ConeState, Moments
@@ -21,6 +22,8 @@ from cone_kernels.state.cone_state import ConeState, Moments
 # Whitening divides by the root of an eigenvalue. With this ratio of the smallest to the largest the rounding of float32
 # rows (6e-8) grows by a factor of 1e4 at most.
 _LEAST_EIGENVALUE = 1e-8
+# The status of a row that is not finite; see `Moments.update`.
+_NOT_FINITE = 2
 _HEADER = ("method", "level", "layer", "dim", "count", "components", "shrinkage", "model")
 
 
@@ -61,7 +64,7 @@ class Centering:
     @classmethod
     def fit(
         cls,
-        state: ConeState | Moments,
+        state: ConeState | Moments | ArrayLike,
         *,
         layer: Layer | None = None,
         method: CenteringMethod = "mean",
@@ -77,10 +80,11 @@ class Centering:
           rows least.
 
         Args:
-            state: a `ConeState`, whose sentence level is taken, or `Moments` of either level. All methods but "mean"
-                need its second moment.
+            state: a `ConeState`, whose sentence level is taken, or `Moments` of either level; all methods but "mean"
+                need its second moment. Or the rows themselves, (n, d) in any dtype that `apply` takes; rows of zeros
+                have no direction and are left out.
             layer: its number, -1 is the last one of the state; or "output", the vectors that the model itself gives.
-                None is the output, or the last layer where the state has none.
+                None is the output, or the last layer where the state has none. Rows are "output".
             method: one of the three.
             components: k, 1 to d; all-but-the-top only. Default: d // 100, at least 1, as the paper advises.
             shrinkage: α, 0 to 1; whitening only. Default: the oracle approximating shrinkage for n rows, (Chen et al.
@@ -88,15 +92,22 @@ class Centering:
                 1 at most. It is best for normal data, falls as 1/n, and needs the sums alone.
 
         Raises:
+            TypeError: the state is neither a state nor rows of a dtype that is taken.
             ValueError: an argument is out of range or not of this method, the state has no second moment or too few
-                rows, or the covariance is too ill-conditioned to whiten with this shrinkage.
+                rows, a row is not finite, or the covariance is too ill-conditioned to whiten with this shrinkage.
 
         Example:
             >>> Centering.fit(state, method="whitening", shrinkage=0.1)
             Centering(whitening with shrinkage 0.1, 384 wide, layer 6, from 1,000 sentences)
+            >>> Centering.fit(vectors, method="all-but-the-top")
+            Centering(all-but-the-top of 3 components, 384 wide, output, from 1,000 sentences)
         """
         check_method(method, components, shrinkage)
-        number, moments = _layer_of(state, layer)
+        if isinstance(state, (Tensor, np.ndarray)):
+            moments = _moments_of(state, layer, second_moment=method != "mean")
+            number: Layer = OUTPUT
+        else:
+            number, moments = _layer_of(state, layer)
         count, needed = int(moments.count.sum()), 1 if method == "mean" else 2
         if count < needed:
             raise ValueError(
@@ -127,7 +138,7 @@ class Centering:
         """How many directions all-but-the-top projects out; None for other methods."""
         return None if self.directions is None else len(self.directions)
 
-    def apply(self, x: ArrayLike) -> Any:
+    def apply(self, x: Array) -> Array:
         """Maps vectors; differentiable for tensors.
 
         Args:
@@ -141,19 +152,39 @@ class Centering:
             TypeError: a type or dtype is not taken.
             ValueError: the width is not d.
         """
-        rows = float_tensor("x", x, 1, "(..., d)")
-        if rows.shape[-1] != self.dim:
-            raise ValueError(f"x: got width {rows.shape[-1]}; it must be {self.dim}, as the centering was fitted on")
-        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        parts = self._parts_on(rows.device, dtype)
-        mapped = rows.to(dtype) - parts["mean"]
+        rows, dtype = self._computed(x)
+        parts = self._parts_on(rows.device, rows.dtype)
+        mapped = rows - parts["mean"]
         if "directions" in parts:
             mapped = mapped - (mapped @ parts["directions"].mT) @ parts["directions"]
         elif "matrix" in parts:
             mapped = mapped @ parts["matrix"]
-        return like_input(mapped.to(rows.dtype), x)
+        result: Array = like_input(mapped.to(dtype), x)
+        return result
 
-    def __call__(self, x: ArrayLike) -> Any:
+    def inverse(self, x: Array) -> Array:
+        """Maps vectors back: what `apply` mapped to `x`, but for what all-but-the-top projected out; differentiable.
+
+        Args:
+            x: (..., d), as of `apply`.
+
+        Returns:
+            (..., d), of the same type, dtype and device. What was projected out is that of the mean then.
+
+        Raises:
+            TypeError, ValueError: as `apply`.
+
+        Example:
+            >>> torch.testing.assert_close(centering.inverse(centering(vectors)), vectors)
+        """
+        rows, dtype = self._computed(x)
+        parts = self._parts_on(rows.device, rows.dtype)
+        if "matrix" in parts:
+            rows = rows @ parts["inverse"]
+        result: Array = like_input((rows + parts["mean"]).to(dtype), x)
+        return result
+
+    def __call__(self, x: Array) -> Array:
         """As `apply`."""
         return self.apply(x)
 
@@ -214,21 +245,48 @@ class Centering:
     def _header(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _HEADER}
 
+    def _computed(self, x: ArrayLike) -> tuple[Tensor, torch.dtype]:
+        """Rows in the dtype that they are computed in, and the dtype that they came in."""
+        rows = float_tensor("x", x, 1, "(..., d)")
+        if rows.shape[-1] != self.dim:
+            raise ValueError(f"x: got width {rows.shape[-1]}; it must be {self.dim}, as the centering was fitted on")
+        return rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32), rows.dtype
+
     def _parts_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors that rows are computed with; of a matrix its inverse too."""
         key = (device, dtype)
         if key not in self._casts:
+            parts = self._parts()
             # A tensor made under inference mode could be in no later backward pass.
             with torch.inference_mode(False):
-                self._casts[key] = {name: part.to(device, dtype) for name, part in self._parts().items()}
+                if self.matrix is not None:
+                    parts["inverse"] = torch.linalg.inv(self.matrix)
+                self._casts[key] = {name: part.to(device, dtype) for name, part in parts.items()}
         return self._casts[key]
+
+
+def _moments_of(rows: ArrayLike, layer: Layer | None, *, second_moment: bool) -> Moments:
+    """The sums of rows (n, d), on the CPU."""
+    if layer is not None:
+        raise ValueError(f"layer: got {layer!r} with rows; it must be None, for rows are of no layer")
+    x = float_tensor("state", rows, 2, "(n, d)")
+    if x.dim() != 2:
+        raise ValueError(f"state: got rows of shape {tuple(x.shape)}; it must be (n, d)")
+    moments = Moments.empty("sentence", [0], x.shape[1], second_moment=second_moment, device=x.device)
+    (bad,) = torch.nonzero(moments.update(x)[0] == _NOT_FINITE, as_tuple=True)
+    if len(bad):
+        raise ValueError(
+            f"state: got {len(bad)} rows that are not finite, the first is row {int(bad[0])}; it must have none"
+        )
+    return moments.on_cpu()
 
 
 def _layer_of(state: ConeState | Moments, layer: Layer | None) -> tuple[Layer, Moments]:
     """The layer that is meant, and its sums on the CPU."""
     if not isinstance(state, (ConeState, Moments)):
         raise TypeError(
-            f"state: got {type(state).__name__}; it must be a ConeState or Moments, such as "
-            "experiments.vectors(X, second_moment=True).state of vectors X"
+            f"state: got {type(state).__name__}; it must be a ConeState, Moments, or rows as a torch.Tensor or a "
+            "numpy.ndarray"
         )
     output = state.output if isinstance(state, ConeState) else None
     if layer == OUTPUT or (layer is None and output is not None):

@@ -350,6 +350,54 @@ def test_vectors_left_out_before_are_left_out_after() -> None:
     assert level_after(SentenceVectors.from_rows(rows)).anisotropy == pytest.approx(plain_anisotropy(used), abs=1e-12)
 
 
-def test_vectors_are_no_state() -> None:
-    with pytest.raises(TypeError, match=r"state: got Tensor; it must be a ConeState or Moments, such as experiments"):
-        Centering.fit(torch.randn(20, 4))  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rows_are_fitted_as_their_state(method: Any, dtype: torch.dtype) -> None:
+    rows = cone(100).to(dtype)
+    rows[7] = 0  # has no direction
+    centering = Centering.fit(rows, method=method)
+    state = Centering.fit(moments_of(rows), method=method)
+    assert (centering.count, centering.layer, centering.level, centering.model) == (99, "output", "sentence", None)
+    torch.testing.assert_close(centering(rows), state(rows), rtol=0, atol=0)
+    if dtype not in (torch.bfloat16,):  # which NumPy has not
+        assert Centering.fit(rows.numpy(), method=method) == centering
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inverse_is_what_was_mapped_but_for_what_was_projected_out(method: Any) -> None:
+    rows = cone()
+    centering = Centering.fit(rows, method=method)
+    wanted = rows
+    if method == "all-but-the-top":
+        off = rows - rows.mean(0)
+        wanted = rows - off @ centering.directions.mT @ centering.directions  # type: ignore[union-attr]
+    for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
+        found = centering.inverse(centering(rows).to(dtype))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=bound)
+    x = rows[:3].clone().requires_grad_()
+    centering.inverse(centering(x)).sum().backward()
+    assert x.grad is not None
+    found = centering.inverse(centering(rows.numpy()))
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-9)
+    with pytest.raises(ValueError, match=f"x: got width 3; it must be {DIM}"):
+        centering.inverse(rows[:, :3])
+
+
+def test_rows_that_cannot_be_fitted_are_refused() -> None:
+    bad = cone(20)
+    bad[3, 1], bad[9] = math.nan, math.inf
+    with pytest.raises(
+        ValueError, match="state: got 2 rows that are not finite, the first is row 3; it must have none"
+    ):
+        Centering.fit(bad)
+    with pytest.raises(ValueError, match="layer: got 1 with rows; it must be None"):
+        Centering.fit(cone(20), layer=1)
+    with pytest.raises(ValueError, match=r"state: got rows of shape \(2, 10, 12\); it must be \(n, d\)"):
+        Centering.fit(cone(20).reshape(2, 10, DIM))
+    with pytest.raises(ValueError, match="state: got 0 vectors at the output; it must be at least 1 for method 'mean'"):
+        Centering.fit(torch.zeros(5, 4))
+    with pytest.raises(TypeError, match="state: got dtype int64"):
+        Centering.fit(torch.ones(5, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match="state: got list; it must be a ConeState, Moments, or rows as"):
+        Centering.fit([[1.0, 2.0]])  # type: ignore[arg-type]

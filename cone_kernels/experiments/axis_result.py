@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import VARIABLES, Layer, place, spaced
@@ -89,6 +89,7 @@ class AxisResult(ExperimentResult):
         vectors: the directions themselves.
     """
 
+    table: ClassVar[str | None] = "components"
     model: dict[str, Any]
     corpus: dict[str, Any]
     layer: Layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Judged
@@ -45,6 +45,7 @@ class CenteringResult(ExperimentResult):
         dependence: whether neighbouring rows are alike over long stretches; None where that was not looked at.
     """
 
+    table: ClassVar[str | None] = None
     model: dict[str, Any]
     corpus: dict[str, Any]
     layer: Layer

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cone_kernels.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 class ExperimentResult(ABC):
@@ -17,8 +21,10 @@ class ExperimentResult(ABC):
     Attributes:
         corpus: what was measured on, and what of it was dropped, replaced or left out.
         manifest: versions, device, backend, times and options.
+        table: the list in `to_dict` whose entries are the rows of `to_pandas`; None where one row has it all.
     """
 
+    table: ClassVar[str | None] = "layers"
     corpus: dict[str, Any]
     manifest: dict[str, Any]
 
@@ -41,10 +47,45 @@ class ExperimentResult(ABC):
 
         return figure(self.to_dict())
 
+    def to_pandas(self) -> DataFrame:
+        """The numbers as a flat table: a row for each layer, component or model, whatever the experiment is about.
+
+        Columns are named as in `to_dict`, with what lies within another joined by `_`; what is not defined is NaN.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+
+        Example:
+            >>> result.to_pandas().plot(x="layer", y="sentence_anisotropy", yerr="sentence_stderr")
+        """
+        data = self.to_dict()
+        kept = {name: value for name, value in data.items() if name not in _ABOUT}
+        model = {"model": data["model"]["name"]} if "model" in data else {}
+        return data_frame([model | row for row in ([kept] if self.table is None else data[self.table])])
+
     def _repr_html_(self) -> str:
         from cone_kernels.report import fragment
 
         return fragment(self.to_dict())
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
+    """Rows of JSON data as a pandas table; what lies within another is a column of its own, named `OUTER_INNER`.
+
+    Raises:
+        ModuleNotFoundError: pandas is not installed.
+
+    Example:
+        >>> data_frame([{"layer": 0, "sentence": {"count": 3}}]).columns
+        Index(['layer', 'sentence_count'], dtype='object')
+    """
+    require("pandas", "pandas", "to_pandas")
+    import pandas
+
+    return pandas.json_normalize(list(rows), sep="_").infer_objects()
+
+
+_ABOUT = ("schema", "experiment", "model", "corpus", "dependence", "summary", "manifest")
 
 
 @dataclass(frozen=True)

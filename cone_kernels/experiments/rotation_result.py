@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
@@ -174,6 +174,7 @@ class RotationResult(ExperimentResult):
         dependence: whether neighbouring sentences are alike over long stretches, of each model.
     """
 
+    table: ClassVar[str | None] = "models"
     models: tuple[ComparedModel, ...]
     corpus: dict[str, Any]
     k: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cone_kernels.experiments.result import Estimate, ExperimentResult, finite
 from cone_kernels.statistics.neighbours import NeighbourOverlap
@@ -53,6 +53,7 @@ class RowsResult(ExperimentResult):
         manifest: versions and times.
     """
 
+    table: ClassVar[str | None] = None
     a: dict[str, Any]
     b: dict[str, Any]
     count: int

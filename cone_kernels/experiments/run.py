@@ -18,7 +18,7 @@ from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, table_format
 from cone_kernels.experiments.pooling_result import PoolingResult
-from cone_kernels.experiments.result import ExperimentResult
+from cone_kernels.experiments.result import ExperimentResult, data_frame
 from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
@@ -29,6 +29,7 @@ from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, th
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from typing_extensions import Unpack
 
     from cone_kernels.models.loaded import ModelLike
@@ -114,6 +115,17 @@ class RunResult:
     def n_bad(self) -> int:
         """Sentences, lines and records that are in no sum of some layer, of the model where they are most."""
         return max(model.layers.n_bad for model in self.models)
+
+    def to_pandas(self) -> DataFrame:
+        """A row for each model and layer, with the columns of the table that `run` writes.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+
+        Example:
+            >>> result.to_pandas().pivot(index="layer", columns="model", values="sentence_anisotropy").plot()
+        """
+        return data_frame(layer_rows(self.to_dict()))
 
     def __repr__(self) -> str:
         names = ", ".join(model.layers.model["architecture"] for model in self.models)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cone_kernels.experiments.axis_result import degrees, excerpt
 from cone_kernels.experiments.dependence import Dependence
@@ -112,6 +112,7 @@ class VectorsResult(ExperimentResult):
         0.055...
     """
 
+    table: ClassVar[str | None] = None
     vectors: dict[str, Any]
     corpus: dict[str, Any]
     level: Level

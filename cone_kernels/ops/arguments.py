@@ -14,6 +14,8 @@ from cone_kernels.devices import is_captured, to_device
 from cone_kernels.sums import GROUPS, jackknife_groups
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
+# What goes in as a tensor comes out as one, and so with NumPy arrays.
+Array = TypeVar("Array", Tensor, np.ndarray[Any, Any])
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 T = TypeVar("T")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import (
+    Array,
     ArrayLike,
     as_tensor,
     flatten_batch,
@@ -22,12 +23,12 @@ from cone_kernels.ops.gradients import refuse_double_backward
 
 
 def masked_mean_pool(
-    hidden_states: ArrayLike,
+    hidden_states: Array,
     mask: ArrayLike | None = None,
     *,
     cu_seqlens: ArrayLike | None = None,
     backend: str = "auto",
-) -> Any:
+) -> Array:
     """The mean of each sentence's tokens, from one read of the tokens that count.
 
     Differentiable, once: each of a sentence's T tokens that count gets the gradient grad/T, finite or not, all other
@@ -59,7 +60,8 @@ def masked_mean_pool(
     mask, cu_seqlens = token_selection(hidden, mask, cu_seqlens)
     chosen = backends.resolve(backend, hidden.device, "masked_mean_pool")
     pool = _masked_mean_pool if traced(hidden) else _pool
-    return like_input(pool(hidden, mask, cu_seqlens, chosen.value), hidden_states)
+    result: Array = like_input(pool(hidden, mask, cu_seqlens, chosen.value), hidden_states)
+    return result
 
 
 def token_selection(

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input, require, traced
+from cone_kernels.ops.arguments import Array, flatten_batch, float_tensor, like_input, require, traced
 from cone_kernels.ops.gradients import refuse_double_backward
 
 _OP = "mean_pairwise_cosine"
 
 
-def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "auto") -> Any:
+def mean_pairwise_cosine(x: Array, *, strict: bool = False, backend: str = "auto") -> Array:
     """The mean cosine over all pairs of distinct rows of `x`, from one read of `x`.
 
     A = (‖Σu‖² − Σ‖u‖²) / (n(n−1)) with u = x/‖x‖ (Ethayarajh 2019, section 3.2, by the mean-vector identity). Not
@@ -46,13 +46,15 @@ def mean_pairwise_cosine(x: ArrayLike, *, strict: bool = False, backend: str = "
     rows = float_tensor("x", x, 2, "(..., n, d)")
     chosen = backends.resolve(backend, rows.device, _OP)
     if not (strict or traced(rows)):
-        return like_input(backends.kernel(_OP, chosen)(rows, True)[0], x)
+        alone: Array = like_input(backends.kernel(_OP, chosen)(rows, True)[0], x)
+        return alone
     compute = _mean_pairwise_cosine if traced(rows) else _cosine_and_sums
     cosine, left_out, _, _ = compute(rows, chosen.value)
     if strict:
         must = "it must have no row that is zero or not finite where strict=True"
         require(left_out.sum() == 0, "x", lambda: _rows_left_out(left_out), must)
-    return like_input(cosine, x)
+    result: Array = like_input(cosine, x)
+    return result
 
 
 def _rows_left_out(left_out: Tensor) -> str:

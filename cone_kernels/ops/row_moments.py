@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import (
+    Array,
     ArrayLike,
     first_groups,
     flatten_batch,
@@ -23,7 +24,7 @@ from cone_kernels.ops.gradients import refused_gradients
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, zero_sums
 
 
-def row_moments(x: ArrayLike, *, sentence_ids: ArrayLike | None = None, backend: str = "auto") -> dict[str, Any]:
+def row_moments(x: Array, *, sentence_ids: ArrayLike | None = None, backend: str = "auto") -> dict[str, Array]:
     """The plain sums of the rows of `x` by jackknife group, from one read of `x`.
 
     Rows whose squared norm is zero or not finite in float64 are left out and counted. u = x/‖x‖. Without a gradient: a

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import (
+    Array,
     ArrayLike,
     as_tensor,
     dtype_name,
@@ -22,13 +21,13 @@ from cone_kernels.ops.gradients import refuse_backward
 
 
 def second_moment(
-    x: ArrayLike,
+    x: Array,
     *,
     center: bool = False,
     row_scale: ArrayLike | None = None,
     pilot: ArrayLike | None = None,
     backend: str = "auto",
-) -> Any:
+) -> Array:
     """Σ x xᵀ of the rows of `x`, or their covariance.
 
     The rows less a pilot vector are multiplied (float32 rows in float32 over at most 128 rows, then float64), and the
@@ -65,7 +64,8 @@ def second_moment(
         pilot = as_tensor("pilot", pilot)
         pilot = _float64("pilot", pilot.expand(*batch, d) if pilot.shape == (d,) else pilot, (*batch, d), rows.device)
     chosen = backends.resolve(backend, rows.device, "second_moment")
-    return like_input(_second_moment(rows, center, scale, pilot, chosen.value), x)
+    result: Array = like_input(_second_moment(rows, center, scale, pilot, chosen.value), x)
+    return result
 
 
 def second_moment_(

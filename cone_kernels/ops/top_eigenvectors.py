@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import ArrayLike, flatten_batch, float_tensor, like_input, require_integer
+from cone_kernels.ops.arguments import Array, flatten_batch, float_tensor, like_input, require_integer
 from cone_kernels.ops.gradients import refuse_backward
 
 # An axis whose |cos| with the mean is below this takes its sign from its largest component, and so does one whose
@@ -20,33 +20,33 @@ _SYMMETRIC = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
-class TopEigenvectors:
+class TopEigenvectors(Generic[Array]):
     """What `top_eigenvectors` returns; leading dimensions as the input's, everything float64 unless said."""
 
-    values: Any
+    values: Array
     """(..., k) eigenvalues, descending."""
-    vectors: Any
+    vectors: Array
     """(..., k, d) unit eigenvectors, one a row."""
-    residuals: Any
+    residuals: Array
     """(..., k) ‖C v − λ v‖: the eigenvalue's error is at most this."""
-    iterations: Any
+    iterations: Array
     """(...) int64, products with a block of vectors, so reads of `x`; 0 from the reference's direct solver."""
-    eigengap: Any
+    eigengap: Array
     """(...) λ_k − λ_(k+1); NaN where k = d. Good to three digits of λ_1 or better."""
-    converged: Any
+    converged: Array
     """(...) bool: every residual ≤ tolerance · λ_1."""
 
 
 def top_eigenvectors(
-    x: ArrayLike | None = None,
+    x: Array | None = None,
     k: int = 1,
     *,
-    covariance: ArrayLike | None = None,
+    covariance: Array | None = None,
     center: bool = True,
     tolerance: float | None = None,
     max_iterations: int = 500,
     backend: str = "auto",
-) -> TopEigenvectors:
+) -> TopEigenvectors[Array]:
     """The k largest eigenvalues and their eigenvectors, from data or from a covariance.
 
     Block subspace iteration with Rayleigh-Ritz on the blocks kept (block Krylov, Musco & Musco 2015). Data is read once
