@@ -22,7 +22,7 @@ EDITABLE := $(INSTALL) --no-build-isolation --editable
 # The suite; the tests of a file share a process, and with it their models.
 SUITE := -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo test test-latest test-oldest test-slow test-browser lint format bench gpu lock clean
+.PHONY: setup demo test test-latest test-oldest test-slow test-browser lint format bench docs gpu lock clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -108,6 +108,15 @@ format: $(VENV)/.built
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-json=bench/results/latest.json -m ""
 
+# The pages as a site in site/; a warning is an error. `make test` runs what they show. Needs Python 3.11.
+.venv-docs/.packages: requirements/docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(LOCKED) $<
+	touch $@
+
+docs: .venv-docs/.packages
+	.venv-docs/bin/zensical build --strict --config-file mkdocs.yml
+
 # On a machine with a GPU, offline, with that machine's own Python and torch;
 # STAGES="build test sanitize bench product end_to_end"; ONLY="pooling,cosine" times some cases of the benchmark alone.
 RESULTS ?= bench/results
@@ -127,8 +136,9 @@ lock:
 	  --output-file requirements/build.txt
 	$(LOCK) --universal --extra demo --constraints requirements/test.txt --output-file requirements/demo.txt \
 	  --overrides requirements/left-out-of-demo.in
+	$(subst 3.10,3.11,$(UV_COMPILE)) --universal requirements/docs.in --output-file requirements/docs.txt
 	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest .venv-lock build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-docs site build *.egg-info cone_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

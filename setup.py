@@ -172,4 +172,9 @@ def extensions() -> list[Extension]:
     return found
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtensions},
+    # An editable install is then a path, which type checkers follow; they cannot follow the import hook of the default.
+    options={"editable_wheel": {"mode": "compat"}},
+)
