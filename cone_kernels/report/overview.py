@@ -24,7 +24,7 @@ def overview_table(results: Node) -> Table:
     outputs = [model["layers"].get("output").known for model in models]
     last = "output" if all(outputs) else "output, or last layer" if any(outputs) else "last layer"
     columns = [Column("model", ("model",), "text"), Column("peak", ("peak", "peak_layer"))]
-    columns += [Column(last, ("last", "last_stderr")), Column("largest pooling gap", ("gap", "gap_layer"))]
+    columns += [Column(last, ("last", "last_stderr")), Column("pooling gap", ("gap", "gap_layer"))]
     rotation, qualities = results.get("rotation"), [quality_of(results, model) for model in models]
     if rotation.known:
         columns.append(Column("axes shared with the first", ("shared", "shared_stderr", "shared_verdict")))
@@ -101,7 +101,7 @@ def _quality(quality: Node | None) -> Parts:
 
 
 def _notes(rotation: Node, fixes: Sequence[Node | None], qualities: Sequence[Node | None]) -> list[Parts]:
-    words = ["Mean cosine of two sentences, ± its standard error"]
+    words = ["Mean cosine of two sentences, ± its standard error; pooling gap: the most that pooling adds at a layer"]
     if rotation.known:
         words.append("axes shared: overlap of the spaces of the top axes, from 0 to 1")
     found = next((fix for fix in fixes if fix is not None), None)

@@ -96,7 +96,7 @@ def test_the_overview_has_the_answer_for_every_model() -> None:
         "model",
         "peak",
         "output, or last layer",
-        "largest pooling gap",
+        "pooling gap",
         "axes shared with the first",
         "after the fix",
         "quality",
