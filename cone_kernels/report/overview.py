@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cone_kernels.report.inline import Parts, count, estimate, fixed, name, plain, text
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.table import Column, Table
-from cone_kernels.report.words import after_centering, centering_method, quality_of, widest_gap
+from cone_kernels.report.words import centering_method, quality_of, widest_gap
 
 _DIGITS = 3
 
@@ -74,8 +74,8 @@ def _shared(rotation: Node, at: int) -> Parts:
 
 
 def _fixes(results: Node) -> list[Node | None]:
-    """The first centring of each model: the mean removed."""
-    found = results.get("centering").entries
+    """The first centring of each model, the mean removed, where it was measured on sentences it was not fitted on."""
+    found = [one for one in results.get("centering").entries if one.get("held_out").known]
     return [
         next((one for one in found if one["model"]["name"].value == model["layers"]["model"]["name"].value), None)
         for model in results["models"]
@@ -85,8 +85,7 @@ def _fixes(results: Node) -> list[Node | None]:
 def _fixed(fix: Node | None) -> Parts:
     if fix is None:
         return []
-    after = after_centering(fix)
-    return estimate(after.get("value"), after.get("stderr"), _DIGITS)
+    return estimate(fix["held_out"]["value"], fix["held_out"].get("stderr"), _DIGITS)
 
 
 def _quality(quality: Node | None) -> Parts:
@@ -106,8 +105,8 @@ def _notes(rotation: Node, fixes: Sequence[Node | None], qualities: Sequence[Nod
         words.append("axes shared: overlap of the spaces of the top axes, from 0 to 1")
     found = next((fix for fix in fixes if fix is not None), None)
     if found is not None:
-        where = ", measured on sentences that it was not fitted on" if found.get("held_out").known else ""
-        words.append(f"after the fix: {plain(centering_method(found))}{where}")
+        how = plain(centering_method(found))
+        words.append(f"after the fix: {how}, measured on sentences that it was not fitted on")
     if any(quality is not None for quality in qualities):
         words.append("quality: on the pairs that were given, as it is → after the best way to centre")
     return [[f"{'; '.join(words)}."]]
