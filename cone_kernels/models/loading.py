@@ -223,7 +223,10 @@ def _quiet() -> Iterator[None]:
     hub_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if sys.stderr is None or not sys.stderr.isatty():
+    # transformers switches the hub's bars off with its own.
+    if hub_bars and sys.stderr is not None and sys.stderr.isatty():
+        enable_progress_bars()
+    else:
         disable_progress_bars()
     try:
         yield

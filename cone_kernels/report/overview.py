@@ -39,7 +39,8 @@ def overview_table(results: Node) -> Table:
         cells += [_fixed(fix)] if any(one is not None for one in fixes) else []
         cells += [_quality(quality)] if any(one is not None for one in qualities) else []
         rows.append(cells)
-    return Table("overview", ["The models at a glance"], columns, rows, _notes(rotation, fixes, qualities))
+    title = "The models at a glance" if len(models) > 1 else "The model at a glance"
+    return Table("overview", [title], columns, rows, _notes(rotation, fixes, qualities))
 
 
 def _peak(model: Node) -> Parts:
