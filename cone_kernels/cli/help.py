@@ -15,12 +15,12 @@ class Group:
 
     Attributes:
         heading: above them.
-        example: of some of them.
+        examples: of some of them; a command shows the first whose options it takes.
         options: their names, as the commands' functions take them.
     """
 
     heading: str
-    example: str
+    examples: tuple[str, ...]
     options: tuple[str, ...]
 
 
@@ -28,30 +28,31 @@ class Group:
 GROUPS = (
     Group(
         "Model",
-        "--model BAAI/bge-small-en-v1.5 --dtype bfloat16 --prompt-name query",
+        ("--model BAAI/bge-small-en-v1.5 --dtype bfloat16 --prompt-name query",),
         ("revision", "prompt", "prompt_name", "no_prompt", "truncate_dim", "dtype", "attention", "torch_compile",
          "trust_remote_code"),
     ),
     Group(
         "Corpus",
-        "--corpus 'part-*.jsonl.gz' --field title --field body --sample 10000",
+        ("--corpus 'part-*.jsonl.gz' --field title --field body --sample 10000", "--field vector --limit 10000",
+         "--field vector"),
         ("field", "format", "limit", "sample", "shuffle", "seed", "group_by", "dedup", "errors", "malformed",
          "max_bad"),
     ),
     Group(
         "Speed",
-        "--device cuda:1 --token-budget auto --workers 4",
+        ("--device cuda:1 --token-budget auto --workers 4", "--workers 4 --threads 2"),
         ("device", "backend", "token_budget", "packed", "workers", "ray", "distributed", "threads", "shard_size",
          "shard"),
     ),
     Group(
         "Interrupted runs",
-        "--checkpoint run.ckpt --resume",
+        ("--checkpoint run.ckpt --resume",),
         ("checkpoint", "checkpoint_every", "resume"),
     ),
     Group(
         "Output",
-        "--json result.json --save-state all.safetensors --overwrite",
+        ("--json result.json --save-state all.safetensors --overwrite", "--json result.json --verbose", "--debug"),
         ("json_out", "save_state", "overwrite", "log_json", "verbose", "debug", "_click_default_help"),
     ),
 )  # fmt: skip
@@ -97,12 +98,10 @@ class ConeCommand(click.Command):
             yield "Options", "", own
         for group in GROUPS:
             chosen = [record for name, record in records if name in group.options]
-            asked = [name for name, _ in records if name in group.options]
             if chosen:
-                yield group.heading, group.example if _shows(group.example, self.params, asked) else "", chosen
+                yield group.heading, next(filter(self._takes, group.examples), ""), chosen
 
-
-def _shows(example: str, params: list[click.Parameter], asked: list[str]) -> bool:
-    """Whether a command takes every option that an example has."""
-    flags = {flag for parameter in params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    return bool(asked) and all(part in flags for part in example.split() if part.startswith("--"))
+    def _takes(self, example: str) -> bool:
+        """Whether this command has every option that an example has."""
+        flags = {flag for one in self.params for flag in (*one.opts, *one.secondary_opts)}
+        return all(part in flags for part in example.split() if part.startswith("--"))

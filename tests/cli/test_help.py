@@ -48,10 +48,15 @@ def test_every_group_is_of_options_that_there_are() -> None:
     grouped = [name for group in GROUPS for name in group.options]
     assert len(set(grouped)) == len(grouped)
     assert set(grouped) - known <= {"_click_default_help"}
-    for group in GROUPS:
-        asked = {word for word in shlex.split(group.example) if word.startswith("--")}
-        assert any(asked <= flags_of(command) for command in commands)
-        assert group.example in " ".join(cone("layers", "--help").stdout.split())
+    for name in COMMANDS:
+        shown = cone(name, "--help").stdout
+        for group in GROUPS:
+            section = shown.partition(f"\n{group.heading}:\n")[2].partition("\n\n")[0]
+            if section:
+                example = " ".join(section.split("\n  -")[0].split()).removeprefix("as in ")
+                assert example in group.examples, (name, group.heading)
+                asked = {word for word in shlex.split(example) if word.startswith("--")}
+                assert asked <= flags_of(command_of(name))
 
 
 def test_descriptions_are_whole() -> None:
