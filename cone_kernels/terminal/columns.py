@@ -40,25 +40,28 @@ class Column:
     most: int | None = None
 
 
-def print_columns(console: Console, columns: Sequence[Column], *, keys: int = 1, headings: bool = True) -> set[str]:
+def print_columns(
+    console: Console, columns: Sequence[Column], *, keys: int = 1, gap: int = 1, headings: bool = True
+) -> set[str]:
     """Prints the columns that there is room for; those that never give way all are.
 
     Args:
         console: what they are printed on.
         columns: in order.
         keys: so many first ones begin every table that it takes.
+        gap: blanks between two columns, 1 or 2; headings of several words take 2 to be told apart.
         headings: whether they are printed.
 
     Returns:
         The headings of what was printed.
     """
-    kept = shown(console, columns)
+    kept = shown(console, columns, gap)
     head, rest = list(kept[:keys]), list(kept[keys:])
     while True:
-        taken = next((at for at in range(len(rest), 1, -1) if fits(console, head + rest[:at])), 1)
-        table = _table(head + rest[:taken], headings=headings)
-        if not fits(console, head + rest[:taken]):
-            table.width = _width(head + rest[:taken])
+        taken = next((at for at in range(len(rest), 1, -1) if fits(console, head + rest[:at], gap)), 1)
+        table = _table(head + rest[:taken], gap, headings=headings)
+        if not fits(console, head + rest[:taken], gap):
+            table.width = _width(head + rest[:taken], gap)
         # The terminal itself breaks a line that one column alone is too wide for.
         console.print(table, crop=False)
         rest = rest[taken:]
@@ -67,24 +70,24 @@ def print_columns(console: Console, columns: Sequence[Column], *, keys: int = 1,
         console.print()
 
 
-def shown(console: Console, columns: Sequence[Column]) -> list[Column]:
+def shown(console: Console, columns: Sequence[Column], gap: int = 1) -> list[Column]:
     """The columns without those that must give way for the others to have room."""
     kept = list(columns)
     for level in sorted({column.gives_way for column in columns if column.gives_way}, reverse=True):
-        if fits(console, kept):
+        if fits(console, kept, gap):
             break
         kept = [column for column in kept if column.gives_way != level]
     return kept
 
 
-def fits(console: Console, columns: Sequence[Column]) -> bool:
+def fits(console: Console, columns: Sequence[Column], gap: int = 1) -> bool:
     """Whether all of the columns fit the terminal side by side."""
-    return _width(columns) <= console.width
+    return _width(columns, gap) <= console.width
 
 
-def _width(columns: Sequence[Column]) -> int:
-    """The least that the columns take, with a blank between any two."""
-    return sum(map(_column_width, columns)) + len(columns) - 1
+def _width(columns: Sequence[Column], gap: int) -> int:
+    """The least that the columns take, with the blanks between any two."""
+    return sum(map(_column_width, columns)) + gap * (len(columns) - 1)
 
 
 def _column_width(column: Column) -> int:
@@ -94,8 +97,8 @@ def _column_width(column: Column) -> int:
     return widest if column.most is None else min(widest, column.most)
 
 
-def _table(columns: Sequence[Column], *, headings: bool) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", show_header=headings)
+def _table(columns: Sequence[Column], gap: int, *, headings: bool) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=gap == 1, header_style="bold", show_header=headings)
     for column in columns:
         overflow: Literal["ellipsis", "fold"] = "fold" if column.most is None else "ellipsis"
         table.add_column(column.heading, justify=column.justify, style=column.style, no_wrap=not column.wraps,

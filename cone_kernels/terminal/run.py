@@ -23,8 +23,8 @@ def print_run(console: Console, result: RunResult) -> None:
     """The first table of the report, what is not defined, and the folder; all findings are in the report."""
     table = overview_table(Node(result.to_dict()))
     columns = columns_of(table, ascii_only=console.options.ascii_only)
-    if fits(console, columns):
-        print_columns(console, columns)
+    if fits(console, columns, gap=2):
+        print_columns(console, columns, gap=2)
     else:
         _print_cards(console, columns)
     for note in table.notes:
@@ -50,4 +50,4 @@ def _print_cards(console: Console, columns: Sequence[Column]) -> None:
             Column("", [f"  {heading}" for heading, _ in told], justify="left"),
             Column("", [cell for _, cell in told], justify="left"),
         ]
-        print_columns(console, card, headings=False)
+        print_columns(console, card, gap=2, headings=False)

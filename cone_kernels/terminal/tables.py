@@ -23,7 +23,7 @@ def print_tables(console: Console, result: ExperimentResult) -> None:
     node = Node(result.to_dict())
     for table in TABLES[experiment_of(node)](node):
         console.print(Text(plain(table.title), "bold"))
-        print_columns(console, columns_of(table, ascii_only=console.options.ascii_only))
+        print_columns(console, columns_of(table, ascii_only=console.options.ascii_only), gap=2)
         for note in table.notes:
             console.print(Text(plain(note), "dim"))
         console.print()

@@ -51,6 +51,13 @@ def test_what_has_no_room_goes_on_below_and_whole(width: int) -> None:
         assert lines[2 + ROWS + 1 + row].split() == [str(row), f"-0.{row}999"]
 
 
+def test_headings_of_several_words_stand_two_blanks_apart() -> None:
+    shown = io.StringIO()
+    columns = [Column("first word", ["0.1234"]), Column("second word", ["0.5"])]
+    print_columns(Console(file=shown, width=23), columns, gap=2)
+    assert shown.getvalue().splitlines() == ["first word  second word", "    0.1234          0.5"]
+
+
 def test_wide_letters_and_words_that_wrap_are_counted() -> None:
     columns = [Column("a", ["漢字漢字"], justify="left"), *(Column(name, ["0.1234"]) for name in "bc")]
     assert len(printed(columns, 8 + 1 + 6 + 1 + 6)[0]) == 2
