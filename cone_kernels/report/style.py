@@ -104,8 +104,10 @@ body { margin: 0; }
 .cone-page section { margin-top: 2rem; padding-top: 1rem; border-top: 1px solid var(--rule);
   scroll-margin-top: 2.75rem; }
 .cone-page #overview { margin-top: 0; padding-top: 0; border-top: 0; }
-.cone-page .cards { font-size: .875rem; }
-.cone-page .cards tbody th { font-weight: 600; min-width: 8rem; }
+.cone-page .cards { font-size: .84375rem; }
+.cone-page .cards :is(th, td) { padding-left: .4rem; padding-right: .4rem; }
+.cone-page .cards tbody th { font-weight: 600; min-width: 7rem; padding-left: 0; }
+.cone-page .cards thead th:first-child { padding-left: 0; }
 .cone-page .question { color: var(--muted); margin-bottom: .75rem; }
 .cone-page .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr));
   gap: 0 1.5rem; }
