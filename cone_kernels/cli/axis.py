@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import (
     debuggable,
     json_option,
@@ -17,7 +18,9 @@ from cone_kernels.cli.options import (
 )
 
 
-@click.command()
+@click.command(
+    cls=ConeCommand, example="cone axis --model sentence-transformers/all-MiniLM-L6-v2 --corpus sentences.txt --k 3"
+)
 @model_options()
 @layer_option("The layer whose axes are looked at.")
 @layer_pooling_option

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import (
     debuggable,
     json_option,
@@ -18,7 +19,10 @@ from cone_kernels.cli.options import (
 from cone_kernels.names import METHODS
 
 
-@click.command()
+@click.command(
+    cls=ConeCommand,
+    example="cone center --model M --corpus sentences.txt --method all-but-the-top --output centering.safetensors",
+)
 @model_options(required=False)
 @click.option("--state", metavar="FILE", help="Fit on this state; a model and a corpus only measure then.")
 @layer_option("The layer that is centred.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, show_and_write
 from cone_kernels.cli.rows import show_rows
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone compare before.safetensors after.safetensors")
 @click.argument("a")
 @click.argument("b")
 @click.option(

@@ -7,11 +7,12 @@ import os
 import click
 
 from cone_kernels.cli.ending import interruptible
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, show_and_write
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone demo --sentences 500")
 @click.option("--sentences", type=click.IntRange(2, 20_000), default=2000, show_default=True, help="How many captions.")
 @json_option
 @debuggable

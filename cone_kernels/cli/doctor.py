@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, write_json
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone doctor --json doctor.json")
 @json_option
 @debuggable
 def doctor(json_out: str | None) -> None:

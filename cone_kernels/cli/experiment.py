@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cone_kernels.cli.ending import TOO_MUCH_DROPPED, interruptible
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import model_or_state_options, require_model_or_state
 from cone_kernels.cli.outputs import check_outputs, show_and_write
+from cone_kernels.cli.stdin import STDIN, guessed_format
 from cone_kernels.files import every_output
 from cone_kernels.names import EXPERIMENTS
 
@@ -59,6 +61,8 @@ def run_experiment(
     options["field"] = list(options["field"]) or None
     if options.pop("no_prompt"):
         options["prompt"] = ""
+    if options["corpus"] == STDIN and options["format"] is None:
+        options["format"] = guessed_format()
     if isinstance(options["corpus"], tuple):
         options |= _one_corpus(options)
     return measure_and_show(
@@ -130,7 +134,12 @@ def plain_command(name: str) -> click.Command:
     """
     about = EXPERIMENTS[name]
 
-    @click.command(about.command, help=about.question)
+    @click.command(
+        about.command,
+        cls=ConeCommand,
+        help=about.question,
+        example=f"cone {about.command} --model M --corpus sentences.txt",
+    )
     @model_or_state_options()
     def command(json_out: str | None, max_bad: int | None, **options: Any) -> None:
         require_model_or_state(options["model"], options["corpus"], options["state"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from io import TextIOWrapper
@@ -18,7 +19,8 @@ from cone_kernels.names import EXPERIMENTS
 
 # Each is a module of this package with a command of its name, or an experiment that needs none: see `plain_command`.
 _EXPERIMENTS = {about.command: name for name, about in EXPERIMENTS.items()}
-COMMANDS = ("run", *_EXPERIMENTS, "merge", "show", "report", "demo", "doctor")
+_WHOLE = 1000  # letters, more than a sentence has
+COMMANDS = ("run", *_EXPERIMENTS, "merge", "show", "report", "demo", "doctor", "completion")
 
 
 class ConeGroup(click.Group):
@@ -38,6 +40,23 @@ class ConeGroup(click.Group):
             return plain_command(_EXPERIMENTS[cmd_name])
         command: click.Command = getattr(import_module(f"cone_kernels.cli.{cmd_name}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes every command with the whole first sentence of its description, cut nowhere."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(_WHOLE)) for name, one in found if one is not None])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is asked for; of a name that is none, those that are nearly it are named."""
+        near = get_close_matches(args[0], COMMANDS, n=2, cutoff=0.5) if args else []
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            hint = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""

@@ -7,11 +7,15 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import layer_pooling_option, model_or_state_options, require_model_or_state
 from cone_kernels.names import GEOMETRY
 
 
-@click.command()
+@click.command(
+    cls=ConeCommand,
+    example="cone layers --model sentence-transformers/all-MiniLM-L6-v2 --corpus sentences.jsonl --field text",
+)
 @model_or_state_options(
     layer_pooling_option,
     click.option(

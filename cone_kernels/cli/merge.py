@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable
 from cone_kernels.cli.outputs import check_outputs
 
 
-@click.command()
+@click.command(
+    cls=ConeCommand, example="cone merge 0.safetensors 1.safetensors 2.safetensors --output whole.safetensors"
+)
 @click.argument("parts", nargs=-1, required=True, metavar="PART...")
 @click.option("--output", "-o", required=True, metavar="FILE", help="The state of the whole.")
 @click.option("--incomplete", is_flag=True, help="Where shards are missing, write a part that can be merged further.")

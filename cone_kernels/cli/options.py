@@ -131,7 +131,9 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
         ),
-        click.option("--format", type=click.Choice(TEXT_FORMATS), help="Of --corpus -, standard input."),
+        click.option(
+            "--format", type=click.Choice(TEXT_FORMATS), help="Of --corpus -, standard input.  [default: as it begins]"
+        ),
         click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
         click.option(
             "--dtype",

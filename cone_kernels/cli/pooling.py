@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import model_or_state_options, require_model_or_state
 from cone_kernels.names import MODEL_POOLING, POOLINGS, asked_poolings
 
@@ -30,7 +31,7 @@ pooling_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone pooling --model bert-base-uncased --corpus sentences.txt --pooling all")
 @model_or_state_options(pooling_option)
 def pooling(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     """What pooling does to the cone: tokens against sentences at every layer."""

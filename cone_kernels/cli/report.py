@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 
 import click
 
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable
 from cone_kernels.cli.outputs import check_outputs
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone report cone/ --output report.html")
 @click.argument("folder", metavar="DIR|FILE")
 @click.option(
     "--output", metavar="FILE", help="Where the page goes.  [default: DIR/report.html, or FILE ending in .html]"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import (
     debuggable,
     json_option,
@@ -17,7 +18,7 @@ from cone_kernels.cli.options import (
 )
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone rotation --model M --model N --corpus sentences.txt --k 8")
 @models_options(required=False)
 @click.option("--state", multiple=True, metavar="FILE", help="A state saved with second moments; may be repeated.")
 @layer_option("The layer compared; once, or once for each model and state.", multiple=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, show_and_write
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone rows float32.npy bfloat16.npy --ids texts.txt")
 @click.argument("a")
 @click.argument("b")
 @click.option("--field", metavar="NAME", help="The array, tensor or column that holds the vectors.")

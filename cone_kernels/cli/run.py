@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import run_experiment
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import (
     debuggable,
     json_option,
@@ -18,7 +19,7 @@ from cone_kernels.cli.options import (
 from cone_kernels.cli.pooling import pooling_option
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone run --model M --model N --corpus sentences.txt --out cone/")
 @models_options()
 @click.option("--out", required=True, metavar="DIR", help="The folder that everything is written to.")
 @overwrite_option("the run in the folder")

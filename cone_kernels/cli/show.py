@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import debuggable, json_option
 from cone_kernels.cli.outputs import check_outputs, show_and_write
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone show state.safetensors")
 @click.argument("state", metavar="STATE")
 @json_option
 @debuggable

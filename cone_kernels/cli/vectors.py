@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from cone_kernels.cli.experiment import measure_and_show
+from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import vectors_options
 from cone_kernels.cli.outputs import check_outputs
 from cone_kernels.names import GEOMETRY
 
 
-@click.command()
+@click.command(cls=ConeCommand, example="cone vectors part-*.parquet --field vector --axis 2 --ids text")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @vectors_options(
     click.option(

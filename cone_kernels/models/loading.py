@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -207,7 +208,10 @@ def _explained(name: str, error: Exception) -> ModelError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' warnings, reports and progress bars, which are put back afterwards."""
+    """Without transformers' warnings, reports and progress bars, which are put back afterwards.
+
+    The hub's bars stay where a terminal shows them: a download takes minutes.
+    """
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -219,7 +223,11 @@ def _quiet() -> Iterator[None]:
     hub_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    disable_progress_bars()
+    # transformers switches the hub's bars off with its own.
+    if hub_bars and sys.stderr is not None and sys.stderr.isatty():
+        enable_progress_bars()
+    else:
+        disable_progress_bars()
     try:
         yield
     finally:

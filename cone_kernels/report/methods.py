@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-METHODS_HTML = """<section id="methods"><h2>Definitions</h2><dl class="methods">
+METHODS_HTML = """<details id="methods"><summary>Definitions</summary><dl class="methods">
 <dt>Layers</dt><dd>Numbered as Hugging Face's <code>hidden_states</code>: 0 is the output of the embeddings, k that
 of block k. The last one is as the model returns it, after a final norm where it has one.</dd>
 <dt>Levels</dt><dd>Tokens: every token whose attention mask is 1, special tokens included. Sentences: the mean of a
@@ -27,4 +27,4 @@ exponential of the entropy of the eigenvalues' shares; RankMe, the same of the s
 centring.</dd>
 <dt>Chance</dt><dd>Two random directions in d dimensions have a mean |cos| of about √(2 / (πd)). p is how often they
 come as close as the two axes do.</dd>
-</dl></section>"""
+</dl></details>"""

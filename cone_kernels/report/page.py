@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
-from cone_kernels.names import EXPERIMENTS, experiments_in_run
+from cone_kernels.names import EXPERIMENTS
+from cone_kernels.report.comparison import sections
+from cone_kernels.report.document import document
 from cone_kernels.report.inline import (
     Inline,
     Key,
@@ -17,30 +18,21 @@ from cone_kernels.report.inline import (
     joined,
     markup,
     name,
-    plain,
     significant,
     text,
 )
 from cone_kernels.report.methods import METHODS_HTML
 from cone_kernels.report.node import Node
-from cone_kernels.report.section import Drawer, experiment_of, figures_and_tables, findings, in_short
-from cone_kernels.report.style import style_sheet
+from cone_kernels.report.overview import overview_table
+from cone_kernels.report.section import Drawer, experiment_of, figures_and_tables, findings
 from cone_kernels.report.table import Column, Table, table_html
 from cone_kernels.report.tables import TABLES
-from cone_kernels.report.tables.centering import centering_tables
 
 SCHEMA = "cone_kernels/run/1"
 
-# Whatever a corpus or a model's name may hold, no script runs and nothing is fetched.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_NO_SECOND_MODEL = (
-    "This run measured one model. Whether models share their axis takes two or more of them: "
-    "<code>cone run --model … --model …</code>."
-)
-
 
 def page_html(results: Node, draw: Drawer) -> str:
-    """The page of a run.
+    """The page of a run: the answer for every model in one table and one figure, then a section for each experiment.
 
     Args:
         results: of the schema cone_kernels/run/1.
@@ -54,10 +46,11 @@ def page_html(results: Node, draw: Drawer) -> str:
     models = list(results["models"])
     if not models:
         raise ValueError("results: /models is empty; it must have at least one model")
-    sections = "".join(_sections(results, models, draw))
-    title = _title(models)
-    parts = (_in_short(results, models), sections, _measured(results, models), METHODS_HTML, _manifest(results, models))
-    return _document(title, _header(results, models, title), "".join(parts))
+    title, found = _title(models), list(sections(results, models, draw))
+    contents = [("overview", "Overview"), *((key, EXPERIMENTS[key].heading) for key, _ in found)]
+    contents.append(("measured", "What was measured"))
+    main = "".join((_overview(results, models, draw), *(html for _, html in found), _measured(results, models)))
+    return document(title, _header(results, models, title), main, contents)
 
 
 def result_page_html(result: Node, draw: Drawer) -> str:
@@ -80,21 +73,9 @@ def result_page_html(result: Node, draw: Drawer) -> str:
     pairs += [] if measured is None else [_pairs("measured", ["What was measured"], measured)]
     listed = "".join(table_html(table, "manifest") for table in pairs if table.rows)
     section = f'<section id="{key}" class="experiment">{body}</section>'
-    manifest = f'<section id="manifest"><h2>Manifest</h2><p>What it takes to measure this again.</p>{listed}</section>'
+    measured_as = f'<section id="measured"><h2>What was measured</h2>{METHODS_HTML}{listed}</section>'
     header = f"<header><h1>{markup(title)}</h1><p>{escape(EXPERIMENTS[key].question)}</p></header>"
-    return _document(title, header, f"{section}{METHODS_HTML}{manifest}")
-
-
-def _document(title: Parts, header: str, main: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(plain(title))}</title>"
-        f"<style>{style_sheet(page=True)}</style></head>\n"
-        f'<body><div class="cone cone-page">{header}<main>{main}</main></div></body></html>\n'
-    )
+    return document(title, header, section + measured_as)
 
 
 def _title(models: Sequence[Node]) -> Parts:
@@ -104,43 +85,38 @@ def _title(models: Sequence[Node]) -> Parts:
 
 
 def _names(models: Sequence[Node]) -> Parts:
-    return joined([[name(_first(model)["model"])] for model in models])
-
-
-def _first(model: Node) -> Node:
-    """The first experiment of a model that was run: all of them carry its model and its corpus."""
-    for experiment in experiments_in_run("each model"):
-        if model.get(experiment).known:
-            return model[experiment]
-    raise ValueError(
-        f"results: {model.pointer} has no experiment; it must have one of {', '.join(experiments_in_run('each model'))}"
-    )
+    return joined([[name(model["layers"]["model"])] for model in models])
 
 
 def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
-    corpus, manifest = _first(models[0])["corpus"], results.get("manifest")
+    corpus, manifest = models[0]["layers"]["corpus"], results.get("manifest")
     started = next((found for found in _started(results, models) if found.known), None)
-    facts: list[tuple[str, Parts]] = [("Models", _names(models))] if len(models) > 2 else []
-    facts += [("Corpus", _corpus_words(corpus)), ("Left out", _left_out_words(corpus))]
-    facts += [("Measured", _moment(started))] if started is not None else []
-    device = manifest.get("device") if manifest.get("device").known else _first(models[0]).get("manifest").get("device")
-    facts += [("Device", [text(device)])] if device.known else []
-    listed = "".join(f"<dt>{escape(term)}</dt><dd>{markup(words)}</dd>" for term, words in facts)
-    links = [("in-short", "In short"), *((key, EXPERIMENTS[key].heading) for key in experiments_in_run())]
-    links = [link for link in links if link[0] != "centering" or results.get("centering").entries]
-    links += [("measured", "What was measured"), ("methods", "Definitions"), ("manifest", "Manifest")]
-    nav = "".join(f'<li><a href="#{key}">{escape(words)}</a></li>' for key, words in links)
+    device = manifest.get("device")
+    device = device if device.known else models[0]["layers"].get("manifest").get("device")
+    facts: list[Parts] = [_corpus_words(corpus), ["left out: ", *_left_out_words(corpus)]]
+    facts += [["measured ", *_moment(started)]] if started is not None else []
+    facts += [["on ", text(device)]] if device.known else []
+    listed = "".join(f"<li>{markup(words)}</li>" for words in facts)
     return (
-        f"<header><h1>{markup(title)}</h1><p>Sentence vectors of a transformer point into a narrow cone: two unrelated "
-        "sentences have a high cosine. Its mean over all pairs is the anisotropy; here it is, layer by layer.</p>"
-        f'<dl>{listed}</dl><nav aria-label="Contents"><ul>{nav}</ul></nav></header>'
+        f"<header><h1>{markup(title)}</h1>"
+        "<p>The anisotropy of a cone is the mean cosine of two vectors picked at random: here of sentences, layer by "
+        "layer.</p>"
+        f'<ul class="facts">{listed}</ul></header>'
     )
+
+
+def _overview(results: Node, models: Sequence[Node], draw: Drawer) -> str:
+    from cone_kernels.report.figures.models import overview_panel
+
+    table = table_html(overview_table(results), "run", cards=True)
+    figure = draw(overview_panel([model["layers"] for model in models]), "run")
+    return f'<section id="overview" aria-label="Overview">{table}{figure}</section>'
 
 
 def _started(results: Node, models: Sequence[Node]) -> Iterator[Node]:
     yield results.get("manifest").get("started")
     for model in models:
-        yield _first(model).get("manifest").get("started")
+        yield model["layers"].get("manifest").get("started")
 
 
 def _moment(started: Node) -> Parts:
@@ -173,71 +149,6 @@ def _left_out_words(corpus: Node) -> Parts:
     return joined(found, ", ") if found else ["nothing"]
 
 
-def _in_short(results: Node, models: Sequence[Node]) -> str:
-    items = []
-    together = experiments_in_run("all models")
-    for key in (*experiments_in_run("each model"), *together):
-        found = [results.get(key)] if key in together else [model.get(key) for model in models]
-        found = [result for result in found if result.known]
-        words = "".join(
-            f"<div>{_whose(result, models)}{in_short(result, brief=len(found) > 1)}</div>" for result in found
-        )
-        if not words:
-            words = f"<p>{_NO_SECOND_MODEL if key in together else 'This run did not ask.'}</p>"
-        items.append(f'<li><h3><a href="#{key}">{escape(EXPERIMENTS[key].question)}</a></h3><div>{words}</div></li>')
-    return f'<section id="in-short"><h2>In short</h2><ol class="answers">{"".join(items)}</ol></section>'
-
-
-def _whose(result: Node, models: Sequence[Node]) -> str:
-    """The model's name above its answer, where there are several."""
-    return f"<h4>{markup([name(result['model'])])}</h4>" if len(models) > 1 and result.get("model").known else ""
-
-
-def _sections(results: Node, models: Sequence[Node], draw: Drawer) -> Iterator[str]:
-    from cone_kernels.report.figures import PANELS
-    from cone_kernels.report.figures.centering import centering_panels
-    from cone_kernels.report.figures.models import models_panels
-
-    for key in experiments_in_run("each model"):
-        measured = [model["layers"] for model in models if model.get("layers").known]
-        bodies = [draw(panel, "all") for panel in models_panels(measured)] if key == "layers" else []
-        for at, model in enumerate(models):
-            result = model.get(key)
-            if not result.known:
-                continue
-            heading = f"<h3>{markup([name(result['model'])])}</h3>" if len(models) > 1 else ""
-            prefix = f"{key}-{at}" if len(models) > 1 else key
-            body = figures_and_tables(PANELS[key](result), TABLES[key](result), prefix, draw)
-            bodies.append(heading + findings(result) + body)
-        yield _section(key, "".join(bodies) or "<p>This run did not ask.</p>")
-    rotation = results.get("rotation")
-    if rotation.known:
-        body = figures_and_tables(PANELS["rotation"](rotation), TABLES["rotation"](rotation), "rotation", draw)
-        yield _section("rotation", findings(rotation) + body)
-    else:
-        yield _section("rotation", f"<p>{_NO_SECOND_MODEL}</p>")
-    centerings = results.get("centering").entries
-    if centerings:
-        groups = [list(group) for _, group in groupby(centerings, lambda one: one["model"]["name"].value)]
-        sentences = "".join(_fixes(group, heading=len(groups) > 1) for group in groups)
-        body = figures_and_tables(centering_panels(centerings), centering_tables(centerings), "centering", draw)
-        yield _section("centering", sentences + body)
-
-
-def _fixes(centerings: Sequence[Node], *, heading: bool) -> str:
-    """What each fix does to one model: all its sentences in one point of a list."""
-    points = [" ".join(markup([text(line)]) for line in one.get("summary").entries) for one in centerings]
-    listed = "".join(f"<li>{point}</li>" for point in points if point)
-    title = f"<h3>{markup([name(centerings[0]['model'])])}</h3>" if heading else ""
-    return f'{title}<ul class="findings">{listed}</ul>' if listed else ""
-
-
-def _section(key: str, body: str) -> str:
-    about = EXPERIMENTS[key]
-    heading = f'<h2>{escape(about.heading)}</h2><p class="question">{escape(about.question)}</p>'
-    return f'<section id="{key}" class="experiment">{heading}{body}</section>'
-
-
 def _measured(results: Node, models: Sequence[Node]) -> str:
     wanted: dict[str, str] = {
         "architecture": "architecture",
@@ -247,7 +158,7 @@ def _measured(results: Node, models: Sequence[Node]) -> str:
         "attention": "attention",
         "max_length": "longest input",
     }
-    found = [_first(model) for model in models]
+    found = [model["layers"] for model in models]
     keys = [key for key in wanted if any(result["model"].get(key).known for result in found)]
     columns = [Column("model", ("name",), "text")]
     columns += [Column(wanted[key], (key,), "number" if _numeric(found, key) else "text") for key in keys]
@@ -258,25 +169,20 @@ def _measured(results: Node, models: Sequence[Node]) -> str:
         corpus: list[Parts] = [[count(result["corpus"].get(key))] for key in ("tokens", "truncated")]
         rows.append([[name(result["model"])], *cells, *corpus])
     table = Table("models", ["The models"], columns, rows)
-    corpus_table = _pairs("corpus", ["The corpus"], found[0]["corpus"])
+    tables = [_pairs("corpus", ["The corpus"], found[0]["corpus"]), _pairs("run", ["The run"], results.get("manifest"))]
+    for at, result in enumerate(found):
+        named: Parts = [name(result["model"])]
+        tables.append(_pairs(f"model-{at}", ["The model ", *named], result["model"]))
+        tables.append(_pairs(f"manifest-{at}", ["Its measurement: ", *named], result.get("manifest")))
+    listed = "".join(table_html(one, "measured") for one in tables if one.rows)
     return (
         f'<section id="measured"><h2>What was measured</h2>{table_html(table, "measured")}'
-        f"{table_html(corpus_table, 'measured')}</section>"
+        f"{METHODS_HTML}{listed}</section>"
     )
 
 
 def _numeric(found: Sequence[Node], key: str) -> bool:
     return all(result["model"].get(key).numeric or not result["model"].get(key).known for result in found)
-
-
-def _manifest(results: Node, models: Sequence[Node]) -> str:
-    tables = [_pairs("run", ["The run"], results.get("manifest"))]
-    for at, model in enumerate(models):
-        first = _first(model)
-        tables.append(_pairs(f"model-{at}", ["The model ", name(first["model"])], first["model"]))
-        tables.append(_pairs(f"manifest-{at}", ["Its measurement: ", name(first["model"])], first.get("manifest")))
-    listed = "".join(table_html(table, "manifest") for table in tables if table.rows)
-    return f'<section id="manifest"><h2>Manifest</h2><p>What it takes to measure this again.</p>{listed}</section>'
 
 
 def _pairs(table: str, title: Parts, node: Node) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cone_kernels.names import EXPERIMENTS
-from cone_kernels.report.inline import escape, markup, name, text
+from cone_kernels.report.inline import Parts, escape, markup, name, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Table, table_html
 from cone_kernels.report.tables import TABLES
@@ -39,11 +39,10 @@ def findings(result: Node) -> str:
     return f'<ul class="findings">{"".join(sentences)}</ul>' if sentences else f"<p>{UNSETTLED}</p>"
 
 
-def in_short(result: Node, *, brief: bool) -> str:
-    """The sentences of a result, as they are, run on, the first one standing out; only that one where `brief`."""
-    chosen = result.get("summary").entries[: 1 if brief else None]
-    sentences = [f"<span>{markup([text(sentence)])}</span>" for sentence in chosen]
-    return f"<p>{' '.join(sentences) or UNSETTLED}</p>"
+def folded(words: Parts, html: str, kind: str = "") -> str:
+    """What is closed until the reader opens it, under the words that say what it is."""
+    opened = f'<details class="{kind}">' if kind else "<details>"
+    return f"{opened}<summary>{markup(words)}</summary>{html}</details>"
 
 
 def figures_and_tables(panels: Sequence[Panel], tables: Sequence[Table], prefix: str, draw: Drawer) -> str:

@@ -45,19 +45,26 @@ class Table:
     folded: bool = False
 
 
-def table_html(table: Table, prefix: str) -> str:
-    """The table with its caption, its CSV file as a link, and its notes."""
+def table_html(table: Table, prefix: str, *, cards: bool = False) -> str:
+    """The table with its caption, its CSV file as a link, and its notes.
+
+    Args:
+        table: what is in it.
+        prefix: of its ids and of the CSV file's name.
+        cards: on a narrow screen each row is a card, its headings beside its cells.
+    """
     head = "".join(f'<th scope="col" class="{column.sort}">{escape(column.heading)}</th>' for column in table.columns)
-    body = "".join(f"<tr>{_row(table.columns, row)}</tr>" for row in table.rows)
+    body = "".join(f"<tr>{_row(table.columns, row, cards=cards)}</tr>" for row in table.rows)
     caption = f'<caption id="{prefix}-{table.name}"><span>{markup(table.title)}</span></caption>'
     notes = "".join(f'<p class="note">{markup(note)}</p>' for note in table.notes)
     link = (
         f'<a download="{prefix}-{table.name}.csv" aria-label="CSV of this table: {escape(plain(table.title))}" '
         f'href="data:text/csv;charset=utf-8,{quote(csv_text(table), errors="replace")}">CSV of this table</a>'
     )
+    opened = '<table class="cards">' if cards else "<table>"
     whole = (
         f'<div class="scroll" role="region" aria-labelledby="{prefix}-{table.name}" tabindex="0">'
-        f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
+        f"{opened}{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
         f'<p class="download">{link}</p>'
     )
     return f"<details><summary>{markup(table.title)}</summary>{whole}</details>" if table.folded else whole
@@ -83,11 +90,12 @@ def reasons(nodes: Sequence[Node]) -> list[Parts]:
     return [("– is not defined: ", text(node)) for node in found.values()]
 
 
-def _row(columns: Sequence[Column], row: Sequence[Parts]) -> str:
+def _row(columns: Sequence[Column], row: Sequence[Parts], *, cards: bool) -> str:
     cells = []
     for at, (column, cell) in enumerate(zip(columns, row, strict=True)):
         tag = 'th scope="row"' if at == 0 else "td"
-        cells.append(f'<{tag} class="{column.sort}">{markup(cell)}</{tag[:2]}>')
+        heading = f' data-heading="{escape(column.heading)}"' if cards and at else ""
+        cells.append(f'<{tag} class="{column.sort}"{heading}>{markup(cell)}</{tag[:2]}>')
     return "".join(cells)
 
 

@@ -62,6 +62,12 @@ def measured_poolings(result: Node) -> list[str]:
     return [key for key, _ in result["layers"][0].get("poolings").items()]
 
 
+def widest_gap(result: Node) -> Node | None:
+    """The layer of a result of `pooling` at which pooling changes the cone most; None where it is defined nowhere."""
+    defined = [row for row in result["layers"] if row["gap"].get("value").known]
+    return max(defined, key=lambda row: abs(row["gap"]["value"].number), default=None)
+
+
 def ordinal(number: int) -> str:
     """first, second, ..., ninety-ninth: in words, because every digit in a table must come from the results."""
     if number < 20:
@@ -107,8 +113,27 @@ def centering_model(result: Node) -> Parts:
     return [name(result["model"]), ", ", *place(result["layer"])]
 
 
+def after_centering(result: Node) -> Node:
+    """The anisotropy after a centring: on sentences that it was not fitted on, where that was measured."""
+    return result["held_out"] if result.get("held_out").known else result.get("after")
+
+
 def centering_method(result: Node) -> Parts:
     """How they are centred."""
     method, top = result["method"], result.get("components")
     words: Inline = METHODS[method.text].label if method.text in METHODS else text(method)
     return [words, " ", count(top)] if top.known and method.text == "all-but-the-top" else [words]
+
+
+def quality_of(results: Node, model: Node) -> Node | None:
+    """The row of a model's quality on pairs that says most of what is deployed: the output's, else the last layer's.
+
+    Args:
+        results: of a run.
+        model: one of its models.
+    """
+    named = model["layers"]["model"]["name"].value
+    own = [one for one in results.get("centering").entries if one["model"]["name"].value == named]
+    found = next((one.get("quality") for one in (model, *own) if one.get("quality").known), None)
+    rows = found["layers"].entries if found is not None else []
+    return next((row for row in rows if row["layer"].value == OUTPUT), rows[-1] if rows else None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cone_kernels.names import place
+from cone_kernels.terminal.columns import BARS, Column, print_columns
 from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
@@ -27,18 +27,19 @@ def print_centering(console: Console, result: CenteringResult) -> None:
         how += f", shrinkage {centering.shrinkage:.3g}"
     where = f" at {place(result.layer)} ({result.layer_name})" if result.rows == "sentences" else ""
     console.print(Text.assemble((how, "bold"), where))
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    table.add_column("")
-    table.add_column(result.rows[:-1], justify="right", no_wrap=True)
-    table.add_column("s.e.", justify="right", style="dim", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for name, level, colour in (("before", result.before, "magenta"), ("after", result.after, "cyan")):
-        if level is None:
-            table.add_row(name, "-")
-        else:
-            drawn = Text(bar(level.anisotropy, _BAR_WIDTH, console), colour)
-            table.add_row(name, number(level.anisotropy), number(level.stderr), drawn)
-    console.print(table)
+    levels = [result.before, result.after]
+    width = min(_BAR_WIDTH, max(8, console.width - 30))
+    bars = [
+        Text("" if level is None else bar(level.anisotropy, width, console), colour)
+        for level, colour in zip(levels, ("magenta", "cyan"), strict=True)
+    ]
+    columns = [
+        Column("", ["before", "after"], justify="left"),
+        Column(result.rows[:-1], ["-" if level is None else number(level.anisotropy) for level in levels]),
+        Column("s.e.", ["" if level is None else number(level.stderr) for level in levels], style="dim"),
+        Column("", bars, BARS, justify="left"),
+    ]
+    print_columns(console, columns)
     console.print(f"mean cosine of two {result.rows}; s.e.: standard error", style="dim")
     for reason in result.reasons:
         console.print(f"- is not defined: {reason}", style="yellow")

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.terminal.columns import Column, print_columns
 from cone_kernels.terminal.console import number
 
 if TYPE_CHECKING:
@@ -49,23 +49,29 @@ def _described(state: dict[str, Any]) -> str:
 def _print_levels(console: Console, result: CompareResult) -> None:
     with_axes = any(not math.isnan(row.axis.cosine) for row in result.layers)
     cosines = ("axis", "mean") if with_axes else ("mean",)
-    tokens = [] if result.of_vectors else ["token", "gap"]
-    table = _table("a", "b", "b - a", "s.e.", "p", *tokens, *cosines)
-    for row in result.layers:
-        one = row.sentence
-        cells: list[str | Text] = [number(one.a), number(one.b), _drawn(one, console), number(one.stderr)]
-        cells.append(_p_value(one.p_adjusted))
-        cells += [_drawn(change, console) for change in (row.token, row.gap)][: len(tokens)]
-        turns = (row.axis, row.mean) if with_axes else (row.mean,)
-        cells += [Text(number(turn.cosine), "" if turn.known else "dim") for turn in turns]
-        table.add_row(str(row.layer), *cells)
-    console.print(table)
+    rows = result.layers
+    columns = [
+        Column("layer", [str(row.layer) for row in rows]),
+        Column("a", [number(row.sentence.a) for row in rows]),
+        Column("b", [number(row.sentence.b) for row in rows]),
+        Column("b - a", [_drawn(row.sentence, console) for row in rows]),
+        Column("s.e.", [number(row.sentence.stderr) for row in rows], style="dim"),
+        Column("p", [_p_value(row.sentence.p_adjusted) for row in rows]),
+    ]
+    if not result.of_vectors:
+        columns.append(Column("token", [_drawn(row.token, console) for row in rows]))
+        columns.append(Column("gap", [_drawn(row.gap, console) for row in rows]))
+    for name in cosines:
+        turns = [getattr(row, name) for row in rows]
+        cells = [Text(number(turn.cosine), "" if turn.known else "dim") for turn in turns]
+        columns.append(Column(name, cells))
+    print_columns(console, columns)
     rose, fell = _arrows(console)
     random = result.random_cosine
-    rows = "vectors" if result.of_vectors else "sentences"
+    kind = "vectors" if result.of_vectors else "sentences"
     at_any = f" at any of {len(result.layers)} layers" if not result.of_vectors else ""
     legend = [
-        f"a, b: mean cosine of two {rows}; s.e.: standard error of b - a",
+        f"a, b: mean cosine of two {kind}; s.e.: standard error of b - a",
         f"p: chance of such a change{at_any}; {rose} {fell}: below {result.alpha:g}",
     ]
     if not result.of_vectors:
@@ -76,24 +82,16 @@ def _print_levels(console: Console, result: CompareResult) -> None:
 
 
 def _print_token_pairs(console: Console, result: CompareResult) -> None:
-    table = _table("within", "between", "predicted")
-    for row in result.layers:
-        if row.within is not None:
-            table.add_row(str(row.layer), *(_drawn(one, console) for one in (row.within, row.between, row.predicted)))
-    console.print(table)
+    rows = [row for row in result.layers if row.within is not None]
+    columns = [Column("layer", [str(row.layer) for row in rows])]
+    for name in ("within", "between", "predicted"):
+        columns.append(Column(name, [_drawn(getattr(row, name), console) for row in rows]))
+    print_columns(console, columns)
     legend = (
         "change of the mean cosine of two tokens of one sentence, of two sentences",
         "predicted: change of the mean cosine of two sentences that averaging alone gives",
     )
     console.print(Text("\n".join(legend), "dim"))
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    table.add_column("layer", justify="right", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", style="dim" if heading == "s.e." else None, no_wrap=True)
-    return table
 
 
 def _drawn(change: Change | None, console: Console) -> Text:

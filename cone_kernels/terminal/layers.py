@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cone_kernels.names import GEOMETRY, OUTPUT, POOLINGS
+from cone_kernels.terminal.columns import BARS, COUNTS, ERRORS, Column, print_columns
 from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
@@ -21,27 +20,24 @@ _BAR_WIDTH = 10
 def print_layers(console: Console, result: LayersResult) -> None:
     """The table of all layers, with a bar from 0 to 1 for each level; then what the curve says."""
     width = min(24, _BAR_WIDTH + max(0, console.width - 80) // 2)
-    table = _table("layer")
-    for heading in ("sentence", "token"):
-        table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("s.e.", justify="right", style="dim", no_wrap=True)
-        table.add_column("", no_wrap=True)
-    table.add_column("sentences", justify="right", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    for row in result.layers:
-        cells: list[str | Text] = [str(row.layer)]
-        for level, colour in ((row.sentence, "cyan"), (row.token, "magenta")):
-            drawn = Text(bar(level.anisotropy, width, console), colour)
-            cells += [number(level.anisotropy), number(level.stderr), drawn]
-        table.add_row(*cells, f"{row.sentence.count:,}", f"{row.token.count:,}")
     output = result.output.sentence if result.output else None
-    if output is not None:
-        drawn = Text(bar(output.anisotropy, width, console), "cyan")
-        given = (number(output.anisotropy), number(output.stderr), drawn)
-        table.add_row(OUTPUT, *given, "", "", "", f"{output.count:,}", "")
-    console.print(table)
+    sentences = [row.sentence for row in result.layers] + ([output] if output else [])
+    tokens = [row.token for row in result.layers]
+    names = [str(row.layer) for row in result.layers] + ([OUTPUT] if output else [])
+    # The output has no tokens.
+    blank = [""] * (len(names) - len(tokens))
+    columns = [Column("layer", names)]
+    for heading, levels, rest, colour in (("sentence", sentences, [], "cyan"), ("token", tokens, blank, "magenta")):
+        columns.append(Column(heading, [number(level.anisotropy) for level in levels] + rest))
+        columns.append(Column("s.e.", [number(level.stderr) for level in levels] + rest, ERRORS, style="dim"))
+        bars = [bar(level.anisotropy, width, console) for level in levels]
+        columns.append(Column("", bars + rest, BARS, justify="left", style=colour))
+    columns.append(Column("sentences", [f"{level.count:,}" for level in sentences], COUNTS))
+    columns.append(Column("tokens", [f"{level.count:,}" for level in tokens] + blank, COUNTS))
+    headings = print_columns(console, columns)
     made = "" if result.state.pooling == "mean" else f", each {POOLINGS[result.state.pooling].phrase} of its tokens"
-    console.print(f"mean cosine of two sentences{made}, of two tokens; s.e.: standard error", style="dim")
+    error = "; s.e.: standard error" if "s.e." in headings else ""
+    console.print(f"mean cosine of two sentences{made}, of two tokens{error}", style="dim")
     levels = [level for row in result.layers for level in (row.sentence, row.token)]
     reasons = (level.reason for level in [*levels, output] if level)
     for reason in dict.fromkeys(reason for reason in reasons if reason):
@@ -58,16 +54,15 @@ def print_layers(console: Console, result: LayersResult) -> None:
 
 
 def _print_geometry(console: Console, result: LayersResult) -> None:
-    table = _table("layer", *(metric.heading for metric in GEOMETRY.values()))
-    table.add_column("rogue dimensions")
     rows: list[tuple[str, Layer | Output]] = [(str(layer.layer), layer) for layer in result.layers]
     rows += [(OUTPUT, result.output)] if result.output and result.output.geometry else []
-    for name, row in rows:
-        rogue = ", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions)
-        table.add_row(
-            name, *(geometry_value(metric, getattr(row.geometry, metric, math.nan)) for metric in GEOMETRY), rogue
-        )
-    console.print(table)
+    columns = [Column("layer", [name for name, _ in rows])]
+    for metric, about in GEOMETRY.items():
+        values = [geometry_value(metric, getattr(row.geometry, metric, math.nan)) for _, row in rows]
+        columns.append(Column(about.heading, values))
+    rogue = [", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions) for _, row in rows]
+    columns.append(Column("rogue dimensions", rogue, justify="left"))
+    print_columns(console, columns)
     what = "of the sentence vectors around their mean; PR: participation ratio; in brackets: share of the mean cosine"
     console.print(what, style="dim")
 
@@ -83,10 +78,3 @@ def _print_published(console: Console, published: dict[str, Any]) -> None:
     curve = ", ".join(f"{value:.3f}" for value in published["anisotropy"])
     last = len(published["anisotropy"]) - 1
     console.print(f"\n{published['source']}, layers 0 to {last}: {curve}", style="dim")
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cone_kernels.names import spaced
+from cone_kernels.terminal.columns import BARS, ERRORS, Column, print_columns
 from cone_kernels.terminal.console import number
 
 if TYPE_CHECKING:
@@ -34,32 +34,26 @@ def print_pooling(console: Console, result: PoolingResult) -> None:
 
 
 def _print_levels(console: Console, result: PoolingResult) -> None:
-    # Numbers are never cut: where they would be, bars and standard errors are not shown.
-    wide = console.width >= 80
-    width = min(36, _BAR_WIDTH + console.width - 80)
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    table.add_column("layer", justify="right", no_wrap=True)
-    for heading, style in (("token", _TOKEN), ("sentence", _SENTENCE)):
-        table.add_column(heading, justify="right", no_wrap=True, style=style)
-    if wide:
-        table.add_column("", no_wrap=True)
-    for heading in ("gap", "predicted"):
-        table.add_column(heading, justify="right", no_wrap=True)
-        if wide:
-            table.add_column("s.e.", justify="right", style="dim", no_wrap=True)
-    for heading in ("within", "between"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in result.layers:
-        gap = f"{row.gap.value:+.4f}" if math.isfinite(row.gap.value) else "-"
-        cells: list[str | Text] = [str(row.layer), number(row.token.anisotropy), number(row.sentence.anisotropy)]
-        cells += [_gap_bar(row, width, console), gap, number(row.gap.stderr)] if wide else [gap]
-        cells += [number(row.predicted.value), *([number(row.predicted.stderr)] if wide else [])]
-        table.add_row(*cells, number(row.within.value), number(row.between.value))
-    console.print(table)
+    width = min(36, _BAR_WIDTH + max(0, console.width - 80))
+    rows = result.layers
+    gaps = [f"{row.gap.value:+.4f}" if math.isfinite(row.gap.value) else "-" for row in rows]
+    columns = [
+        Column("layer", [str(row.layer) for row in rows]),
+        Column("token", [number(row.token.anisotropy) for row in rows], style=_TOKEN),
+        Column("sentence", [number(row.sentence.anisotropy) for row in rows], style=_SENTENCE),
+        Column("", [_gap_bar(row, width, console) for row in rows], BARS, justify="left"),
+        Column("gap", gaps),
+        Column("s.e.", [number(row.gap.stderr) for row in rows], ERRORS, style="dim"),
+        Column("predicted", [number(row.predicted.value) for row in rows]),
+        Column("s.e.", [number(row.predicted.stderr) for row in rows], ERRORS, style="dim"),
+        Column("within", [number(row.within.value) for row in rows]),
+        Column("between", [number(row.between.value) for row in rows]),
+    ]
+    headings = print_columns(console, columns)
     whole, shade = _drawn_with(console)
-    bars = f", {shade} beside {whole}" if wide else ""
+    bars = f", {shade} beside {whole}" if "" in headings else ""
     legend = (
-        "token, sentence: mean cosine of two of them" + ("; s.e.: standard error" if wide else ""),
+        "token, sentence: mean cosine of two of them" + ("; s.e.: standard error" if "s.e." in headings else ""),
         f"gap: what pooling adds{bars}; predicted: what averaging alone gives",
         "within, between: mean cosine of two tokens of one sentence, of two sentences",
     )
@@ -83,15 +77,17 @@ def _drawn_with(console: Console) -> tuple[str, str]:
 
 def _print_poolings(console: Console, result: PoolingResult) -> None:
     """The mean cosine under each pooling; the narrowest cone of a layer is bold."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
+    narrowest = [
+        max((level.anisotropy for level in row.poolings.values() if math.isfinite(level.anisotropy)), default=math.nan)
+        for row in result.layers
+    ]
+    columns = [Column("layer", [str(row.layer) for row in result.layers])]
     for name in result.layers[0].poolings:
-        table.add_column(spaced(name), justify="right", max_width=9)
-    for row in result.layers:
-        values = [level.anisotropy for level in row.poolings.values()]
-        narrowest = max((value for value in values if math.isfinite(value)), default=math.nan)
-        table.add_row(str(row.layer), *(Text(number(value), "bold" if value == narrowest else "") for value in values))
-    console.print(table)
+        values = [row.poolings[name].anisotropy for row in result.layers]
+        pairs = zip(values, narrowest, strict=True)
+        cells = [Text(number(value), "bold" if value == most else "") for value, most in pairs]
+        columns.append(Column(spaced(name), cells))
+    print_columns(console, columns)
     errors = [level.stderr for row in result.layers for level in row.poolings.values() if math.isfinite(level.stderr)]
     error = f"; s.e. at most {max(errors):.4f}" if errors else ""
     console.print(Text(f"mean cosine of two sentences under each pooling{error}", "dim"))

@@ -9,17 +9,24 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.segment import ControlType
 from rich.table import Column
 
 if TYPE_CHECKING:
     from cone_kernels.runs.progress import Progress
 
+_TO_START_OF_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+
 
 @contextmanager
 def progress_line(console: Console, begins: str = "loading the model") -> Iterator[Callable[[Progress], None]]:
     """A progress line, as the `progress` of `layers`: sentences done, rates, shares, time left; gone at the end.
+
+    Before the first report and after the last one of a model nothing is redrawn, so that the bars of the hub, which
+    downloads models then, have the line.
 
     Args:
         console: what it is on.
@@ -36,8 +43,15 @@ def progress_line(console: Console, begins: str = "loading the model") -> Iterat
         expand=True,
         disable=not console.is_terminal,
     )
-    with bars:
-        task = bars.add_task(begins, total=None, told="")
+    task = bars.add_task(begins, total=None, told="")
+
+    def say(words: str) -> None:
+        if console.is_terminal:
+            console.control(_TO_START_OF_LINE)
+            console.print(words, style="dim", end="")
+
+    say(begins)
+    try:
 
         def report(done: Progress) -> None:
             bars.update(
@@ -47,8 +61,17 @@ def progress_line(console: Console, begins: str = "loading the model") -> Iterat
                 completed=done.sentences,
                 told=told(done, console.width),
             )
+            if not bars.live.is_started:
+                say("")
+                bars.start()
+            if done.expected is not None and done.sentences >= done.expected:
+                bars.stop()
+                say("computing, or loading the next model")
 
         yield report
+    finally:
+        bars.stop()
+        say("")
 
 
 def told(done: Progress, width: int = 120) -> str:

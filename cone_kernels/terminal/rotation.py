@@ -8,13 +8,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.terminal.columns import Column, print_columns
 from cone_kernels.terminal.console import number
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.rotation_result import Matrix, RotationResult
+    from cone_kernels.experiments.rotation_result import AxesPair, Matrix, RotationResult
 
 _NAME_WIDTH = 34
 
@@ -52,26 +52,23 @@ def print_rotation(console: Console, result: RotationResult) -> None:
         console.print(sentence, markup=False)
 
 
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-
-
 def _letter(i: int) -> str:
     """A to Z, then A1, B1, ..."""
     return chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "")
 
 
 def _print_models(console: Console, result: RotationResult) -> None:
-    table = _table()
-    table.add_column("")
-    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH)
-    for heading in ("layer", "width", "sentence", "s.e.", "λ1 share"):
-        table.add_column(heading, justify="right", no_wrap=True, style="dim" if heading == "s.e." else None)
-    for i, model in enumerate(result.models):
-        share = f"{model.explained_variance_ratio:.1%}"
-        level = (number(model.level.anisotropy), number(model.level.stderr))
-        table.add_row(_letter(i), Text(model.name), str(model.layer), str(model.hidden_size), *level, share)
-    console.print(table)
+    models = result.models
+    columns = [
+        Column("", [_letter(i) for i in range(len(models))], justify="left"),
+        Column("model", [Text(model.name) for model in models], justify="left", most=_NAME_WIDTH),
+        Column("layer", [str(model.layer) for model in models]),
+        Column("width", [str(model.hidden_size) for model in models]),
+        Column("sentence", [number(model.level.anisotropy) for model in models]),
+        Column("s.e.", [number(model.level.stderr) for model in models], style="dim"),
+        Column("λ1 share", [f"{model.explained_variance_ratio:.1%}" for model in models]),
+    ]
+    print_columns(console, columns, keys=2)
     console.print("sentence: mean cosine of two sentences; s.e.: standard error", style="dim")
 
 
@@ -83,50 +80,57 @@ def _print_matrix(
     style: Callable[[int, int, float], str],
 ) -> None:
     """A matrix whose columns are the models' letters; `style` of row, column and value colours a cell."""
-    table = _table()
-    table.add_column("")
-    table.add_column(title, no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH)
-    for i in range(len(result.models)):
-        table.add_column(_letter(i), justify="right", no_wrap=True)
-    for i, (model, row) in enumerate(zip(result.models, matrix, strict=True)):
-        cells = [Text(number(value), "" if math.isnan(value) else style(i, j, value)) for j, value in enumerate(row)]
-        table.add_row(_letter(i), Text(model.name), *cells)
+    letters = [_letter(i) for i in range(len(result.models))]
+    columns = [Column("", letters, justify="left")]
+    columns.append(Column(title, [model.name for model in result.models], justify="left", most=_NAME_WIDTH))
+    for j, letter in enumerate(letters):
+        values = [row[j] for row in matrix]
+        styles = ["" if math.isnan(value) else style(i, j, value) for i, value in enumerate(values)]
+        cells = [Text(number(value), chosen) for value, chosen in zip(values, styles, strict=True)]
+        columns.append(Column(letter, cells))
     console.print()
-    console.print(table)
+    print_columns(console, columns, keys=2)
 
 
 def _print_angles(console: Console, result: RotationResult) -> None:
-    table = _table()
-    table.add_column("")
-    table.add_column(f"principal angles of the top {result.k} axes, degrees")
-    for i, j in combinations(range(len(result.models)), 2):
-        angles = result.principal_angles[i][j]
-        drawn = "-" if angles is None else " ".join(f"{angle:6.2f}" for angle in angles)
-        table.add_row(f"{_letter(i)} {_letter(j)}", drawn)
+    found = [(i, j, result.principal_angles[i][j]) for i, j in combinations(range(len(result.models)), 2)]
+    drawn = ["-" if angles is None else " ".join(f"{angle:6.2f}" for angle in angles) for _, _, angles in found]
     console.print()
-    console.print(table)
+    print_columns(
+        console,
+        [
+            Column("", [_pair(i, j) for i, j, _ in found], justify="left"),
+            Column(f"principal angles of the top {result.k} axes, degrees", drawn, justify="left", wraps=True),
+        ],
+    )
 
 
 def _print_overlaps(console: Console, result: RotationResult) -> None:
     """What is said of each pair of models, and what it is said from."""
-    table = _table()
-    table.add_column("")
-    for heading in ("axes", "overlap", "corrected", "s.e.", "own halves", "by chance"):
-        table.add_column(heading, justify="right", no_wrap=True, style="dim" if heading == "s.e." else None)
-    table.add_column("verdict", no_wrap=True)
-    for i, j in combinations(range(len(result.models)), 2):
-        pair = result.pairs[i][j]
-        if pair is None:
-            table.add_row(f"{_letter(i)} {_letter(j)}", *"------", "-")
-            continue
-        halves = " ".join(number(half) for half in pair.halves)
-        found = (number(pair.overlap.value), number(pair.overlap.corrected), number(pair.overlap.stderr))
-        cells = (str(pair.overlap.axes), *found, halves, number(pair.drawn.p95))
-        table.add_row(f"{_letter(i)} {_letter(j)}", *cells, pair.verdict)
+    pairs = list(combinations(range(len(result.models)), 2))
+    rows = [_overlap(result.pairs[i][j]) for i, j in pairs]
+    columns = [Column("", [_pair(i, j) for i, j in pairs], justify="left")]
+    headings = ("axes", "overlap", "corrected", "s.e.", "own halves", "by chance")
+    for at, heading in enumerate(headings):
+        columns.append(Column(heading, [row[at] for row in rows], style="dim" if heading == "s.e." else None))
+    columns.append(Column("verdict", [row[-1] for row in rows], justify="left"))
     console.print()
-    console.print(table)
+    print_columns(console, columns)
     legend = (
         "overlap: mean cos² between the spaces of the top axes; corrected: less the noise of the",
         "sentences; own halves: that of two halves of them; by chance: once in twenty",
     )
     console.print(Text("\n".join(legend), "dim"))
+
+
+def _overlap(pair: AxesPair | None) -> tuple[str, ...]:
+    """How many axes were compared, their overlap, what it is judged by, and the verdict; dashes where there is none."""
+    if pair is None:
+        return ("-",) * 7
+    halves = " ".join(number(half) for half in pair.halves)
+    found = (number(pair.overlap.value), number(pair.overlap.corrected), number(pair.overlap.stderr))
+    return (str(pair.overlap.axes), *found, halves, number(pair.drawn.p95), pair.verdict)
+
+
+def _pair(i: int, j: int) -> str:
+    return f"{_letter(i)} {_letter(j)}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from cone_kernels.report.inline import plain
+from cone_kernels.report.inline import MINUS, MISSING, plain
 from cone_kernels.report.node import Node
 from cone_kernels.report.section import experiment_of
 from cone_kernels.report.table import Table
 from cone_kernels.report.tables import TABLES
+from cone_kernels.terminal.columns import Column, print_columns
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.result import ExperimentResult
@@ -23,7 +23,7 @@ def print_tables(console: Console, result: ExperimentResult) -> None:
     node = Node(result.to_dict())
     for table in TABLES[experiment_of(node)](node):
         console.print(Text(plain(table.title), "bold"))
-        console.print(_drawn(table))
+        print_columns(console, columns_of(table, ascii_only=console.options.ascii_only), gap=2)
         for note in table.notes:
             console.print(Text(plain(note), "dim"))
         console.print()
@@ -31,11 +31,19 @@ def print_tables(console: Console, result: ExperimentResult) -> None:
         console.print(Text(line))
 
 
-def _drawn(table: Table) -> RichTable:
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        is_number = column.sort == "number"
-        drawn.add_column(column.heading, justify="right" if is_number else "left", no_wrap=is_number)
-    for row in table.rows:
-        drawn.add_row(*(Text(plain(cell)) for cell in row))
-    return drawn
+def columns_of(table: Table, *, ascii_only: bool = False) -> list[Column]:
+    """A table of the report as columns of the terminal, in ASCII where it shows nothing else."""
+    cells = list(zip(*table.rows, strict=True))
+    return [
+        Column(
+            column.heading,
+            [_ascii(plain(cell)) if ascii_only else plain(cell) for cell in found],
+            justify="right" if column.sort == "number" else "left",
+            wraps=column.sort != "number",
+        )
+        for column, found in zip(table.columns, cells, strict=True)
+    ]
+
+
+def _ascii(words: str) -> str:
+    return words.replace("±", "+/-").replace("→", "->").replace(MINUS, "-").replace(MISSING, "-")

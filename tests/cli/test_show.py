@@ -57,6 +57,24 @@ def test_what_the_state_holds_is_said(file: Path, tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_numbers_are_never_cut(file: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of the table's columns gives way or goes on below, every number that is shown is whole."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = CliRunner().invoke(main, ["show", str(file)])
+    found = layers(state=file).to_dict()["layers"]
+    for row in found:
+        numbers = [row[level]["anisotropy"] for level in ("sentence", "token")]
+        assert all(f"{number:.4f}" in done.stdout for number in numbers)
+        assert all(f"{row['geometry'][name]:.1f}" in done.stdout for name in ("participation_ratio", "rank_me"))
+    compared = CliRunner().invoke(main, ["compare", str(file), str(file)])
+    turned = CliRunner().invoke(main, ["rotation", "--state", str(file), "--state", str(file)])
+    for text in (done.stdout, compared.stdout, turned.stdout):
+        assert "…" not in text.replace("mean cosine of … less", "")
+        assert "█" not in text
+    assert compared.stdout.count("+0.0000") == 4 * 3 + 4 * 3
+
+
 def test_a_state_made_by_hand_says_what_it_can(tmp_path: Path) -> None:
     file = tmp_path / "bare.safetensors"
     ConeState.empty([3], 5).save(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from pyarrow import parquet
+from rich.console import Console
 
 from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments import axis, center, layers, pooling, rotation, run
 from cone_kernels.experiments.axis_vectors import AxisVectors
+from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
+from cone_kernels.terminal.run import print_run
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -34,10 +38,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def out(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "out"
-    run(folders, TEXTS, out, k=2, pooling=["mean", "cls"])
-    return out
+def ran(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run(folders, TEXTS, tmp_path_factory.mktemp("run") / "out", k=2, pooling=["mean", "cls"])
+
+
+@pytest.fixture(scope="module")
+def out(ran: RunResult) -> Path:
+    return ran.out
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,21 @@ def test_writes_everything_and_says_what_is_in_it(out: Path, folders: list[Path]
     assert manifest["corpus"]["fingerprint"] == results["models"][0]["layers"]["corpus"]["fingerprint"]
     assert manifest["options"]["pooling"] == ["mean", "cls"]
     assert (manifest["device"], manifest["options"]["errors"]) == ("cpu", "replace")
+
+
+@pytest.mark.parametrize("width", [50, 160])
+def test_the_command_ends_with_the_answer_for_every_model(ran: RunResult, results: dict[str, Any], width: int) -> None:
+    shown = io.StringIO()
+    print_run(Console(file=shown, width=width), ran)
+    lines = shown.getvalue().splitlines()
+    for model in results["models"]:
+        last, peak = model["layers"]["layers"][-1]["sentence"], model["layers"]["shape"]["peak"]
+        numbers = [f"{peak['anisotropy']:.3f} at layer {peak['layer']}", f"{last['anisotropy']:.3f} ± "]
+        assert all(any(number in line for line in lines) for number in numbers)
+    assert sum(line.startswith(("one", "two")) for line in lines) == 2
+    assert any(line.startswith("  peak ") for line in lines) == (width == 50)
+    assert str(ran.out / "report.html") in shown.getvalue()
+    assert len(lines) < 30
 
 
 def test_state_and_vectors_can_be_read_again(out: Path, results: dict[str, Any]) -> None:

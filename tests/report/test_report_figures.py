@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from cone_kernels.report import figure, fragment, write_report
 from cone_kernels.report.figures import PANELS
 from cone_kernels.report.figures.canvas import Canvas
-from cone_kernels.report.figures.models import models_panels
+from cone_kernels.report.figures.models import compared_layers, compared_pooling, overview_panel
+from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.figures.rotation import STRONGEST
 from cone_kernels.report.figures.svg import _style
 from cone_kernels.report.node import Node
@@ -132,19 +133,55 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert bars == [estimate["value"] for estimate in estimates]
     errors = {(e["value"] - 2 * e["stderr"], e["value"] + 2 * e["stderr"]) for e in estimates}
     assert {x for x, _ in lines_of(ax)} >= errors
+    result["held_out"] = {"value": 0.0061, "stderr": 0.003, "before": 0.0482, "folds": 4}
+    (ax,) = figure(result).axes
+    bars = [patch.get_width() for patch in ax.patches if isinstance(patch, Rectangle)]
+    assert bars == [result["before"]["value"], 0.0061]
+
+
+def drawn_by(panel: Panel) -> Canvas:
+    canvas = Canvas(736, panel.height(736))
+    panel.draw(canvas)
+    return canvas
+
+
+def test_models_of_different_depth_are_overlaid() -> None:
+    results = [layers_result("org/a", 3, 0), layers_result("org/b", 5, 1)]
+    results[1]["output"] = {"sentence": {"anisotropy": 0.25, "stderr": 0.01}}
+    canvas = drawn_by(overview_panel([Node(result) for result in results]))
+    (ax,) = canvas.figure.axes
+    for result in results:
+        rows = result["layers"]
+        depth = tuple(100 * at / (len(rows) - 1) for at in range(len(rows)))
+        assert (depth, tuple(row["sentence"]["anisotropy"] for row in rows)) in lines_of(ax)
+    (ring,) = [line for line in ax.get_lines() if tuple(line.get_ydata()) == (0.25,)]
+    assert (ring.get_markeredgecolor(), ring.get_xdata()[0]) == (LIGHT["orange"], ax.get_xlim()[1])
+    assert set(canvas.series.values()) == {"a", "b"}
+    said = [("".join(part if isinstance(part, str) else part.shown for part in hover.parts)) for hover in canvas.hovers]
+    assert "b, output: 0.2500" in said
+    assert len(said) == 3 + 5 + 1
 
 
 def test_models_side_by_side() -> None:
-    results = [layers_result("org/a", 3, 0), layers_result("org/b", 5, 1)]
-    (panel,) = models_panels([Node(result) for result in results])
-    canvas = Canvas(736, panel.height(736))
-    panel.draw(canvas)
-    for ax in canvas.figure.axes:
-        for result in results:
-            rows = result["layers"]
-            depth = tuple(at / (len(rows) - 1) for at in range(len(rows)))
-            assert (depth, tuple(row["sentence"]["anisotropy"] for row in rows)) in lines_of(ax)
-    assert models_panels([Node(results[0])]) == []
+    results = [layers_result(f"org/{at}", 3, at) for at in range(5)]
+    tokens, geometry = (drawn_by(panel) for panel in compared_layers([Node(result) for result in results]))
+    for result in results:
+        values = tuple(row["token"]["anisotropy"] for row in result["layers"])
+        assert ((0, 1, 2), values) in lines_of(tokens.figure.axes[0])
+        for ax, key in zip(geometry.figure.axes, result["layers"][0]["geometry"], strict=True):
+            assert ((0, 1, 2), tuple(row["geometry"][key] for row in result["layers"])) in lines_of(ax)
+    # The fifth model has the colour of the first, and dashes.
+    first, fifth = (line for line in tokens.figure.axes[0].get_lines() if line.get_color() == LIGHT["blue"])
+    assert (first.is_dashed(), fifth.is_dashed()) == (False, True)
+    pooled = [pooling_result(f"org/{at}", 3, at) for at in range(2)]
+    levels, poolings = (drawn_by(panel) for panel in compared_pooling([Node(result) for result in pooled]))
+    for ax, result in zip(levels.figure.axes, pooled, strict=True):
+        for key, name in (("token", "anisotropy"), ("sentence", "anisotropy"), ("predicted", "value")):
+            assert ((0, 1, 2), tuple(row[key][name] for row in result["layers"])) in lines_of(ax)
+    for ax, key in zip(poolings.figure.axes, pooled[0]["layers"][0]["poolings"], strict=True):
+        for result in pooled:
+            values = tuple(row["poolings"][key]["anisotropy"] for row in result["layers"])
+            assert ((0, 1, 2), values) in lines_of(ax)
 
 
 def test_the_matrix_is_that_of_the_numbers() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from rich.console import Console
+from rich.file_proxy import FileProxy
 
 from cone_kernels import ConeProbe, experiments
 from cone_kernels.cli import main
@@ -234,6 +236,20 @@ def test_the_line_is_one_line(width: int) -> None:
     assert drawn
     assert all(len(line) <= width for line in drawn)
     assert told(DONE, width) in drawn[-1]
+
+
+def test_the_line_leaves_room_for_the_bars_of_a_download() -> None:
+    """rich stands in for stderr while it redraws; before the first report and after the last one it does not."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress_line(console) as report:
+        assert isinstance(console.file, io.StringIO)
+        assert "loading the model" in console.file.getvalue()
+        for _ in range(2):
+            assert not isinstance(sys.stderr, FileProxy)
+            report(Progress(1, 5, 10, elapsed=1.0))
+            assert isinstance(sys.stderr, FileProxy)
+            report(Progress(10, 50, 10, elapsed=2.0))
+        assert not isinstance(sys.stderr, FileProxy)
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal() -> None:

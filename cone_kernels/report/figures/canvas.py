@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from matplotlib import style
@@ -58,6 +59,16 @@ class ReportFigure(Figure):
         return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class Hover:
+    """A point of the data and what it says where a pointer rests on it."""
+
+    ax: Axes
+    at: tuple[float, float]
+    parts: Parts
+    series: str = ""
+
+
 class Canvas:
     """A rectangle of a figure; every method takes pixels from its own top left corner.
 
@@ -65,12 +76,16 @@ class Canvas:
         width, height: of the rectangle.
         figure: the figure it lies in.
         labels: what each text of the figure with a number of the results says, by the text's gid.
+        series: which of several series an artist belongs to, by the artist's gid; a page can hide a series.
+        hovers: the points of the data that say their value where a pointer rests on them.
     """
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
         self.figure: Figure = ReportFigure(figsize=(width / _INCH, height / _INCH))
         self.labels: dict[str, Parts] = {}
+        self.series: dict[str, str] = {}
+        self.hovers: list[Hover] = []
         self._left, self._top = 0.0, 0.0
         self._size = (width, height)
 
@@ -106,12 +121,24 @@ class Canvas:
         dx: float = 0,
         dy: float = 0,
         halo: bool = True,
+        series: str = "",
         **options: Any,
     ) -> None:
-        """Text at a point of the data, moved by pixels to the right and upwards."""
+        """Text at a point of the data, moved by pixels to the right and upwards; it belongs to a series, if to any."""
         chosen: dict[str, Any] = {"va": "center", "ha": "left", "fontsize": points(SMALL), "color": INK, **options}
         chosen |= {"xytext": (points(dx), points(dy)), "textcoords": "offset points", "annotation_clip": False}
-        ax.annotate(plain(parts), at, **chosen).set_gid(self._remember(parts, halo))
+        gid = self._remember(parts, halo)
+        ax.annotate(plain(parts), at, **chosen).set_gid(gid)
+        if series:
+            self.series[gid] = series
+
+    def gid(self, series: str) -> str | None:
+        """The gid of an artist that belongs to a series; None for one that belongs to none."""
+        if not series:
+            return None
+        gid = f"series-{len(self.series)}"
+        self.series[gid] = series
+        return gid
 
     def _remember(self, parts: Parts, halo: bool) -> str:
         gid = f"{'halo' if halo else 'label'}-{len(self.labels)}"

@@ -12,9 +12,13 @@ from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Parts, fixed
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.palette import GREEN, INK, ORANGE
-from cone_kernels.report.words import centering_method, centering_model
+from cone_kernels.report.words import after_centering, centering_method, centering_model
 
 _HEAD, _ROW, _BAR, _GAP, _SCALE = 26, 26, 16, 12, 26
+_CAPTION = (
+    "Anisotropy of the sentence vectors, with lines of two standard errors on both sides: after the fix it is that of "
+    "sentences which it was not fitted on."
+)
 _NUMBER = 64  # room for the number next to the longest bar
 
 
@@ -33,7 +37,7 @@ def centering_panels(results: Sequence[Node]) -> list[Panel]:
         Panel(
             "centering",
             "The cone as it is and after the fix",
-            ["Anisotropy of the sentence vectors; the lines are two standard errors on both sides."],
+            [_CAPTION if any(result.get("held_out").known for result in drawn) else f"{_CAPTION.partition(':')[0]}."],
             [part for result in drawn for part in _description(result)],
             lambda width: sum(_HEAD + _ROW * (len(group) + 1) + _GAP for group in groups) + _SCALE,
             lambda canvas: _draw(canvas, groups),
@@ -49,7 +53,7 @@ def _subject(result: Node) -> tuple[object, ...]:
 
 def _description(result: Node) -> Parts:
     words = [*centering_model(result), ", ", *centering_method(result), ": before "]
-    before, after = (result.get(key).get("value") for key in ("before", "after"))
+    before, after = (found.get("value") for found in (result["before"], after_centering(result)))
     return [*words, fixed(before, 3), ", after ", fixed(after, 3), ". "]
 
 
@@ -58,7 +62,7 @@ def _draw(canvas: Canvas, groups: Sequence[Sequence[Node]]) -> None:
     height = canvas.height - _SCALE
     ax = canvas.axes(left, 0, canvas.width - left - _NUMBER, height)
     ax.set_ylim(height, 0)
-    found = [result.get(key) for group in groups for result in group for key in ("before", "after")]
+    found = [one for group in groups for result in group for one in (result["before"], after_centering(result))]
     bounds = [bound for estimate in found for bound in _bounds(estimate)]
     scale(ax, min([0.0, *bounds]), max(bounds), axis="x", steps=4 if canvas.width < 500 else 6)
     top: float = 0
@@ -66,7 +70,7 @@ def _draw(canvas: Canvas, groups: Sequence[Sequence[Node]]) -> None:
         canvas.write(0, top + 15, centering_model(group[0]), halo=True, weight="bold", fontsize=points(SMALL))
         top += _HEAD
         bars: list[tuple[Parts, Node, str]] = [(["as it is"], group[0]["before"], ORANGE)]
-        bars += [(centering_method(result), result.get("after"), GREEN) for result in group]
+        bars += [(centering_method(result), after_centering(result), GREEN) for result in group]
         for words, estimate, colour in bars:
             canvas.write(0, top + _ROW / 2 + 4, words, fontsize=points(SMALL))
             _draw_bar(canvas, ax, estimate, colour, top + _ROW / 2)

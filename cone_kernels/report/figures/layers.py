@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cone_kernels.names import GEOMETRY, is_share, label_of
 from cone_kernels.report.figures.canvas import SMALL, Canvas, layer_scale, points, scale
 from cone_kernels.report.figures.curves import Curve, curve_axes, draw_curve, mark, value_at
 from cone_kernels.report.figures.grid import grid, grid_height
+from cone_kernels.report.figures.key import draw_key
 from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Inline, Parts, count, fixed, joined, name, percent, significant, text
 from cone_kernels.report.node import Node
@@ -38,14 +40,15 @@ def layer_numbers(rows: Iterable[Node]) -> list[int]:
 def level_curve(rows: Node, level: str, label: str, colour: str) -> Curve:
     """The anisotropy of one level with its standard errors."""
     values = [row[level].get("anisotropy") for row in rows]
-    return Curve(label, colour, values, [row[level].get("stderr") for row in rows])
+    errors = [row[level].get("stderr") for row in rows]
+    return Curve(label, colour, values, errors, layers=[row["layer"] for row in rows])
 
 
 def _curve_panel(result: Node) -> Panel:
     published = result.get("published")
     caption: list[Inline] = [
-        "Mean cosine of two sentence vectors and of two token vectors picked at random, at every layer; layer 0 is the "
-        "output of the embeddings. The bands are two standard errors on both sides, often thinner than the line."
+        "Mean cosine of two sentences and of two tokens picked at random, at every layer; layer 0 is the output of the "
+        "embeddings, a ring what the model itself gives. The bands are two standard errors on both sides."
     ]
     if published.known:
         caption += [" Dashed: ", text(published["source"]), ", at the same relative depth."]
@@ -79,7 +82,9 @@ def _curve_description(result: Node) -> Parts:
 def _draw_curve(canvas: Canvas, result: Node) -> None:
     rows, published, shape = result["layers"], result.get("published"), result.get("shape")
     numbers = layer_numbers(rows)
-    curves = [level_curve(rows, "token", "tokens", TOKEN), level_curve(rows, "sentence", "sentences", SENTENCE)]
+    output = result.get("output").get("sentence").get("anisotropy")
+    sentences = replace(level_curve(rows, "sentence", "sentences", SENTENCE), beyond=output)
+    curves = [level_curve(rows, "token", "tokens", TOKEN), sentences]
     if published.known and len(numbers) > 1:
         values = list(published["anisotropy"])
         depth = [numbers[0] + at / (len(values) - 1) * (numbers[-1] - numbers[0]) for at in range(len(values))]
@@ -156,7 +161,11 @@ def _draw_rogue(canvas: Canvas, rows: Node) -> None:
     layer_scale(ax, numbers, width, margin=0.6)
     canvas.write(left + width / 2, canvas.height - 4, ["layer"], ha="center", fontsize=points(SMALL), color=MUTED)
     canvas.write(0, 12, ["share of the anisotropy"], fontsize=points(SMALL), color=MUTED)
-    _key(canvas, list(coloured.values()), 30)
+    short = canvas.width < 500
+    key: list[tuple[str, Parts]] = [
+        (colour, ["dim " if short else "dimension ", count(entry["dimension"])]) for colour, entry in coloured.values()
+    ]
+    draw_key(canvas, [*key, (GHOST, ["others"])], 30)
 
 
 def _recurring(rows: Node) -> dict[int, tuple[str, Node]]:
@@ -170,19 +179,6 @@ def _recurring(rows: Node) -> dict[int, tuple[str, Node]]:
             entries.setdefault(dimension, entry)
     largest = sorted(totals, key=lambda dimension: (-totals[dimension], dimension))[: len(_COLOURED)]
     return {dimension: (colour, entries[dimension]) for dimension, colour in zip(largest, _COLOURED, strict=False)}
-
-
-def _key(canvas: Canvas, coloured: Sequence[tuple[str, Node]], top: float) -> None:
-    """Squares and names in one line above the axes."""
-    short = canvas.width < 500
-    x = 0.0
-    for colour, entry in coloured:
-        canvas.write(x, top, ["■"], fontsize=points(SMALL), color=colour)
-        words = ["dim " if short else "dimension ", count(entry["dimension"])]
-        canvas.write(x + 13, top, words, fontsize=points(SMALL), color=INK)
-        x += 74 if short else 124
-    canvas.write(x, top, ["■"], fontsize=points(SMALL), color=GHOST)
-    canvas.write(x + 13, top, ["others"], fontsize=points(SMALL), color=INK)
 
 
 def _geometry(row: Node, key: str) -> Node:
@@ -220,5 +216,7 @@ def _draw_geometry(canvas: Canvas, rows: Node, measures: Sequence[str]) -> None:
         share = is_share(key)
         scale(ax, 0.0, max((float(node.number) for node in values if node.known), default=1.0), steps=3, percent=share)
         layer_scale(ax, numbers, width)
-        draw_curve(ax, Curve("", SENTENCE, values), numbers, size=3.5)
+        shown = percent if share else significant
+        curve = Curve(label_of(GEOMETRY, key), SENTENCE, values, layers=[row["layer"] for row in rows], shown=shown)
+        draw_curve(canvas, ax, curve, numbers, size=3.5)
         cell.write(0, 14, [label_of(GEOMETRY, key)], fontsize=points(SMALL), color=INK)

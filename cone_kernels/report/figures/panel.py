@@ -59,15 +59,17 @@ def figure_html(panel: Panel, prefix: str, *, narrow: bool) -> str:
     """The panel as `<figure>`: drawn once for a page and, where asked for, once for a phone; the style shows one."""
     drawn = {"drawing wide": WIDE, "drawing narrow": NARROW} if narrow else {"drawing": WIDE}
     images = "".join(
-        f'<div class="{kind}">{_svg(panel, width, f"{prefix}-{width}")}</div>' for kind, width in drawn.items()
+        f'<div class="{kind}">{_svg(panel, width, f"{prefix}-{width}", hovers=width > NARROW)}</div>'
+        for kind, width in drawn.items()
     )
     title = f'<p class="figure-title">{escape(panel.title)}</p>'
-    return f"<figure>{title}{images}<figcaption>{markup(panel.caption)}</figcaption></figure>"
+    caption = f"<figcaption>{markup(panel.caption)}</figcaption>" if panel.caption else ""
+    return f"<figure>{title}{images}{caption}</figure>"
 
 
-def _svg(panel: Panel, width: float, prefix: str) -> str:
+def _svg(panel: Panel, width: float, prefix: str, *, hovers: bool) -> str:
     width = max(width, panel.least_width)
     with drawing():
         canvas = Canvas(width, panel.height(width))
         panel.draw(canvas)
-        return inline_svg(canvas, prefix, panel.title, panel.description, panel.least_width)
+        return inline_svg(canvas, prefix, panel.title, panel.description, panel.least_width, hovers=hovers)

@@ -16,7 +16,7 @@ from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Inline, Parts, count, fixed, joined
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.palette import INK, PREDICTED, RULE, SENTENCE, TOKEN
-from cone_kernels.report.words import measured_poolings
+from cone_kernels.report.words import measured_poolings, widest_gap
 
 
 def panels(result: Node) -> list[Panel]:
@@ -44,7 +44,7 @@ def _levels_panel(result: Node) -> Panel:
 
 
 def _levels_description(result: Node) -> Parts:
-    widest = _widest(result["layers"])
+    widest = widest_gap(result)
     if widest is None:
         return ["Line chart of the token level, the sentence level and the predicted anisotropy at every layer."]
     parts: list[Inline] = [
@@ -61,25 +61,29 @@ def _levels_description(result: Node) -> Parts:
     return [*parts, "; averaging alone predicts ", fixed(widest["predicted"].get("value"), 2), " there."]
 
 
-def _widest(rows: Node) -> Node | None:
-    defined = [row for row in rows if row["gap"].get("value").known]
-    return max(defined, key=lambda row: abs(row["gap"]["value"].number), default=None)
+def level_curves(rows: Node) -> list[Curve]:
+    """The tokens, what averaging alone predicts, and the sentences."""
+    predicted = [row["predicted"].get("value") for row in rows]
+    errors = [row["predicted"].get("stderr") for row in rows]
+    return [
+        level_curve(rows, "token", "tokens", TOKEN),
+        Curve("predicted", PREDICTED, predicted, errors, layers=[row["layer"] for row in rows]),
+        level_curve(rows, "sentence", "sentences", SENTENCE),
+    ]
+
+
+def shade_gap(ax: Axes, numbers: Sequence[int], curves: Sequence[Curve]) -> None:
+    """What lies between the first of `level_curves` and the last."""
+    low, high = ([float(node.number) if node.known else math.nan for node in curve.values] for curve in curves[::2])
+    ax.fill_between(numbers, low, high, color=RULE, alpha=0.45, linewidth=0, clip_on=False, zorder=1)
 
 
 def _draw_levels(canvas: Canvas, result: Node) -> None:
     rows = result["layers"]
-    numbers = layer_numbers(rows)
-    predicted = [row["predicted"].get("value") for row in rows]
-    errors = [row["predicted"].get("stderr") for row in rows]
-    curves = [
-        level_curve(rows, "token", "tokens", TOKEN),
-        Curve("predicted", PREDICTED, predicted, errors),
-        level_curve(rows, "sentence", "sentences", SENTENCE),
-    ]
+    numbers, curves = layer_numbers(rows), level_curves(rows)
     ax = curve_axes(canvas, numbers, curves, "mean cosine of two at random")
-    low, high = ([float(node.number) if node.known else math.nan for node in curve.values] for curve in curves[::2])
-    ax.fill_between(numbers, low, high, color=RULE, alpha=0.45, linewidth=0, clip_on=False, zorder=1)
-    widest = _widest(rows)
+    shade_gap(ax, numbers, curves)
+    widest = widest_gap(result)
     if widest is not None:
         _draw_gap(canvas, ax, widest)
 

@@ -6,22 +6,29 @@ import io
 import re
 import xml.etree.ElementTree as ET
 
-from cone_kernels.report.figures.canvas import Canvas, drawing
-from cone_kernels.report.inline import Inline, Number, Parts, escape, full, markup
+from matplotlib.figure import Figure
+
+from cone_kernels.report.figures.canvas import Canvas, Hover, drawing
+from cone_kernels.report.inline import Inline, Number, Parts, escape, full, markup, plain
 from cone_kernels.report.palette import VARIABLES
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _DROPPED = ("font-family", "stroke-linejoin")  # the page's own font; joints by the page's style sheet
+_INCH = 72.0  # units of matplotlib's SVG
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def inline_svg(canvas: Canvas, prefix: str, title: str, description: Parts, least_width: float = 0) -> str:
+def inline_svg(
+    canvas: Canvas, prefix: str, title: str, description: Parts, least_width: float = 0, *, hovers: bool = True
+) -> str:
     """The figure as an `<svg>` element that scales with the page; the same figure gives the same bytes.
 
     Args:
         canvas: a canvas drawn by our panels, whose every colour is one of the palette's.
         prefix: of every id in it; unique on the page.
         title, description: what a reader hears who does not see the figure.
+        least_width: pixels below which it would not be readable.
+        hovers: points say their values where a pointer rests on them; a phone has no pointer.
     """
     buffer = io.StringIO()
     with drawing():
@@ -30,6 +37,7 @@ def inline_svg(canvas: Canvas, prefix: str, title: str, description: Parts, leas
     box = root.attrib["viewBox"]
     widths = f"--width: {canvas.width:g}px; --least: {least_width:g}px"
     body = "".join(_rendered(child, canvas, prefix) for child in root if child.tag in (f"{_SVG}g", f"{_SVG}defs"))
+    body += "".join(_hover(point, canvas.figure) for point in canvas.hovers) if hovers else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="{box}" style="{widths}" '
         f'aria-labelledby="{prefix}-title {prefix}-desc"><title id="{prefix}-title">{escape(title)}</title>'
@@ -46,18 +54,30 @@ def _rendered(element: ET.Element, canvas: Canvas, prefix: str, *, tick: bool = 
     if tag == "text":
         kind = ' class="tick"' if tick else ""
         return f"<text{_attributes(element, prefix)}{kind}>{escape(element.text or '')}</text>"
+    series = f' data-series="{escape(canvas.series[gid])}"' if gid in canvas.series else ""
     if gid in canvas.labels:
-        kind = gid.partition("-")[0]
+        kind = f'class="{gid.partition("-")[0]}"{series}'
         return "".join(_label(text, canvas.labels[gid], prefix, kind) for text in element.iter(f"{_SVG}text"))
     inner = "".join(_rendered(child, canvas, prefix, tick=tick) for child in element)
     if tag in ("g", "defs"):
-        attributes = "" if tag == "defs" else _attributes(element, prefix)
+        attributes = "" if tag == "defs" else _attributes(element, prefix) + series
         return (f"<{tag}{attributes}>{inner}</{tag}>" if attributes or tag == "defs" else inner) if inner else ""
     return f"<{tag}{_attributes(element, prefix)}>{inner}</{tag}>"
 
 
 def _label(element: ET.Element, parts: Parts, prefix: str, kind: str) -> str:
-    return f'<text{_attributes(element, prefix)} class="{kind}">{"".join(map(_span, parts))}</text>'
+    return f"<text{_attributes(element, prefix)} {kind}>{''.join(map(_span, parts))}</text>"
+
+
+def _hover(point: Hover, figure: Figure) -> str:
+    """A disc that is not seen, with its words as a tooltip; where each of its numbers comes from, in their order."""
+    x, y = (float(value) * _INCH / figure.dpi for value in point.ax.transData.transform(point.at))
+    places = " ".join(part.node.pointer for part in point.parts if isinstance(part, Number))
+    series = f' data-series="{escape(point.series)}"' if point.series else ""
+    return (
+        f'<circle class="hover" cx="{x:.1f}" cy="{figure.get_figheight() * _INCH - y:.1f}" r="6" '
+        f'data-from="{escape(places)}"{series}><title>{escape(plain(point.parts))}</title></circle>'
+    )
 
 
 def _span(part: Inline) -> str:
