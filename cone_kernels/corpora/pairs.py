@@ -141,6 +141,33 @@ def read_pairs(path: str | os.PathLike[str], measure: str | None = None) -> Labe
     )
 
 
+def opened_pairs(
+    pairs: str | os.PathLike[str] | LabelledPairs | None, measure: str | None, *, no_model: bool = False
+) -> LabelledPairs | None:
+    """The pairs that an experiment was given, read before anything is run.
+
+    Args:
+        pairs: a file, or what `read_pairs` returned; None is none.
+        measure: what they are judged by; None finds it.
+        no_model: whether no model is run, which their texts would have to go through.
+
+    Raises:
+        ValueError: there is no model, or a measure without pairs, or with pairs that were read by another one.
+        CorpusError, FileNotFoundError: as `read_pairs`.
+    """
+    if pairs is None:
+        if measure is not None:
+            raise ValueError(f"measure: got {measure!r} without pairs; name the file of labelled pairs")
+        return None
+    if no_model:
+        raise ValueError("pairs: got some without a model and a corpus; their texts must go through a model")
+    if not isinstance(pairs, LabelledPairs):
+        return read_pairs(pairs, measure)
+    if measure not in (None, pairs.measure):
+        raise ValueError(f"measure: got {measure!r} with pairs that were read for {pairs.measure!r}; read them anew")
+    return pairs
+
+
 def _source(path: str | os.PathLike[str]) -> tuple[Source, dict[str, Any]]:
     """The file, and how its cells are cut where it is a table."""
     name = os.fspath(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from cone_kernels.doctor import memory
 from cone_kernels.experiments.held_out import FOLDS
 from cone_kernels.experiments.quality_fits import Fits, LayerFits, Settings, fits_of
 from cone_kernels.experiments.quality_result import Fit, MethodQuality, Place, Quality, QualityLayer, verdict_of
-from cone_kernels.experiments.quality_scores import PairScores
+from cone_kernels.experiments.quality_scores import LayerScores, PairItems, of_all_folds, of_layer
 from cone_kernels.files import require_room
 from cone_kernels.names import OUTPUT, QUALITY_METHODS, Layer
 from cone_kernels.runs.measure import measure
@@ -25,12 +26,11 @@ from cone_kernels.statistics.estimates import Estimates, joined
 if TYPE_CHECKING:
     from cone_kernels.runs.measurement import Measurement
     from cone_kernels.runs.sentence_vectors import SentenceVectors
+    from cone_kernels.state.cone_state import Moments
 
 SIZES = (20, 100, 300, 1000)
 """How many texts the methods are fitted on, besides all of them."""
 
-# Fits of one size, each on other texts: what one fit is worth depends on which it gets.
-_DRAWS = 3
 # What of a run the texts of the pairs are measured with too; all else is of the corpus alone.
 _RUN_OPTIONS = ("backend", "token_budget", "packed", "threads", "shard_size", "progress")
 # A layer in float32, and what is mapped of it in float64.
@@ -79,28 +79,25 @@ def quality_of(
         for one, vectors in kept.items():
             places[Place(one, None if one == OUTPUT else pooling)] = vectors
     run_seconds, clock = time.perf_counter() - clock, time.perf_counter()
-    scores = PairScores(pairs, _usable(places.values()))
+    items = PairItems(pairs, _usable(places.values()))
     settings = Settings(components, shrinkage)
     in_use = Place(layer, None if layer == OUTPUT else names[0])
-    judged = [Judged(place, scores, _rows(vectors), settings) for place, vectors in places.items()]
-    layers = _layers(judged)
-    verdict = verdict_of(layers, joined([one.estimates for one in judged]), in_use)
-    looked_at = {in_use: None, Place(verdict.layer, verdict.pooling): None}
-    overlap = _overlap(measurement, pairs)
-    source = measurement if fitted_on is None else fitted_on
+    judged = {place: Judged(place, items, _rows(vectors), settings) for place, vectors in places.items()}
+    layers = _layers(judged.values(), items.measures[1:])
+    verdict = verdict_of(layers, joined([one.estimates for one in judged.values()]), in_use)
+    source, overlap = fitted_on or measurement, None if fitted_on else _overlap(measurement, pairs)
     found = []
-    for place in looked_at:
-        one = next(judge for judge in judged if judge.place == place)
-        found += one.sized(_rows(places[place]))
-        if place.pooling in (None, source.state.pooling):
-            found += one.of_corpus(_rows(places[place]), source, None if fitted_on else overlap)
+    for place in dict.fromkeys((in_use, Place(verdict.layer, verdict.pooling))):
+        known = place.pooling in (None, source.state.pooling)
+        corpus = source.moments(source.layer(place.layer)) if known else None
+        found += judged[place].other_fits(_rows(places[place]), corpus, overlap)
     return Quality(
         measure=pairs.measure,
-        pairs=len(pairs.pairs) - scores.left_out,
-        items=len(scores),
-        groups=int(scores.group.max()) + 1,
+        pairs=len(items.pairs),
+        items=len(items),
+        groups=int(items.group.max()) + 1,
         folds=FOLDS,
-        file={**pairs.to_dict(), "no_vector": scores.left_out},
+        file={**pairs.to_dict(), "no_vector": items.left_out},
         layers=tuple(layers),
         fits=tuple(found),
         verdict=verdict,
@@ -116,65 +113,88 @@ class Judged:
 
     Args:
         place: which vectors.
-        scores: the items they are judged by.
+        items: what they are judged by.
         rows: (n, d) of all texts.
         settings: of the methods.
 
     Attributes:
+        components: for each fold those of all-but-the-top.
+        reasons: why methods cannot be fitted.
         estimates: of the vectors as they are, then of each of `QUALITY_METHODS`; NaN where one cannot be fitted.
         also: (1 + methods, measures) the means of all measures.
     """
 
-    def __init__(self, place: Place, scores: PairScores, rows: Tensor, settings: Settings) -> None:
-        self.place, self._scores, self._settings = place, scores, settings
-        fits = LayerFits(scores, rows, settings)
+    def __init__(self, place: Place, items: PairItems, rows: Tensor, settings: Settings) -> None:
+        self.place, self._items, self._settings = place, items, settings
+        layer = of_layer(items, rows)
+        fits = LayerFits(items, rows, layer, settings)
         self.components = fits.components
-        self._fits = fits.of_others()
-        self.reasons = _reasons(self._fits)
-        self._raw = _of_all_folds(scores, rows, None)
-        found = _scored(scores, rows, self._fits, self.reasons)
-        every = torch.cat([self._raw[None], found])
-        self.also = every.mean(2)
-        self.estimates = scores.estimates(every[:, 0])
+        found = fits.of_others()
+        self.reasons = _reasons(found)
+        scores = _scores(items, layer, found)
+        self.also = scores.mean(2)
+        self.estimates = items.estimates(scores[:, 0])
 
-    def sized(self, rows: Tensor) -> list[Fit]:
-        """What the methods are worth when they are fitted on fewer texts of the pairs, and on all."""
-        fits = LayerFits(self._scores, rows, self._settings, self.components)
+    def other_fits(self, rows: Tensor, corpus: Moments | None, overlap: int | None) -> list[Fit]:
+        """What methods are worth that are fitted on fewer texts of the pairs, on all, and on the corpus.
+
+        Args:
+            rows: as before.
+            corpus: the sums of its vectors of the same layer; None leaves that out.
+            overlap: how many texts of the pairs are in the corpus.
+        """
+        layer = of_layer(self._items, rows)
+        fits = LayerFits(self._items, rows, layer, replace(self._settings, chosen=self.components))
+        whole = _scores(self._items, layer, fits.of_others())[:, 0]
         found = []
         for size in SIZES:
-            drawn = [one for draw in range(_DRAWS) if (one := fits.of_some(size, draw)) is not None]
-            if drawn:
-                found.append(self._fit("pairs", size, [self._differences(rows, one) for one in drawn]))
-        texts = min(int(((self._scores.text_fold >= 0) & (self._scores.text_fold != f)).sum()) for f in range(FOLDS))
-        every = torch.arange(1, len(self.estimates.values))
-        whole = self.estimates.at(every).less(self.estimates.at(torch.zeros_like(every)))
-        return [*found, self._fit("pairs", texts, [whole])]
+            if some := fits.of_some(size):
+                found.append(self._fit("pairs", size, _scores(self._items, layer, some)[:, 0], whole))
+        found.append(self._fit("pairs", fits.fitted_on, whole, whole))
+        if corpus is not None:
+            own = [fits_of(corpus, k, self._settings.shrinkage) for k in self.components]
+            scores = _scores(self._items, layer, own)[:, 0]
+            found.append(self._fit("corpus", int(corpus.count.sum()), scores, None, overlap))
+        return found
 
-    def of_corpus(self, rows: Tensor, source: Measurement, overlap: int | None) -> list[Fit]:
-        """What they are worth when they are fitted on the corpus, whose vectors are of the same layer."""
-        moments = source.moments(source.layer(self.place.layer))
-        fits = [fits_of(moments, k, self._settings.shrinkage) for k in self.components]
-        size = int(moments.count.sum())
-        return [self._fit("corpus", size, [self._differences(rows, fits)], overlap)] if size else []
+    def _fit(
+        self,
+        source: Literal["pairs", "corpus"],
+        rows: int,
+        scores: Tensor,
+        whole: Tensor | None,
+        overlap: int | None = None,
+    ) -> Fit:
+        """What fits of one size are worth.
 
-    def _differences(self, rows: Tensor, fits: Sequence[Fits]) -> Estimates:
-        found = self._scores.estimates(
-            torch.cat([self._raw[None], _scored(self._scores, rows, fits, _reasons(fits))])[:, 0]
-        )
-        every = torch.arange(1, len(found.values))
-        return found.at(every).less(found.at(torch.zeros_like(every)))
+        Args:
+            scores: (1 + methods, items).
+            whole: those of the fits on all texts. The folds' fits on some are of texts of their own, and by how much
+                these differ, beyond what the folds themselves do, is the error that the choice of texts makes.
+        """
+        differences = _less_raw(self._items.estimates(scores))
+        spread = torch.zeros_like(differences.values)
+        if whole is not None:
+            by_fold = [
+                self._items.values(scores[:, mine], fold) - self._items.values(whole[:, mine], fold)
+                for fold in range(FOLDS)
+                for mine in [self._items.fold == fold]
+            ]
+            spread = torch.stack(by_fold).var(0)[1:]
+        errors = (differences.stderr.square() + spread).sqrt().tolist()
+        found = dict(zip(QUALITY_METHODS, zip(differences.values.tolist(), errors, strict=True), strict=True))
+        return Fit(*self.place, source, rows, found, overlap)
 
-    def _fit(self, kind: str, size: int, several: Sequence[Estimates], overlap: int | None = None) -> Fit:
-        values = torch.stack([one.values for one in several])
-        errors = torch.stack([one.stderr for one in several]).square().mean(0)
-        spread = values.var(0) if len(several) > 1 else torch.zeros_like(errors)
-        rows = zip(QUALITY_METHODS, values.mean(0).tolist(), (errors + spread).sqrt().tolist(), strict=True)
-        found = {name: (difference, error) for name, difference, error in rows}
-        return Fit(self.place.layer, self.place.pooling, kind, size, len(several), found, overlap)
+
+def _less_raw(found: Estimates) -> Estimates:
+    """Each method less the vectors as they are, which come first."""
+    methods = torch.arange(1, len(found.values))
+    return found.at(methods).less(found.at(torch.zeros_like(methods)))
 
 
-def _layers(judged: Sequence[Judged]) -> list[QualityLayer]:
+def _layers(judged: Iterable[Judged], others: Sequence[str]) -> list[QualityLayer]:
     """The rows of the result; all differences to the vectors as they are, at the same layer, are judged together."""
+    judged = list(judged)
     every = joined([one.estimates for one in judged])
     width = 1 + len(QUALITY_METHODS)
     methods = torch.tensor([at for at in range(len(every.values)) if at % width])
@@ -184,35 +204,24 @@ def _layers(judged: Sequence[Judged]) -> list[QualityLayer]:
     found = []
     for one in judged:
         values = one.estimates.values.tolist()
-        names = one._scores.measures[1:]
-        also = [dict(zip(names, row, strict=True)) for row in one.also[:, 1:].tolist()]
+        also = [dict(zip(others, row, strict=True)) for row in one.also[:, 1:].tolist()]
         rows = {
             method: MethodQuality(value, next(claims), next(errors), rest, one.reasons.get(method))
             for method, value, rest in zip(QUALITY_METHODS, values[1:], also[1:], strict=True)
         }
-        found.append(
-            QualityLayer(*one.place, values[0], float(one.estimates.stderr[0]), also[0], rows, one.components)
-        )
+        found.append(QualityLayer(*one.place, values[0], float(one.estimates.stderr[0]), also[0], rows, one.components))
     return found
 
 
-def _of_all_folds(scores: PairScores, rows: Tensor, fits: Sequence[Any] | None) -> Tensor:
-    """(measures, items) each fold by its own fit."""
-    found = torch.empty(len(scores.measures), len(scores), dtype=torch.float64)
-    for fold in range(FOLDS):
-        found[:, scores.fold == fold] = scores.scores(rows, fold, None if fits is None else fits[fold]).double()
-    return found
-
-
-def _scored(scores: PairScores, rows: Tensor, fits: Sequence[Fits], reasons: Mapping[str, str]) -> Tensor:
-    """(methods, measures, items); NaN of a method that some fold has no fit of."""
-    undefined = torch.full((len(scores.measures), len(scores)), torch.nan, dtype=torch.float64)
-    return torch.stack(
-        [
-            undefined if method in reasons else _of_all_folds(scores, rows, [one[method] for one in fits])
-            for method in QUALITY_METHODS
-        ]
-    )
+def _scores(items: PairItems, layer: LayerScores, fits: Sequence[Fits]) -> Tensor:
+    """(1 + methods, measures, items) of the vectors as they are, then of each method; NaN where a fold has no fit."""
+    reasons = _reasons(fits)
+    undefined = torch.full((len(items.measures), len(items)), torch.nan, dtype=torch.float64)
+    found = [of_all_folds(items, layer)]
+    for method in QUALITY_METHODS:
+        maps: list[Any] = [one[method] for one in fits]
+        found.append(undefined if method in reasons else of_all_folds(items, layer, maps))
+    return torch.stack(found)
 
 
 def _reasons(fits: Sequence[Fits]) -> dict[str, str]:

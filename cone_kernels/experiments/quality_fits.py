@@ -13,7 +13,7 @@ from torch import Tensor
 from cone_kernels import metrics
 from cone_kernels.centering import Centering
 from cone_kernels.experiments.held_out import FOLDS
-from cone_kernels.experiments.quality_scores import PairScores
+from cone_kernels.experiments.quality_scores import LayerScores, PairItems
 from cone_kernels.names import QUALITY_METHODS, CenteringMethod
 from cone_kernels.state.cone_state import Moments
 
@@ -27,81 +27,83 @@ Fits = dict[str, "Centering | str"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for of the methods; None finds it: k by cross-validation, α by the oracle approximation."""
+    """What was asked for of the methods; None finds it.
+
+    Attributes:
+        components: of all-but-the-top; else found by cross-validation.
+        shrinkage: of whitening; else the oracle approximating shrinkage.
+        chosen: the components for each fold, where they have been found before.
+    """
 
     components: int | None = None
     shrinkage: float | None = None
+    chosen: tuple[int | None, ...] | None = None
 
 
 class LayerFits:
     """Fits on the folds of one layer's vectors.
 
     Args:
-        scores: says which text is in which fold.
+        items: say which text is in which fold.
         rows: (n, d) the vectors of all texts.
+        layer: scores them.
         settings: of the methods.
-        components: for each fold those of all-but-the-top, where they are known already.
     """
 
-    def __init__(
-        self,
-        scores: PairScores,
-        rows: Tensor,
-        settings: Settings,
-        components: tuple[int | None, ...] | None = None,
-    ) -> None:
-        self._scores, self._rows, self._settings, self._known = scores, rows, settings, components
+    def __init__(self, items: PairItems, rows: Tensor, layer: LayerScores, settings: Settings) -> None:
+        self._items, self._rows, self._layer, self._settings = items, rows, layer, settings
+        self._sums = [moments_of(rows[items.text_fold == number]) for number in range(FOLDS)]
 
     def of_others(self) -> list[Fits]:
         """For each fold the methods fitted on the texts of all other folds."""
-        return [fits_of(self.without(fold), k, self._settings.shrinkage) for fold, k in enumerate(self.components)]
+        return [fits_of(self._without(fold), k, self._settings.shrinkage) for fold, k in enumerate(self.components)]
 
-    def of_some(self, size: int, draw: int) -> list[Fits] | None:
+    def of_some(self, size: int) -> list[Fits] | None:
         """As `of_others`, on so many texts of the other folds, drawn by chance; None where there are not so many."""
-        drawn = []
+        found = []
         for fold, k in enumerate(self.components):
-            others = ((self._scores.text_fold >= 0) & (self._scores.text_fold != fold)).nonzero()[:, 0]
+            others = self._others(fold).nonzero()[:, 0]
             if size > len(others):
                 return None
-            generator = torch.Generator().manual_seed(1000 * draw + fold)
+            generator = torch.Generator().manual_seed(fold)
             some = others[torch.randperm(len(others), generator=generator)[:size]]
-            drawn.append(fits_of(moments_of(self._rows[some]), k and min(k, size - 1), self._settings.shrinkage))
-        return drawn
+            found.append(fits_of(moments_of(self._rows[some]), k and min(k, size - 1), self._settings.shrinkage))
+        return found
 
-    @cached_property
-    def _sums(self) -> list[Moments]:
-        return [moments_of(self._rows[self._scores.text_fold == number]) for number in range(FOLDS)]
-
-    def without(self, *folds: int) -> Moments:
-        """The sums of all other folds."""
-        first, *others = (part for number, part in enumerate(self._sums) if number not in folds)
-        for part in others:
-            first = first.merge(part)
-        return first
+    @property
+    def fitted_on(self) -> int:
+        """Texts that the smallest fit of `of_others` is of."""
+        return min(int(self._others(fold).sum()) for fold in range(FOLDS))
 
     @cached_property
     def components(self) -> tuple[int | None, ...]:
         """For each fold how many directions all-but-the-top projects out: what was asked for, or what serves best on
         the other folds, each tested after a fit on the rest; None where nothing can be fitted."""
-        if self._known is not None:
-            return self._known
+        if self._settings.chosen is not None:
+            return self._settings.chosen
         if self._settings.components is not None:
             return (self._settings.components,) * FOLDS
-        worth: dict[tuple[int, int], Tensor] = {}
+        worth = torch.zeros(FOLDS, len(COMPONENTS), dtype=torch.float64)
         for pair in combinations(range(FOLDS), 2):
-            found = _top(self.without(*pair), None)
-            if isinstance(found, str):
+            top = _top(self._without(*pair), None)
+            if isinstance(top, str):
                 return (None,) * FOLDS
+            choices = [k for k in COMPONENTS if k <= (top.components or 0)]
             for tested, other in (pair, pair[::-1]):
-                worth[other, tested] = torch.tensor([self._worth(tested, first_of(found, k)) for k in _choices(found)])
-        chosen = []
-        for fold in range(FOLDS):
-            total = torch.stack([value for (other, _), value in worth.items() if other == fold]).sum(0)
-            chosen.append(COMPONENTS[int(total.nan_to_num(-torch.inf).argmax())])
-        return tuple(chosen)
+                scores = self._layer.by_components(tested, top, choices)
+                worth[other, : len(choices)] += self._items.values(scores, tested)
+                worth[other, len(choices) :] = torch.nan
+        return tuple(COMPONENTS[at] for at in worth.nan_to_num(-torch.inf).argmax(1).tolist())
 
-    def _worth(self, fold: int, centering: Centering) -> float:
-        return self._scores.value(self._scores.scores(self._rows, fold, centering, own_candidates=True)[0], fold)
+    def _others(self, fold: int) -> Tensor:
+        return (self._items.text_fold >= 0) & (self._items.text_fold != fold)
+
+    def _without(self, *folds: int) -> Moments:
+        """The sums of all other folds."""
+        first, *others = (part for number, part in enumerate(self._sums) if number not in folds)
+        for part in others:
+            first = first.merge(part)
+        return first
 
 
 def fits_of(moments: Moments, components: int | None, shrinkage: float | None) -> Fits:
@@ -158,10 +160,6 @@ def _top(moments: Moments, components: int | None) -> Centering | str:
     # Of n rows no more than n - 1 directions vary.
     most = min(COMPONENTS[-1], moments.dim // 2, int(moments.count.sum()) - 1)
     return _fitted(moments, "all-but-the-top", components=max(most, components or 1, 1))
-
-
-def _choices(top: Centering) -> list[int]:
-    return [k for k in COMPONENTS if k <= (top.components or 0)]
 
 
 def _by_gap(top: Centering, moments: Moments) -> int:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 Decision: TypeAlias = Literal["centre", "do not", "undecided"]
 
 NOT_MEASURED = (
-    "Whether the vectors serve better so was not measured: a small mean cosine is no quality. "
-    "Labelled pairs tell: pairs=FILE (--pairs FILE)."
+    "Whether the vectors serve better centred is not measured: a small mean cosine is no quality; labelled pairs tell. "
+    "Give them by pairs=FILE (--pairs FILE)."
 )
+SAID_BY_THE_RUN = "Whether the vectors serve better centred is what the labelled pairs of this run tell."
 
 
 class Place(NamedTuple):
@@ -110,9 +111,8 @@ class Fit:
         layer, pooling: which vectors.
         source: "pairs", texts of other groups than those that are tested; or "corpus".
         rows: vectors they were fitted on.
-        draws: fits on other texts by chance, which the differences are the mean of.
-        differences: for each method after less before, and the standard error of that after one such fit: of the pairs,
-            and of which texts it gets.
+        differences: for each method after less before, and the standard error of that after one such fit: that of the
+            pairs, and that of which texts it gets.
         overlap: of the corpus, how many texts of the pairs are in it; None where that is not known.
     """
 
@@ -120,17 +120,19 @@ class Fit:
     pooling: str | None
     source: Literal["pairs", "corpus"]
     rows: int
-    draws: int
     differences: Mapping[str, tuple[float, float]]
     overlap: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
         methods = {
-            name: {"difference": finite(difference), "stderr": finite(stderr) if finite(difference) is not None else None}
+            name: {
+                "difference": finite(difference),
+                "stderr": finite(stderr) if finite(difference) is not None else None,
+            }
             for name, (difference, stderr) in self.differences.items()
         }
-        found = {name: getattr(self, name) for name in ("layer", "pooling", "source", "rows", "draws")}
+        found = {name: getattr(self, name) for name in ("layer", "pooling", "source", "rows")}
         return {**found, **({"overlap": self.overlap} if self.source == "corpus" else {}), "methods": methods}
 
 

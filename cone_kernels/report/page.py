@@ -23,6 +23,7 @@ from cone_kernels.report.inline import (
 )
 from cone_kernels.report.methods import METHODS_HTML
 from cone_kernels.report.node import Node
+from cone_kernels.report.quality import quality_section
 from cone_kernels.report.section import Drawer, experiment_of, figures_and_tables, findings, in_short
 from cone_kernels.report.style import style_sheet
 from cone_kernels.report.table import Column, Table, table_html
@@ -128,7 +129,12 @@ def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
     listed = "".join(f"<dt>{escape(term)}</dt><dd>{markup(words)}</dd>" for term, words in facts)
     links = [("in-short", "In short"), *((key, EXPERIMENTS[key].heading) for key in experiments_in_run())]
     links = [link for link in links if link[0] != "centering" or results.get("centering").entries]
-    links += [("measured", "What was measured"), ("methods", "Definitions"), ("manifest", "Manifest")]
+    links += [
+        ("quality", "Does it help?"),
+        ("measured", "What was measured"),
+        ("methods", "Definitions"),
+        ("manifest", "Manifest"),
+    ]
     nav = "".join(f'<li><a href="#{key}">{escape(words)}</a></li>' for key, words in links)
     return (
         f"<header><h1>{markup(title)}</h1><p>Sentence vectors of a transformer point into a narrow cone: two unrelated "
@@ -222,6 +228,7 @@ def _sections(results: Node, models: Sequence[Node], draw: Drawer) -> Iterator[s
         sentences = "".join(_fixes(group, heading=len(groups) > 1) for group in groups)
         body = figures_and_tables(centering_panels(centerings), centering_tables(centerings), "centering", draw)
         yield _section("centering", sentences + body)
+    yield quality_section(models, draw)
 
 
 def _fixes(centerings: Sequence[Node], *, heading: bool) -> str:

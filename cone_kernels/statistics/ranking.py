@@ -103,6 +103,13 @@ def recall(ranks: Tensor, query: Tensor, queries: int, k: int) -> Tensor:
     return hits / count.index_add_(0, query, torch.ones_like(ranks, dtype=torch.float64))
 
 
+def of_queries(measure: str, ranks: Tensor, query: Tensor, queries: int) -> Tensor:
+    """(queries,) by "mrr" or "recall@K"; other arguments as `reciprocal_ranks`."""
+    if measure == "mrr":
+        return reciprocal_ranks(ranks, query, queries)
+    return recall(ranks, query, queries, int(measure.removeprefix("recall@")))
+
+
 def ranks_of(similarities: Tensor, relevant: Tensor) -> Tensor:
     """The rank (b,), from 1, of one candidate of each query among all; those as similar as it count half.
 

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.experiments.quality_result import Quality
 from cone_kernels.names import place
 from cone_kernels.terminal.console import bar, number
+from cone_kernels.terminal.quality import print_quality
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.centering_result import CenteringResult
@@ -40,6 +42,8 @@ def print_centering(console: Console, result: CenteringResult) -> None:
             table.add_row(name, number(level.anisotropy), number(level.stderr), drawn)
     console.print(table)
     console.print(f"mean cosine of two {result.rows}; s.e.: standard error", style="dim")
+    if isinstance(result.quality, Quality):
+        print_quality(console, result.quality)
     for reason in result.reasons:
         console.print(f"- is not defined: {reason}", style="yellow")
     for sentence in result.summary():

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from cone_kernels.experiments.quality_result import NOT_MEASURED
+from cone_kernels.terminal.quality import print_quality
+
 if TYPE_CHECKING:
     from cone_kernels.experiments.run import RunResult
 
@@ -24,6 +27,10 @@ def print_run(console: Console, result: RunResult) -> None:
         for centering in model.centerings:
             for line in centering.summary()[:1]:
                 console.print(f"- {line}", markup=False)
+        if model.quality is not None:
+            print_quality(console, model.quality)
+        for line in model.quality.summary() if model.quality else (NOT_MEASURED,):
+            console.print(f"- {line}", markup=False)
         console.print()
     for line in result.rotation.summary() if result.rotation else ():
         console.print(f"- {line}", markup=False)
