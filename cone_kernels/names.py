@@ -172,6 +172,13 @@ QUALITY_METHODS = {
     "whitening": METHODS["whitening"],
 }
 
+# What is said of quality where there are no labelled pairs, and beside each centring of a run that has some.
+QUALITY_NOT_MEASURED = (
+    "Whether the vectors serve better centred is not measured: a small mean cosine is no quality; labelled pairs tell. "
+    "Give them by pairs=FILE (--pairs FILE)."
+)
+QUALITY_SAID_BY_THE_RUN = "Whether the vectors serve better centred is what the labelled pairs of this run tell."
+
 VARIABLES = {
     "length": Variable("sentence length", "sentence length in tokens"),
     "token_frequency": Variable("frequency of its tokens", "mean log frequency of the sentence's tokens in the corpus"),

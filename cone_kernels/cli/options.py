@@ -88,8 +88,8 @@ def pairs_options(command: _Command) -> _Command:
         click.option(
             "--pairs",
             metavar="FILE",
-            help="Labelled pairs of texts, .jsonl, .csv or .tsv: measure by them, at every layer, whether centring helps. "
-            "Columns: premise, hypothesis, label; sentence1, sentence2, score; query, positive; and the like.",
+            help="Labelled pairs of texts, .jsonl, .csv or .tsv: whether centring helps is measured by "
+            "them. Columns: premise, hypothesis, label; sentence1, sentence2, score; query, positive; and the like.",
         ),
         click.option(
             "--measure",

@@ -49,7 +49,7 @@ class PairColumns:
 
     @property
     def of_entailment(self) -> bool:
-        """Whether numbers as labels may stand for kinds: 0 is entailment in one data set and contradiction in another."""
+        """Whether numbers as labels may stand for kinds: 0 is entailment in one data set, contradiction in another."""
         return (self.first.lower(), self.second.lower()) == _PREMISE
 
 

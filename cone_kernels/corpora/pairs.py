@@ -14,7 +14,6 @@ from typing import Any
 from cone_kernels.corpora.lines import csv_rows, json_objects
 from cone_kernels.corpora.pair_columns import (
     ENTAILMENT,
-    NEGATIVES,
     NO_LABEL,
     TRUTH,
     PairColumns,
@@ -199,7 +198,10 @@ def _records(source: Source, layout: dict[str, Any], reading: Reading) -> Iterat
         if len(row) != len(header):
             reading.refuse("malformed_record", number, f"{len(row)} cells under a header of {len(header)}")
             continue
-        yield number, dict(zip(header, row, strict=True))
+        # What was not UTF-8 came through the parser as lone surrogates, which give the bytes back.
+        cells = [reading.decoded(cell.encode("utf-8", "surrogateescape"), number) for cell in row]
+        if None not in cells:
+            yield number, dict(zip(header, cells, strict=True))
 
 
 @dataclass
@@ -235,25 +237,19 @@ class _Taken:
 
     def _text(self, record: Mapping[str, object], name: str, number: int) -> str | None:
         value = record.get(name)
-        if not isinstance(value, str):
-            (self.reading.refuse_no_string(name, value, number) if name in record
-             else self.reading.refuse_missing(name, number))  # fmt: skip
+        if name not in record:
+            self.reading.refuse_missing(name, number)
             return None
-        text = self.reading.decoded(value.encode("utf-8", "surrogateescape"), number) if _is_bytes(value) else value
-        encoded = None if text is None else self.reading.encoded(text, number)
+        if not isinstance(value, str):
+            self.reading.refuse_no_string(name, value, number)
+            return None
+        encoded = self.reading.encoded(value, number)
         if encoded is None:
             return None
         if not encoded[0].strip():
             self.reading.drop_empty()
             return None
         return encoded[0]
-
-
-def _is_bytes(text: str) -> bool:
-    """Whether a text has bytes in it that were not UTF-8, as a table's cells may."""
-    return any("\udc80" <= character <= "\udcff" for character in text) and not any(
-        "\ud800" <= character < "\udc80" or "\udcff" < character <= "\udfff" for character in text
-    )
 
 
 def _numbers(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.quality_result import NOT_MEASURED, Quality
+from cone_kernels.experiments.quality_result import Quality
 from cone_kernels.experiments.result import Estimate, ExperimentResult
-from cone_kernels.names import Layer, place, prompt_in_words
+from cone_kernels.names import QUALITY_NOT_MEASURED, Layer, place, prompt_in_words
 from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class CenteringResult(ExperimentResult):
         if isinstance(self.quality, Quality):
             found += self.quality.summary()
         elif found and self.after:
-            found.append(self.quality or NOT_MEASURED)
+            found.append(self.quality or QUALITY_NOT_MEASURED)
         return (*found, *(self.dependence.summary(self.rows) if self.dependence else ()))
 
     def __repr__(self) -> str:

@@ -38,7 +38,7 @@ class PairCosines:
     def __init__(self, items: PairItems, rows: Tensor) -> None:
         self._folds = []
         for number in range(FOLDS):
-            texts, place = items.pairs[items.fold == number].unique(return_inverse=True)
+            texts, place = torch.unique(items.pairs[items.fold == number], return_inverse=True)
             own = rows[texts].double()
             first, second = place.unbind(1)
             self._folds.append(_Fold(own, first, second, _products(own, first, second)))

@@ -131,9 +131,11 @@ class Judged:
         self.components = fits.components
         found = fits.of_others()
         self.reasons = _reasons(found)
+        self.fitted_on = fits.fitted_on
         scores = _scores(items, layer, found)
         self.also = scores.mean(2)
-        self.estimates = items.estimates(scores[:, 0])
+        self._main = scores[:, 0]
+        self.estimates = items.estimates(self._main)
 
     def other_fits(self, rows: Tensor, corpus: Moments | None, overlap: int | None) -> list[Fit]:
         """What methods are worth that are fitted on fewer texts of the pairs, on all, and on the corpus.
@@ -145,41 +147,31 @@ class Judged:
         """
         layer = of_layer(self._items, rows)
         fits = LayerFits(self._items, rows, layer, replace(self._settings, chosen=self.components))
-        whole = _scores(self._items, layer, fits.of_others())[:, 0]
         found = []
         for size in SIZES:
             if some := fits.of_some(size):
-                found.append(self._fit("pairs", size, _scores(self._items, layer, some)[:, 0], whole))
-        found.append(self._fit("pairs", fits.fitted_on, whole, whole))
+                found.append(self._fit("pairs", size, _scores(self._items, layer, some)[:, 0]))
+        found.append(self._fit("pairs", self.fitted_on, self._main))
         if corpus is not None:
             own = [fits_of(corpus, k, self._settings.shrinkage) for k in self.components]
             scores = _scores(self._items, layer, own)[:, 0]
-            found.append(self._fit("corpus", int(corpus.count.sum()), scores, None, overlap))
+            found.append(self._fit("corpus", int(corpus.count.sum()), scores, overlap))
         return found
 
-    def _fit(
-        self,
-        source: Literal["pairs", "corpus"],
-        rows: int,
-        scores: Tensor,
-        whole: Tensor | None,
-        overlap: int | None = None,
-    ) -> Fit:
-        """What fits of one size are worth.
+    def _fit(self, source: Literal["pairs", "corpus"], rows: int, scores: Tensor, overlap: int | None = None) -> Fit:
+        """What fits of one size are worth, by scores (1 + methods, items).
 
-        Args:
-            scores: (1 + methods, items).
-            whole: those of the fits on all texts. The folds' fits on some are of texts of their own, and by how much
-                these differ, beyond what the folds themselves do, is the error that the choice of texts makes.
+        The folds' fits on some of the pairs' texts are each of other texts. By how much what they change differs from
+        what fits on all texts change, from fold to fold, is the error that the choice of the texts makes.
         """
         differences = _less_raw(self._items.estimates(scores))
         spread = torch.zeros_like(differences.values)
-        if whole is not None:
-            by_fold = [
-                self._items.values(scores[:, mine], fold) - self._items.values(whole[:, mine], fold)
-                for fold in range(FOLDS)
-                for mine in [self._items.fold == fold]
-            ]
+        if source == "pairs":
+            by_fold = []
+            for fold in range(FOLDS):
+                mine = self._items.fold == fold
+                some, whole = (self._items.values(one[:, mine], fold) for one in (scores, self._main))
+                by_fold.append(some - whole)
             spread = torch.stack(by_fold).var(0)[1:]
         errors = (differences.stderr.square() + spread).sqrt().tolist()
         found = dict(zip(QUALITY_METHODS, zip(differences.values.tolist(), errors, strict=True), strict=True))
@@ -257,7 +249,7 @@ def _usable(every: Iterable[SentenceVectors]) -> Tensor:
 
 
 def _require_room(measurement: Measurement, pairs: LabelledPairs) -> int:
-    """The bytes that the vectors of the texts take on the disk; refuses where they, or a layer of them, have no room."""
+    """The bytes that the texts' vectors take on the disk; refuses where they, or a layer of them, have no room."""
     widths = [measurement.state.sentence.dim] * len(measurement.state.layers)
     widths += [] if measurement.state.output is None else [measurement.state.output.dim]
     size = 8 if measurement.model.get("dtype") == "float64" else 4
@@ -267,8 +259,8 @@ def _require_room(measurement: Measurement, pairs: LabelledPairs) -> int:
     free = memory()["available_bytes"]
     if free is not None and at_once > free:
         raise MemoryError(
-            f"pairs: the vectors of {len(pairs.texts):,} texts at one layer take {at_once / 1e6:,.0f} MB of memory, and "
-            f"{free / 1e6:,.0f} MB are free; give fewer pairs"
+            f"pairs: the vectors of {len(pairs.texts):,} texts at one layer take {at_once / 1e6:,.0f} MB of memory, "
+            f"and {free / 1e6:,.0f} MB are free; give fewer pairs"
         )
     return needed
 

@@ -120,9 +120,9 @@ def fits_of(moments: Moments, components: int | None, shrinkage: float | None) -
     """
     mean = _fitted(moments, "mean")
     top = _top(moments, components)
-    if isinstance(top, str):
-        first = gap = top
-    else:
+    first: Centering | str = top
+    gap: Centering | str = top
+    if isinstance(top, Centering):
         first = first_of(top, components or max(1, moments.dim // 100))
         gap = first_of(top, _by_gap(top, moments))
     found: Fits = {

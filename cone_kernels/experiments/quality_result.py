@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
 Decision: TypeAlias = Literal["centre", "do not", "undecided"]
 
-NOT_MEASURED = (
-    "Whether the vectors serve better centred is not measured: a small mean cosine is no quality; labelled pairs tell. "
-    "Give them by pairs=FILE (--pairs FILE)."
-)
-SAID_BY_THE_RUN = "Whether the vectors serve better centred is what the labelled pairs of this run tell."
-
 
 class Place(NamedTuple):
     """Which vectors: a layer, and how they are pooled; the output is pooled in its own way, and has None here."""

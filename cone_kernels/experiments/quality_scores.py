@@ -34,7 +34,7 @@ class LayerScores(Protocol):
         """(measures, items of the fold) float64: of the items of a fold, whose vectors go through a map first."""
 
     def by_components(self, fold: int, top: Centering, choices: list[int]) -> Tensor:
-        """(choices, items of the fold) by the first measure, after all-but-the-top of the first k directions of `top`."""
+        """(choices, items of the fold) by the first measure, after the first k directions of `top` are taken away."""
 
 
 class PairItems:
@@ -58,8 +58,8 @@ class PairItems:
         left_out: pairs with a text that has no vector.
 
     Raises:
-        CorpusError: there are too few groups, a group holds more than half of the items, or the labels of a fold are all
-            of one kind.
+        CorpusError: there are too few groups, a group holds more than half of the items, or in a fold all labels are
+            alike.
 
     Example:
         >>> items = PairItems(read_pairs("snli_dev.jsonl"), torch.ones(12982, dtype=torch.bool))
@@ -79,20 +79,20 @@ class PairItems:
         self._labels = labels[there] if len(labels) else labels
         self.queries, self.query = self.pairs[:, 0], torch.arange(len(self.pairs))
         if self.kind == "retrieval":
-            self.queries, self.query = self.queries.unique(return_inverse=True)
+            self.queries, self.query = torch.unique(self.queries, return_inverse=True)
         others = torch.tensor(pairs.negatives, dtype=torch.int64).reshape(-1, 2)[:, 1]
-        self.candidates = torch.cat([self.pairs[:, 1], others[usable[others]]]).unique()
+        self.candidates = torch.unique(torch.cat([self.pairs[:, 1], others[usable[others]]]))
         clusters = torch.tensor(pairs.groups())
-        self.group = clusters[self.queries].unique(return_inverse=True)[1]
+        self.group = torch.unique(clusters[self.queries], return_inverse=True)[1]
         self.fold = _folds(self.group, pairs.name)[self.group]
         fold_of_cluster = torch.full((len(usable),), -1)
         fold_of_cluster[clusters[self.queries]] = self.fold
         self.text_fold = torch.where(usable, fold_of_cluster[clusters], -1)
         for number in range(FOLDS) if len(self._labels) else ():
-            if len(self._labels[self.fold == number].unique()) < 2:
+            if len(torch.unique(self._labels[self.fold == number])) < 2:
                 raise CorpusError(
-                    f"pairs: {pairs.name} has {len(self.pairs):,} pairs to use, and in a quarter of them all labels are "
-                    "alike; give more pairs"
+                    f"pairs: {pairs.name} has {len(self.pairs):,} pairs to use, and in a quarter of them all labels "
+                    "are alike; give more pairs"
                 )
 
     def __len__(self) -> int:

@@ -20,13 +20,20 @@ from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, table_format
 from cone_kernels.experiments.pooling_result import PoolingResult
-from cone_kernels.experiments.quality_result import NOT_MEASURED, SAID_BY_THE_RUN, Quality
+from cone_kernels.experiments.quality_result import Quality
 from cone_kernels.experiments.result import ExperimentResult
 from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
 from cone_kernels.files import every_output, require_local, sha256_of, write_whole, writing
-from cone_kernels.names import METHODS, Layer, asked_poolings, experiments_in_run
+from cone_kernels.names import (
+    METHODS,
+    QUALITY_NOT_MEASURED,
+    QUALITY_SAID_BY_THE_RUN,
+    Layer,
+    asked_poolings,
+    experiments_in_run,
+)
 from cone_kernels.runs.measure import measure as run_model
 from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
@@ -114,7 +121,7 @@ class RunResult:
         """The answers of all experiments in plain sentences."""
         found = [result for model in self.models for result in model.results.values()]
         every = [*found, self.rotation] if self.rotation else found
-        quality = [model.quality.summary() if model.quality else (NOT_MEASURED,) for model in self.models]
+        quality = [model.quality.summary() if model.quality else (QUALITY_NOT_MEASURED,) for model in self.models]
         return (*(line for result in every for line in result.summary()), *dict.fromkeys(chain(*quality)))
 
     @property
@@ -217,7 +224,7 @@ def run(
                     else tuple(
                         replace(
                             center_of(measured, layer=layer, method=method),
-                            quality=None if labelled is None else SAID_BY_THE_RUN,
+                            quality=None if labelled is None else QUALITY_SAID_BY_THE_RUN,
                         )
                         for method in METHODS
                     ),
@@ -232,7 +239,14 @@ def run(
     if len(measurements) > 1 and not any(one.undefined for one in results):
         with threads_of(*measurements):
             compared = rotation_of(measurements, layer=layer, k=k)
-    asked = {"layer": layer, "k": k, "top": top, "tokens": tokens, "rogue": rogue, "pooling": list(names)}
+    asked: dict[str, Any] = {
+        "layer": layer,
+        "k": k,
+        "top": top,
+        "tokens": tokens,
+        "rogue": rogue,
+        "pooling": list(names),
+    }
     asked |= {} if labelled is None else {"pairs": labelled.name, "measure": labelled.measure}
     files = [_file_name(label) for label in labels(measurements)]
     named = _with_files(results, files)

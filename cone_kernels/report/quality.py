@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cone_kernels.experiments.quality_result import NOT_MEASURED
+from cone_kernels.names import QUALITY_NOT_MEASURED
 from cone_kernels.report.inline import escape, markup, name
 from cone_kernels.report.node import Node
 from cone_kernels.report.section import Drawer, figures_and_tables, findings
@@ -28,6 +28,6 @@ def quality_section(models: Sequence[Node], draw: Drawer) -> str:
             heading = f"<h3>{markup([name(model['layers']['model'])])}</h3>" if len(models) > 1 else ""
             body = figures_and_tables(quality_panels(quality), quality_tables(quality), prefix, draw)
             bodies.append(heading + findings(quality) + body)
-    body = "".join(bodies) or f"<p>{escape(NOT_MEASURED)}</p>"
+    body = "".join(bodies) or f"<p>{escape(QUALITY_NOT_MEASURED)}</p>"
     question = '<h2>Does it help?</h2><p class="question">Do centred vectors serve better?</p>'
     return f'<section id="quality" class="experiment">{question}{body}</section>'

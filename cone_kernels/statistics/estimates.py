@@ -79,7 +79,7 @@ class Estimates:
         """
         rows = torch.bincount(group).double()
         rows = rows[rows > 0]
-        place = group.unique(return_inverse=True)[1]
+        place = torch.unique(group, return_inverse=True)[1]
         sums = influences.new_zeros(len(values), len(rows)).index_add_(1, place, influences)
         sums = torch.where(values.isfinite()[:, None], sums - sums.mean(1, keepdim=True), 0.0)
         deviations = sums * math.sqrt(len(rows) / max(len(rows) - 1, 1))

@@ -77,7 +77,7 @@ def above(scores: Tensor, weights: Tensor) -> Tensor:
     """
     found = torch.empty(scores.shape, dtype=torch.float64)
     for at, (row, own) in enumerate(zip(scores, weights, strict=True)):
-        values, place = row.unique(return_inverse=True)
+        values, place = torch.unique(row, return_inverse=True)
         at_value = torch.zeros(len(values), dtype=torch.float64).index_add_(0, place, own.double())
         beyond = at_value.flip(0).cumsum(0).flip(0) - at_value / 2
         found[at] = beyond[place]
@@ -93,14 +93,14 @@ def reciprocal_ranks(ranks: Tensor, query: Tensor, queries: int) -> Tensor:
         queries: how many there are; each has one relevant text at least.
     """
     first = torch.full((queries,), torch.inf, dtype=torch.float64)
-    return 1 / first.scatter_reduce(0, query, ranks.double(), "amin")
+    found: Tensor = 1 / first.scatter_reduce(0, query, ranks.double(), "amin")
+    return found
 
 
 def recall(ranks: Tensor, query: Tensor, queries: int, k: int) -> Tensor:
     """(queries,) the share of a query's relevant texts that are among its first k; arguments as `reciprocal_ranks`."""
-    hits, count = torch.zeros(2, queries, dtype=torch.float64)
-    hits.index_add_(0, query, (ranks <= k).double())
-    return hits / count.index_add_(0, query, torch.ones_like(ranks, dtype=torch.float64))
+    hits = torch.zeros(queries, dtype=torch.float64).index_add_(0, query, (ranks <= k).double())
+    return hits / torch.bincount(query, minlength=queries)
 
 
 def of_queries(measure: str, ranks: Tensor, query: Tensor, queries: int) -> Tensor:

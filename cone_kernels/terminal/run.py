@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cone_kernels.experiments.quality_result import NOT_MEASURED
+from cone_kernels.names import QUALITY_NOT_MEASURED
 from cone_kernels.terminal.quality import print_quality
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def print_run(console: Console, result: RunResult) -> None:
                 console.print(f"- {line}", markup=False)
         if model.quality is not None:
             print_quality(console, model.quality)
-        for line in model.quality.summary() if model.quality else (NOT_MEASURED,):
+        for line in model.quality.summary() if model.quality else (QUALITY_NOT_MEASURED,):
             console.print(f"- {line}", markup=False)
         console.print()
     for line in result.rotation.summary() if result.rotation else ():

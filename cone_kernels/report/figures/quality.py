@@ -34,8 +34,8 @@ def _panel(quality: Node, rows: Sequence[Node]) -> Panel:
         "quality",
         "Does opening the cone help?",
         [
-            f"{name} of the labelled pairs at every layer, as it is and after each method, on pairs that the method was "
-            "not fitted on. Higher is better."
+            f"{name} of the labelled pairs at every layer, as it is and after each method, on pairs that the method "
+            "was not fitted on. Higher is better."
         ],
         _description(quality),
         lambda width: 330 if width < 500 else 370,
