@@ -42,7 +42,7 @@ def quality_of(
     pairs: LabelledPairs,
     *,
     layer: Layer,
-    poolings: Sequence[str] | None = None,
+    poolings: Sequence[str] = (),
     components: int | None = None,
     shrinkage: float | None = None,
     fitted_on: Measurement | None = None,
@@ -57,7 +57,7 @@ def quality_of(
         measurement: of the model, on the corpus.
         pairs: what `read_pairs` returns.
         layer: the vectors that are in use now, as `Measurement.layer` gives it: what all else is compared with.
-        poolings: how the sentence vectors of the layers are made; None is as those of the measurement.
+        poolings: how the sentence vectors of the layers are made, besides those of the measurement.
         components, shrinkage: of all-but-the-top and whitening; None finds them.
         fitted_on: whose sums stand for another corpus; None is the measurement.
         options: the options of the run, of which those that say how a model is run are used.
@@ -70,7 +70,7 @@ def quality_of(
         >>> quality_of(measurement, read_pairs("snli_dev.jsonl"), layer="output").verdict.decision
         'do not'
     """
-    names = (measurement.state.pooling,) if poolings is None else tuple(poolings)
+    names = tuple(dict.fromkeys((measurement.state.pooling, *poolings)))
     needed = _require_room(measurement, pairs)
     clock = time.perf_counter()
     places: dict[Place, SentenceVectors] = {}
