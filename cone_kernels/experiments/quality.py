@@ -15,9 +15,11 @@ from torch import Tensor
 from cone_kernels.corpora.pairs import LabelledPairs
 from cone_kernels.doctor import memory
 from cone_kernels.experiments.held_out import FOLDS
+from cone_kernels.experiments.pair_cosines import PairCosines
 from cone_kernels.experiments.quality_fits import Fits, LayerFits, Settings, fits_of
 from cone_kernels.experiments.quality_result import Fit, MethodQuality, Place, Quality, QualityLayer, verdict_of
-from cone_kernels.experiments.quality_scores import LayerScores, PairItems, of_all_folds, of_layer
+from cone_kernels.experiments.quality_scores import LayerScores, PairItems, of_all_folds
+from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.files import require_room
 from cone_kernels.names import OUTPUT, QUALITY_METHODS, Layer
 from cone_kernels.runs.measure import measure
@@ -176,6 +178,11 @@ class Judged:
         errors = (differences.stderr.square() + spread).sqrt().tolist()
         found = dict(zip(QUALITY_METHODS, zip(differences.values.tolist(), errors, strict=True), strict=True))
         return Fit(*self.place, source, rows, found, overlap)
+
+
+def of_layer(items: PairItems, rows: Tensor) -> LayerScores:
+    """What scores the vectors (n, d) of all texts at one layer."""
+    return QueryRanks(items, rows) if items.kind == "retrieval" else PairCosines(items, rows)
 
 
 def _less_raw(found: Estimates) -> Estimates:

@@ -371,7 +371,17 @@ def _fits_in_words(quality: Quality) -> list[str]:
 
 
 def _change(value: float, error: float) -> str:
-    return f"{_signed(value)} ± {error:.3f}"
+    return f"{_signed(value)} ± {error_in_words(error)}"
+
+
+def error_in_words(error: float) -> str:
+    """A standard error with three decimals, or one significant digit where it would show as zero.
+
+    Example:
+        >>> error_in_words(0.0123), error_in_words(0.00026)
+        ('0.012', '0.0003')
+    """
+    return f"{error:.3f}" if error >= 0.0005 or not error > 0 else f"{error:.1g}"
 
 
 def _signed(value: float) -> str:

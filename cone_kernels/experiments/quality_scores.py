@@ -127,14 +127,6 @@ class PairItems:
         return ranking.mean(scores)
 
 
-def of_layer(items: PairItems, rows: Tensor) -> LayerScores:
-    """What scores the vectors (n, d) of all texts at one layer."""
-    from cone_kernels.experiments.pair_cosines import PairCosines
-    from cone_kernels.experiments.query_ranks import QueryRanks
-
-    return QueryRanks(items, rows) if items.kind == "retrieval" else PairCosines(items, rows)
-
-
 def of_all_folds(items: PairItems, layer: LayerScores, maps: list[Map] | None = None) -> Tensor:
     """(measures, items) the scores of every fold, through the map of that fold.
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cone_kernels.experiments.quality_result import error_in_words
 from cone_kernels.experiments.result import finite
 from cone_kernels.names import QUALITY_METHODS, measure_label
 
@@ -40,4 +41,6 @@ def _cell(found: MethodQuality, console: Console) -> Text:
     if found.reason is not None:
         return Text("-")
     plus_minus = "+/-" if console.options.ascii_only else "±"
-    return Text(f"{found.claim.estimate:+.3f} {plus_minus} {found.stderr:.3f}", _COLOURS[found.claim.verdict])
+    return Text(
+        f"{found.claim.estimate:+.3f} {plus_minus} {error_in_words(found.stderr)}", _COLOURS[found.claim.verdict]
+    )

@@ -21,10 +21,10 @@ from cone_kernels.corpora.pairs import LabelledPairs
 from cone_kernels.corpora.reading import CorpusError
 from cone_kernels.experiments.held_out import FOLDS
 from cone_kernels.experiments.pair_cosines import PairCosines
-from cone_kernels.experiments.quality import Judged, _layers
+from cone_kernels.experiments.quality import Judged, _layers, of_layer
 from cone_kernels.experiments.quality_fits import LayerFits, Settings, fits_of, moments_of
 from cone_kernels.experiments.quality_result import Place, Quality, verdict_of
-from cone_kernels.experiments.quality_scores import PairItems, of_layer
+from cone_kernels.experiments.quality_scores import PairItems
 from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.names import QUALITY_METHODS, QUALITY_NOT_MEASURED
 from cone_kernels.report import figure, write_report
