@@ -85,8 +85,9 @@ def quality_of(
     settings = Settings(components, shrinkage)
     in_use = Place(layer, None if layer == OUTPUT else names[0])
     judged = {place: Judged(place, items, _rows(vectors), settings) for place, vectors in places.items()}
-    layers = _layers(judged.values(), items.measures[1:])
-    verdict = verdict_of(layers, joined([one.estimates for one in judged.values()]), in_use)
+    together = joined([one.estimates for one in judged.values()]).condensed()
+    layers = layers_of(judged.values(), together, items.measures[1:])
+    verdict = verdict_of(layers, together, in_use)
     source, overlap = fitted_on or measurement, None if fitted_on else _overlap(measurement, pairs)
     found = []
     for place in dict.fromkeys((in_use, Place(verdict.layer, verdict.pooling))):
@@ -191,10 +192,14 @@ def _less_raw(found: Estimates) -> Estimates:
     return found.at(methods).less(found.at(torch.zeros_like(methods)))
 
 
-def _layers(judged: Iterable[Judged], others: Sequence[str]) -> list[QualityLayer]:
-    """The rows of the result; all differences to the vectors as they are, at the same layer, are judged together."""
-    judged = list(judged)
-    every = joined([one.estimates for one in judged])
+def layers_of(judged: Iterable[Judged], every: Estimates, others: Sequence[str]) -> list[QualityLayer]:
+    """The rows of the result; all differences to the vectors as they are, at the same layer, are judged together.
+
+    Args:
+        judged: the layers.
+        every: the estimates of all of them.
+        others: the names of the measures besides the first.
+    """
     width = 1 + len(QUALITY_METHODS)
     methods = torch.tensor([at for at in range(len(every.values)) if at % width])
     differences = every.at(methods).less(every.at(methods - methods % width))

@@ -120,6 +120,10 @@ class PairItems:
         return self._statistic(scores, self.fold == fold)[0]
 
     def _statistic(self, scores: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+        value, own = self._of_known(scores, mine)
+        return torch.where(scores.isnan().any(1), torch.nan, value), own
+
+    def _of_known(self, scores: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind == "auc":
             return ranking.auc(scores, self._labels[mine] > 0)
         if self.kind == "spearman":

@@ -83,9 +83,6 @@ class Estimates:
         sums = influences.new_zeros(len(values), len(rows)).index_add_(1, place, influences)
         sums = torch.where(values.isfinite()[:, None], sums - sums.mean(1, keepdim=True), 0.0)
         deviations = sums * math.sqrt(len(rows) / max(len(rows) - 1, 1))
-        if len(rows) > len(values):
-            # Fewer columns of the same products, so of the same errors and correlations.
-            deviations = torch.linalg.qr(deviations.mT, mode="r").R.mT
         degrees = float(rows.sum().square() / rows.square().sum() - 1)
         return cls(values, deviations, torch.full_like(values, degrees))
 
@@ -109,6 +106,15 @@ class Estimates:
         least = self.degrees.minimum(others.degrees)
         degrees = torch.where(spread > 0, total.square() / spread, least)
         return Estimates(self.values - others.values, deviations, degrees)
+
+    def condensed(self) -> Estimates:
+        """The same with m parts where there are more: of the same errors and correlations, and quicker to judge.
+
+        Only all that are judged together, or whose differences are taken, may be condensed: the parts are their own.
+        """
+        if self.deviations.shape[1] <= len(self.values):
+            return self
+        return Estimates(self.values, torch.linalg.qr(self.deviations.mT, mode="r").R.mT, self.degrees)
 
     def at(self, which: Tensor) -> Estimates:
         """Those at these positions (k,)."""

@@ -21,7 +21,7 @@ from cone_kernels.corpora.pairs import LabelledPairs
 from cone_kernels.corpora.reading import CorpusError
 from cone_kernels.experiments.held_out import FOLDS
 from cone_kernels.experiments.pair_cosines import PairCosines
-from cone_kernels.experiments.quality import Judged, _layers, of_layer
+from cone_kernels.experiments.quality import Judged, layers_of, of_layer
 from cone_kernels.experiments.quality_fits import LayerFits, Settings, fits_of, moments_of
 from cone_kernels.experiments.quality_result import Place, Quality, verdict_of
 from cone_kernels.experiments.quality_scores import PairItems
@@ -29,6 +29,7 @@ from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.names import QUALITY_METHODS, QUALITY_NOT_MEASURED
 from cone_kernels.report import figure, write_report
 from cone_kernels.statistics.estimates import joined
+from cone_kernels.statistics.ranking import auc
 from tests.support.tiny_checkpoints import save_checkpoint
 
 DIM = 12
@@ -155,7 +156,41 @@ def test_values_are_those_of_folds_after_fits_on_the_others() -> None:
 def quality_of_rows(pairs: LabelledPairs, rows: Tensor) -> Any:
     items = items_of(pairs)
     judged = Judged(Place("output", None), items, rows, Settings())
-    return verdict_of(_layers([judged], ()), joined([judged.estimates]), Place("output", None))
+    every = judged.estimates.condensed()
+    return verdict_of(layers_of([judged], every, ()), every, Place("output", None))
+
+
+def test_layers_are_compared_over_the_same_groups() -> None:
+    pairs = labelled(32)
+    items = items_of(pairs)
+    rows = [rows_of(pairs, seed) for seed in (0, 1)]
+    judged = [Judged(Place(at, "mean"), items, one, Settings(components=2)) for at, one in enumerate(rows)]
+    every = joined([one.estimates for one in judged])
+    condensed, width = every.condensed(), 1 + len(QUALITY_METHODS)
+    first, second = torch.tensor([0]), torch.tensor([width])
+    influences = torch.zeros(2, len(items), dtype=torch.float64)
+    for fold in range(FOLDS):
+        mine = items.fold == fold
+        scores = torch.stack([plain_cosines(one, items.pairs[mine]) for one in rows])
+        influences[:, mine] = auc(scores, torch.tensor(pairs.labels)[mine] > 0)[1] * float(mine.double().mean())
+    sums = torch.zeros(32, dtype=torch.float64).index_add_(0, items.group, influences[1] - influences[0])
+    wanted = float((sums.var() * 32).sqrt())
+    for one in (every, condensed):
+        assert float(one.at(second).less(one.at(first)).stderr) == pytest.approx(wanted, rel=1e-9)
+    assert condensed.deviations.shape == (2 * width, 2 * width)
+
+
+def test_a_method_that_cannot_be_fitted_has_a_reason_and_no_value() -> None:
+    pairs = labelled(32)
+    judged = Judged(
+        Place(0, "cls"), items_of(pairs), torch.ones(len(pairs.texts), DIM, dtype=torch.float64), Settings()
+    )
+    (row,) = layers_of([judged], judged.estimates, ())
+    assert row.raw == 0.5
+    data = row.to_dict()["methods"]["whitening"]
+    assert (data["value"], data["difference"], data["stderr"]) == (None, None, None)
+    assert "all its vectors are alike" in data["reason"]
+    assert verdict_of([row], judged.estimates, Place(0, "cls")).decision == "undecided"
 
 
 def test_the_verdict_is_what_the_data_says() -> None:
