@@ -1,4 +1,4 @@
-"""Figure of what labelled pairs say: the measure as it is and after each method, over the layers."""
+"""Figure of what labelled pairs say: what each method changes, over the layers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from cone_kernels.names import OUTPUT, QUALITY_METHODS, label_of, measure_label
 from cone_kernels.report.figures.canvas import Canvas
 from cone_kernels.report.figures.curves import Curve, curve_axes
 from cone_kernels.report.figures.panel import Panel
-from cone_kernels.report.inline import Parts, fixed
+from cone_kernels.report.inline import Inline, Parts, fixed
 from cone_kernels.report.node import Node
-from cone_kernels.report.palette import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from cone_kernels.report.palette import BLUE, GREEN, MUTED, ORANGE, PURPLE
 from cone_kernels.report.words import place
 
 _COLOURS = (BLUE, MUTED, GREEN, ORANGE, PURPLE)
@@ -34,8 +34,9 @@ def _panel(quality: Node, rows: Sequence[Node]) -> Panel:
         "quality",
         "Does opening the cone help?",
         [
-            f"{name} of the labelled pairs at every layer, as it is and after each method, on pairs that the method "
-            "was not fitted on. Higher is better."
+            f"What each method changes of the {name} of the labelled pairs at every layer: above zero it helps, below "
+            "it harms. It is tested on pairs that the method was not fitted on; the bands are two standard errors on both "
+            "sides."
         ],
         _description(quality),
         lambda width: 330 if width < 500 else 370,
@@ -45,22 +46,16 @@ def _panel(quality: Node, rows: Sequence[Node]) -> Panel:
 
 def _description(quality: Node) -> Parts:
     verdict = quality["verdict"]
-    words: list[object] = [
-        "As it is, ",
-        *place(verdict["in_use"]["layer"]),
-        " has ",
-        fixed(verdict["in_use"]["value"], 3),
-    ]
-    words += ["; the best method has ", fixed(verdict["value"], 3), " at ", *place(verdict["layer"]), "."]
-    return words  # type: ignore[return-value]
+    used, layer = verdict["in_use"], verdict["layer"]
+    words: list[Inline] = ["As it is, ", *place(used["layer"]), " has ", fixed(used["value"], 3)]
+    return [*words, "; the best method has ", fixed(verdict["value"], 3), " at ", *place(layer), "."]
 
 
 def _draw(canvas: Canvas, rows: Sequence[Node], name: str) -> None:
-    numbers = [int(row["layer"].number) for row in rows]
     methods = [key for key, _ in rows[0]["methods"].items()]
-    curves = [
-        Curve(label_of(QUALITY_METHODS, key), colour, [row["methods"][key].get("value") for row in rows])
-        for key, colour in zip(methods, _COLOURS, strict=False)
-    ]
-    curves.append(Curve("as it is", INK, [row["raw"] for row in rows], [row.get("raw_stderr") for row in rows]))
-    curve_axes(canvas, numbers, curves, name)
+    curves = []
+    for key, colour in zip(methods, _COLOURS, strict=False):
+        found = [row["methods"][key] for row in rows]
+        values, errors = ([one.get(what) for one in found] for what in ("difference", "stderr"))
+        curves.append(Curve(label_of(QUALITY_METHODS, key), colour, values, errors))
+    curve_axes(canvas, [int(row["layer"].number) for row in rows], curves, f"change of the {name}")
