@@ -30,6 +30,7 @@ from tests.support.report_cases import (
     compare_result,
     layers_result,
     pooling_result,
+    quality_part,
     rotation_result,
     run_results,
     vectors_result,
@@ -132,6 +133,17 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert bars == [estimate["value"] for estimate in estimates]
     errors = {(e["value"] - 2 * e["stderr"], e["value"] + 2 * e["stderr"]) for e in estimates}
     assert {x for x, _ in lines_of(ax)} >= errors
+
+
+def test_what_methods_change_is_that_of_the_numbers() -> None:
+    quality = quality_part()
+    result = centering_result() | {"quality": quality}
+    ax = figure(result).axes[-1]
+    rows = [row for row in quality["layers"] if row["layer"] != "output"]
+    numbers = tuple(float(row["layer"]) for row in rows)
+    for method in ("mean", "partial-mean", "all-but-the-top", "all-but-the-top-eigengap"):
+        assert (numbers, tuple(row["methods"][method]["difference"] for row in rows)) in lines_of(ax)
+    assert "all are &lt;alike&gt;" in fragment(result)
 
 
 def test_models_side_by_side() -> None:

@@ -35,8 +35,7 @@ def _panel(quality: Node, rows: Sequence[Node]) -> Panel:
         "Does opening the cone help?",
         [
             f"What each method changes of the {name} of the labelled pairs at every layer: above zero it helps, below "
-            "it harms. It is tested on pairs that the method was not fitted on; the bands are two standard errors on both "
-            "sides."
+            "it harms. It is tested on pairs that it was not fitted on; the bands are two standard errors either way."
         ],
         _description(quality),
         lambda width: 330 if width < 500 else 370,
