@@ -73,7 +73,7 @@ def quality_of(
         'do not'
     """
     names = tuple(dict.fromkeys((measurement.state.pooling, *poolings)))
-    needed = _require_room(measurement, pairs)
+    needed = _require_room(measurement, pairs, len(names))
     clock = time.perf_counter()
     places: dict[Place, SentenceVectors] = {}
     for number, pooling in enumerate(names):
@@ -91,9 +91,7 @@ def quality_of(
     source, overlap = fitted_on or measurement, None if fitted_on else _overlap(measurement, pairs)
     found = []
     for place in dict.fromkeys((in_use, Place(verdict.layer, verdict.pooling))):
-        known = place.pooling in (None, source.state.pooling)
-        corpus = source.moments(source.layer(place.layer)) if known else None
-        found += judged[place].other_fits(_rows(places[place]), corpus, overlap)
+        found += judged[place].other_fits(_rows(places[place]), _sums_at(source, place), overlap)
     return Quality(
         measure=pairs.measure,
         pairs=len(items.pairs),
@@ -248,6 +246,14 @@ def _vectors(
     return found.vectors
 
 
+def _sums_at(source: Measurement, place: Place) -> Moments | None:
+    """The sums of the same vectors of another corpus; None where it has none of these."""
+    if place.layer == OUTPUT:
+        return source.state.output
+    known = place.layer in source.state.layers and place.pooling == source.state.pooling
+    return source.moments(place.layer) if known else None
+
+
 def _rows(vectors: SentenceVectors) -> Tensor:
     return torch.cat([block for _, block in vectors.blocks()])
 
@@ -260,9 +266,9 @@ def _usable(every: Iterable[SentenceVectors]) -> Tensor:
     return torch.stack(found).all(0)
 
 
-def _require_room(measurement: Measurement, pairs: LabelledPairs) -> int:
+def _require_room(measurement: Measurement, pairs: LabelledPairs, poolings: int) -> int:
     """The bytes that the texts' vectors take on the disk; refuses where they, or a layer of them, have no room."""
-    widths = [measurement.state.sentence.dim] * len(measurement.state.layers)
+    widths = [measurement.state.sentence.dim] * len(measurement.state.layers) * poolings
     widths += [] if measurement.state.output is None else [measurement.state.output.dim]
     size = 8 if measurement.model.get("dtype") == "float64" else 4
     needed = len(pairs.texts) * sum(widths) * size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cone_kernels.centering import Centering
 from cone_kernels.cli import main
 from cone_kernels.corpora.pairs import LabelledPairs
 from cone_kernels.corpora.reading import CorpusError
+from cone_kernels.experiments import quality
 from cone_kernels.experiments.held_out import FOLDS
 from cone_kernels.experiments.pair_cosines import PairCosines
 from cone_kernels.experiments.quality import Judged, layers_of, of_layer
@@ -229,6 +231,18 @@ def test_pairs_that_do_not_do_are_refused() -> None:
     without[20] = False
     items = PairItems(one, without)
     assert (items.left_out, len(items), int(items.text_fold[20])) == (1, 39, -1)
+
+
+def test_vectors_that_there_is_no_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(sentence=SimpleNamespace(dim=1000), layers=(0, 1, 2), output=SimpleNamespace(dim=500))
+    measurement: Any = SimpleNamespace(state=state, model={"dtype": "float32"})
+    pairs = labelled(100)
+    assert quality._require_room(measurement, pairs, 2) == 300 * (3 * 2 * 1000 + 500) * 4
+    with pytest.raises(OSError, match=r"^pairs: .* must have room for .* MB, and .* MB are free"):
+        quality._require_room(measurement, replace(pairs, texts=range(10**12)), 1)
+    monkeypatch.setattr(quality, "memory", lambda: {"available_bytes": 10**6})
+    with pytest.raises(MemoryError, match=r"^pairs: the vectors of 300 texts at one layer take 5 MB .* 1 MB are free"):
+        quality._require_room(measurement, pairs, 1)
 
 
 @pytest.mark.slow
