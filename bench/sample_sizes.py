@@ -17,7 +17,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cone_kernels import Corpus, Moments, load_model, metrics, top_eigenvectors

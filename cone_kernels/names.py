@@ -87,6 +87,21 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What says how well cosines go with labels.
+
+    Attributes:
+        label: in tables and figures.
+        phrase: in a sentence.
+        takes: what the labels are.
+    """
+
+    label: str
+    phrase: str
+    takes: str
+
+
+@dataclass(frozen=True)
 class Variable:
     """What the projections on an axis are correlated with.
 
@@ -139,6 +154,30 @@ METHODS: dict[CenteringMethod, Method] = {
     "all-but-the-top": Method("all but the top", "also project out the top directions"),
     "whitening": Method("whitening", "whiten"),
 }
+
+# How the quality of vectors is judged by labelled pairs; `cone_kernels.statistics.ranking` computes each. There is also
+# "recall@K", for any K.
+MEASURES = {
+    "auc": Measure("AUC", "the AUC", "labels of two kinds, entailment against all else among them"),
+    "spearman": Measure("Spearman", "Spearman's correlation", "graded scores"),
+    "mrr": Measure("MRR", "the mean reciprocal rank", "a query and a relevant text"),
+}
+
+# What `quality` judges: the methods above, and softer ones; `cone_kernels.experiments.quality_fits` fits them.
+QUALITY_METHODS = {
+    "mean": METHODS["mean"],
+    "partial-mean": Method("half the mean", "subtract half of the mean"),
+    "all-but-the-top": METHODS["all-but-the-top"],
+    "all-but-the-top-eigengap": Method("all but the top, by gap", "as many directions as the eigengap says"),
+    "whitening": METHODS["whitening"],
+}
+
+# What is said of quality where there are no labelled pairs, and beside each centring of a run that has some.
+QUALITY_NOT_MEASURED = (
+    "Whether the vectors serve better centred is not measured: a small mean cosine is no quality; labelled pairs tell. "
+    "Give them by pairs=FILE (--pairs FILE)."
+)
+QUALITY_SAID_BY_THE_RUN = "Whether the vectors serve better centred is what the labelled pairs of this run tell."
 
 VARIABLES = {
     "length": Variable("sentence length", "sentence length in tokens"),
@@ -194,6 +233,39 @@ VECTOR_FORMATS: dict[VectorFormat, VectorFileKind] = {
     "faiss": VectorFileKind((".faiss", ".index"), "a faiss index that gives its vectors back"),
     "dataset": VectorFileKind((), "a folder that Hugging Face's datasets saved"),
 }
+
+
+def measure_kind(measure: str) -> str:
+    """What labels a measure takes: "auc", "spearman", or "retrieval" for "mrr" and "recall@K".
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> measure_kind("recall@10")
+        'retrieval'
+    """
+    name, at, k = measure.partition("@")
+    if at and name == "recall" and k.isdecimal() and int(k) > 0:
+        return "retrieval"
+    if measure not in MEASURES:
+        raise ValueError(f"measure: got {measure!r}; it must be one of {', '.join(MEASURES)}, or recall@K")
+    return "retrieval" if measure == "mrr" else measure
+
+
+def measure_label(measure: str) -> str:
+    """A measure in tables and figures.
+
+    Example:
+        >>> measure_label("auc"), measure_label("recall@10")
+        ('AUC', 'recall@10')
+    """
+    return MEASURES[measure].label if measure in MEASURES else measure
+
+
+def measure_phrase(measure: str) -> str:
+    """A measure in a sentence."""
+    return MEASURES[measure].phrase if measure in MEASURES else measure
 
 
 class _Labelled(Protocol):

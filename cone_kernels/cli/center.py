@@ -14,6 +14,7 @@ from cone_kernels.cli.options import (
     layer_option,
     layer_pooling_option,
     model_options,
+    pairs_options,
     shared_options,
 )
 from cone_kernels.names import METHODS
@@ -57,6 +58,7 @@ from cone_kernels.names import METHODS
     metavar="FILE",
     help="Write the opened --vectors: .npy, .safetensors, .parquet, .fvecs or .fbin, by the ending of the name.",
 )
+@pairs_options
 @click.option("--output", "-o", metavar="FILE", help="Write the centering, for Centering.load.")
 @shared_options()
 @json_option
@@ -72,6 +74,10 @@ def center(json_out: str | None, max_bad: int | None, **options: Any) -> None:
         raise click.UsageError("--model and --corpus go together")
     if options["model"] is None and options["state"] is None and not options["vectors"]:
         raise click.UsageError("give --model and --corpus, or --vectors FILE, or --state FILE")
+    if options["pairs"] and options["model"] is None:
+        raise click.UsageError("--pairs goes with --model and --corpus: the texts of the pairs go through the model")
+    if options["measure"] and not options["pairs"]:
+        raise click.UsageError("--measure goes with --pairs FILE")
     for name, method in (("components", "all-but-the-top"), ("shrinkage", "whitening")):
         if options[name] is not None and options["method"] != method:
             raise click.UsageError(f"--{name} is for --method {method}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cone_kernels.names import MODEL_POOLING, OUTPUT, POOLINGS, TEXT_FORMATS, VECTOR_FORMATS, listed_suffixes
+from cone_kernels.names import MEASURES, MODEL_POOLING, OUTPUT, POOLINGS, TEXT_FORMATS, VECTOR_FORMATS, listed_suffixes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -80,6 +80,26 @@ layer_pooling_option = click.option(
     show_default=True,
     help=f"How the sentence vectors of the layers are made; {MODEL_POOLING}: as the model itself does.",
 )
+
+
+def pairs_options(command: _Command) -> _Command:
+    """`--pairs` and `--measure`: whether centring helps, by labelled pairs."""
+    options = (
+        click.option(
+            "--pairs",
+            metavar="FILE",
+            help="Labelled pairs of texts, .jsonl, .csv or .tsv: whether centring helps is measured by "
+            "them. Columns: premise, hypothesis, label; sentence1, sentence2, score; query, positive; and the like.",
+        ),
+        click.option(
+            "--measure",
+            metavar="NAME",
+            help="What the pairs are judged by: "
+            + "; ".join(f"{name}: {measure.takes}" for name, measure in MEASURES.items())
+            + "; recall@K.  [default: found from the columns]",
+        ),
+    )
+    return _all_of(options)(command)
 
 
 backend_option = click.option(

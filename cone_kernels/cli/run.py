@@ -14,6 +14,7 @@ from cone_kernels.cli.options import (
     layer_option,
     models_options,
     overwrite_option,
+    pairs_options,
     shared_options,
 )
 from cone_kernels.cli.pooling import pooling_option
@@ -31,6 +32,7 @@ from cone_kernels.cli.pooling import pooling_option
 @click.option("--tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Tokens at each end.")
 @click.option("--rogue", type=click.IntRange(min=0), default=3, show_default=True, help="Dimensions listed a layer.")
 @pooling_option
+@pairs_options
 @click.option("--published", is_flag=True, help="Show the published curve of mxbai-embed-large-v1 too.")
 @click.option(
     "--table",
@@ -42,6 +44,9 @@ from cone_kernels.cli.pooling import pooling_option
 @debuggable
 def run(json_out: str | None, max_bad: int | None, **options: Any) -> None:
     """All experiments in one pass of each model: a folder with the results and a report."""
+    if options["measure"] and not options["pairs"]:
+        raise click.UsageError("--measure goes with --pairs FILE")
+
     from cone_kernels.experiments.run import run as run_all
     from cone_kernels.terminal.run import print_run
 

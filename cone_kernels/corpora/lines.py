@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, record_texts, table_fields
 from cone_kernels.corpora.sources import Reader, Source
@@ -38,19 +39,7 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
     """
     fields: tuple[str, ...] = ()
     without: list[CorpusError] = []
-    for number, line in text_lines(source, reading):
-        if not line.strip():
-            reading.drop_empty()
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reading.refuse("malformed_record", number, f"not JSON: {error}")
-            continue
-        if not isinstance(record, dict):
-            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if isinstance(record, list) else ""
-            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object{hint}")
-            continue
+    for number, record in json_objects(source, reading):
         if not fields:
             try:
                 fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
@@ -65,13 +54,31 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
         raise without[0]
 
 
+def json_objects(source: Source, reading: Reading) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of every line that is a JSON object; others are refused as `reading` says."""
+    for number, line in text_lines(source, reading):
+        if not line.strip():
+            reading.drop_empty()
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reading.refuse("malformed_record", number, f"not JSON: {error}")
+            continue
+        if not isinstance(record, dict):
+            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if isinstance(record, list) else ""
+            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object{hint}")
+            continue
+        yield number, record
+
+
 def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
     """(line, text) of the cells of comma-separated records under a header; a record is named by its first line.
 
     Raises:
         CorpusError: the header does not have the fields, a quote is left open, or a cell is beyond `MAX_CELL`.
     """
-    rows = _csv_rows(source, reading)
+    rows = csv_rows(source, reading)
     number, header = next(rows, (1, []))
     if not header:
         return
@@ -136,14 +143,25 @@ def _check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
     """
     check_stream(source)
     reading = Reading(place=(f"{source.name}:", ""))
-    for number, header in _csv_rows(source, reading):
+    for number, header in csv_rows(source, reading):
         table_fields(asked, header, reading.where(number))
         return
 
 
-def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(source: Source, reading: Reading, **layout: Any) -> Iterator[tuple[int, list[str]]]:
+    """(first line, cells) of every record that is not empty, the header among them.
+
+    What was not UTF-8 comes through as lone surrogates, which give the bytes back.
+
+    Args:
+        source, reading: as of a reader.
+        layout: keywords of `csv.reader`, such as the delimiter.
+
+    Raises:
+        CorpusError: a quote is left open, or a cell is beyond `MAX_CELL`.
+    """
     lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading))
-    rows = csv.reader(lines, strict=True)
+    rows = csv.reader(lines, strict=True, **layout)
     while True:
         first = rows.line_num + 1
         # The limit is one for the whole process, so it is set only while this reader reads.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.corpora.pairs import opened_pairs
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.cone_claims import cone_claims
 from cone_kernels.experiments.dependence import Dependence
@@ -14,7 +16,7 @@ from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
-from cone_kernels.runs.measure import measure
+from cone_kernels.runs.measure import measure as run_model
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
 from cone_kernels.runs.options import DEFAULTS, SharedOptions, refuse_run_options
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cone_kernels.centering import Centering
+    from cone_kernels.corpora.pairs import LabelledPairs
     from cone_kernels.models.loaded import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import ConeState
@@ -42,6 +45,8 @@ def center(
     vectors: Any = None,
     scale: float | None = None,
     write: str | os.PathLike[str] | None = None,
+    pairs: str | os.PathLike[str] | LabelledPairs | None = None,
+    measure: str | None = None,
     **options: Unpack[SharedOptions],
 ) -> CenteringResult:
     """Fits a centering on a layer's sentence vectors and measures the cone before and after it.
@@ -66,10 +71,13 @@ def center(
         scale: what vectors of int8 and uint8 are multiplied by.
         write: where to write the opened vectors, by the ending of its name as .npy, .safetensors, .parquet, .fvecs or
             .fbin.
+        pairs: labelled pairs of texts, in a file that `read_pairs` reads: whether centring helps is measured by them,
+            at every layer and by every method.
+        measure: what they are judged by: "auc", "spearman", "mrr" or "recall@K"; None finds it from the file.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
-        FileNotFoundError, IsADirectoryError, CorpusError: the corpus cannot be read.
+        FileNotFoundError, IsADirectoryError, CorpusError: the corpus or the pairs cannot be read.
         ModuleNotFoundError, ModelError: the model cannot be loaded.
         StateFileError: the state's file is damaged.
         BackendUnavailable: the backend asked for cannot run here.
@@ -87,6 +95,7 @@ def center(
     for name, path in (("output", output), ("write", write)):
         require_local(name, path)
     fit: dict[str, Any] = {"layer": layer, "method": method, "components": components, "shrinkage": shrinkage}
+    labelled = opened_pairs(pairs, measure, no_model=vectors is not None or (model is None and corpus is None))
     saved = None if state is None else from_state(state)
     if vectors is not None:
         taken = {"model": model, "corpus": corpus, "pooling": None if pooling == "mean" else pooling}
@@ -106,10 +115,17 @@ def center(
     if model is None or corpus is None:
         missing = "model" if model is None else "corpus"
         raise ValueError(f"{missing}: got none; it must be given, for a run needs a model and a corpus")
-    needs_moment = saved is None and method != "mean"
-    measurement = measure(model, corpus, second_moment=needs_moment, pooling=pooling, keep_vectors=(layer,), **options)
+    needs_moment = saved is None and (method != "mean" or labelled is not None)
+    gathered: dict[str, Any] = {"second_moment": needs_moment, "pooling": pooling, "keep_vectors": (layer,)}
+    measurement = run_model(model, corpus, **gathered, **options)
     with threads_of(measurement):
-        return center_of(measurement, fitted_on=saved, output=output, **fit)
+        result = center_of(measurement, fitted_on=saved, output=output, **fit)
+        if labelled is None:
+            return result
+        from cone_kernels.experiments.quality import quality_of
+
+        asked: dict[str, Any] = {"components": components, "shrinkage": shrinkage, "fitted_on": saved}
+        return replace(result, quality=quality_of(measurement, labelled, layer=result.layer, options=options, **asked))
 
 
 def _center_vectors(

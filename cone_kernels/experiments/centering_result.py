@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.quality_result import Quality
 from cone_kernels.experiments.result import Estimate, ExperimentResult
-from cone_kernels.names import Layer, place, prompt_in_words
+from cone_kernels.names import QUALITY_NOT_MEASURED, Layer, place, prompt_in_words
 from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ SCHEMA = "cone_kernels/centering/1"
 # Standard errors that tell a mean cosine from 0.
 _ERRORS = 2.0
 
-_QUALITY = "Whether they serve better so is not measured: a small mean cosine is no quality; labelled pairs tell."
 _NO_VECTORS = "after: a saved state has no sentence vectors to apply the centering to; give a model and a corpus too"
 _NO_GIVEN_VECTORS = "after: a saved state has none of its vectors to apply the centering to; give the vectors too"
 
@@ -43,6 +43,7 @@ class CenteringResult(ExperimentResult):
         manifest: versions, device, backend, times and options of the run.
         centering: what was fitted.
         dependence: whether neighbouring rows are alike over long stretches; None where that was not looked at.
+        quality: whether centring helps, by labelled pairs; where that is said, in words; None without such.
     """
 
     table: ClassVar[str | None] = None
@@ -59,6 +60,7 @@ class CenteringResult(ExperimentResult):
     manifest: dict[str, Any]
     centering: Centering = field(repr=False)
     dependence: Dependence | None = None
+    quality: Quality | str | None = None
 
     @property
     def rows(self) -> str:
@@ -96,6 +98,7 @@ class CenteringResult(ExperimentResult):
             "after": None if self.after is None else _estimate(self.after).to_dict(),
             "held_out": self.held_out.to_dict() if isinstance(self.held_out, Judged) else None,
             "dependence": self.dependence.to_dict() if self.dependence else None,
+            **({"quality": self.quality.to_dict()} if isinstance(self.quality, Quality) else {}),
             **({"reason": reason} if reason else {}),
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -103,7 +106,12 @@ class CenteringResult(ExperimentResult):
 
     def summary(self) -> tuple[str, ...]:
         """What the centering does to the cone in plain sentences, each said only where the data says it."""
-        return (*_summary(self), *(self.dependence.summary(self.rows) if self.dependence else ()))
+        found = _summary(self)
+        if isinstance(self.quality, Quality):
+            found += self.quality.summary()
+        elif found and self.after:
+            found.append(self.quality or QUALITY_NOT_MEASURED)
+        return (*found, *(self.dependence.summary(self.rows) if self.dependence else ()))
 
     def __repr__(self) -> str:
         after = "not measured" if self.after is None else f"{self.after.anisotropy:.4f} ({self.after.stderr:.4f})"
@@ -138,7 +146,7 @@ def _summary(result: CenteringResult) -> list[str]:
     fitted_prompt, prompt = result.fitted_on.get("prompt"), result.model.get("prompt")
     if fitted_prompt != prompt:
         lines.append(f"It was fitted {prompt_in_words(fitted_prompt)}, and measured {prompt_in_words(prompt)}.")
-    return [*lines, _opens(result, judged), _QUALITY]
+    return [*lines, _opens(result, judged)]
 
 
 def _opens(result: CenteringResult, judged: Judged) -> str:

@@ -8,23 +8,33 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.corpora.pairs import LabelledPairs, opened_pairs
 from cone_kernels.experiments.axis_result import AxisResult
 from cone_kernels.experiments.centering import center_of
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, table_format
 from cone_kernels.experiments.pooling_result import PoolingResult
+from cone_kernels.experiments.quality_result import Quality
 from cone_kernels.experiments.result import ExperimentResult, data_frame
 from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
 from cone_kernels.files import every_output, require_local, sha256_of, write_whole, writing
-from cone_kernels.names import METHODS, Layer, asked_poolings, experiments_in_run
-from cone_kernels.runs.measure import measure
+from cone_kernels.names import (
+    METHODS,
+    QUALITY_NOT_MEASURED,
+    QUALITY_SAID_BY_THE_RUN,
+    Layer,
+    asked_poolings,
+    experiments_in_run,
+)
+from cone_kernels.runs.measure import measure as run_model
 from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
 
@@ -49,12 +59,14 @@ class ModelResults:
         centerings: the ways to open the cone at the axis's layer, before and after; none where there is no axis.
         state: the sums that all of it was computed from.
         undefined: why there is no axis, in words; None where there is one.
+        quality: whether centring helps, by labelled pairs; None without such.
     """
 
     results: Mapping[str, Any]
     centerings: tuple[CenteringResult, ...]
     state: ConeState = field(repr=False, compare=False)
     undefined: str | None = None
+    quality: Quality | None = None
 
     @property
     def layers(self) -> LayersResult:
@@ -72,9 +84,10 @@ class ModelResults:
         return cast("AxisResult", self.results["axis"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The experiments by name as JSON data; where there is no axis, `undefined` says why."""
+        """The experiments and the quality by name as JSON data; where there is no axis, `undefined` says why."""
+        quality = {} if self.quality is None else {"quality": self.quality.to_dict()}
         reason = {} if self.undefined is None else {"undefined": {"axis": self.undefined}}
-        return {name: result.to_dict() for name, result in self.results.items()} | reason
+        return {name: result.to_dict() for name, result in self.results.items()} | quality | reason
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,8 @@ class RunResult:
         """The answers of all experiments in plain sentences."""
         found = [result for model in self.models for result in model.results.values()]
         every = [*found, self.rotation] if self.rotation else found
-        return tuple(line for result in every for line in result.summary())
+        quality = [model.quality.summary() if model.quality else (QUALITY_NOT_MEASURED,) for model in self.models]
+        return (*(line for result in every for line in result.summary()), *dict.fromkeys(chain(*quality)))
 
     @property
     def n_bad(self) -> int:
@@ -146,6 +160,8 @@ def run(
     published: bool = False,
     table: TableFormat | None = None,
     overwrite: bool = False,
+    pairs: str | os.PathLike[str] | LabelledPairs | None = None,
+    measure: str | None = None,
     **options: Unpack[SharedOptions],
 ) -> RunResult:
     """Runs all experiments and the centerings in one pass of each model, and writes a folder.
@@ -165,6 +181,7 @@ def run(
         pooling: as in `pooling`.
         table: "parquet" (needs pyarrow) or "csv". Default: what can be written, Parquet rather than CSV.
         overwrite: replace the run that `out` holds: its files go when the new ones are there to be written.
+        pairs, measure: as in `center`; the texts go through each model once for each pooling.
         options: `SharedOptions`: limit, field, errors, malformed, device, dtype, backend, workers, checkpoint, ...
 
     Raises:
@@ -183,6 +200,7 @@ def run(
     if not model:
         raise ValueError("model: got none; it must name at least one")
     table = table_format(table)
+    labelled = opened_pairs(pairs, measure)
     require("matplotlib", "report", "report.html")
     require_local("out", out)
     folder = Path(out)
@@ -203,7 +221,7 @@ def run(
     }
     results, measurements = [], []
     for one, rest in zip(model, options_by_model(options, len(model)), strict=True):
-        measured = measure(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
+        measured = run_model(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
         undefined = measured.why_no_axis(measured.layer(layer))
         with threads_of(measured):
             results.append(
@@ -215,9 +233,16 @@ def run(
                     },
                     centerings=()
                     if undefined
-                    else tuple(center_of(measured, layer=layer, method=method) for method in METHODS),
+                    else tuple(
+                        replace(
+                            center_of(measured, layer=layer, method=method),
+                            quality=None if labelled is None else QUALITY_SAID_BY_THE_RUN,
+                        )
+                        for method in METHODS
+                    ),
                     state=measured.state,
                     undefined=undefined,
+                    quality=None if labelled is None else _quality(measured, labelled, layer, names, rest),
                 )
             )
         # The model's weights are not needed any more; the next one takes their place.
@@ -226,13 +251,29 @@ def run(
     if len(measurements) > 1 and not any(one.undefined for one in results):
         with threads_of(*measurements):
             compared = rotation_of(measurements, layer=layer, k=k)
-    asked = {"layer": layer, "k": k, "top": top, "tokens": tokens, "rogue": rogue, "pooling": list(names)}
+    asked: dict[str, Any] = {
+        "layer": layer,
+        "k": k,
+        "top": top,
+        "tokens": tokens,
+        "rogue": rogue,
+        "pooling": list(names),
+    }
+    asked |= {} if labelled is None else {"pairs": labelled.name, "measure": labelled.measure}
     files = [_file_name(label) for label in labels(measurements)]
     named = _with_files(results, files)
     result = RunResult(named, compared, shared_corpus(measurements), _manifest(measurements, asked), folder)
     if writes:
         _write(result, files, table)
     return result
+
+
+def _quality(
+    measured: Measurement, pairs: LabelledPairs, layer: Layer | None, poolings: Sequence[str], options: Any
+) -> Quality:
+    from cone_kernels.experiments.quality import quality_of
+
+    return quality_of(measured, pairs, layer=measured.layer(layer), poolings=poolings, options=options)
 
 
 def _experiment(name: str) -> Callable[..., ExperimentResult]:

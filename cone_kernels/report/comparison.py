@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cone_kernels.names import EXPERIMENTS, VARIABLES, experiments_in_run, label_of
 from cone_kernels.report.inline import Parts, escape, fixed, markup, name, percent, text
 from cone_kernels.report.node import Node
+from cone_kernels.report.quality import QUALITY_HEADING, quality_section
 from cone_kernels.report.section import Drawer, figures_and_tables, findings, folded
 from cone_kernels.report.table import Column, Table, table_html
 from cone_kernels.report.tables import TABLES
@@ -43,6 +44,12 @@ def sections(results: Node, models: Sequence[Node], draw: Drawer) -> Iterator[tu
     centerings = results.get("centering").entries
     if centerings:
         yield "centering", _section("centering", _centerings(centerings, draw))
+    yield "quality", quality_section(models, draw)
+
+
+def heading_of(key: str) -> str:
+    """What a section is called."""
+    return QUALITY_HEADING if key == "quality" else EXPERIMENTS[key].heading
 
 
 def _of_each_model(key: str, models: Sequence[Node], draw: Drawer) -> str:

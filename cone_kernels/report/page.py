@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cone_kernels.names import EXPERIMENTS
-from cone_kernels.report.comparison import sections
+from cone_kernels.report.comparison import heading_of, sections
 from cone_kernels.report.document import document
 from cone_kernels.report.inline import (
     Inline,
@@ -47,7 +47,7 @@ def page_html(results: Node, draw: Drawer) -> str:
     if not models:
         raise ValueError("results: /models is empty; it must have at least one model")
     title, found = _title(models), list(sections(results, models, draw))
-    contents = [("overview", "Overview"), *((key, EXPERIMENTS[key].heading) for key, _ in found)]
+    contents = [("overview", "Overview"), *((key, heading_of(key)) for key, _ in found)]
     contents.append(("measured", "What was measured"))
     main = "".join((_overview(results, models, draw), *(html for _, html in found), _measured(results, models)))
     return document(title, _header(results, models, title), main, contents)

@@ -65,6 +65,27 @@ class Estimates:
         """Independent ones (m,) whose standard errors (m,) are known exactly."""
         return cls(values.double(), stderrs.double().diag(), torch.full_like(values, math.inf, dtype=torch.float64))
 
+    @classmethod
+    def of_influences(cls, values: Tensor, influences: Tensor, group: Tensor) -> Estimates:
+        """Those of items that come in groups, each item with what it adds to the deviation of each statistic.
+
+        Args:
+            values: (m,) the statistics; one that is NaN has no error.
+            influences: (m, n) float64, as `statistics.ranking` gives them.
+            group: (n,) int64, from 0, of each item; the degrees of freedom are as in `of_jackknife`.
+
+        Example:
+            >>> Estimates.of_influences(*ranking.auc(cosines, positive), premise).stderr
+        """
+        rows = torch.bincount(group).double()
+        rows = rows[rows > 0]
+        place = torch.unique(group, return_inverse=True)[1]
+        sums = influences.new_zeros(len(values), len(rows)).index_add_(1, place, influences)
+        sums = torch.where(values.isfinite()[:, None], sums - sums.mean(1, keepdim=True), 0.0)
+        deviations = sums * math.sqrt(len(rows) / max(len(rows) - 1, 1))
+        degrees = float(rows.sum().square() / rows.square().sum() - 1)
+        return cls(values, deviations, torch.full_like(values, degrees))
+
     @property
     def stderr(self) -> Tensor:
         """(m,) the standard errors."""
@@ -85,6 +106,15 @@ class Estimates:
         least = self.degrees.minimum(others.degrees)
         degrees = torch.where(spread > 0, total.square() / spread, least)
         return Estimates(self.values - others.values, deviations, degrees)
+
+    def condensed(self) -> Estimates:
+        """The same with m parts where there are more: of the same errors and correlations, and quicker to judge.
+
+        Only all that are judged together, or whose differences are taken, may be condensed: the parts are their own.
+        """
+        if self.deviations.shape[1] <= len(self.values):
+            return self
+        return Estimates(self.values, torch.linalg.qr(self.deviations.mT, mode="r").R.mT, self.degrees)
 
     def at(self, which: Tensor) -> Estimates:
         """Those at these positions (k,)."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from cone_kernels.experiments.quality_result import Quality
 from cone_kernels.names import place
 from cone_kernels.terminal.columns import BARS, Column, print_columns
 from cone_kernels.terminal.console import bar, number
+from cone_kernels.terminal.quality import print_quality
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.centering_result import CenteringResult
@@ -41,6 +43,8 @@ def print_centering(console: Console, result: CenteringResult) -> None:
     ]
     print_columns(console, columns)
     console.print(f"mean cosine of two {result.rows}; s.e.: standard error", style="dim")
+    if isinstance(result.quality, Quality):
+        print_quality(console, result.quality)
     for reason in result.reasons:
         console.print(f"- is not defined: {reason}", style="yellow")
     for sentence in result.summary():

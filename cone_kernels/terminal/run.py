@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from cone_kernels.models.names import short_name
+from cone_kernels.names import QUALITY_NOT_MEASURED
 from cone_kernels.report.inline import plain
 from cone_kernels.report.node import Node
 from cone_kernels.report.overview import overview_table
 from cone_kernels.terminal.columns import Column, fits, print_columns
+from cone_kernels.terminal.quality import print_quality
 from cone_kernels.terminal.tables import columns_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,13 @@ def print_run(console: Console, result: RunResult) -> None:
             name = short_name(model.layers.model["name"])
             reason = f"{name}: there is no axis, and no way to open the cone: {model.undefined}"
             console.print(Text(reason, "yellow"))
+        if model.quality is not None:
+            console.print()
+            print_quality(console, model.quality)
+            for line in model.quality.summary():
+                console.print(Text(line))
+    if all(model.quality is None for model in result.models):
+        console.print(Text(QUALITY_NOT_MEASURED, "dim"))
     console.print()
     console.print(Text(f"all findings: {result.out / 'report.html'}"), soft_wrap=True)
     console.print(Text(f"written to {result.out}: results.json, manifest.json, the table, states and axes too"),

@@ -21,7 +21,7 @@ from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.vectors import vectors
-from cone_kernels.names import METHODS, CenteringMethod
+from cone_kernels.names import METHODS, QUALITY_NOT_MEASURED, CenteringMethod
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement
 from cone_kernels.statistics.claims import Claim
@@ -188,7 +188,8 @@ def test_summary_says_what_is_seen(judged: dict[str, float], words: str) -> None
 
 
 def test_what_is_measured_where_it_was_fitted_proves_nothing() -> None:
-    (said,) = result(0.0, held_out="there are too few").summary()
+    said, unmeasured = result(0.0, held_out="there are too few").summary()
+    assert unmeasured == QUALITY_NOT_MEASURED
     assert said.endswith(
         "measured on the 400 sentences that it was fitted on, which proves nothing: there are too few."
     )

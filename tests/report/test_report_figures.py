@@ -31,6 +31,7 @@ from tests.support.report_cases import (
     compare_result,
     layers_result,
     pooling_result,
+    quality_part,
     rotation_result,
     run_results,
     vectors_result,
@@ -160,6 +161,17 @@ def test_models_of_different_depth_are_overlaid() -> None:
     said = [("".join(part if isinstance(part, str) else part.shown for part in hover.parts)) for hover in canvas.hovers]
     assert "b, output: 0.2500" in said
     assert len(said) == 3 + 5 + 1
+
+
+def test_what_methods_change_is_that_of_the_numbers() -> None:
+    quality = quality_part()
+    result = centering_result() | {"quality": quality}
+    ax = figure(result).axes[-1]
+    rows = [row for row in quality["layers"] if row["layer"] != "output"]
+    numbers = tuple(float(row["layer"]) for row in rows)
+    for method in ("mean", "partial-mean", "all-but-the-top", "all-but-the-top-eigengap"):
+        assert (numbers, tuple(row["methods"][method]["difference"] for row in rows)) in lines_of(ax)
+    assert "all are &lt;alike&gt;" in fragment(result)
 
 
 def test_models_side_by_side() -> None:

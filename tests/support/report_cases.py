@@ -282,6 +282,51 @@ def centering_result(method: str = "mean", name: str = "org/model-one", *, measu
     return found if measured else {**found, "after": None, "reason": "after: a saved state has no sentence vectors"}
 
 
+def quality_part(n_layers: int = 7, seed: int = 6) -> dict[str, Any]:
+    """What labelled pairs say, in a run or a centring; at the first layer whitening cannot be fitted."""
+    random_ = random.Random(seed)
+    methods = ("mean", "partial-mean", "all-but-the-top", "all-but-the-top-eigengap", "whitening")
+
+    def change(raw: float) -> dict[str, Any]:
+        difference = random_.uniform(-0.1, 0.1)
+        stderr = random_.uniform(1e-6, 0.01)
+        return {"value": raw + difference, "difference": difference, "stderr": stderr, "verdict": "undecided"}
+
+    def layer(at: int | str) -> dict[str, Any]:
+        raw = random_.uniform(0.5, 0.9)
+        found = {name: change(raw) for name in methods}
+        if at == 0:
+            found["whitening"] = {**dict.fromkeys(found["mean"]), "verdict": "undecided", "reason": "all are <alike>"}
+        pooling = None if at == "output" else "mean"
+        place = {"layer": at, "pooling": pooling}
+        return {**place, "raw": raw, "raw_stderr": 0.004, "methods": found, "components": [1, 2, 2, None]}
+
+    fits = [
+        {"layer": "output", "pooling": None, "source": source, "rows": rows, **overlap,
+         "methods": {name: {"difference": -0.01, "stderr": 0.002} for name in methods}}
+        for source, rows, overlap in (("pairs", 20, {}), ("pairs", 9731, {}), ("corpus", 1000, {"overlap": 31}))
+    ]  # fmt: skip
+    return {
+        "measure": "auc",
+        "pairs": 9842,
+        "items": 9842,
+        "groups": 3161,
+        "folds": 4,
+        "file": {"name": "pairs <1>.jsonl", "texts": 12982, "dropped": {"no_label": 3}},
+        "layers": [layer(at) for at in (*range(n_layers), "output")],
+        "fits": fits,
+        "verdict": {
+            "decision": "do not",
+            "layer": 3,
+            "pooling": "mean",
+            "method": "mean",
+            "value": 0.8012,
+            "in_use": {"layer": "output", "pooling": None, "value": 0.8123},
+        },
+        "summary": ["Do not centre & that is that."],
+    }
+
+
 def compare_result(n_layers: int = 7, seed: int = 4) -> dict[str, Any]:
     """All that `compare` can write; nothing is defined at the last layer."""
     random_ = random.Random(seed)
@@ -396,6 +441,7 @@ def run_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
                 "layers": layers_result(name, n_layers, at),
                 "pooling": pooling_result(name, n_layers, at),
                 "axis": axis_result(name, 2, at),
+                **({"quality": quality_part(n_layers)} if at == 0 else {}),
             }
             for at, name in enumerate(names)
         ],

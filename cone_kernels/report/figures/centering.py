@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from cone_kernels.report.figures.canvas import SMALL, Canvas, points, scale
 from cone_kernels.report.figures.panel import Panel
+from cone_kernels.report.figures.quality import quality_panels
 from cone_kernels.report.inline import Parts, fixed
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.palette import GREEN, INK, ORANGE
@@ -23,8 +24,8 @@ _NUMBER = 64  # room for the number next to the longest bar
 
 
 def panels(result: Node) -> list[Panel]:
-    """The one figure of one centring."""
-    return centering_panels([result])
+    """The figure of one centring, and that of what labelled pairs say of it."""
+    return centering_panels([result]) + quality_panels(result.get("quality"))
 
 
 def centering_panels(results: Sequence[Node]) -> list[Panel]:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from cone_kernels.report.inline import Parts, estimate, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
+from cone_kernels.report.tables.quality import quality_tables
 from cone_kernels.report.words import centering_method, centering_model
 
 
 def tables(result: Node) -> list[Table]:
-    """The one table of one centring."""
-    return centering_tables([result])
+    """The table of one centring, and those of what labelled pairs say of it."""
+    return centering_tables([result]) + quality_tables(result.get("quality"))
 
 
 def centering_tables(results: Sequence[Node]) -> list[Table]:
