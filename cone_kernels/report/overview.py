@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cone_kernels.report.inline import Parts, count, estimate, fixed, name, plain, text
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.table import Column, Table
-from cone_kernels.report.words import centering_method, quality_of, widest_gap
+from cone_kernels.report.words import centering_method, deployed_quality, widest_gap
 
 _DIGITS = 3
 
@@ -25,7 +25,7 @@ def overview_table(results: Node) -> Table:
     last = "output" if all(outputs) else "output, or last layer" if any(outputs) else "last layer"
     columns = [Column("model", ("model",), "text"), Column("peak", ("peak", "peak_layer"))]
     columns += [Column(last, ("last", "last_stderr")), Column("pooling gap", ("gap", "gap_layer"))]
-    rotation, qualities = results.get("rotation"), [quality_of(results, model) for model in models]
+    rotation, qualities = results.get("rotation"), [deployed_quality(model) for model in models]
     if rotation.known:
         columns.append(Column("axes shared with the first", ("shared", "shared_stderr", "shared_verdict")))
     if any(fix is not None for fix in fixes):

@@ -125,15 +125,11 @@ def centering_method(result: Node) -> Parts:
     return [words, " ", count(top)] if top.known and method.text == "all-but-the-top" else [words]
 
 
-def quality_of(results: Node, model: Node) -> Node | None:
+def deployed_quality(model: Node) -> Node | None:
     """The row of a model's quality on pairs that says most of what is deployed: the output's, else the last layer's.
 
     Args:
-        results: of a run.
-        model: one of its models.
+        model: one of a run's.
     """
-    named = model["layers"]["model"]["name"].value
-    own = [one for one in results.get("centering").entries if one["model"]["name"].value == named]
-    found = next((one.get("quality") for one in (model, *own) if one.get("quality").known), None)
-    rows = found["layers"].entries if found is not None else []
+    rows = model.get("quality").get("layers").entries
     return next((row for row in rows if row["layer"].value == OUTPUT), rows[-1] if rows else None)

@@ -404,19 +404,6 @@ def vectors_result(ids: bool = True) -> dict[str, Any]:
     }
 
 
-def quality(layers: tuple[Any, ...]) -> dict[str, Any]:
-    """How the vectors of some layers order labelled pairs, as they are and centred."""
-    random_ = random.Random(7)
-
-    def row(layer: Any) -> dict[str, Any]:
-        raw, names = random_.random(), ("mean", "all-but-the-top", "whitening")
-        values = {name: random_.random() for name in names}
-        methods = {name: {"value": value, "difference": value - raw, "stderr": 0.01} for name, value in values.items()}
-        return {"layer": layer, "raw": raw, "methods": methods}
-
-    return {"measure": "spearman", "pairs": 1500, "layers": [row(layer) for layer in layers], "verdict": "undecided"}
-
-
 def judged_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
     """What `cone run` writes of models that give vectors of their own, of which pairs were given."""
     results, random_ = run_results(models, n_layers), random.Random(8)
@@ -425,9 +412,8 @@ def judged_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
         kept = ("sentence", "rogue_dimensions", "anisotropy_without_rogue", "geometry")
         modules = {"modules": ["Transformer", "Pooling"], "pooling": "mean", "dim": 384, "prompt": None}
         model["layers"]["output"] = {**modules, **{name: own[name] for name in kept}}
-    for at, fix in enumerate(results["centering"][:2]):
+    for fix in results["centering"][:2]:
         fix["held_out"] = {**estimate(random_.random(), random_), "before": 0.05, "folds": 4, "fitted_on": 440}
-        fix["quality"] = quality((n_layers - 1, "output")) if at == 0 else None
     return results
 
 

@@ -63,7 +63,7 @@ def curve_axes(
         title: what is on the vertical axis.
         along: what is on the horizontal one.
     """
-    right = 84 if canvas.width < 500 else 132
+    right = 90 if canvas.width < 500 else 132
     width, height = canvas.width - _LEFT - right, canvas.height - _TOP - _BOTTOM
     ax = canvas.axes(_LEFT, _TOP, width, height)
     bounds = [bound for curve in curves for bound in _bounds(curve)]
