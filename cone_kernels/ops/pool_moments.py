@@ -116,8 +116,9 @@ def pool_moments_(
         BackendUnavailable: the backend asked for cannot run here.
     """
     chosen = _resolved(layers, mask, groups, {"sums": sums}, backend)
+    layers = [layer.resolve_neg() for layer in layers]
     add = _pool_moments_ if traced(layers[0]) else _add_tokens
-    pooled, status = add(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
+    pooled, status = add(layers, mask, cu_seqlens, groups, list(sums), chosen.value)
     return pooled, status
 
 
@@ -151,8 +152,9 @@ def pool_and_row_moments_(
         dict(zip(fields, sums, strict=True))
         for fields, sums in ((TOKEN_FIELDS, token_sums), (SENTENCE_FIELDS, sentence_sums))
     )
+    layers = [layer.resolve_neg() for layer in layers]
     add = backends.kernel("pool_and_row_moments", chosen)
-    added: tuple[Tensor, Tensor, Tensor] | None = add(list(layers), mask, cu_seqlens, groups, tokens, sentences)
+    added: tuple[Tensor, Tensor, Tensor] | None = add(layers, mask, cu_seqlens, groups, tokens, sentences)
     return added
 
 

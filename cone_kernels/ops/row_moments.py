@@ -84,7 +84,7 @@ def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backe
         require_device(f"sums[{i}]", total, x.device)
     chosen = backends.resolve(backend, x.device, "row_moments")
     add = _row_moments_ if traced(x) else _add_rows
-    result: Tensor = add(x, groups, list(sums), chosen.value)
+    result: Tensor = add(x.resolve_neg(), groups, list(sums), chosen.value)
     return result
 
 

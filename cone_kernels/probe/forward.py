@@ -114,7 +114,8 @@ class ProbedForward:
                     f"{name}: got {len(value)}; it must be {n_sentences}, one for each sentence of the batch"
                 )
         if notes.sentence_ids is None:
-            ids = torch.arange(first_id, first_id + (n_sentences if kept is None else int(kept.sum())))
+            n_kept = n_sentences if kept is None else int(kept.sum())
+            ids = torch.arange(first_id, first_id + n_kept, device="cpu")
         else:
             ids = notes.sentence_ids.to(torch.int64)
             ids = ids if kept is None else ids[kept.to(ids.device)]
