@@ -13,6 +13,7 @@ from typing import Any
 
 from cone_kernels.corpora import columns, lines
 from cone_kernels.corpora.reading import (
+    MAX_SENTENCE,
     CorpusError,
     Encoding,
     Malformed,
@@ -78,8 +79,8 @@ class Corpus:
             enough they go to a temporary file.
         errors: what becomes of bytes that are not UTF-8, and of lone surrogates from JSON escapes: "replace" by
             U+FFFD, "drop" the line or sentence, or "raise".
-        malformed: what becomes of lines that are no JSON object or no record under the header, and of records without
-            one of the fields: "drop" or "raise".
+        malformed: what becomes of lines that are no JSON object or no record under the header, of records without
+            one of the fields, of lines of over 64 MiB and of sentences of over 8,388,608 characters: "drop" or "raise".
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: `path` cannot be read; found at once.
@@ -312,6 +313,10 @@ class Corpus:
     def _candidates(self, tally: _Tally) -> Iterator[Sentence]:
         """Every sentence that is not empty, duplicates among them."""
         for number, text in self._texts(tally):
+            if len(text) > MAX_SENTENCE:
+                what = f"a sentence of {len(text):,} characters; it must be of at most {MAX_SENTENCE:,}"
+                tally.reading.refuse("malformed_record", number, what)
+                continue
             found = tally.reading.encoded(text, number)
             if found is None:
                 continue

@@ -6,15 +6,25 @@ Only a line feed, or a carriage return and a line feed, ends a line: U+2028 and 
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 from collections.abc import Iterator
+from typing import Any, cast
 
-from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, record_texts, table_fields
+from cone_kernels.corpora.reading import (
+    MAX_LINE,
+    CorpusError,
+    Reading,
+    first_record_fields,
+    record_texts,
+    table_fields,
+)
 from cone_kernels.corpora.sources import Reader, Source
 from cone_kernels.corpora.streams import READ_ERRORS, check_stream, opened
 
 # The most characters of a cell: a quote that is never closed would otherwise take the rest of the file into memory.
-MAX_CELL = 1 << 26
+MAX_CELL = MAX_LINE
 # So many records of a file may lack what is read before one that has it.
 FIRST_RECORDS = 1000
 # What tells a table in a text file: so many lines, all cut by as many tabs.
@@ -142,7 +152,7 @@ def _check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
 
 
 def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]]]:
-    lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading))
+    lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading, may_drop=False))
     rows = csv.reader(lines, strict=True)
     while True:
         first = rows.line_num + 1
@@ -167,15 +177,33 @@ def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]
             reading.drop_empty()
 
 
-def _raw_lines(source: Source, reading: Reading) -> Iterator[tuple[int, bytes]]:
-    """(line, bytes with their line feed), the first without a byte order mark."""
+def _raw_lines(source: Source, reading: Reading, *, may_drop: bool = True) -> Iterator[tuple[int, bytes]]:
+    """(line, bytes with their line feed), the first without a byte order mark; lines beyond `MAX_LINE` are refused.
+
+    Raises:
+        CorpusError: the source cannot be read, or a line is too long and must not be left out (not `may_drop`).
+    """
     number = 0
     with opened(source) as (stream, reading.position):
+        if not isinstance(stream, (io.BufferedReader, io.BytesIO)):  # files of fsspec cannot read a part of a line
+            stream = io.BufferedReader(cast(Any, stream), _START)
+            reading.position = stream.tell
         try:
-            for number, raw in enumerate(stream, start=1):
+            for number in itertools.count(1):
+                raw = stream.readline(MAX_LINE + 1)
+                if not raw:
+                    return
+                if len(raw) > MAX_LINE:
+                    what = f"a line of over {MAX_LINE:,} bytes"
+                    if not may_drop:
+                        raise CorpusError(f"{reading.where(number)}: {what}")
+                    reading.refuse("malformed_record", number, what)
+                    while raw and not raw.endswith(b"\n"):
+                        raw = stream.readline(_START)
+                    continue
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
         except READ_ERRORS as error:
-            raise CorpusError(f"{reading.where(number + 1)}: cannot be read: {error}") from error
+            raise CorpusError(f"{reading.where(number)}: cannot be read: {error}") from error
 
 
 READERS = {

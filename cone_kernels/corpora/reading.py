@@ -16,6 +16,10 @@ KNOWN_FIELDS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentenc
 DROP_REASONS = ("empty", "invalid_utf8", "lone_surrogate", "malformed_record", "missing_field")
 REPLACE_REASONS = ("invalid_utf8", "lone_surrogate")
 MAX_EXAMPLES = 10
+# The most bytes of a line, and the most characters of a sentence: a tokenizer takes some 50 bytes for each of these
+# before it cuts them. Longer ones stand for a file without line feeds, or for one made to fill the memory.
+MAX_LINE = 1 << 26
+MAX_SENTENCE = 1 << 23
 # Of the jackknife, as `cone_kernels.sums.GROUPS`, which needs torch.
 GROUPS = 64
 
