@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from cone_kernels.corpora.reading import (
@@ -41,7 +42,7 @@ def text_lines(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
 
 
 def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(line, text) of the fields of JSON objects, one a line.
+    """(line, text) of the fields of JSON objects, one a line, or of those in an array.
 
     Raises:
         CorpusError: none of the first `FIRST_RECORDS` objects has one of the fields.
@@ -53,30 +54,33 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
             reading.drop_empty()
             continue
         try:
-            record = json.loads(line)
+            found = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reading.refuse("malformed_record", number, f"not JSON: {error}")
+            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if number == 1 and line[:1] == "[" else ""
+            reading.refuse("malformed_record", number, f"not JSON: {error}{hint}")
             continue
-        if not isinstance(record, dict):
-            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if isinstance(record, list) else ""
-            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object{hint}")
-            continue
-        if not fields:
-            try:
-                fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
-            except CorpusError as error:
-                without.append(error)
-                if len(without) == FIRST_RECORDS:
-                    break
-                reading.refuse("missing_field", number, "it has none of the fields that are read")
+        for record in found if isinstance(found, list) else [found]:
+            if not isinstance(record, dict):
+                reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object")
                 continue
-        yield from record_texts(record, fields, number, reading)
+            if not fields:
+                try:
+                    fields = reading.use(first_record_fields(reading.asked, record, reading.where(number)))
+                except CorpusError as error:
+                    without.append(error)
+                    if len(without) == FIRST_RECORDS:
+                        raise without[0] from None
+                    reading.refuse("missing_field", number, "it has none of the fields that are read")
+                    continue
+            yield from record_texts(record, fields, number, reading)
     if without and not fields:
         raise without[0]
 
 
 def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(line, text) of the cells of comma-separated records under a header; a record is named by its first line.
+    """(line, text) of the cells of separated records under a header; a record is named by its first line.
+
+    Cells may be quoted, but in a `.tsv` file, where a quote is text.
 
     Raises:
         CorpusError: the header does not have the fields, a quote is left open, or a cell is beyond `MAX_CELL`.
@@ -111,11 +115,11 @@ def _column(header: list[str], name: str, where: str) -> int:
     return header.index(name)
 
 
-def _check_text(source: Source, asked: tuple[str, ...] | None) -> None:
+def _check_text(source: Source, settings: Reading) -> None:
     check_stream(source)
 
 
-def _check_lines(source: Source, asked: tuple[str, ...] | None) -> None:
+def _check_lines(source: Source, settings: Reading) -> None:
     """Checks before a run that a text file is no table, of which numbers and names would be measured too.
 
     Raises:
@@ -134,26 +138,33 @@ def _check_lines(source: Source, asked: tuple[str, ...] | None) -> None:
     if len(lines) >= _TABLE_LINES and len(tabs) == 1 and min(tabs) >= _TABLE_TABS:
         raise CorpusError(
             f"corpus: {source.name} is a table of {tabs.pop() + 1} columns cut by tabs, and not a sentence a line; "
-            "give its column of sentences alone, or the file of records (.jsonl, .csv) that is often beside it"
+            "name it .tsv where it has a header, or give the file of records (.jsonl, .csv) that is often beside it"
         )
 
 
-def _check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
+def _check_csv(source: Source, settings: Reading) -> None:
     """Checks before a run that the first bytes can be read and that the header has the fields.
 
     Raises:
         CorpusError: they cannot, or it lacks a field.
     """
     check_stream(source)
-    reading = Reading(place=(f"{source.name}:", ""))
+    reading = replace(settings, place=(f"{source.name}:", ""))
     for number, header in _csv_rows(source, reading):
-        table_fields(asked, header, reading.where(number))
+        table_fields(reading.asked, header, reading.where(number))
         return
 
 
 def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]]]:
+    # The delimiter and quotes are ASCII, which every encoding here has as it is.
     lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading, may_drop=False))
-    rows = csv.reader(lines, strict=True)
+    plain = source.format == "tsv"
+    rows = csv.reader(
+        lines,
+        strict=True,
+        delimiter=reading.delimiter or ("\t" if plain else ","),
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+    )
     while True:
         first = rows.line_num + 1
         # The limit is one for the whole process, so it is set only while this reader reads.
@@ -172,9 +183,13 @@ def _csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]
         finally:
             csv.field_size_limit(limit)
         if row:
-            yield first, row
+            yield first, row if first > 1 else [_header_cell(cell, reading) for cell in row]
         else:
             reading.drop_empty()
+
+
+def _header_cell(cell: str, reading: Reading) -> str:
+    return cell.encode("utf-8", "surrogateescape").decode(reading.encoding, "replace")
 
 
 def _raw_lines(source: Source, reading: Reading, *, may_drop: bool = True) -> Iterator[tuple[int, bytes]]:
@@ -210,4 +225,5 @@ READERS = {
     "txt": Reader(text_lines, _check_lines, has_fields=False),
     "jsonl": Reader(jsonl_records, _check_text),
     "csv": Reader(csv_records, _check_csv),
+    "tsv": Reader(csv_records, _check_csv),
 }
