@@ -220,6 +220,20 @@ def require_device(name: str, tensor: Tensor, device: torch.device, other: str =
         raise ValueError(f"{name}: got device {tensor.device}; it must be on {device}, as {other}")
 
 
+def require_groups(groups: Tensor, n: int, device: torch.device, other: str = "x") -> None:
+    """Raises unless `groups` are n numbers that kernels can read: int64, contiguous, where `other` is.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape or device.
+    """
+    require_device("groups", groups, device, other)
+    if groups.dtype != torch.int64:
+        raise TypeError(f"groups: got dtype {dtype_name(groups.dtype)}; it must be int64")
+    if groups.shape != (n,):
+        raise ValueError(f"groups: got shape {tuple(groups.shape)}; it must be ({n},), one for each")
+
+
 def read_is_free(tensor: Tensor) -> bool:
     """Whether the host can look at a value of `tensor` without waiting for a device."""
     return tensor.device.type == "cpu"

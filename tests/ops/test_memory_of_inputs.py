@@ -27,6 +27,9 @@ from cone_kernels import (
     second_moment,
     top_eigenvectors,
 )
+from cone_kernels.ops.pool_moments import pool_moments_
+from cone_kernels.ops.row_moments import row_moments_
+from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.support.moment_cases import DTYPES, normal
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [0, 1, 0, 1]]).bool()
@@ -236,6 +239,23 @@ def test_a_tensor_whose_memory_was_freed_is_refused() -> None:
         with pytest.raises(ValueError, match=r"input: got a tensor of shape \(5, 6\) without memory; it must have its"):
             op(x)
     assert mean_pairwise_cosine(torch.empty(0, 6)).isnan()
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "got"),
+    [
+        (torch.zeros(3), TypeError, "dtype float32; it must be int64"),
+        (torch.zeros(3, dtype=torch.int32), TypeError, "dtype int32; it must be int64"),
+        (torch.zeros(2, dtype=torch.int64), ValueError, "shape (2,); it must be (3,), one for each"),
+    ],
+    ids=["floats", "short integers", "too few"],
+)
+def test_groups_that_kernels_would_read_past_are_refused(groups: Tensor, error: type[Exception], got: str) -> None:
+    x = normal(3, 4, 6)
+    with pytest.raises(error, match=re.escape(f"groups: got {got}")):
+        pool_moments_([x], MASK, None, groups, list(zero_sums(TOKEN_FIELDS, 1, 6).values()))
+    with pytest.raises(error, match=re.escape(f"groups: got {got}")):
+        row_moments_(x[:, :1].reshape(1, 3, 6), groups, list(zero_sums(ROW_FIELDS, 1, 6).values()))
 
 
 def test_the_loss_and_a_state_read_negated_views_with_their_sign() -> None:
