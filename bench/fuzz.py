@@ -1,9 +1,10 @@
 """Altered input for everything that reads bytes: `make fuzz`. What is wrong is refused in the package's own errors.
 
 State files, parts of runs (which checkpoints are) and centerings are altered byte by byte, and in their header and
-tensors under a hash that is right again; corpora and files of vectors of every format byte by byte; masks and cu_seqlens
-in dtype, shape and values, and what an op takes of them must be what the reference makes of it. Any other error is a
-find: its input stays in the folder of the finds, and so does the input at hand when the process dies.
+tensors under a hash that is right again; corpora and files of vectors of every format byte by byte; masks and
+cu_seqlens in dtype, shape and values, and what an op takes of them must be what the reference makes of it. Any other
+error is a find: its case stays in the folder of the finds, and so does the case at hand when the process dies; --case
+runs one again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ODD: tuple[Any, ...] = (None, True, "", "\x1b[31m", "\ud800", [], {}, [[]], "x" 
 Case = Callable[[random.Random, Path], None]
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """An input was taken that means something else, or was refused in no words of the package."""
 
 
@@ -82,6 +83,8 @@ def altered_json(value: Any, chance: random.Random) -> Any:
 
 def altered_tensors(tensors: dict[str, torch.Tensor], chance: random.Random) -> dict[str, torch.Tensor]:
     """Tensors by name of which one has another dtype, shape, value or name."""
+    if not tensors:
+        return tensors
     name = chance.choice(list(tensors))
     changed = {key: value.clone() for key, value in tensors.items()}
     value, kind = changed.pop(name), chance.randrange(5)
@@ -127,7 +130,7 @@ def state_case(kind: str) -> Case:
             loaded = reads[kind](path)
         except StateFileError as error:
             if str(path) not in str(error):
-                raise Wrong(f"the file is not named: {error}") from error
+                raise WrongError(f"the file is not named: {error}") from error
             return
         repr(loaded)
 
@@ -141,7 +144,7 @@ def _write_state(kind: str, path: Path) -> None:
     if kind == "state":
         state.save(path)
     elif kind == "centering":
-        Centering.fit(state.sentence.select(1), "abtt").save(path)
+        Centering.fit(state.sentence.select(1)).save(path)
     else:
         part = RunPart.begin({"model.name": "m", "options.shard_size": 8}, "0/1", 8)
         part.tree.add(0, state)
@@ -175,12 +178,12 @@ def corpus_case(chance: random.Random, folder: Path) -> None:
         found = list(Corpus(path, errors=chance.choice(("replace", "drop", "raise"))))
     except CorpusError as error:
         if path.name not in str(error):
-            raise Wrong(f"the file is not named: {error}") from error
+            raise WrongError(f"the file is not named: {error}") from error
         return
     for text in found:
         text.encode()
         if not text.strip():
-            raise Wrong(f"an empty sentence was given out: {text!r}")
+            raise WrongError(f"an empty sentence was given out: {text!r}")
 
 
 def _corpus(suffix: str, folder: Path) -> bytes:
@@ -219,10 +222,10 @@ def vectors_case(chance: random.Random, folder: Path) -> None:
     try:
         for _, rows in Vectors(path).blocks(rows=7):
             if rows.dim() != 2:
-                raise Wrong(f"rows of shape {tuple(rows.shape)}")
+                raise WrongError(f"rows of shape {tuple(rows.shape)}")
     except VectorFileError as error:
         if path.name not in str(error):
-            raise Wrong(f"the file is not named: {error}") from error
+            raise WrongError(f"the file is not named: {error}") from error
     finally:
         path.unlink()
 
@@ -236,7 +239,7 @@ def selection_case(chance: random.Random, folder: Path) -> None:
     if chance.random() < 0.5:
         shape = size if chance.random() < 0.8 else (size[0], size[1] + chance.choice((-1, 1)) * (size[1] > 0))
         mask: Any = torch.randint(0, 2, shape, generator=generator).to(chance.choice(dtypes))
-        if mask.numel() and not mask.dtype == torch.bool and chance.random() < 0.3:
+        if mask.numel() and mask.dtype != torch.bool and chance.random() < 0.3:
             mask.view(-1)[chance.randrange(mask.numel())] = chance.choice((2, 3, 200))
         selection = {"mask": mask.numpy() if chance.random() < 0.3 else mask.mT.contiguous().mT}
     else:
@@ -253,17 +256,17 @@ def selection_case(chance: random.Random, folder: Path) -> None:
         sums = pool_moments(given, **selection).sums
     except (TypeError, ValueError) as error:
         if not str(error).startswith(("mask: got", "cu_seqlens: got")):
-            raise Wrong(f"refused in no words of the package: {error}") from error
+            raise WrongError(f"refused in no words of the package: {error}") from error
         return
     wanted = torch.as_tensor(masked_mean_pool(given, **selection, backend="reference"))
     of_reference = pool_moments(given, **selection, backend="reference").sums
     if not torch.allclose(got, wanted, rtol=1e-5, atol=1e-6, equal_nan=True):
-        raise Wrong(f"{got} where the reference has {wanted}")
+        raise WrongError(f"{got} where the reference has {wanted}")
     for field, total in sums.items():
         if not torch.allclose(
             torch.as_tensor(total).double(), torch.as_tensor(of_reference[field]).double(), 1e-5, 1e-5
         ):
-            raise Wrong(f"{field}: {total} where the reference has {of_reference[field]}")
+            raise WrongError(f"{field}: {total} where the reference has {of_reference[field]}")
 
 
 CASES: dict[str, Case] = {
@@ -308,7 +311,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--finds", type=Path, default=Path("bench/results/fuzz"))
+    parser.add_argument("--case", help="one case alone, such as corpus-0-17, with its traceback")
     asked = parser.parse_args()
+    if asked.case:
+        with tempfile.TemporaryDirectory() as folder:
+            CASES[asked.case.split("-")[0]](random.Random(asked.case), Path(folder))
+        return 0
     asked.finds.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     counts, found = fuzz(asked.seconds, asked.seed, asked.finds, asked.only)

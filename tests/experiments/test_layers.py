@@ -145,6 +145,13 @@ def test_options_reach_the_corpus_and_the_model(folder: Path, tmp_path: Path) ->
     assert (found.manifest["dtype"], found.manifest["backend"], found.manifest["isa"]) == ("float64", "reference", None)
 
 
+def test_sentences_that_were_cut_and_words_that_are_unknown_are_told(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, model_max_length=6)
+    texts = ["w5", "w5 w6 w7 w8", "w5 w6 w7 w8 w9", "w5 foreign w7 w8 w9 w10 w11"]
+    corpus = layers(tmp_path, texts).corpus
+    assert (corpus["truncated"], corpus["tokens"], corpus["unknown_tokens"]) == (2, 3 + 6 + 6 + 6, 1)
+
+
 def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="corpus: got a Corpus and options of one"):
         layers(folder, Corpus.from_sentences(["w5"]), limit=3)
