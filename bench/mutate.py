@@ -113,7 +113,7 @@ def _put(tree: ast.Module, at: ast.AST, changed: ast.AST) -> None:
     Put().visit(tree)
 
 
-def tests_of(module: Path) -> list[str]:
+def files_that_test(module: Path) -> list[str]:
     """The test files that name a module, those that are called like it first; where there is none, its users'."""
     stem, dotted = module.stem, ".".join(module.relative_to(ROOT).with_suffix("").parts)
     topic = stem.split("_result")[0].split("_claims")[0]
@@ -128,7 +128,9 @@ def tests_of(module: Path) -> list[str]:
             ranked.append((topic not in file.stem, not called_like_it, name))
     if not ranked:
         users = [user for user in (ROOT / "cone_kernels").rglob("*.py") if f"{dotted} import" in user.read_text()]
-        return list(dict.fromkeys(itertools.chain.from_iterable(tests_of(user) for user in users if user != module)))
+        return list(
+            dict.fromkeys(itertools.chain.from_iterable(files_that_test(user) for user in users if user != module))
+        )
     return [name for *_, name in sorted(ranked)]
 
 
@@ -137,7 +139,7 @@ def noticed(of: Path, source: str, copy_of_root: Path, seconds: float) -> bool |
     module = copy_of_root / of.relative_to(ROOT)
     whole = module.read_text()
     module.write_text(source)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(of)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files_that_test(of)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy_of_root)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:

@@ -203,7 +203,7 @@ class DoubleFromTheSecondBlock(ToyModel):
 
 @pytest.mark.usefixtures("one_thread")
 def test_layers_of_another_dtype_are_added_by_a_call_of_their_own() -> None:
-    model, batch = DoubleFromTheSecondBlock(), tiny_batch()
+    model, batch = DoubleFromTheSecondBlock().eval(), tiny_batch()
     with torch.no_grad():
         states = model(**batch, output_hidden_states=True)["hidden_states"]
     assert [state.dtype for state in states] == [torch.float32, torch.float32, torch.float64, torch.float64]
