@@ -167,10 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as threads:
         copies = [Path(folder, str(number)) for number in range(asked.processes)]
         for root in copies:
-            for part in ("cone_kernels", "tests", "bench", "docs"):
-                shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-            for file in ("pyproject.toml", "setup.py", "README.md", "Makefile"):
-                shutil.copy(ROOT / file, root)
+            shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results"))
 
         def run(fault: Fault) -> bool | str | None:
             if time.monotonic() > end:
