@@ -143,7 +143,10 @@ def noticed(of: Path, source: str, copy_of_root: Path, seconds: float) -> bool |
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy_of_root)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.run(command, cwd=copy_of_root, env=environment, timeout=seconds, **quiet).returncode != 0
+        return subprocess.run(command, cwd=copy_of_root, env=environment, timeout=seconds, **quiet).returncode not in (
+            0,
+            5,
+        )
     except subprocess.TimeoutExpired:
         return None
     finally:
