@@ -283,6 +283,17 @@ def sentence_vectors(folder: Path, texts: list[str]) -> torch.Tensor:
 TEXTS = [f"w{4 + i} w{5 + i * 7 % 50} w{6 + i * 11 % 40}" for i in range(24)]
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(0.15, "less"), (0.35, "greater"), (0.45, "greater")])
+def test_a_quarter_of_the_cone_is_what_few_dimensions_must_carry(share: float, verdict: str) -> None:
+    mean = torch.full((9,), ((1 - share) / 8) ** 0.5)
+    mean[4] = share**0.5
+    rows = mean + 0.05 * torch.randn(800, 9, generator=torch.Generator().manual_seed(0))
+    state = ConeState.empty([0], 9)
+    state.update([rows[:, None]], torch.ones(800, 1))
+    (claim,) = ConeClaims.of(state, rogue=1).share
+    assert claim.verdict == verdict
+
+
 def test_rogue_dimensions_are_those_that_carry_the_mean_cosine(folder: Path) -> None:
     found = layers(folder, TEXTS, rogue=2)
     for row, vectors in zip(found.layers, sentence_vectors(folder, TEXTS), strict=True):
