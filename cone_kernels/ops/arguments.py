@@ -127,12 +127,13 @@ def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: i
 def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: torch.device) -> Tensor:
     """A mask (B, T) of bool or of integers or floats that are all 0 or 1, as contiguous bool."""
     mask = as_tensor(name, value)
-    if mask.is_complex() or mask.is_quantized:
+    is_bool = mask.dtype == torch.bool
+    if not is_bool and (mask.is_complex() or mask.is_quantized):
         raise TypeError(f"{name}: got dtype {dtype_name(mask.dtype)}; it must be bool, or integers or floats")
     if tuple(mask.shape) != (batch, tokens):
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be (B, T) = {(batch, tokens)}")
     require_device(name, mask, device, "the hidden states")
-    if mask.dtype == torch.bool:
+    if is_bool:
         return mask.contiguous()
     tokens_kept = mask.bool()
     require(
