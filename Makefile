@@ -22,7 +22,7 @@ EDITABLE := $(INSTALL) --no-build-isolation --editable
 # The suite; the tests of a file share a process, and with it their models.
 SUITE := -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo test test-latest test-oldest test-slow test-browser lint format bench docs gpu lock clean
+.PHONY: setup demo test test-latest test-oldest test-slow test-browser mutate fuzz sanitize lint format bench docs gpu lock clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -93,6 +93,21 @@ test-browser: $(VENV)/.built
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  apt-get install -y --no-install-recommends chromium
 	$(BIN)/python -m pytest -m browser
+
+# Faults put into a copy of the package, one at a time: how many of them the tests notice.
+MUTATE ?= --sample 60 --minutes 30
+mutate: $(VENV)/.built
+	$(BIN)/python -m bench.mutate --processes $(JOBS) $(MUTATE)
+
+# Altered bytes for everything that reads some; finds stay in bench/results/fuzz.
+FUZZ ?= --seconds 120 --seed 0
+fuzz: $(VENV)/.built
+	$(BIN)/python -m bench.fuzz $(FUZZ)
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with the tests of the ops.
+SANITIZED ?= tests/ops tests/kernels/test_segments.py
+sanitize: $(VENV)/.built
+	$(BIN)/python -m bench.sanitize $(SANITIZED)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

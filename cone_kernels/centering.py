@@ -368,8 +368,8 @@ def _checked_header(path: str | os.PathLike[str], header: Any) -> Mapping[str, A
         "method": method not in list(METHODS),
         "level": header["level"] not in ("sentence", "token"),
         "layer, dim, count": not whole or dim < 1 or header["count"] < 1,
-        "components": (type(components) is int) != (method == "all-but-the-top"),
-        "shrinkage": is_number != (method == "whitening") or (is_number and not 0 <= shrinkage <= 1),
+        "components": type(components) is not (int if method == "all-but-the-top" else type(None)),
+        "shrinkage": not (is_number and 0 <= shrinkage <= 1) if method == "whitening" else shrinkage is not None,
         "model": not isinstance(header["model"], (dict, str, type(None))),
     }
     found = [name for name, is_wrong in wrong.items() if is_wrong]

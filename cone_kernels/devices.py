@@ -49,6 +49,21 @@ def is_captured(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def has_no_values(tensor: Tensor) -> bool:
+    """Whether torch writes down what is done with a tensor, for later values: torch.compile, export, make_fx, fakes.
+
+    Nothing may be decided by a value of it then.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    if type(tensor) is Tensor and torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return isinstance(tensor, FakeTensor) or get_proxy_mode() is not None
+
+
 @functools.cache
 def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """`kernel`, with the device of its first argument (a tensor, or several) as the current one while it runs.

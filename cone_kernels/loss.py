@@ -97,21 +97,21 @@ def _chosen(hidden: Tensor | Sequence[Tensor], layers: int | Sequence[int] | Non
 def _sentence_vectors(name: str, hidden: Any, mask: Tensor | None) -> Tensor:
     if not isinstance(hidden, Tensor):
         raise TypeError(f"{name}: got {type(hidden).__name__}; it must be a torch.Tensor")
-    float_tensor(name, hidden, 2, "(B, T, D) or (n, D)")
-    if hidden.dim() > 3:
-        raise ValueError(f"{name}: got shape {tuple(hidden.shape)}; it must be (B, T, D) or (n, D)")
-    if hidden.dim() == 2:
+    vectors = float_tensor(name, hidden, 2, "(B, T, D) or (n, D)")
+    if vectors.dim() > 3:
+        raise ValueError(f"{name}: got shape {tuple(vectors.shape)}; it must be (B, T, D) or (n, D)")
+    if vectors.dim() == 2:
         if mask is not None:
             raise ValueError(
-                f"mask: got one; it must be None for {name} of shape {tuple(hidden.shape)}, which has no tokens"
+                f"mask: got one; it must be None for {name} of shape {tuple(vectors.shape)}, which has no tokens"
             )
-        return hidden
+        return vectors
     if mask is None:
         raise ValueError(
-            f"mask: got None; it must be the attention mask (B, T) of {name} of shape {tuple(hidden.shape)}, or ones "
+            f"mask: got None; it must be the attention mask (B, T) of {name} of shape {tuple(vectors.shape)}, or ones "
             "where every token counts"
         )
-    pooled: Tensor = masked_mean_pool(hidden, mask)
+    pooled: Tensor = masked_mean_pool(vectors, mask)
     return pooled
 
 

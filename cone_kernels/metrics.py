@@ -20,6 +20,8 @@ from cone_kernels.sums import jackknife_stderr
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
 # The largest eigenvalue that rounding makes of zeros is of the size of the lowest, with its sign turned.
 _ROUNDING_SPREAD = 3.0
+# Of Σ‖x‖², what rounding leaves of the variance of rows that are alike.
+_ROUNDING_OF_SUMS = 64 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def symmetric(upper: Tensor) -> Tensor:
 
 
 def covariance(moments: Moments, second_moment: Tensor | None = None) -> Tensor:
-    """C = (Σxxᵀ − ttᵀ/n)/(n−1), (L, d, d); NaN for n < 2. Needs `second_moment`.
+    """C = (Σxxᵀ − ttᵀ/n)/(n−1), (L, d, d); NaN for n < 2, 0 where all rows are alike. Needs `second_moment`.
 
     Args:
         moments: the sums of L layers.
@@ -191,6 +193,9 @@ def covariance(moments: Moments, second_moment: Tensor | None = None) -> Tensor:
     t = moments.sum
     whole = symmetric(moments.second_moment) if second_moment is None else second_moment
     centered: Tensor = whole - t[:, :, None] * t[:, None, :] / n
+    # What is left of the difference of equal numbers has no shape.
+    trace, of_whole = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for matrix in (centered, whole))
+    centered = torch.where(trace <= _ROUNDING_OF_SUMS * of_whole, 0.0, centered)
     return centered / _or_nan(n - 1, n >= 2)
 
 

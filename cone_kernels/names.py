@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias, get_args
 
 InRun: TypeAlias = Literal["each model", "all models", "each method"]
 CenteringMethod: TypeAlias = Literal["mean", "all-but-the-top", "whitening"]
-TextFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
+TextFormat: TypeAlias = Literal["txt", "jsonl", "csv", "tsv"]
 Format: TypeAlias = Literal[TextFormat, "parquet", "arrow"]
 VectorFormat: TypeAlias = Literal[
     "npy",
@@ -196,8 +196,9 @@ GEOMETRY = {
 # Formats of a corpus by suffix, and what a file of one holds; `cone_kernels.corpora` reads them.
 FORMATS: dict[Format, str] = {
     "txt": "one sentence a line",
-    "jsonl": "one JSON object a line",
+    "jsonl": "one JSON object, or an array of them, a line",
     "csv": "comma-separated records under a header",
+    "tsv": "tab-separated records under a header, without quotes",
     "parquet": "columns of strings",
     "arrow": "columns of strings, as a file or a stream",
 }
@@ -360,7 +361,7 @@ def listed_suffixes() -> str:
 
     Example:
         >>> listed_suffixes()
-        '.txt, .jsonl, .csv, .parquet or .arrow'
+        '.txt, .jsonl, .csv, .tsv, .parquet or .arrow'
     """
     *first, last = (f".{name}" for name in FORMATS)
     return f"{', '.join(first)} or {last}"

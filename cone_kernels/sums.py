@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cone_kernels.devices import has_no_values
+
 # A sentence belongs to one group (see `jackknife_groups`), so every statistic has a jackknife error.
 GROUPS = 64
 # The first stretches have 1, 2, 4 and 8 sentences, so that a small corpus fills many groups too; the rest have 16.
@@ -102,7 +104,7 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
         tensor([ 0,  1, 15, 16, 16, 17,  0,  0,  1])
     """
     # Counted from 16 on, stretches of length 2^k are those of [16 * 2^k, 32 * 2^k): shifted by k they count up by one.
-    if sentence_ids.device.type != "cpu" or type(sentence_ids) is not Tensor or torch.compiler.is_compiling():
+    if sentence_ids.device.type != "cpu" or has_no_values(sentence_ids):
         shifted = sentence_ids + _STRETCHES
         doublings = (_DOUBLINGS >> 4 * (shifted >> 5).clip(0, 8)) & 7
         return (shifted >> doublings) + _STRETCHES * (doublings - 1) & (GROUPS - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +148,19 @@ def accelerated(even_batches: bool) -> tuple[list[int], list[float]]:
             rounds += 1
     total = all_reduce(probe.state)
     return [rounds, *total.sentence.count.sum(1).tolist()], metrics.anisotropy(total.sentence).tolist()
+
+
+def test_repeats_are_told_of_a_whole_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = SimpleNamespace(
+        active_dataloader=SimpleNamespace(total_batch_size=8), end_of_dataloader=True, remainder=5
+    )
+    monkeypatch.setattr("accelerate.state.GradientState", lambda: loading)
+    monkeypatch.setattr("accelerate.state.PartialState", lambda: SimpleNamespace(num_processes=2, process_index=1))
+    repeats = repeated_samples(4)
+    assert repeats is not None
+    assert repeats.tolist() == [False, True, True, True]
+    for other_size in (2, 3, 5, 8):  # a part of a batch, or several put together: which are repeats is not known
+        assert repeated_samples(other_size) is None
 
 
 @pytest.mark.parametrize(

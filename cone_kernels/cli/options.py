@@ -154,6 +154,10 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--format", type=click.Choice(TEXT_FORMATS), help="Of --corpus -, standard input.  [default: as it begins]"
         ),
+        click.option(
+            "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
+        ),
+        click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
         click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
         click.option(
             "--dtype",
@@ -183,7 +187,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             type=click.Choice(["replace", "drop", "raise"]),
             default="replace",
             show_default=True,
-            help="What to do with text that is not UTF-8.",
+            help="What to do with text that is not of the encoding.",
         ),
         click.option(
             "--malformed",

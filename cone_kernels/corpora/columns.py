@@ -76,7 +76,7 @@ def dataset_columns(source: Source, reading: Reading) -> Iterator[tuple[int, str
                 yield from rows.texts(batch)
 
 
-def check_table(source: Source, asked: tuple[str, ...] | None) -> None:
+def check_table(source: Source, settings: Reading) -> None:
     """Checks the footer and the schema before a run; not of a compressed file, which would have to be unpacked.
 
     Raises:
@@ -88,13 +88,13 @@ def check_table(source: Source, asked: tuple[str, ...] | None) -> None:
         return
     if source.format == "parquet":
         with _parquet(source) as table:
-            _text_fields(asked, table.schema_arrow, source)
+            _text_fields(settings.asked, table.schema_arrow, source)
     else:
         with seekable(source) as file:
-            _arrow_batches(file, asked, source)
+            _arrow_batches(file, settings.asked, source)
 
 
-def check_dataset(source: Source, asked: tuple[str, ...] | None) -> None:
+def check_dataset(source: Source, settings: Reading) -> None:
     """Checks before a run that a data set can be loaded, and that it has the fields where it says what columns it has.
 
     Raises:
@@ -103,7 +103,7 @@ def check_dataset(source: Source, asked: tuple[str, ...] | None) -> None:
     with _named(lambda: f"corpus: {source.name} cannot be loaded"):
         features = source.open().features
     if features is not None:
-        _text_fields(asked, features.arrow_schema, source)
+        _text_fields(settings.asked, features.arrow_schema, source)
 
 
 class _Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 from cone_kernels.corpora import columns, lines
 from cone_kernels.corpora.reading import (
+    MAX_SENTENCE,
     CorpusError,
     Encoding,
     Malformed,
@@ -24,10 +26,13 @@ from cone_kernels.corpora.sample import MAX_SEED, Sentence, draw, shuffled
 from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
 from cone_kernels.corpora.sources import Reader, Source, find_sources
 from cone_kernels.corpora.summary import CorpusSummary
-from cone_kernels.names import TextFormat
+from cone_kernels.names import TEXT_FORMATS, TextFormat
 
 _READERS: dict[str, Reader] = {**lines.READERS, **columns.READERS}
 _NAMES_SHOWN = 3
+_SEPARATED = ("csv", "tsv")
+_UTF_8 = "utf-8"
+_ASCII = bytes(range(128)).decode("ascii")
 
 
 @dataclass
@@ -48,10 +53,11 @@ class Corpus:
     """The distinct sentences of files, in order of first appearance; every iteration reads them anew.
 
     Formats, by suffix (`cone_kernels.names.FORMATS` lists them): `.txt` has one sentence a line; `.jsonl` one JSON
-    object a line; `.csv` records under a header; `.parquet` and `.arrow` (an IPC file or stream) columns of strings;
-    each also compressed, with `.gz` or `.zst` after it. Files are read as streams: a line, a row group or a record
-    batch is in memory at a time (a compressed `.parquet` or `.arrow` is unpacked to a temporary file). A number in a
-    message is a line of a text format (of a record its first one) or a row of a table, from 1.
+    object, or an array of them, a line; `.csv` records under a header, `.tsv` such with tabs and without quotes;
+    `.parquet` and `.arrow` (an IPC file or stream) columns of strings; each also compressed, with `.gz` or `.zst` after
+    it. Files are read as streams: a line, a row group or a record batch is in memory at a time (a compressed `.parquet`
+    or `.arrow` is unpacked to a temporary file). A number in a message is a line of a text format (of a record its
+    first one) or a row of a table, from 1.
 
     Args:
         path: one of these, or a sequence of them: a file; a glob (`data/*.jsonl.gz`, `data/**/*.txt`); a folder, which
@@ -76,10 +82,12 @@ class Corpus:
         dedup: leave out the sentences that came before. False gives out every one, for corpora known to be distinct.
         dedup_memory: bytes for the digests (16 bytes each) by which repeated sentences are found; where that is not
             enough they go to a temporary file.
-        errors: what becomes of bytes that are not UTF-8, and of lone surrogates from JSON escapes: "replace" by
-            U+FFFD, "drop" the line or sentence, or "raise".
-        malformed: what becomes of lines that are no JSON object or no record under the header, and of records without
-            one of the fields: "drop" or "raise".
+        delimiter: what separates the cells of `.csv` and `.tsv` files; None for a comma, or a tab.
+        encoding: of files of text, one that has ASCII as it is, such as "latin-1"; default "utf-8".
+        errors: what becomes of bytes that are not of the encoding, and of lone surrogates from JSON escapes: "replace"
+            by U+FFFD, "drop" the line or sentence, or "raise".
+        malformed: what becomes of lines that are no JSON object or no record under the header, of records without
+            one of the fields, of lines of over 64 MiB and of sentences of over 8,388,608 characters: "drop" or "raise".
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: `path` cannot be read; found at once.
@@ -109,11 +117,14 @@ class Corpus:
         group_by: str | None = None,
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
+        delimiter: str | None = None,
+        encoding: str = _UTF_8,
         errors: Encoding = "replace",
         malformed: Malformed = "drop",
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         self._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
+        self.delimiter, self.encoding = _checked_delimiter(delimiter), _checked_encoding(encoding)
         self.group_by = group_by
         self.fields = _checked_fields(fields)
         self.name = _name_of(paths)
@@ -162,6 +173,7 @@ class Corpus:
         corpus.name = name
         corpus.fields = _checked_fields(fields)
         corpus.group_by = group_by
+        corpus.delimiter, corpus.encoding = None, _UTF_8
         corpus._sentences = sentences
         corpus._sources = ()
         corpus._was_read = False
@@ -215,8 +227,24 @@ class Corpus:
         if self.group_by is not None and not reader.has_fields:
             what = f"group_by: got {self.group_by!r}; it must be None"
             raise CorpusError(f"{what}, as {source.name} is a text file and has no fields")
+        if self.delimiter is not None and source.format not in _SEPARATED:
+            what = f"delimiter: got {self.delimiter!r}; it must be None"
+            raise CorpusError(f"{what}, as {source.name} is no file of separated cells ({', '.join(_SEPARATED)})")
+        if self.encoding != _UTF_8 and source.format not in TEXT_FORMATS:
+            what = f"encoding: got {self.encoding!r}; it must be {_UTF_8}"
+            raise CorpusError(f"{what}, as {source.name} says itself how its texts are encoded")
         if not source.once:
-            reader.check(source, self.fields)
+            reader.check(source, self._reading())
+
+    def _reading(self) -> Reading:
+        return Reading(
+            self.fields,
+            self.errors,
+            self.malformed,
+            group_by=self.group_by,
+            delimiter=self.delimiter,
+            encoding=self.encoding,
+        )
 
     @property
     def read_once(self) -> bool:
@@ -284,7 +312,7 @@ class Corpus:
                 "corpus: standard input has been read, which can be done once; write it to a file to read it again"
             )
         self._was_read = True
-        self._tally = tally = _Tally(Reading(self.fields, self.errors, self.malformed, group_by=self.group_by))
+        self._tally = tally = _Tally(self._reading())
         sentences = self._distinct(tally) if self.dedup else self._candidates(tally)
         if self.sample is not None and self.seed is not None:
             drawn, tally.drawn_from = draw(sentences, self.sample, self.seed)
@@ -312,6 +340,10 @@ class Corpus:
     def _candidates(self, tally: _Tally) -> Iterator[Sentence]:
         """Every sentence that is not empty, duplicates among them."""
         for number, text in self._texts(tally):
+            if len(text) > MAX_SENTENCE:
+                what = f"a sentence of {len(text):,} characters; it must be of at most {MAX_SENTENCE:,}"
+                tally.reading.refuse("malformed_record", number, what)
+                continue
             found = tally.reading.encoded(text, number)
             if found is None:
                 continue
@@ -361,6 +393,26 @@ def _checked_fields(fields: Sequence[str] | None) -> tuple[str, ...] | None:
     if fields and len(set(fields)) < len(fields):
         raise ValueError(f"fields: got {', '.join(fields)}; each must be named once")
     return tuple(fields) if fields else None
+
+
+def _checked_delimiter(delimiter: str | None) -> str | None:
+    if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n'):
+        raise ValueError(f"delimiter: got {delimiter!r}; it must be one character of ASCII, no quote and no line feed")
+    return delimiter
+
+
+def _checked_encoding(encoding: str) -> str:
+    """The name of the encoding as Python spells it; lines, cells and JSON are found by the bytes of ASCII."""
+    try:
+        name = codecs.lookup(encoding).name
+        has_ascii = _ASCII.encode(name) == _ASCII.encode()
+    except (LookupError, UnicodeError):
+        raise ValueError(f"encoding: got {encoding!r}; it must be one that Python knows, such as latin-1") from None
+    if not has_ascii:
+        raise ValueError(
+            f"encoding: got {encoding!r}; it must be one that has ASCII as it is, so convert the file first"
+        )
+    return name
 
 
 def _name_of(paths: Sequence[str | os.PathLike[str]]) -> str:

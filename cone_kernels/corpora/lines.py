@@ -6,16 +6,26 @@ Only a line feed, or a carriage return and a line feed, ends a line: U+2028 and 
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
-from cone_kernels.corpora.reading import CorpusError, Reading, first_record_fields, record_texts, table_fields
+from cone_kernels.corpora.reading import (
+    MAX_LINE,
+    CorpusError,
+    Reading,
+    first_record_fields,
+    record_texts,
+    table_fields,
+)
 from cone_kernels.corpora.sources import Reader, Source
 from cone_kernels.corpora.streams import READ_ERRORS, check_stream, opened
 
 # The most characters of a cell: a quote that is never closed would otherwise take the rest of the file into memory.
-MAX_CELL = 1 << 26
+MAX_CELL = MAX_LINE
 # So many records of a file may lack what is read before one that has it.
 FIRST_RECORDS = 1000
 # What tells a table in a text file: so many lines, all cut by as many tabs.
@@ -32,7 +42,7 @@ def text_lines(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
 
 
 def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(line, text) of the fields of JSON objects, one a line.
+    """(line, text) of the fields of JSON objects, one a line, or of those in an array.
 
     Raises:
         CorpusError: none of the first `FIRST_RECORDS` objects has one of the fields.
@@ -55,25 +65,28 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
 
 
 def json_objects(source: Source, reading: Reading) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of every line that is a JSON object; others are refused as `reading` says."""
+    """(line, object) of every line that is a JSON object or an array of some; others are refused as `reading` says."""
     for number, line in text_lines(source, reading):
         if not line.strip():
             reading.drop_empty()
             continue
         try:
-            record = json.loads(line)
+            found = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reading.refuse("malformed_record", number, f"not JSON: {error}")
+            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if number == 1 and line[:1] == "[" else ""
+            reading.refuse("malformed_record", number, f"not JSON: {error}{hint}")
             continue
-        if not isinstance(record, dict):
-            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if isinstance(record, list) else ""
-            reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object{hint}")
-            continue
-        yield number, record
+        for record in found if isinstance(found, list) else [found]:
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object")
 
 
 def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(line, text) of the cells of comma-separated records under a header; a record is named by its first line.
+    """(line, text) of the cells of separated records under a header; a record is named by its first line.
+
+    Cells may be quoted, but in a `.tsv` file, where a quote is text.
 
     Raises:
         CorpusError: the header does not have the fields, a quote is left open, or a cell is beyond `MAX_CELL`.
@@ -108,11 +121,11 @@ def _column(header: list[str], name: str, where: str) -> int:
     return header.index(name)
 
 
-def _check_text(source: Source, asked: tuple[str, ...] | None) -> None:
+def _check_text(source: Source, settings: Reading) -> None:
     check_stream(source)
 
 
-def _check_lines(source: Source, asked: tuple[str, ...] | None) -> None:
+def _check_lines(source: Source, settings: Reading) -> None:
     """Checks before a run that a text file is no table, of which numbers and names would be measured too.
 
     Raises:
@@ -131,37 +144,40 @@ def _check_lines(source: Source, asked: tuple[str, ...] | None) -> None:
     if len(lines) >= _TABLE_LINES and len(tabs) == 1 and min(tabs) >= _TABLE_TABS:
         raise CorpusError(
             f"corpus: {source.name} is a table of {tabs.pop() + 1} columns cut by tabs, and not a sentence a line; "
-            "give its column of sentences alone, or the file of records (.jsonl, .csv) that is often beside it"
+            "name it .tsv where it has a header, or give the file of records (.jsonl, .csv) that is often beside it"
         )
 
 
-def _check_csv(source: Source, asked: tuple[str, ...] | None) -> None:
+def _check_csv(source: Source, settings: Reading) -> None:
     """Checks before a run that the first bytes can be read and that the header has the fields.
 
     Raises:
         CorpusError: they cannot, or it lacks a field.
     """
     check_stream(source)
-    reading = Reading(place=(f"{source.name}:", ""))
+    reading = replace(settings, place=(f"{source.name}:", ""))
     for number, header in csv_rows(source, reading):
-        table_fields(asked, header, reading.where(number))
+        table_fields(reading.asked, header, reading.where(number))
         return
 
 
-def csv_rows(source: Source, reading: Reading, **layout: Any) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(source: Source, reading: Reading) -> Iterator[tuple[int, list[str]]]:
     """(first line, cells) of every record that is not empty, the header among them.
 
-    What was not UTF-8 comes through as lone surrogates, which give the bytes back.
-
-    Args:
-        source, reading: as of a reader.
-        layout: keywords of `csv.reader`, such as the delimiter.
+    What was not of the encoding comes through as lone surrogates, which give the bytes back.
 
     Raises:
-        CorpusError: a quote is left open, or a cell is beyond `MAX_CELL`.
+        CorpusError: a quote is left open, or a line or a cell is too long.
     """
-    lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading))
-    rows = csv.reader(lines, strict=True, **layout)
+    # The delimiter and quotes are ASCII, which every encoding here has as it is.
+    lines = (raw.decode("utf-8", "surrogateescape") for _, raw in _raw_lines(source, reading, may_drop=False))
+    plain = source.format == "tsv"
+    rows = csv.reader(
+        lines,
+        strict=True,
+        delimiter=reading.delimiter or ("\t" if plain else ","),
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+    )
     while True:
         first = rows.line_num + 1
         # The limit is one for the whole process, so it is set only while this reader reads.
@@ -180,24 +196,47 @@ def csv_rows(source: Source, reading: Reading, **layout: Any) -> Iterator[tuple[
         finally:
             csv.field_size_limit(limit)
         if row:
-            yield first, row
+            yield first, row if first > 1 else [_header_cell(cell, reading) for cell in row]
         else:
             reading.drop_empty()
 
 
-def _raw_lines(source: Source, reading: Reading) -> Iterator[tuple[int, bytes]]:
-    """(line, bytes with their line feed), the first without a byte order mark."""
+def _header_cell(cell: str, reading: Reading) -> str:
+    return cell.encode("utf-8", "surrogateescape").decode(reading.encoding, "replace")
+
+
+def _raw_lines(source: Source, reading: Reading, *, may_drop: bool = True) -> Iterator[tuple[int, bytes]]:
+    """(line, bytes with their line feed), the first without a byte order mark; lines beyond `MAX_LINE` are refused.
+
+    Raises:
+        CorpusError: the source cannot be read, or a line is too long and must not be left out (not `may_drop`).
+    """
     number = 0
     with opened(source) as (stream, reading.position):
+        if not isinstance(stream, (io.BufferedReader, io.BytesIO)):  # files of fsspec cannot read a part of a line
+            stream = io.BufferedReader(cast(Any, stream), _START)
+            reading.position = stream.tell
         try:
-            for number, raw in enumerate(stream, start=1):
+            for number in itertools.count(1):
+                raw = stream.readline(MAX_LINE + 1)
+                if not raw:
+                    return
+                if len(raw) > MAX_LINE:
+                    what = f"a line of over {MAX_LINE:,} bytes"
+                    if not may_drop:
+                        raise CorpusError(f"{reading.where(number)}: {what}")
+                    reading.refuse("malformed_record", number, what)
+                    while raw and not raw.endswith(b"\n"):
+                        raw = stream.readline(_START)
+                    continue
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
         except READ_ERRORS as error:
-            raise CorpusError(f"{reading.where(number + 1)}: cannot be read: {error}") from error
+            raise CorpusError(f"{reading.where(number)}: cannot be read: {error}") from error
 
 
 READERS = {
     "txt": Reader(text_lines, _check_lines, has_fields=False),
     "jsonl": Reader(jsonl_records, _check_text),
     "csv": Reader(csv_records, _check_csv),
+    "tsv": Reader(csv_records, _check_csv),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import os
@@ -107,11 +106,11 @@ def read_pairs(path: str | os.PathLike[str], measure: str | None = None) -> Labe
         'auc'
     """
     kind = None if measure is None else measure_kind(measure)
-    source, layout = _source(path)
+    source = _source(path)
     check_stream(source)
     reading = Reading(place=(f"{source.name}:", ""))
     reading.dropped["no_label"] = 0
-    records = _records(source, layout, reading)
+    records = _records(source, reading)
     first = next(records, None)
     if first is None:
         raise CorpusError(f"pairs: {source.name} has no record; it must have at least one")
@@ -167,30 +166,22 @@ def opened_pairs(
     return pairs
 
 
-def _source(path: str | os.PathLike[str]) -> tuple[Source, dict[str, Any]]:
-    """The file, and how its cells are cut where it is a table."""
+def _source(path: str | os.PathLike[str]) -> Source:
     name = os.fspath(path)
     bare = name.lower().removesuffix(".gz").removesuffix(".zst")
     if not bare.endswith((".jsonl", ".csv", ".tsv")):
         raise CorpusError(f"pairs: got {name}; its name must end in .jsonl, .csv or .tsv, alone or with .gz or .zst")
     if not Path(name).is_file():
         raise FileNotFoundError(f"pairs: there is no file {name}")
-    if bare.endswith(".tsv"):
-        return _tab_separated(name), {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    return find_sources([name], None)[0], {}
+    return find_sources([name], None)[0]
 
 
-def _tab_separated(name: str) -> Source:
-    compression: Any = name.lower().rpartition(".")[2] if name.lower().endswith((".gz", ".zst")) else None
-    return Source(name, "csv", compression, lambda: open(name, "rb"), os.path.getsize(name))
-
-
-def _records(source: Source, layout: dict[str, Any], reading: Reading) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _records(source: Source, reading: Reading) -> Iterator[tuple[int, Mapping[str, object]]]:
     """(line, record) of every record that can be read."""
     if source.format == "jsonl":
         yield from json_objects(source, reading)
         return
-    rows = csv_rows(source, reading, **layout)
+    rows = csv_rows(source, reading)
     _, header = next(rows, (1, []))
     if len(set(header)) < len(header):
         raise CorpusError(f"pairs: {source.name} has the columns {listed(header)}; each must be there once")

@@ -16,6 +16,10 @@ KNOWN_FIELDS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentenc
 DROP_REASONS = ("empty", "invalid_utf8", "lone_surrogate", "malformed_record", "missing_field")
 REPLACE_REASONS = ("invalid_utf8", "lone_surrogate")
 MAX_EXAMPLES = 10
+# The most bytes of a line, and the most characters of a sentence: a tokenizer takes some 50 bytes for each of these
+# before it cuts them. Longer ones stand for a file without line feeds, or for one made to fill the memory.
+MAX_LINE = 1 << 26
+MAX_SENTENCE = 1 << 23
 # Of the jackknife, as `cone_kernels.sums.GROUPS`, which needs torch.
 GROUPS = 64
 
@@ -41,6 +45,8 @@ class Reading:
         examples: place and reason of the first ten.
         group_by: the field whose value says which sentences belong together; None where none does.
         group: the jackknife group of the record that is read, by that value.
+        delimiter: what separates the cells of a record; None for what the format says.
+        encoding: of texts.
         position: gives how many bytes of the current file have been read.
     """
 
@@ -54,6 +60,8 @@ class Reading:
     examples: list[str] = field(default_factory=list)
     group_by: str | None = None
     group: int = 0
+    delimiter: str | None = None
+    encoding: str = "utf-8"
     position: Callable[[], int] = int
 
     def where(self, number: int) -> str:
@@ -105,16 +113,16 @@ class Reading:
         self.refuse("missing_field", number, f"field {name!r} is missing")
 
     def decoded(self, raw: bytes, number: int) -> str | None:
-        """The text of UTF-8; of other bytes what the policy `errors` makes of them, None where it drops them.
+        """The text of the encoding; of other bytes what the policy `errors` makes of them, None where it drops them.
 
         Raises:
-            CorpusError: it is not UTF-8 and the policy is "raise".
+            CorpusError: it is not of the encoding and the policy is "raise".
         """
         try:
-            return raw.decode("utf-8")
+            return raw.decode(self.encoding)
         except UnicodeDecodeError as error:
-            what = f"byte {error.object[error.start]:#04x} at column {error.start + 1} is not UTF-8"
-        return raw.decode("utf-8", "replace") if self._replaces("invalid_utf8", number, what) else None
+            what = f"byte {error.object[error.start]:#04x} at column {error.start + 1} is not {self.encoding.upper()}"
+        return raw.decode(self.encoding, "replace") if self._replaces("invalid_utf8", number, what) else None
 
     def encoded(self, text: str, number: int) -> tuple[str, bytes] | None:
         """The text and its UTF-8; lone surrogates are treated by the policy `errors`, None where it drops the text.

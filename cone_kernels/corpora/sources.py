@@ -58,7 +58,7 @@ class Reader:
     """
 
     records: Callable[[Source, Reading], Iterator[tuple[int, str]]]
-    check: Callable[[Source, tuple[str, ...] | None], None]
+    check: Callable[[Source, Reading], None]
     has_fields: bool = True
 
 

@@ -186,7 +186,7 @@ def _read_again(
 ) -> tuple[dict[int, str], CorpusTokens]:
     """The texts of the extremes by their index, and the tokens of the whole corpus."""
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
-    from cone_kernels.runs.encoded_shard import tokenized
+    from cone_kernels.runs.encoded_shard import text_blocks, tokenized
 
     assert measurement.loaded is not None
     assert measurement.sentences is not None
@@ -195,8 +195,12 @@ def _read_again(
     stream = iter(measurement.sentences)
     while block := list(islice(stream, window)):
         texts.update({index: block[index - first] for index in wanted if first <= index < first + len(block)})
-        found = tokenized(measurement.loaded, block, return_special_tokens_mask=True)
-        tokens.append(found["input_ids"], found["special_tokens_mask"])
+        ids, added = [], []
+        for part in text_blocks(block):
+            found = tokenized(measurement.loaded, part, return_special_tokens_mask=True)
+            ids += found["input_ids"]
+            added += found["special_tokens_mask"]
+        tokens.append(ids, added)
         first += len(block)
     if measurement.sentences.summary.fingerprint != measurement.corpus["fingerprint"]:
         got = f"{first} sentences, not the {measurement.corpus['sentences']} of the first time or not the same"

@@ -34,7 +34,7 @@ __all__ = [
 
 def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Tensor:
     """Adds the rows of x (L, n, d) to `sums`; returns the status (L, n)."""
-    status = torch.zeros(x.shape[:2], dtype=torch.uint8)
+    status = torch.zeros(x.shape[:2], dtype=torch.uint8, device=x.device)
     _cpu.row_moments(
         **rows_of(x),
         groups_of_rows=address(groups),
@@ -48,12 +48,12 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
 
 def mean_pairwise_cosine(x: Tensor, alone: bool) -> CosineAndSums:
     """A (...) of x (..., n, d); unless it is wanted `alone`, rows left out (...), s (..., d) and n (...) as well."""
-    batch = x.shape[:-2]
-    cosine = torch.empty(batch, dtype=torch.float64)
+    batch, device = x.shape[:-2], x.device
+    cosine = torch.empty(batch, dtype=torch.float64, device=device)
     left_out = unit_sum = count = None
     if not alone:
-        left_out, count = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
-        unit_sum = torch.empty((*batch, x.shape[-1]), dtype=torch.float64)
+        left_out, count = (torch.empty(batch, dtype=torch.int64, device=device) for _ in range(2))
+        unit_sum = torch.empty((*batch, x.shape[-1]), dtype=torch.float64, device=device)
     _cpu.mean_pairwise_cosine(
         **rows_of(x if len(batch) < 2 else x.flatten(0, -3)),
         cosine=cosine.data_ptr(),
@@ -75,7 +75,7 @@ def pool_moments(
     """Adds the tokens of each layer to `sums`; returns pooled (L, B, d) and the status of each sentence (L, B)."""
     layers = of_same_strides(layers)
     pooled = _pooled_like(layers, len(groups))
-    status = torch.empty((len(layers), len(groups)), dtype=torch.uint8)
+    status = torch.empty((len(layers), len(groups)), dtype=torch.uint8, device=pooled.device)
     _cpu.pool_moments(
         **hidden_states_of(layers, mask, cu_seqlens, len(groups)),
         groups_of_sentences=groups.data_ptr(),
@@ -104,7 +104,7 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
 def mean_pairwise_cosine_backward(x: Tensor, unit_sum: Tensor, scale: Tensor) -> Tensor:
     """scale · (s − (s·u)u)/‖x‖ for the rows of x (L, n, d), of its dtype; unit_sum s (L, d) and scale (L,) float64."""
     unit_sum, scale = unit_sum.contiguous(), scale.contiguous()
-    gradient = torch.empty(x.shape, dtype=x.dtype)
+    gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _cpu.mean_pairwise_cosine_backward(
         **rows_of(x),
         unit_sum=unit_sum.data_ptr(),
@@ -121,7 +121,7 @@ def masked_mean_pool_backward(
     """grad (L, B, d) shared out among each sentence's tokens: (L, B, T, d), or packed (L, N, d), of `dtype`."""
     layers, n_sentences, d = grad.shape
     shape = (layers, n_tokens, d) if mask is None else (layers, n_sentences, n_tokens, d)
-    gradient = torch.empty(shape, dtype=dtype)
+    gradient = torch.empty(shape, dtype=dtype, device=grad.device)
     _cpu.masked_mean_pool_backward(
         **rows_of(grad),
         result_dtype=DTYPE_NUMBERS[dtype],
@@ -160,13 +160,13 @@ def top_eigenvectors(
     """Values, vectors, residuals, iterations, value k + 1, converged, and the mean of data; x (L, n or d, d)."""
     n_layers, _, d = x.shape
     start = start_block(k, d)
-    values = torch.empty((n_layers, k), dtype=torch.float64)
-    residuals = torch.empty((n_layers, k), dtype=torch.float64)
-    vectors = torch.empty((n_layers, k, d), dtype=torch.float64)
-    iterations = torch.empty(n_layers, dtype=torch.int64)
-    next_value = torch.empty(n_layers, dtype=torch.float64)
-    mean = None if covariance else torch.empty((n_layers, d), dtype=torch.float64)
-    converged = torch.empty(n_layers, dtype=torch.bool)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty((n_layers, *shape), dtype=dtype, device=x.device)
+
+    values, vectors, residuals, next_value = empty(k), empty(k, d), empty(k), empty()
+    iterations, converged = empty(dtype=torch.int64), empty(dtype=torch.bool)
+    mean = None if covariance else empty(d)
     _cpu.top_eigenvectors(
         **rows_of(x),
         covariance=covariance,
@@ -191,4 +191,4 @@ def top_eigenvectors(
 def _pooled_like(layers: Sequence[Tensor], n_sentences: int) -> Tensor:
     first = layers[0]
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    return torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=dtype)
+    return torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=dtype, device=first.device)

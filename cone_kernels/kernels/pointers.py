@@ -38,14 +38,20 @@ def column_stride(x: Tensor) -> int:
 def rows_of(x: Tensor) -> dict[str, object]:
     """Rows x (L, n, d), or (n, d) for one layer, as bindings take them."""
     base = x.data_ptr()
-    n_layers, step = (1, 0) if x.dim() == 2 else (x.shape[0], x.stride(0) * x.element_size())
+    if not base:
+        _refuse_lost_memory(x)
+    shape, strides = x.shape, x.stride()  # asked for once: each time takes the host as long as a row takes a kernel
+    layers = [base]
+    if len(shape) > 2:
+        step = strides[0] * x.element_size()
+        layers = [base + layer * step for layer in range(shape[0])]
     return {
-        "layers": [base + layer * step for layer in range(n_layers)],
+        "layers": layers,
         "dtype": DTYPE_NUMBERS[x.dtype],
-        "n": x.shape[-2],
-        "d": x.shape[-1],
-        "row_stride": x.stride(-2),
-        "col_stride": column_stride(x),
+        "n": shape[-2],
+        "d": shape[-1],
+        "row_stride": strides[-2],
+        "col_stride": 1 if shape[-1] == 1 else strides[-1],
     }
 
 
@@ -53,17 +59,29 @@ def hidden_states_of(
     layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
 ) -> dict[str, object]:
     """Layers (B, T, d) or (N, d), of one set of strides, as bindings take them."""
-    first = layers[0]
+    first, addresses = layers[0], [layer.data_ptr() for layer in layers]
+    if 0 in addresses:
+        _refuse_lost_memory(layers[addresses.index(0)])
+    shape, strides = first.shape, first.stride()
     return {
-        "layers": [layer.data_ptr() for layer in layers],
+        "layers": addresses,
         "dtype": DTYPE_NUMBERS[first.dtype],
         "n_sentences": n_sentences,
-        "n_tokens": first.shape[-2],
-        "d": first.shape[-1],
-        "strides": (first.stride(0), first.stride(-2), column_stride(first)),
+        "n_tokens": shape[-2],
+        "d": shape[-1],
+        "strides": (strides[0], strides[-2], 1 if shape[-1] == 1 else strides[-1]),
         "mask": address(mask),
         "cu_seqlens": address(cu_seqlens),
     }
+
+
+def _refuse_lost_memory(x: Tensor) -> None:
+    """Raises a ValueError where an input without an address has elements."""
+    if x.numel() > 0:
+        raise ValueError(
+            f"input: got a tensor of shape {tuple(x.shape)} without memory; it must have its elements "
+            "(a sharded parameter must be gathered first)"
+        )
 
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -88,4 +106,5 @@ def start_block(k: int, d: int) -> Tensor:
     b is a multiple of 8, as vectors are multiplied eight at a time, and more than k; or d where that is less.
     """
     block = min(d, (k + 8) // 8 * 8)
-    return torch.randn((block, d), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((block, d), dtype=torch.float64, generator=generator, device="cpu")

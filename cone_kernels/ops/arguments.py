@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from cone_kernels.devices import is_captured, to_device
+from cone_kernels.devices import has_no_values, is_captured, to_device
 from cone_kernels.sums import GROUPS, jackknife_groups
 
 ArrayLike = Tensor | np.ndarray[Any, Any]
@@ -18,29 +19,73 @@ ArrayLike = Tensor | np.ndarray[Any, Any]
 Array = TypeVar("Array", Tensor, np.ndarray[Any, Any])
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-T = TypeVar("T")
+# None outside of the transforms of torch.func, and outside of torch.jit.trace.
+_functorch_level = torch._C._functorch.maybe_current_level
+_jit_trace = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_compiling = torch.compiler.is_compiling
 
 
 def as_tensor(name: str, value: ArrayLike) -> Tensor:
-    """A tensor of the caller's memory; NumPy arrays are wrapped, not copied (unless a stride is negative)."""
+    """A dense tensor of the caller's memory; NumPy arrays are wrapped, not copied (unless a stride is negative)."""
     if isinstance(value, Tensor):
+        if value.is_nested:
+            raise TypeError(
+                f"{name}: got a nested tensor; it must be a dense one: padded, or packed, nested.values() with "
+                "cu_seqlens=nested.offsets()"
+            )
+        if value.layout != torch.strided:
+            raise TypeError(f"{name}: got layout {value.layout}; it must be a dense (strided) tensor")
         return value
     if isinstance(value, np.ndarray):
-        if not value.dtype.isnative:
-            raise TypeError(
-                f"{name}: got a NumPy array of byte order {value.dtype.byteorder}; it must be this machine's"
-            )
-        if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
-            value = value.copy()
-        return torch.from_numpy(value)
+        return _wrapped(name, value)
     raise TypeError(f"{name}: got {type(value).__name__}; it must be a torch.Tensor or a numpy.ndarray")
+
+
+def _with_memory(name: str, tensor: Tensor) -> Tensor:
+    """A tensor whose memory holds its values: itself, or a copy of a view that torch negates when it is read."""
+    if _functorch_level() is not None:
+        raise TypeError(
+            f"{name}: got a tensor inside a transform of torch.func (grad, vmap, jvp); it must be outside of them: "
+            "torch.autograd.grad has the gradient, and leading dimensions are taken as a batch"
+        )
+    if _jit_trace() is not None:
+        raise TypeError(
+            f"{name}: got a tensor under torch.jit.trace; it must be outside of it: torch.compile and torch.export "
+            "take ops of cone_kernels"
+        )
+    if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+        raise TypeError(
+            f"{name}: got a tensor with a tangent of forward-mode AD; it must have none: ops have gradients in reverse "
+            "mode alone"
+        )
+    return tensor.resolve_neg()
+
+
+def _wrapped(name: str, array: np.ndarray[Any, Any]) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: got a masked array; it must be a plain one: array.filled(numpy.nan), whose rows that are not "
+            "finite are left out, or array.compressed()"
+        )
+    if not array.dtype.isnative:
+        raise TypeError(f"{name}: got a NumPy array of byte order {array.dtype.byteorder}; it must be this machine's")
+    if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
+        array = array.copy()
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        raise TypeError(f"{name}: got a NumPy array of dtype {array.dtype}; it must be of a dtype of torch") from None
 
 
 def float_tensor(name: str, value: ArrayLike, min_dims: int, shape: str) -> Tensor:
     """`value` as a tensor of a floating dtype that the kernels take, with at least `min_dims` dimensions."""
     tensor = as_tensor(name, value)
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name}: got layout {tensor.layout}; it must be a dense (strided) tensor")
+    # Nearly every tensor passes; to find that out must take no time beside a small op.
+    if not _is_compiling() and (
+        _functorch_level() is not None or _jit_trace() is not None or forward_ad._current_level >= 0 or tensor.is_neg()
+    ):
+        tensor = _with_memory(name, tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         taken = ", ".join(map(dtype_name, FLOAT_DTYPES))
         raise TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}; it must be one of {taken}")
@@ -84,12 +129,13 @@ def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: i
 def token_mask(name: str, value: ArrayLike, batch: int, tokens: int, device: torch.device) -> Tensor:
     """A mask (B, T) of bool or of integers or floats that are all 0 or 1, as contiguous bool."""
     mask = as_tensor(name, value)
-    if mask.is_complex():
+    is_bool = mask.dtype == torch.bool
+    if not is_bool and (mask.is_complex() or mask.is_quantized):
         raise TypeError(f"{name}: got dtype {dtype_name(mask.dtype)}; it must be bool, or integers or floats")
     if tuple(mask.shape) != (batch, tokens):
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be (B, T) = {(batch, tokens)}")
     require_device(name, mask, device, "the hidden states")
-    if mask.dtype == torch.bool:
+    if is_bool:
         return mask.contiguous()
     tokens_kept = mask.bool()
     require(
@@ -159,7 +205,7 @@ def require(holds: Tensor, name: str, got: Callable[[], str], must: str) -> None
 
     There the check is a node of the graph, so that it costs neither a graph break nor a wait for the device.
     """
-    if torch.compiler.is_compiling() or is_captured(holds):
+    if has_no_values(holds) or is_captured(holds):
         torch._assert_async(holds, f"{name}: {must}")
     elif not bool(holds):
         raise ValueError(f"{name}: got {got()}; {must}")
@@ -177,17 +223,31 @@ def require_device(name: str, tensor: Tensor, device: torch.device, other: str =
         raise ValueError(f"{name}: got device {tensor.device}; it must be on {device}, as {other}")
 
 
+def require_groups(groups: Tensor, n: int, device: torch.device, other: str = "x") -> None:
+    """Raises unless `groups` are n numbers that kernels can read: int64, contiguous, where `other` is.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape or device.
+    """
+    require_device("groups", groups, device, other)
+    if groups.dtype != torch.int64:
+        raise TypeError(f"groups: got dtype {dtype_name(groups.dtype)}; it must be int64")
+    if groups.shape != (n,):
+        raise ValueError(f"groups: got shape {tuple(groups.shape)}; it must be ({n},), one for each")
+
+
 def read_is_free(tensor: Tensor) -> bool:
     """Whether the host can look at a value of `tensor` without waiting for a device."""
     return tensor.device.type == "cpu"
 
 
 def traced(tensor: Tensor) -> bool:
-    """Whether torch must see an op rather than run it: under torch.compile, or for a tensor without memory.
+    """Whether torch must see an op rather than run it: under torch.compile and make_fx, or for a tensor without memory.
 
     Elsewhere an op that has no gradient is called directly, which spares the host some 100 µs a call.
     """
-    return torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.requires_grad
+    return _is_compiling() or type(tensor) is not Tensor or tensor.requires_grad or _dispatch_modes() > 0
 
 
 def like_input(result: Tensor, *inputs: Any) -> Any:

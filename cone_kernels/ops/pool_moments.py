@@ -16,6 +16,7 @@ from cone_kernels.ops.arguments import (
     hidden_layers,
     like_input,
     require_device,
+    require_groups,
     traced,
 )
 from cone_kernels.ops.gradients import refused_gradients
@@ -112,12 +113,14 @@ def pool_moments_(
         The pooled vectors (L, B, D) and the status (L, B) of `PoolMoments`.
 
     Raises:
-        ValueError: a tensor is not on the device of the layers.
+        TypeError: the groups are not int64.
+        ValueError: a tensor is not on the device of the layers, or there is not a group for each sentence.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    chosen = _resolved(layers, mask, groups, {"sums": sums}, backend)
+    chosen = _resolved(layers, mask, cu_seqlens, groups, {"sums": sums}, backend)
+    layers = [layer.resolve_neg() for layer in layers]
     add = _pool_moments_ if traced(layers[0]) else _add_tokens
-    pooled, status = add(list(layers), mask, cu_seqlens, groups, list(sums), chosen.value)
+    pooled, status = add(layers, mask, cu_seqlens, groups, list(sums), chosen.value)
     return pooled, status
 
 
@@ -144,24 +147,31 @@ def pool_and_row_moments_(
         ValueError, BackendUnavailable: as `pool_moments_`.
     """
     given = {"token_sums": token_sums, "sentence_sums": sentence_sums}
-    chosen = _resolved(layers, mask, groups, given, backend)
+    chosen = _resolved(layers, mask, cu_seqlens, groups, given, backend)
     if chosen is not backends.Backend.CUDA or traced(layers[0]):
         return None
     tokens, sentences = (
         dict(zip(fields, sums, strict=True))
         for fields, sums in ((TOKEN_FIELDS, token_sums), (SENTENCE_FIELDS, sentence_sums))
     )
+    layers = [layer.resolve_neg() for layer in layers]
     add = backends.kernel("pool_and_row_moments", chosen)
-    added: tuple[Tensor, Tensor, Tensor] | None = add(list(layers), mask, cu_seqlens, groups, tokens, sentences)
+    added: tuple[Tensor, Tensor, Tensor] | None = add(layers, mask, cu_seqlens, groups, tokens, sentences)
     return added
 
 
 def _resolved(
-    layers: Sequence[Tensor], mask: Tensor | None, groups: Tensor, sums: dict[str, Sequence[Tensor]], backend: str
+    layers: Sequence[Tensor],
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor,
+    sums: dict[str, Sequence[Tensor]],
+    backend: str,
 ) -> backends.Backend:
-    """The backend that runs; all tensors are on the device of the layers."""
+    """The backend that runs; all tensors are on the device of the layers, and there is a group for each sentence."""
     device = layers[0].device
-    require_device("groups", groups, device, "the layers")
+    n_sentences = layers[0].shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    require_groups(groups, n_sentences, device, "the layers")
     if mask is not None:
         require_device("mask", mask, device, "the layers")
     for name, totals in sums.items():

@@ -18,6 +18,7 @@ from cone_kernels.ops.arguments import (
     groups_of,
     like_input,
     require_device,
+    require_groups,
     traced,
 )
 from cone_kernels.ops.gradients import refused_gradients
@@ -76,16 +77,17 @@ def row_moments_(x: Tensor, groups: Tensor | None, sums: Sequence[Tensor], backe
         The status (L, n) uint8 of each row: 0 used, 1 zero, 2 not finite.
 
     Raises:
-        ValueError: a tensor is not on the device of `x`.
+        TypeError: the groups are not int64.
+        ValueError: a tensor is not on the device of `x`, or there is not a group for each row.
         BackendUnavailable: the backend asked for cannot run here.
     """
     if groups is not None:
-        require_device("groups", groups, x.device)
+        require_groups(groups, x.shape[1], x.device)
     for i, total in enumerate(sums):
         require_device(f"sums[{i}]", total, x.device)
     chosen = backends.resolve(backend, x.device, "row_moments")
     add = _row_moments_ if traced(x) else _add_rows
-    result: Tensor = add(x, groups, list(sums), chosen.value)
+    result: Tensor = add(x.resolve_neg(), groups, list(sums), chosen.value)
     return result
 
 

@@ -109,7 +109,7 @@ def second_moment_(
     about = None if pilot is None else _float64("pilot", pilot, (layers, d), x.device)
     chosen = backends.resolve(backend, x.device, "second_moment")
     add = _second_moment_ if traced(x) else _add_products
-    add(moment, x, None if use is None else use.contiguous(), scale, about, False, chosen.value)
+    add(moment, x.resolve_neg(), None if use is None else use.contiguous(), scale, about, False, chosen.value)
 
 
 def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -119,7 +119,7 @@ def _float64(name: str, value: ArrayLike, shape: tuple[int, ...], device: torch.
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; it must be {shape}")
     require_device(name, tensor, device)
-    return tensor.to(torch.float64).contiguous()
+    return tensor.to(torch.float64).contiguous().resolve_neg()
 
 
 def _add_products(

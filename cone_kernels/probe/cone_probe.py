@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -48,7 +49,8 @@ class ConeProbe:
     Where to read them is found on the first forward, by one forward of at most eight of its tokens with
     `output_hidden_states=True`; hooks of your own see that one too. Of an encoder-decoder model called as a whole
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
-    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`, `seq_idx` or `position_ids`.
+    batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`, `seq_idx` or `position_ids`. Forwards of
+    several threads run one after the other while they are counted.
 
     In a training job the layers are those of the forward as it ran, under its dropout and autocast; the state adds up
     all forwards, so it is of one model only as long as the weights stay (`reset`, or `ConeWatch`). Forwards within
@@ -124,6 +126,8 @@ class ConeProbe:
         pooling_names([pooling])
         self._layers = None if layers is None else tuple(layers)
         self._strict = strict
+        # The hooks on a model's layers are for one forward; those of other threads wait.
+        self._one_at_a_time = threading.RLock()
         self._errors = errors
         self._skipped = Skipped(f"a forward of {self._name} is not counted")
         self._backend = backend
@@ -271,10 +275,17 @@ class ConeProbe:
         # In the backward pass gradient checkpointing of the whole model runs it again.
         if calibrating.get() or in_backward():
             return forward(*args, **kwargs)
-        if not self._counts():
-            self._n_forwards += 1
-            self._next = BatchNotes()
+        with self._one_at_a_time:
+            counts = self._counts()
+            if not counts:
+                self._n_forwards += 1
+                self._next = BatchNotes()
+        if not counts:
             return forward(*args, **kwargs)
+        with self._one_at_a_time:
+            return self._run_counted(forward, args, kwargs)
+
+    def _run_counted(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         begun: ProbedForward | None = None
         try:
             begun = self._begin_forward(forward, args, kwargs)
@@ -366,7 +377,7 @@ class ConeProbe:
     def _see(self, hook: LayerHook, value: Any) -> None:
         """Takes in the layers that are read where the hook is, in one call of its module."""
         forward = self._forward
-        if forward is None or calibrating.get():
+        if forward is None or calibrating.get() or forward.thread != threading.get_ident():
             return
         try:
             self._take_in(forward, hook, value)

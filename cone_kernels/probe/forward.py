@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class ProbedForward:
         held: layers that wait to be added, with their hidden states; all are alike.
         added: layers that are in the sums.
         status: of each layer that was added, as `ConeState.update` returns it; kept for `strict` alone.
+        thread: the one that it runs in.
     """
 
     sentence_ids: Tensor
@@ -76,6 +78,7 @@ class ProbedForward:
     held: list[tuple[int, Tensor]] = field(default_factory=list)
     added: set[int] = field(default_factory=set)
     status: dict[int, Tensor] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
     _batches: dict[bool, SentenceBatch] = field(default_factory=dict)
     _mask_on_its_way: OnItsWay | None = None
     _n_rows: int | None = None
@@ -114,7 +117,8 @@ class ProbedForward:
                     f"{name}: got {len(value)}; it must be {n_sentences}, one for each sentence of the batch"
                 )
         if notes.sentence_ids is None:
-            ids = torch.arange(first_id, first_id + (n_sentences if kept is None else int(kept.sum())))
+            n_kept = n_sentences if kept is None else int(kept.sum())
+            ids = torch.arange(first_id, first_id + n_kept, device="cpu")
         else:
             ids = notes.sentence_ids.to(torch.int64)
             ids = ids if kept is None else ids[kept.to(ids.device)]

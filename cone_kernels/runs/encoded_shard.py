@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,9 @@ from cone_kernels.models.transformers_names import (
 
 _PLAIN: dict[str, Any] = {"padding": False, "verbose": False}
 _IDS = "input_ids"
+# Of sentences that are tokenized by one call: enough for all cores, and some 50 MB until they are cut.
+_BLOCK_CHARACTERS = 1 << 20
+_SHORT = 100
 # Another thread that uses the tokenizer sets it up for itself.
 _TRIES = 8
 # What an encoding of the tokenizers library calls the columns that transformers makes of it.
@@ -90,14 +93,10 @@ class EncodedShard:
             special_tokens: note which tokens the tokenizer added.
             groups: jackknife groups of the sentences; None where their indices decide them.
         """
-        limit = loaded.max_length
-        found = _columns(loaded, texts, special_tokens=special_tokens)
-        lengths = [len(ids) for ids in found[_IDS]]
-        # A sentence that fills the limit may have been cut; whether it was shows when it is tokenized whole.
-        full = [texts[index] for index, length in enumerate(lengths) if length == limit]
-        whole = loaded.tokenizer(_prompted(loaded, full), truncation=False, **_PLAIN)[_IDS] if full else []
-        truncated = sum(limit is not None and len(ids) > limit for ids in whole)
-        flat = {name: _flat(rows, sum(lengths)) for name, rows in found.items()}
+        blocks = [_EncodedBlock.of(loaded, block, special_tokens=special_tokens) for block in text_blocks(texts)]
+        lengths = list(itertools.chain.from_iterable(block.lengths for block in blocks))
+        truncated = sum(block.truncated for block in blocks)
+        flat = {name: np.concatenate([block.columns[name] for block in blocks]) for name in blocks[0].columns}
         special = flat.pop(SPECIAL_TOKENS, None)
         unknown = unknown_token(loaded.tokenizer)
         n_unknown = 0 if unknown is None else int(np.count_nonzero(flat[_IDS] == unknown))
@@ -206,20 +205,49 @@ class EncodedShard:
         return mask
 
 
-def _columns(loaded: LoadedModel, texts: list[str], *, special_tokens: bool) -> dict[str, Sequence[list[int]]]:
-    """What the tokenizer gives of the model's inputs, and the special tokens if asked: integers for each sentence.
+@dataclass(frozen=True, eq=False)
+class _EncodedBlock:
+    """Some sentences of a shard, tokenized by one call."""
 
-    transformers makes lists of all that its library knows of a sentence, which takes as long as to tokenize it; the
-    library itself is asked for these alone.
+    columns: dict[str, NDArray[np.int64]]
+    lengths: list[int]
+    truncated: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, texts: list[str], *, special_tokens: bool) -> _EncodedBlock:
+        """What the tokenizer gives of the model's inputs, and the special tokens if asked."""
+        names = [name for name in loaded.input_names if name != ATTENTION_MASK]
+        names += [SPECIAL_TOKENS] if special_tokens else []
+        asks_library = encodes_as_library(loaded.tokenizer)
+        encode = _by_library if asks_library else _by_transformers
+        found, truncated = encode(loaded, texts, names, special_tokens=special_tokens)
+        lengths = [len(ids) for ids in found[_IDS]]
+        return cls({name: _flat(rows, sum(lengths)) for name, rows in found.items()}, lengths, truncated)
+
+
+def _by_transformers(
+    loaded: LoadedModel, texts: list[str], names: list[str], *, special_tokens: bool
+) -> tuple[dict[str, Sequence[list[int]]], int]:
+    """The columns of these names, integers for each sentence, and how many sentences were cut."""
+    found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
+    limit = loaded.max_length
+    # A sentence that fills the limit may have been cut; whether it was shows when it is tokenized whole.
+    full = [text for text, ids in zip(texts, found[_IDS], strict=True) if len(ids) == limit]
+    whole = loaded.tokenizer(_prompted(loaded, full), truncation=False, **_PLAIN)[_IDS] if full else []
+    truncated = sum(limit is not None and len(ids) > limit for ids in whole)
+    return {name: found[name] for name in names if name in found}, truncated
+
+
+def _by_library(
+    loaded: LoadedModel, texts: list[str], names: list[str], *, special_tokens: bool
+) -> tuple[dict[str, Sequence[list[int]]], int]:
+    """As `_by_transformers`, which makes lists of all that its library knows of a sentence.
+
+    That takes as long as to tokenize it; the library itself is asked for these alone.
     """
-    names = [name for name in loaded.input_names if name != ATTENTION_MASK]
-    names += [SPECIAL_TOKENS] if special_tokens else []
-    if not encodes_as_library(loaded.tokenizer):
-        found = tokenized(loaded, texts, return_special_tokens_mask=special_tokens)
-        return {name: found[name] for name in names if name in found}
     for _ in range(_TRIES):
-        # A call with one sentence leaves the library set up for all.
-        given = tokenized(loaded, texts[:1], return_special_tokens_mask=special_tokens)
+        # A call with a short sentence leaves the library set up for all.
+        given = tokenized(loaded, [text[:_SHORT] for text in texts[:1]], return_special_tokens_mask=special_tokens)
         ready = _is_set_up(loaded)
         encodings = loaded.tokenizer.backend_tokenizer.encode_batch_fast(_prompted(loaded, texts))
         if ready and _is_set_up(loaded):
@@ -228,9 +256,34 @@ def _columns(loaded: LoadedModel, texts: list[str], *, special_tokens: bool) -> 
         raise RuntimeError(
             "tokenizer: its settings changed while it was at work; it must not be used by another thread meanwhile"
         )
-    return {
+    columns: dict[str, Sequence[list[int]]] = {
         name: [getattr(encoding, _OF_AN_ENCODING[name]) for encoding in encodings] for name in names if name in given
     }
+    # What is cut off of a sentence follows its encoding, and none has that but one that fills the limit.
+    limit = loaded.max_length
+    truncated = sum(
+        bool(encoding.overflowing) for encoding, ids in zip(encodings, columns[_IDS], strict=True) if len(ids) == limit
+    )
+    return columns, truncated
+
+
+def text_blocks(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in order, some at a time: a tokenizer takes some 50 bytes for each character until it has cut them.
+
+    Args:
+        texts: sentences; one that is longer than a block is a block of its own.
+
+    Example:
+        >>> [len(block) for block in text_blocks(["a" * 900_000, "b" * 900_000, "c"])]
+        [1, 2]
+    """
+    start, held = 0, 0
+    for index, text in enumerate(texts):
+        if held and held + len(text) > _BLOCK_CHARACTERS:
+            yield texts[start:index]
+            start, held = index, 0
+        held += len(text)
+    yield texts[start:]
 
 
 def _is_set_up(loaded: LoadedModel) -> bool:

@@ -37,8 +37,12 @@ class CorpusOptions(TypedDict, total=False):
     """Leave out the sentences that came before (default)."""
     format: TextFormat | None
     """Of standard input: one of `cone_kernels.names.TEXT_FORMATS`."""
+    delimiter: str | None
+    """What separates the cells of `.csv` and `.tsv` files; None for a comma, or a tab."""
+    encoding: str
+    """Of files of text; default "utf-8"."""
     errors: Encoding
-    """Text that is not UTF-8: "replace" (default), "drop" or "raise"."""
+    """Text that is not of the encoding: "replace" (default), "drop" or "raise"."""
     malformed: Malformed
     """Records that are no object or lack a field: "drop" (default) or "raise"."""
 
@@ -224,6 +228,8 @@ DEFAULTS: dict[str, Any] = {
     "group_by": None,
     "dedup": True,
     "format": None,
+    "delimiter": None,
+    "encoding": "utf-8",
     "errors": "replace",
     "malformed": "drop",
     "tokenizer": None,
@@ -343,9 +349,10 @@ def open_corpus(
     if isinstance(corpus, (str, os.PathLike)):
         return _readable(open_files([corpus], options), again)
     _refuse_names_of_files(corpus)
-    text_format, field = chosen.pop("format"), chosen.pop("field")
-    if text_format is not None:
-        raise ValueError(f"format: got {text_format!r}; sentences given in Python have no format")
+    field = chosen.pop("field")
+    for name in ("format", "delimiter", "encoding"):
+        if (given := chosen.pop(name)) != DEFAULTS[name]:
+            raise ValueError(f"{name}: got {given!r}; sentences given in Python have no {name}")
     # What cannot be iterated over again is kept.
     once = again and iter(corpus) is corpus
     return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)

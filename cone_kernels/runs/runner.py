@@ -38,7 +38,10 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 SHARD_SIZE = {"cpu": 8192, "cuda": 65536}
 
 # What of a corpus's settings decides which sentences come after those that a checkpoint has seen.
-_CORPUS_SETTINGS = ("fields", "limit", "sample", "shuffle", "seed", "group_by", "dedup", "errors", "malformed")
+_CORPUS_SETTINGS = (
+    *("fields", "limit", "sample", "shuffle", "seed", "group_by", "dedup"),
+    *("delimiter", "encoding", "errors", "malformed"),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -275,12 +275,16 @@ class Moments:
     def first_order_sums(self, at: slice) -> list[Tensor]:
         """Views of the sums of the layers at these positions, all but second moments, in the order that ops take them.
 
-        What is added to them is added to the state.
+        What is added to them is added to the state; but where second moments are kept, Σx is added by
+        `keep_for_products` from the same rows, and what ops make of it goes nowhere.
         """
         # Kept: a probe asks for the same layers batch after batch.
         key = (at.start or 0, len(self.layers) if at.stop is None else at.stop)
         if key not in self._views:
-            self._views[key] = [self._sums[name][at] for name in _FIELDS[self.level]]
+            views = {name: self._sums[name][at] for name in _FIELDS[self.level]}
+            if self.has_second_moments:
+                views["sum"] = torch.zeros_like(views["sum"])
+            self._views[key] = list(views.values())
         return self._views[key]
 
     def add_rows(self, at: slice, x: Tensor, groups: Tensor, backend: str) -> Tensor:
@@ -298,13 +302,16 @@ class Moments:
         return status
 
     def keep_for_products(self, at: slice, x: Tensor, use: Tensor, backend: str) -> None:
-        """Keeps rows that are in all other sums for second moments, and adds those for which it is time.
+        """Adds rows that are in all other sums to Σx, keeps them for second moments, and adds those that are due.
 
         Args:
             at, x, backend: as in `add_rows`.
             use: (number of positions, n) bool, the rows that count.
         """
         assert self._pending is not None
+        # Ops add float32 rows in float32 before float64. A covariance takes ttᵀ/n from Σxxᵀ, and has (mean/std)² times
+        # the error of t.
+        self._sums["sum"][at] += torch.where(use[..., None], x, 0).sum(1, dtype=torch.float64)
         self._pending.extend(at, x, use, backend)
         for run in self._pending.full_runs(at):
             self._add_products(self._sums, run, *self._pending.take_blocks(run), backend)

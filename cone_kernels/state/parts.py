@@ -66,7 +66,7 @@ def parts_of_file(path: str | os.PathLike[str], tensors: dict[str, Tensor], info
         )
     output = {"output": info["output"]} if "output" in info else {}
     identities = {"sentence": info["sentence"], "token": info["token"]} | _pooling_identities(path, info) | output
-    left_out = tensors.pop("first_left_out", torch.empty(0))
+    left_out = tensors.pop("first_left_out", torch.empty(0, device="cpu"))
     parts = {}
     for key, identity in identities.items():
         names = [name for name in tensors if name.rpartition(".")[0] == key]

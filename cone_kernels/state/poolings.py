@@ -61,7 +61,7 @@ def pool(
         return mean
     # Ids, which nothing is made of here, are made where to check them waits for no device.
     given = mask if cu_seqlens is None else cu_seqlens[1:]
-    ids = None if given is None else torch.arange(len(given))
+    ids = None if given is None else torch.arange(len(given), device="cpu")
     batch = SentenceBatch.of(hidden, mask, cu_seqlens, ids, special=special)
     return pool_layers([name], [hidden], batch)[name][0]
 

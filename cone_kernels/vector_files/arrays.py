@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,8 +54,9 @@ def open_npz(path: Path, field: str | None) -> Reader:
     with archive:
         headers = {}
         for name in archive.namelist():
-            with archive.open(name) as member:
-                shape, _, dtype = _header(member, f"{path}: array {name.removesuffix('.npy')!r}")
+            where = f"{path}: array {name.removesuffix('.npy')!r}"
+            with _unpacked(where), archive.open(name) as member:
+                shape, _, dtype = _header(member, where)
             headers[name.removesuffix(".npy")] = (shape, dtype)
         found = {name: f"{_kind(dtype)} of shape {shape}" for name, (shape, dtype) in headers.items()}
         usable = [name for name, (shape, dtype) in headers.items() if len(shape) == 2 and _kind(dtype) in KINDS]
@@ -87,8 +91,9 @@ class CompressedArray(Reader):
 
     def __init__(self, path: Path, member: str, where: str) -> None:
         self.name, self.files = where, (path,)
-        self._stream: IO[bytes] = zipfile.ZipFile(path).open(member)  # noqa: SIM115 - lives as this
-        shape, fortran, self._dtype = _header(self._stream, where)
+        with _unpacked(where):
+            self._stream: IO[bytes] = zipfile.ZipFile(path).open(member)  # noqa: SIM115 - lives as this
+            shape, fortran, self._dtype = _header(self._stream, where)
         self.rows, self.dim = check_shape(shape, where)
         self.kind = check_kind(_kind(self._dtype), where)
         if fortran:
@@ -100,15 +105,25 @@ class CompressedArray(Reader):
     def pieces(self, start: int, stop: int) -> list[Tensor]:
         row_bytes = self.dim * self._dtype.itemsize
         n = max(0, min(stop, self.rows or 0) - start)
-        try:
+        with _unpacked(self.name, f" after row {start}"):
             self._stream.seek(self._offset + start * row_bytes)
             content = self._stream.read(n * row_bytes)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as error:
-            raise VectorFileError(f"{self.name} cannot be unpacked after row {start}: {error}") from error
         if len(content) < n * row_bytes:
             raise VectorFileError(f"{self.name} is cut short in row {start + len(content) // row_bytes}")
         rows = np.frombuffer(content, self._dtype).reshape(n, self.dim)
         return [torch.from_numpy(rows.astype(self._dtype.newbyteorder("=")))]
+
+
+@contextmanager
+def _unpacked(where: str, after: str = "") -> Iterator[None]:
+    """Turns what zipfile raises at damaged bytes into an error that says where they are."""
+    try:
+        yield
+    except VectorFileError:
+        raise
+    # RuntimeError: an encrypted member, or one of a compression that Python does not know.
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        raise VectorFileError(f"{where} cannot be unpacked{after}: {error}") from error
 
 
 def _array(path: Path, file: IO[bytes], where: str, begin: int, end: int) -> Reader:
@@ -135,7 +150,7 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
         if read is None:
             raise ValueError(f"its version is {version}, which only arrays of named fields have")
         shape, fortran, dtype = read(file)
-    except ValueError as error:
+    except (ValueError, tokenize.TokenError) as error:
         raise VectorFileError(f"{where} is not an .npy file, or a damaged one: {error}") from error
     return shape, fortran, dtype
 

@@ -126,7 +126,7 @@ def test_a_bad_first_line_leaves_the_choice_to_the_next_record(tmp_path: Path) -
     assert list(Corpus(path)) == ["a"]
 
 
-@pytest.mark.parametrize(("line", "what"), [(b"{\n", "not JSON"), (b"[]\n", "JSON list"), (b"{}\n", "is missing")])
+@pytest.mark.parametrize(("line", "what"), [(b"{\n", "not JSON"), (b"[[]]\n", "JSON list"), (b"{}\n", "is missing")])
 def test_malformed_records_can_raise(tmp_path: Path, line: bytes, what: str) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n' + line)
     with pytest.raises(CorpusError, match=rf"a\.jsonl:2: .*{what}"):

@@ -40,6 +40,10 @@ def as_csv(texts: Sequence[str]) -> bytes:
     return written.getvalue().encode()
 
 
+def as_tsv(texts: Sequence[str]) -> bytes:
+    return b"id\ttext\n" + b"".join(f"3\t{text}\n".encode() for text in texts)
+
+
 def table(texts: Sequence[str | None], kind: pa.DataType | None = None) -> pa.Table:
     return pa.table({"id": [3] * len(texts), "text": pa.array(texts, pa.string()).cast(kind or pa.string())})
 
@@ -61,6 +65,7 @@ FORMATS: dict[str, Callable[[Sequence[str]], bytes]] = {
     "txt": as_txt,
     "jsonl": as_jsonl,
     "csv": as_csv,
+    "tsv": as_tsv,
     "parquet": as_parquet,
     "arrow": lambda texts: as_arrow(table(texts)),
     "stream.arrow": lambda texts: as_arrow(table(texts), pa.ipc.new_stream),
@@ -174,6 +179,67 @@ def test_csv_cells_without_an_end_are_named(tmp_path: Path, monkeypatch: pytest.
     path = write(tmp_path / "b.csv", b'text\nfine\n"much too long to be a cell"\n')
     with pytest.raises(CorpusError, match=r"b\.csv:3: a cell of over 10 characters"):
         list(Corpus(path))
+
+
+def test_quotes_of_a_tab_separated_file_are_text_and_cells_of_it_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", b'id\ttext\n1\t"Never closed, he said\n2\ta\tb\n3\n4\t\xe9\n')
+    corpus = Corpus(path)
+    assert list(corpus) == ['"Never closed, he said', "\ufffd"]
+    assert corpus.summary.examples == (
+        f"{path}:3: dropped, 3 cells under a header of 2",
+        f"{path}:4: dropped, field 'text' is missing",
+        f"{path}:5: replaced by U+FFFD, byte 0xe9 at column 1 is not UTF-8",
+    )
+    with pytest.raises(CorpusError, match=r"a\.tsv:1: the columns are 'id', 'text'; the fields asked for are 'none'"):
+        Corpus(path, fields=["none"])
+
+
+def test_the_delimiter_can_be_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b'text;id\n"a; b";1\n"c ""d""";2\n')
+    assert list(Corpus(path, delimiter=";")) == ["a; b", 'c "d"']
+    with pytest.raises(CorpusError, match=r"a\.csv:1: the columns are 'text;id'"):
+        Corpus(path)
+    (tmp_path / "a.txt").write_bytes(b"a\n")
+    with pytest.raises(CorpusError, match=r"delimiter: got ';'; it must be None, as .*a\.txt is no file of separated"):
+        Corpus(tmp_path / "a.txt", delimiter=";")
+    for wrong in ("", "ab", '"', "\n", "é"):
+        with pytest.raises(ValueError, match=r"delimiter: got .*; it must be one character of ASCII"):
+            Corpus(path, delimiter=wrong)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "koi8_r", "shift_jis"])
+def test_the_encoding_can_be_given(tmp_path: Path, encoding: str) -> None:
+    texts = {"koi8_r": ["кот", "два кота"], "shift_jis": ["猫ソ", "二匹の猫"]}.get(encoding, ["naïve", "café, à la"])
+    for suffix, written in (("txt", as_txt), ("csv", as_csv), ("tsv", as_tsv)):
+        path = write(tmp_path / f"a.{suffix}", written(texts).decode().encode(encoding))
+        assert list(Corpus(path, encoding=encoding, errors="raise")) == texts
+        assert list(Corpus(path)) != texts
+    path = write(tmp_path / "b.csv", f"né,texte\n1,{texts[0]}\n".encode("cp1252", "replace"))
+    assert len(list(Corpus(path, encoding="cp1252", fields=["né"]))) == 1
+
+
+def test_encodings_that_are_none_or_cannot_be_cut_into_lines_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"a\x81\n")
+    with pytest.raises(ValueError, match="encoding: got 'latin-99'; it must be one that Python knows"):
+        Corpus(path, encoding="latin-99")
+    for wrong in ("utf-16", "cp037"):
+        with pytest.raises(ValueError, match=f"encoding: got '{wrong}'; it must be one that has ASCII as it is"):
+            Corpus(path, encoding=wrong)
+    with pytest.raises(CorpusError, match=r"a\.txt:1: byte 0x81 at column 2 is not CP1252"):
+        list(Corpus(path, encoding="cp1252", errors="raise"))
+    with pytest.raises(CorpusError, match=r"encoding: got 'cp1252'; it must be utf-8, as .*a\.parquet says itself"):
+        Corpus(write(tmp_path / "a.parquet", as_parquet(["a"])), encoding="cp1252")
+
+
+def test_an_array_of_objects_is_as_many_records(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'[{"text": "a"}, 3, {"id": 1}, {"text": "b"}]\n{"text": "c"}\n[]\n[["d"]]\n')
+    corpus = Corpus(path)
+    assert list(corpus) == ["a", "b", "c"]
+    assert corpus.summary.examples == (
+        f"{path}:1: dropped, a JSON int; it must be an object",
+        f"{path}:1: dropped, field 'text' is missing",
+        f"{path}:4: dropped, a JSON list; it must be an object",
+    )
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8))

@@ -145,6 +145,13 @@ def test_options_reach_the_corpus_and_the_model(folder: Path, tmp_path: Path) ->
     assert (found.manifest["dtype"], found.manifest["backend"], found.manifest["isa"]) == ("float64", "reference", None)
 
 
+def test_sentences_that_were_cut_and_words_that_are_unknown_are_told(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, model_max_length=6)
+    texts = ["w5", "w5 w6 w7 w8", "w5 w6 w7 w8 w9", "w5 foreign w7 w8 w9 w10 w11"]
+    corpus = layers(tmp_path, texts).corpus
+    assert (corpus["truncated"], corpus["tokens"], corpus["unknown_tokens"]) == (2, 3 + 6 + 6 + 6, 1)
+
+
 def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="corpus: got a Corpus and options of one"):
         layers(folder, Corpus.from_sentences(["w5"]), limit=3)
@@ -274,6 +281,17 @@ def sentence_vectors(folder: Path, texts: list[str]) -> torch.Tensor:
 
 
 TEXTS = [f"w{4 + i} w{5 + i * 7 % 50} w{6 + i * 11 % 40}" for i in range(24)]
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.15, "less"), (0.35, "greater"), (0.45, "greater")])
+def test_a_quarter_of_the_cone_is_what_few_dimensions_must_carry(share: float, verdict: str) -> None:
+    mean = torch.full((9,), ((1 - share) / 8) ** 0.5)
+    mean[4] = share**0.5
+    rows = mean + 0.05 * torch.randn(800, 9, generator=torch.Generator().manual_seed(0))
+    state = ConeState.empty([0], 9)
+    state.update([rows[:, None]], torch.ones(800, 1))
+    (claim,) = ConeClaims.of(state, rogue=1).share
+    assert claim.verdict == verdict
 
 
 def test_rogue_dimensions_are_those_that_carry_the_mean_cosine(folder: Path) -> None:

@@ -241,12 +241,13 @@ def test_other_sentences_have_no_functional_comparison() -> None:
 def test_vectors_left_out_are_left_out_of_both() -> None:
     rows = normal(60, 6, dtype=torch.float64) * torch.linspace(1, 3, 6, dtype=torch.float64)
     first, second = rows.clone(), rows @ orthogonal(6, 0)
-    first[3], first[4, 2], second[9] = 0, math.nan, math.inf
+    first[3], first[4, 2], second[9], second[12] = 0, math.nan, math.inf, 0
     found = rotation_of([of_rows(first, "a"), of_rows(second, "b")], k=2)
-    both = torch.ones(60, dtype=torch.bool).index_fill(0, torch.tensor([3, 4, 9]), False)
+    both = torch.ones(60, dtype=torch.bool).index_fill(0, torch.tensor([3, 4, 9, 12]), False)
+    left_out = (torch.tensor([3, 4]), torch.tensor([9, 12]))
     used = [
-        first[torch.ones(60, dtype=torch.bool).index_fill(0, torch.tensor([3, 4]), False)],
-        second[torch.arange(60) != 9],
+        rows[torch.ones(60, dtype=torch.bool).index_fill(0, without, False)]
+        for rows, without in zip((first, second), left_out, strict=True)
     ]
     along = [rows[both].numpy() @ plain_axes(of)[0] for rows, of in zip((first, second), used, strict=True)]
     assert found.functional_cosine[0][1] == pytest.approx(abs(np.corrcoef(*along)[0, 1]), abs=1e-9)

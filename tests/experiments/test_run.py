@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,6 +215,10 @@ def test_a_layer_that_overflows_costs_the_axis_alone(folders: list[Path], tmp_pa
     layers = big["layers"]["layers"]
     assert [row["sentence"]["anisotropy"] is None for row in layers] == [False, False, False, True]
     assert big["layers"]["shape"]["crash"] is None
+    each = [line for model in found.models for result in model.results.values() for line in result.summary()]
+    assert found.summary() == tuple(each)
+    compared: Any = SimpleNamespace(summary=lambda: ("They are alike.",))
+    assert replace(found, rotation=compared).summary() == (*each, "They are alike.")
     said = " ".join(found.models[0].layers.summary())
     assert "How it ends cannot be told: there is no mean cosine, or no error of one, at layer 3." in said
     assert "crash" not in said

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from cone_kernels import ConeState, mean_pairwise_cosine
 from cone_kernels.integrations.scalars import cone_scalars, log_cone
 from cone_kernels.integrations.trainer import ConeCallback
 from tests.support.gloo_ranks import run_ranks
@@ -257,6 +258,18 @@ def test_log_cone_writes_to_anything_that_logs(kind: type[Writer]) -> None:
         for layer in (0, 3)
         for name in ("anisotropy", "anisotropy_stderr", "token_anisotropy", "token_anisotropy_stderr")
     ]
+
+
+def test_scalars_of_a_state_whose_layers_do_not_begin_at_0() -> None:
+    state = ConeState.empty([1, 3, 5], 8)
+    hidden = [torch.randn(9, 4, 8, generator=torch.Generator().manual_seed(layer)) for layer in range(3)]
+    state.update(hidden, torch.ones(9, 4))
+    for layer, rows in zip(state.layers, hidden, strict=True):
+        values = cone_scalars(state, layers=[layer], token=True)
+        assert values[f"cone/L{layer}/anisotropy"] == pytest.approx(float(mean_pairwise_cosine(rows.mean(1))), abs=1e-6)
+        tokens = float(mean_pairwise_cosine(rows.flatten(0, 1)))
+        assert values[f"cone/L{layer}/token_anisotropy"] == pytest.approx(tokens, abs=1e-6)
+        assert values.items() <= cone_scalars(state, token=True).items()
 
 
 def test_log_cone_to_tensorboard_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from cone_kernels import backends
+from cone_kernels import ConeState, backends
 from cone_kernels.probe import forward as probed_forward
 from cone_kernels.probe.calibration import as_tuple
 from cone_kernels.probe.cone_probe import ConeProbe
@@ -179,6 +179,41 @@ def test_options_of_the_call_do_not_matter(architecture: str, options: dict[str,
     with ConeProbe(model) as probe, torch.no_grad():
         model(**tiny_batch(), **options)
     assert same(probe.state, wanted)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "xlm", "llama"])
+def test_options_of_a_later_call_do_not_matter(architecture: str) -> None:
+    model = tiny_model(architecture, attn_implementation="eager")
+    batch = tiny_batch()
+    wanted = probed(model, *[batch] * 4)
+    with ConeProbe(model) as probe, torch.no_grad():  # the layers are found in the first call, which has none
+        for options in ({}, {"output_attentions": True}, {"return_dict": False}, {"output_hidden_states": True}):
+            model(**batch, **options)
+    assert same(probe.state, wanted)
+
+
+class DoubleFromTheSecondBlock(ToyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2].double()
+
+    def after_block(self, index: int, hidden: Tensor) -> Tensor:
+        return hidden.double() if index == 1 else hidden
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_layers_of_another_dtype_are_added_by_a_call_of_their_own() -> None:
+    model, batch = DoubleFromTheSecondBlock().eval(), tiny_batch()
+    with torch.no_grad():
+        states = model(**batch, output_hidden_states=True)["hidden_states"]
+    assert [state.dtype for state in states] == [torch.float32, torch.float32, torch.float64, torch.float64]
+    found = probed(model, batch)
+    for layer, hidden in enumerate(states):
+        alone = ConeState.empty([layer], 8)
+        alone.update([hidden], batch["attention_mask"])
+        for level in ("sentence", "token"):
+            got, wanted = getattr(found, level).select(layer).sums, getattr(alone, level).sums
+            assert all(torch.equal(got[name], wanted[name]) for name in wanted), (layer, level)
 
 
 def test_embeddings_in_place_of_ids_between_forwards() -> None:

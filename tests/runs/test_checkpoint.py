@@ -228,6 +228,22 @@ def test_room_is_looked_for_ahead(loaded: LoadedModel, tmp_path: Path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
+def test_room_that_others_have_taken_meanwhile_is_told_before_a_checkpoint_is_begun(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, asked = shutil.disk_usage(tmp_path), []
+
+    def disk_usage(path: Path) -> Any:
+        asked.append(path)  # ahead, before the first checkpoint, before the second
+        return usage._replace(free=10) if len(asked) == 3 else usage
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    whole = "the checkpoint before is whole"
+    with pytest.raises(OSError, match=rf"must have room for \d+ MB, and 0 MB are free; {whole}"):
+        run(loaded, TEXTS, checkpoint=tmp_path / "c", **OPTIONS)
+    assert RunPart.load(tmp_path / "c").sentences == OPTIONS["shard_size"]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

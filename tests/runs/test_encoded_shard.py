@@ -78,6 +78,45 @@ def test_what_the_tokenizer_gives(loaded: LoadedModel, wanted: Any) -> None:
     assert EncodedShard.of(loaded, TEXTS).special is None
 
 
+def test_sentences_are_tokenized_some_at_a_time_as_all_at_once(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = EncodedShard.of(loaded, TEXTS, special_tokens=True)
+    monkeypatch.setattr(encoded_shard, "_BLOCK_CHARACTERS", 60)
+    blocks = list(encoded_shard.text_blocks(TEXTS))
+    assert list(itertools.chain.from_iterable(blocks)) == TEXTS
+    assert len(blocks) > 5
+    assert all(len(block) == 1 or sum(map(len, block)) <= 60 for block in blocks)
+    parts = EncodedShard.of(loaded, TEXTS, special_tokens=True)
+    assert (parts.lengths, parts.truncated, parts.unknown) == (whole.lengths, whole.truncated, whole.unknown)
+    for name in whole.columns:
+        assert parts.columns[name].tolist() == whole.columns[name].tolist()
+    assert parts.special is not None
+    assert parts.special.tolist() == whole.special.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("limit", [5, 20, 69, 70, 71, 72, 73, 74, 75, None])
+def test_only_sentences_that_lose_tokens_count_as_cut(loaded: LoadedModel, limit: int | None) -> None:
+    cut = replace(loaded, max_length=limit)
+    whole = [len(ids) for ids in loaded.tokenizer([loaded.prompt + text for text in TEXTS]).input_ids]
+    wanted = 0 if limit is None else sum(length > limit for length in whole)
+    assert EncodedShard.of(cut, TEXTS).truncated == wanted
+
+
+def test_a_sentence_is_tokenized_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    call = type(loaded.tokenizer).__call__
+
+    def noted(tokenizer: Any, texts: list[str], **options: Any) -> Any:
+        seen.append(max(map(len, texts)))
+        return call(tokenizer, texts, **options)
+
+    monkeypatch.setattr(type(loaded.tokenizer), "__call__", noted)
+    EncodedShard.of(loaded, [TEXTS[-1]])
+    # The library is called apart from transformers, once; here only a short beginning sets it up.
+    assert not encodes_as_library(loaded.tokenizer) or max(seen) <= 100 + len(loaded.prompt)
+
+
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_padded(loaded: LoadedModel, wanted: Any, batch: list[int]) -> None:
     shard = EncodedShard.of(loaded, TEXTS, special_tokens=True)

@@ -521,6 +521,18 @@ def test_what_is_no_state_file_is_named(tmp_path: Path) -> None:
         ConeState.load(tmp_path / "bf16")
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_sentences_without_a_token_are_counted_in_the_layers_that_were_given(pooling: str) -> None:
+    state = ConeState.empty([3, 4, 5], 6, pooling=pooling, poolings=["max"] if pooling == "mean" else ())
+    mask = torch.tensor([[1, 1], [0, 0], [0, 0]]).bool()
+    hidden = [normal(3, 2, 6, seed=layer) for layer in range(2)]
+    state.update(hidden, mask, layers=[5, 4])
+    state.update(hidden[:1], mask, layers=[5])
+    for moments in (state.sentence, *state.poolings.values()):
+        assert moments.n_empty.sum(-1).tolist() == [0, 2, 4]
+        assert moments.count.sum(-1).tolist() == [0, 1, 2]
+
+
 def test_layers_may_come_in_another_order() -> None:
     hidden, mask = batch(20, seed=1)
     state = ConeState.empty(range(2), DIM)

@@ -64,6 +64,22 @@ def damaged_parquet(path: Path) -> None:
 
 
 # (name, what writes it, what the message says after the file's name)
+def altered_array(find: bytes, replacement: bytes, at: int = 0, *, compressed: bool = False) -> Callable[[Path], None]:
+    """An array, or an archive with one, in which bytes at or after those found are others."""
+
+    def write(path: Path) -> None:
+        if path.suffix == ".npy":
+            np.save(path, numbers("float32", 30, 8))
+        else:
+            (np.savez_compressed if compressed else np.savez)(path, v=numbers("float32", 30, 8))
+        content = bytearray(path.read_bytes())
+        place = content.index(find) + at
+        content[place : place + len(replacement)] = replacement
+        path.write_bytes(content)
+
+    return write
+
+
 AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no bytes": ("v.npy", lambda path: path.write_bytes(b""), "is empty; it must have a vector"),
     "no rows": ("v.npy", array(FLOATS[:0]), "is empty; it must have a vector"),
@@ -75,6 +91,31 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         r"holds Python objects \(an object array, .*pickle",
     ),
     "a pickle": ("v.npy", lambda path: path.write_bytes(pickle.dumps(FLOATS)), "is not an .npy file, or a damaged one"),
+    "npz whose member begins otherwise": (
+        "v.npz",
+        altered_array(b"PK\x03\x04", b"PKKK"),
+        "array 'v' cannot be unpacked: Bad",
+    ),
+    "npz whose member has another name": (
+        "v.npz",
+        altered_array(b"v.npy", b"w"),
+        "array 'v' cannot be unpacked: File name",
+    ),
+    "npz whose header is another": (
+        "v.npz",
+        altered_array(b"{'descr'", b"{(((((((("),
+        "array 'v' cannot be unpacked: ",
+    ),
+    "npy whose header does not end": (
+        "v.npy",
+        altered_array(b"{'descr'", b"{(((((((("),
+        "is not an .npy file, or a damaged",
+    ),
+    "npz that is no deflate stream": (
+        "v.npz",
+        altered_array(b"v.npy", b"\xff" * 30, 5, compressed=True),
+        "array 'v' cannot be unpacked: ",
+    ),
     "objects in npz": (
         "v.npz",
         lambda path: np.savez(path, v=np.array([[{}]], dtype=object)),

@@ -50,7 +50,7 @@ def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
         # Replays of the graph would read the host's memory again. A number that a kernel is given stays in the graph.
         return torch.cat([torch.full((1,), address, dtype=torch.int64, device=device) for address in addresses])
     # A copy from pinned memory does not wait for the device.
-    table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
+    table = torch.tensor(addresses, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     return table.to(device, non_blocking=True)
 
 

@@ -29,6 +29,8 @@ from cone_kernels.runs.sharing.shared_run import SharedRun
 _TIMEOUT = timedelta(days=7)
 
 _groups = itertools.count()
+# How often torchrun has started the ranks again after one of them failed.
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def measure_by_ranks(
@@ -44,7 +46,8 @@ def measure_by_ranks(
         model, corpus: as in `measure`, on every rank.
         gathered: `second_moment`, `unit_second_moment`, `pooling`, `poolings` and `keep_vectors` of `measure`.
         save_state: where to write the state.
-        options: `SharedOptions` with `distributed`; each rank has a checkpoint of its own, FILE.0-of-4 and so on.
+        options: `SharedOptions` with `distributed`; each rank has a checkpoint of its own, FILE.0-of-4 and so on. Ranks
+            that torchrun starts again go on from theirs.
 
     Raises:
         ValueError: torchrun has not started this process.
@@ -54,6 +57,8 @@ def measure_by_ranks(
         own: dict[str, Any] = {"save_state": Path(folder, "part"), "progress": options.get("progress")}
         if rank == 0:
             own["log_json"] = options.get("log_json")
+        if options.get("checkpoint") is not None and int(os.environ.get(_RESTARTS, "0")) > 0:
+            own["resume"] = True  # the checkpoint is that of the ranks that torchrun has ended and started again
         if options.get("device") is None and torch.cuda.is_available():
             number = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
             # Before anything else takes memory on the current GPU, which is the first one and another rank's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cone_kernels.runs.progress import Progress
 
 # Between two looks at how far the tasks are, and between two reports of a task.
+logger = logging.getLogger(__name__)
+
 _EVERY_S = 1.0
 
 
@@ -140,8 +143,15 @@ def run_tasks(
             for task in done:
                 for name, content in ray.get(task).items():
                     (folder / name).write_bytes(content)
-            if progress is not None and board is not None and (latest := ray.get(board.latest.remote())):
-                progress(added_up(latest, len(arguments)))
+            if progress is not None and board is not None:
+                try:
+                    latest = ray.get(board.latest.remote())
+                except ray.exceptions.RayActorError as error:
+                    logger.warning("ray: the progress is no longer told, the run goes on: %s", error)
+                    board = None
+                    continue
+                if latest:
+                    progress(added_up(latest, len(arguments)))
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         raise WorkerError(message_of(cause if isinstance(cause, Exception) else error)) from error

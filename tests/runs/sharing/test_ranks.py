@@ -39,6 +39,28 @@ def corpus(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.parametrize(("restarts", "checkpoint"), [("2", "c"), ("0", "c"), (None, "c"), ("2", None)])
+def test_ranks_that_torchrun_starts_again_go_on_from_their_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, restarts: str | None, checkpoint: str | None
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def measure_part(**keywords: Any) -> None:
+        given.append(keywords)
+        raise InterruptedError
+
+    monkeypatch.setattr(ranks_of_torchrun, "process_group", nullcontext)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(ranks_of_torchrun, "measure_part", measure_part)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    if restarts is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    with pytest.raises(InterruptedError):
+        ranks_of_torchrun.measure_by_ranks("model", ["a"], {}, None, {"checkpoint": checkpoint, "distributed": True})
+    assert bool(given[0].get("resume")) == (restarts == "2" and checkpoint is not None)
+
+
 def test_a_rank_is_on_its_own_gpu_before_anything_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
 

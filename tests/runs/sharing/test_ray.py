@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from cone_kernels import ConeState, experiments
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.progress import Progress
+from cone_kernels.runs.sharing import ray_tasks
 from cone_kernels.runs.sharing.workers import WorkerError
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
@@ -64,6 +67,27 @@ def test_an_experiment_in_one_task(model: Path, corpus: Path) -> None:
     one = experiments.center(model, corpus, method="whitening", **OPTIONS)
     found = experiments.center(model, corpus, method="whitening", ray=1, **OPTIONS)
     assert found.to_dict() | {"manifest": None} == one.to_dict() | {"manifest": None}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_goes_on_when_what_tells_its_progress_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Dies:  # made here, as is the work, so that tasks are given them as they are
+        def put(self, number: int, done: object) -> None:
+            pass
+
+        def latest(self) -> None:
+            os._exit(1)
+
+    def work(name: str, folder: Path, progress: object) -> None:
+        time.sleep(1.5)
+        (folder / name).write_text("done")
+
+    monkeypatch.setattr(ray_tasks, "_ProgressBoard", Dies)
+    ray_tasks.run_tasks(work, [{"name": "a"}], tmp_path, lambda done: None, num_cpus=1)
+    assert (tmp_path / "a").read_text() == "done"
+    assert [record.message for record in caplog.records if "the progress is no longer told" in record.message]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -1,0 +1,195 @@
+"""How many faults the tests notice: `make mutate` puts them, one at a time, into a copy of the package.
+
+A fault is one changed operator, comparison, constant or condition, or one statement left out, in a module that decides
+numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that name its module, the closest
+first. A fault that no test notices is a survivor: it needs a test, or a reason why it changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What decides numbers and claims.
+DECIDE = (
+    *("metrics.py", "sums.py", "axes.py", "centering.py", "state/*.py", "statistics/*.py", "experiments/*.py"),
+    *("runs/measurement.py", "runs/checkpoint.py", "runs/shard_tree.py", "probe/cone_probe.py"),
+)
+# Tests that start machines or browsers of their own, or look at pages alone.
+LEFT_OUT = ("gpu", "triton", "cuda", "simt", "sharing", "browser", "report")
+SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or,
+    ast.Or: ast.And, ast.USub: ast.UAdd, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change of one module: the change of this number in the order of a walk over its tree."""
+
+    module: Path
+    number: int
+
+    def source(self) -> tuple[str, str]:
+        """The module with the fault in it, and the change in words.
+
+        Example:
+            >>> source, words = Fault(ROOT / "cone_kernels" / "sums.py", 0).source()
+        """
+        tree = ast.parse(self.module.read_text())
+        node, changed = next(itertools.islice(_changes(tree), self.number, None))
+        words = f"{ast.unparse(node)}  →  {ast.unparse(changed)}"
+        where = f"{self.module.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        _put(tree, node, changed)
+        return ast.unparse(ast.fix_missing_locations(tree)), f"{where}: {words}"
+
+
+def faults_of(module: Path) -> list[Fault]:
+    """Every fault that can be put into a module."""
+    return [Fault(module, number) for number, _ in enumerate(_changes(ast.parse(module.read_text())))]
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """(node, what takes its place) of every change, by a walk that is the same for a copy of the tree."""
+    skipped = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AnnAssign, ast.arg)):
+            hints = [getattr(node, "returns", None), getattr(node, "annotation", None)]
+            skipped |= {id(part) for hint in hints if hint is not None for part in ast.walk(hint)}
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped |= {id(part) for part in ast.walk(node)}
+        if isinstance(node, (ast.JoinedStr, ast.Raise)):  # words
+            skipped |= {id(part) for child in ast.iter_child_nodes(node) for part in ast.walk(child)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        for changed in _changed(node):
+            yield node, changed
+
+
+def _changed(node: ast.AST) -> Iterator[ast.AST]:
+    if isinstance(node, (ast.BinOp, ast.BoolOp, ast.UnaryOp, ast.AugAssign)) and type(node.op) in SWAPPED:
+        other = copy.deepcopy(node)
+        other.op = SWAPPED[type(node.op)]()  # type: ignore[assignment]
+        yield other
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        other = copy.deepcopy(node)
+        other.ops = [SWAPPED[type(node.ops[0])]()]  # type: ignore[list-item]
+        yield other
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+        value = not node.value if isinstance(node.value, bool) else node.value + 1
+        yield ast.Constant(value if not isinstance(node.value, float) else 2 * node.value + (node.value == 0))
+    elif isinstance(node, (ast.If, ast.IfExp)):
+        other = copy.deepcopy(node)
+        other.test = ast.UnaryOp(ast.Not(), node.test)
+        yield other
+    elif isinstance(node, ast.AugAssign | ast.Raise) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ):
+        yield ast.Pass()
+
+
+def _put(tree: ast.Module, at: ast.AST, changed: ast.AST) -> None:
+    class Put(ast.NodeTransformer):
+        def visit(self, node: ast.AST) -> ast.AST:
+            return changed if node is at else self.generic_visit(node)
+
+    Put().visit(tree)
+
+
+def files_that_test(module: Path) -> list[str]:
+    """The test files that name a module, those that are called like it first; where there is none, its users'."""
+    stem, dotted = module.stem, ".".join(module.relative_to(ROOT).with_suffix("").parts)
+    topic = stem.split("_result")[0].split("_claims")[0]
+    ranked = []
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = str(file.relative_to(ROOT))
+        if any(word in name for word in LEFT_OUT):
+            continue
+        text = file.read_text()
+        called_like_it = topic in file.stem or file.parent.name == module.parent.name != "experiments"
+        if called_like_it or dotted in text or f"experiments.{topic}(" in text or f"import {topic}" in text:
+            ranked.append((topic not in file.stem, not called_like_it, name))
+    if not ranked:
+        users = [user for user in (ROOT / "cone_kernels").rglob("*.py") if f"{dotted} import" in user.read_text()]
+        return list(
+            dict.fromkeys(itertools.chain.from_iterable(files_that_test(user) for user in users if user != module))
+        )
+    return [name for *_, name in sorted(ranked)]
+
+
+def noticed(of: Path, source: str, copy_of_root: Path, seconds: float) -> bool | None:
+    """Whether a test fails with this source of a module; None where the tests take longer than so many seconds."""
+    module = copy_of_root / of.relative_to(ROOT)
+    whole = module.read_text()
+    module.write_text(source)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files_that_test(of)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy_of_root)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.run(command, cwd=copy_of_root, env=environment, timeout=seconds, **quiet).returncode not in (
+            0,
+            5,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        module.write_text(whole)
+
+
+def main() -> None:
+    """Draws a sample of faults, runs their tests, and prints the score and the survivors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=60, help="faults at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30.0, help="no fault begins after so many")
+    parser.add_argument("--each", type=float, default=180.0, help="seconds for the tests of one fault")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", help="modules whose path holds this")
+    asked = parser.parse_args()
+    modules = sorted({path for pattern in DECIDE for path in (ROOT / "cone_kernels").glob(pattern)})
+    everything = [fault for module in modules if (asked.only or "") in str(module) for fault in faults_of(module)]
+    sample = random.Random(asked.seed).sample(everything, min(asked.sample, len(everything)))
+    end = time.monotonic() + 60 * asked.minutes
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as threads:
+        copies = [Path(folder, str(number)) for number in range(asked.processes)]
+        for root in copies:
+            shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results"))
+
+        def run(fault: Fault) -> bool | str | None:
+            if time.monotonic() > end:
+                return "not begun"
+            root, (source, words) = copies.pop(), fault.source()
+            try:
+                found = noticed(fault.module, source, root, asked.each)
+            finally:
+                copies.append(root)
+            said = {True: "noticed", False: "SURVIVED", None: "not finished"}[found]
+            print(f"{said:12}  {' '.join(words.split())[:300]}", flush=True)
+            return found
+
+        outcomes = list(threads.map(run, sample))
+    caught, survived, open_ = (outcomes.count(outcome) for outcome in (True, False, None))
+    share = 100 * caught / max(1, caught + survived)
+    print(f"{caught} of {caught + survived} faults noticed ({share:.0f} %), of {len(everything):,} that there can be;")
+    print(f"{open_} not finished in {asked.each:.0f} s, {outcomes.count('not begun')} not begun; seed {asked.seed}")
+
+
+if __name__ == "__main__":
+    main()
