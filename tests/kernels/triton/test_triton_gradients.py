@@ -182,7 +182,7 @@ def test_the_backend_asked_for_runs_backwards_too() -> None:
 
 def test_opcheck() -> None:
     ops, x = torch.ops.cone_kernels, normal(2, 3, 5)
-    torch.library.opcheck(ops.mean_pairwise_cosine.default, (x.clone().requires_grad_(), "triton"))
+    torch.library.opcheck(ops.mean_pairwise_cosine.default, (x.clone().requires_grad_(), "triton", 0.0))
     torch.library.opcheck(
         ops.masked_mean_pool.default, (x.clone().requires_grad_(), torch.ones(2, 3).bool(), None, "triton")
     )
