@@ -170,6 +170,29 @@ def mean_norm(moments: Moments) -> Tensor:
     return moments.norm_sum / _or_nan(n, n >= 1)
 
 
+def norm_deviation(moments: Moments) -> Tensor:
+    """Standard deviation of the lengths of the rows; NaN for n < 2."""
+    n = moments.count.sum(-1).double()
+    return _deviation(moments.norm_sum, moments.norm_sq_sum, n)
+
+
+def deviations(moments: Moments) -> Tensor:
+    """Standard deviation of each dimension over the rows, (L, d); NaN for n < 2.
+
+    Example:
+        >>> deviations(state.sentence).mean(-1)  # falls towards 0 where vectors collapse onto one
+        tensor([0.0411, 0.0384, ...], dtype=torch.float64)
+    """
+    n = moments.count.sum(-1).double()[:, None]
+    return _deviation(moments.sum, moments.sq_sum, n)
+
+
+def _deviation(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
+    # Rounding can leave a sum of squares about the mean below zero.
+    about_mean = (squares - total.square() / n).clamp_min(0)
+    return (about_mean / _or_nan(n - 1, n >= 2)).sqrt()
+
+
 def mean_vector(moments: Moments) -> Tensor:
     """Mean of the rows, (L, d)."""
     n = moments.count.sum(-1).double()

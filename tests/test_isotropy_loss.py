@@ -62,6 +62,64 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x: isotropy_loss((x, x * x), MASK, layers=(0, 1)), hidden)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_sentences_have_the_loss_of_padded_ones(
+    backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONE_KERNELS_BACKEND", backend)
+    starts = torch.tensor([0, 3, 7, 8, 10], dtype=torch.int32)
+    packed = [normal(10, 9, dtype=dtype, seed=seed).requires_grad_() for seed in (3, 4)]
+    mask = torch.arange(4) < starts.diff()[:, None]
+    padded = []
+    for tokens in packed:
+        rows = torch.zeros(4, 4, 9, dtype=dtype)
+        rows[mask] = tokens.detach()
+        padded.append(rows.requires_grad_())
+    wanted = isotropy_loss(padded, mask, target=0.1, layers=[0, 1])
+    # A batch of one row, as a model gives it, is the same.
+    for given in (packed, [tokens[None] for tokens in packed]):
+        for tokens in packed:
+            tokens.grad = None
+        loss = isotropy_loss(given, cu_seqlens=starts, target=0.1, layers=[0, 1])
+        assert loss == wanted
+        loss.backward()
+        if padded[0].grad is None:
+            wanted.backward()
+        for tokens, rows in zip(packed, padded, strict=True):
+            assert torch.equal(tokens.grad, rows.grad[mask])
+
+
+def loss_of_normalized(x: Tensor, target: float) -> Tensor:
+    u = torch.nn.functional.normalize(x, dim=-1)
+    cosines = u @ u.mT
+    return ((cosines.sum() - cosines.trace()) / (len(x) * (len(x) - 1)) - target) ** 2
+
+
+@pytest.mark.parametrize("how", ["cpu", "reference", "compiled"])
+def test_vectors_near_zero_are_as_normalize_has_them(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter than 1e-12 a vector is divided by that, in the loss and in its gradient."""
+    monkeypatch.setenv("CONE_KERNELS_BACKEND", "reference" if how == "reference" else "cpu")
+    loss_of = torch.compile(isotropy_loss, backend="aot_eager") if how == "compiled" else isotropy_loss
+    lengths = [1.0, 2e-12, 0.999e-12, 1e-13, 1e-20, 1e-150]
+    x = normal(6, 9, seed=1) + 0.5
+    x = x / x.norm(dim=1, keepdim=True) * torch.tensor(lengths, dtype=torch.float64)[:, None]
+    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    loss, wanted = loss_of(ours, target=0.3), loss_of_normalized(plain, 0.3)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    (3 * loss).backward()
+    (3 * wanted).backward()
+    for got, one in zip(ours.grad, plain.grad, strict=True):
+        assert float((got - one).norm()) <= 1e-9 * float(one.norm())
+    # Means of tokens likewise; of float32 also where squares are below its range.
+    tokens = (torch.tensor([1e-25, 1.0, 2.0])[:, None, None] * normal(3, 2, 4, dtype=torch.float32)).requires_grad_()
+    exact = tokens.detach().double().requires_grad_()
+    loss_of(tokens, torch.ones(3, 2, dtype=torch.bool)).backward()
+    loss_of_normalized(exact.mean(1), 0.0).backward()
+    for got, one in zip(tokens.grad, exact.grad, strict=True):
+        assert float((got - one).norm()) <= 1e-5 * float(one.norm())
+
+
 def test_training_reaches_the_target() -> None:
     vectors = normal(40, 8, shift=2.0).requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=0.1)
@@ -158,6 +216,14 @@ HIDDEN = torch.zeros(5, 4, 9)
         ((HIDDEN,) * 3, {"mask": MASK, "layers": [0, -3]}, ValueError, "must pick each layer once"),
         ((HIDDEN,) * 3, {"mask": MASK, "layers": []}, ValueError, "layers: got none"),
         ((), {"mask": MASK}, ValueError, "layers: got -1; it must be from 0 to -1"),
+        (HIDDEN, {"mask": MASK, "cu_seqlens": MASK[0]}, ValueError, "mask, cu_seqlens: got both"),
+        (
+            HIDDEN,
+            {"cu_seqlens": torch.tensor([0, 4])},
+            ValueError,
+            r"hidden: got shape \(5, 4, 9\); it must be \(N, D\)",
+        ),
+        (HIDDEN[0], {"cu_seqlens": torch.tensor([0, 3])}, ValueError, "it must rise from 0 to the number of rows"),
         (HIDDEN, {"mask": MASK * 2}, ValueError, "mask: got values other than 0 and 1"),
         (HIDDEN, {"mask": MASK, "target": 1.5}, ValueError, "target: got 1.5"),
         (HIDDEN, {"mask": MASK, "target": float("nan")}, ValueError, "target: got nan"),

@@ -15,7 +15,7 @@ from bench.generated import BERT_LARGE
 from bench.gpu import exact
 from bench.gpu.timing import GPU, MEGABYTES
 from cone_kernels import ConeProbe, ConeState, masked_mean_pool, mean_pairwise_cosine, pool_moments, top_eigenvectors
-from cone_kernels.ops.masked_mean_pool import _pool_gradient
+from cone_kernels.ops.masked_mean_pool import pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state.sentence_batch import SentenceBatch
@@ -301,7 +301,7 @@ def pool_backward(megabytes: int) -> Iterator[Measurement]:
     grad = torch.randn(LAYERS, len(mask), WIDTH, device=GPU)
 
     def gradient(name: str) -> Tensor:
-        return _pool_gradient(grad, mask, None, TOKENS, torch.bfloat16, name)
+        return pool_gradient(grad, mask, None, TOKENS, torch.bfloat16, name)
 
     yield Measurement(
         f"masked_mean_pool_backward, {megabytes} MB of tokens",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler
 from cone_kernels.distributed import padding_repeats
 from cone_kernels.extras import require
 from cone_kernels.integrations.watch import ConeWatch
+from cone_kernels.state.cone_state import ConeState
 
 # The same classes, under either name of the package.
 if importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning") is not None:
@@ -32,6 +33,10 @@ class ConeCallback(Callback):  # type: ignore[misc]
     `DistributedSampler` repeats are left out where the model takes in a batch as the loader gives it.
     `ModelCheckpoint(monitor="val_cone/L12/anisotropy", mode="min")` keeps the widest cone.
 
+    `probe_texts` are measured at the beginning and every `probe_every` steps, and the loggers have
+    `probe_cone/L12/anisotropy` and its change since then, by the number of steps made. An `Alert` that stops the
+    training does so after the step.
+
     What cannot be measured stops no training: see `ConeWatch`, and `skipped`.
 
     Args:
@@ -43,10 +48,11 @@ class ConeCallback(Callback):  # type: ignore[misc]
         pooling_gap: also `cone/L12/pooling_gap`.
         strict: let what goes wrong stop the job: a compiled model, a forward that cannot be counted, a token that is
             not finite.
-        probe_options: of `ConeProbe`.
+        options: of `ConeWatch` (`probe_texts`, `probe_every`, `tokenizer`, `reference`, `alerts`, `on_state`) and of
+            `ConeProbe`. The tokenizer is the LightningModule's attribute of that name by default.
 
     Raises:
-        ValueError: `every` is below 1.
+        TypeError, ValueError: as `ConeWatch`.
         AttributeError, TypeError, ValueError: from `trainer.fit`: there is no such module, or an option is wrong.
 
     Example:
@@ -62,12 +68,12 @@ class ConeCallback(Callback):  # type: ignore[misc]
         token: bool = False,
         pooling_gap: bool = False,
         strict: bool = False,
-        **probe_options: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
         scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
-        options = {**scalars, "repeats": self._repeated_samples, **probe_options}
-        self._watch = ConeWatch(every=every, module=module, strict=strict, **options)
+        repeats = self._repeated_samples
+        self._watch = ConeWatch(every=every, module=module, strict=strict, repeats=repeats, **scalars, **options)
         self._batch: tuple[Any, int] = (None, 0)
         self._last_step = 0
 
@@ -76,9 +82,15 @@ class ConeCallback(Callback):  # type: ignore[misc]
         """How many forwards and values were left out, by reason."""
         return self._watch.skipped
 
+    @property
+    def states(self) -> Mapping[str, ConeState]:
+        """The states of the last evaluations (`val`, `test/dataloader_idx_1`), and of the texts, `probe`."""
+        return self._watch.states
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._watch.attach(pl_module)
         self._last_step = trainer.global_step
+        self._measure(trainer, begins=True)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._watch.begin_step(trainer.global_step)
@@ -93,7 +105,10 @@ class ConeCallback(Callback):  # type: ignore[misc]
             return
         self._watch.end_step()
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            self._log(pl_module, self._watch.take("training"), on_step=True, on_epoch=False)
+            self._log(trainer, pl_module, self._watch.take("training"), on_step=True, on_epoch=False)
+        measured = self._measure(trainer)
+        if measured:  # for callbacks that monitor it; the loggers have it already
+            self._log(trainer, pl_module, measured, on_step=True, on_epoch=False, logger=False)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._watch.detach()
@@ -113,7 +128,7 @@ class ConeCallback(Callback):  # type: ignore[misc]
         self._watch.pause()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._log_evaluation(pl_module, "val", trainer.val_dataloaders)
+        self._log_evaluation(trainer, pl_module, "val", trainer.val_dataloaders)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -131,7 +146,7 @@ class ConeCallback(Callback):  # type: ignore[misc]
         self._watch.pause()
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._log_evaluation(pl_module, "test", trainer.test_dataloaders)
+        self._log_evaluation(trainer, pl_module, "test", trainer.test_dataloaders)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         self._watch.detach()
@@ -145,13 +160,24 @@ class ConeCallback(Callback):  # type: ignore[misc]
         self._batch = (loader, batch_idx)
         self._watch.begin_evaluation(str(dataloader_idx))
 
-    def _log_evaluation(self, pl_module: Any, prefix: str, loaders: Any) -> None:
+    def _measure(self, trainer: Any, *, begins: bool = False) -> dict[str, float]:
+        """Measures the texts where it is their turn, and gives the values to the loggers."""
+        values = self._watch.measure(trainer.global_step, begins=begins)
+        if values:
+            with self._watch.guarded():
+                for logger in trainer.loggers:
+                    logger.log_metrics(values, step=trainer.global_step)
+            if begins:
+                self._alert(trainer, values)
+        return values
+
+    def _log_evaluation(self, trainer: Any, pl_module: Any, prefix: str, loaders: Any) -> None:
         several = isinstance(loaders, (list, tuple)) and len(loaders) > 1
         for index in range(len(loaders) if several else 1):
             suffix = f"/dataloader_idx_{index}" if several else ""
-            values = self._watch.take("evaluation", str(index))
+            values = self._watch.take("evaluation", str(index), called=f"{prefix}{suffix}")
             named = {f"{prefix}_{name}{suffix}": value for name, value in values.items()}
-            self._log(pl_module, named, on_step=False, on_epoch=True)
+            self._log(trainer, pl_module, named, on_step=False, on_epoch=True)
 
     def _repeated_samples(self, size: int) -> Tensor | None:
         """Those of a DistributedSampler, which Lightning puts into a loader on several processes."""
@@ -165,7 +191,12 @@ class ConeCallback(Callback):  # type: ignore[misc]
         length = len(sampler.dataset)  # type: ignore[arg-type]
         return padding_repeats(first, size, length, rank=sampler.rank, world_size=sampler.num_replicas)
 
-    def _log(self, pl_module: Any, values: dict[str, float], **when: bool) -> None:
+    def _log(self, trainer: Any, pl_module: Any, values: dict[str, float], **when: bool) -> None:
+        self._alert(trainer, values)
         # The same on every process already, and named for its data loader.
         with self._watch.guarded():
             pl_module.log_dict(values, sync_dist=False, batch_size=1, add_dataloader_idx=False, **when)
+
+    def _alert(self, trainer: Any, values: dict[str, float]) -> None:
+        if self._watch.stops(values, trainer.global_step):
+            trainer.should_stop = True

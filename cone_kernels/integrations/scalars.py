@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from cone_kernels import metrics
+from cone_kernels.experiments.layers import shape_of
 from cone_kernels.metrics import Totals, leave_one_out, totals
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.moments import Moments
+from cone_kernels.statistics.estimates import Estimates
 from cone_kernels.sums import jackknife_stderr
+
+_ROGUE = 3  # dimensions, as `cone layers` lists them
 
 Sums = Callable[[Moments], Totals]
 
@@ -68,6 +72,12 @@ def cone_scalars(
 ) -> dict[str, float]:
     """`cone/L12/anisotropy` and `cone/L12/anisotropy_stderr` of each layer; NaN where the data defines none.
 
+    Where the state keeps second moments also, of sentence vectors and without an error: the geometry of
+    `metrics.geometry` (`cone/L12/rank_me`, `effective_rank`, `participation_ratio`, `iso_score` and
+    `explained_variance_ratio`), the `mean_norm` and the `norm_deviation` of the lengths, the `mean_deviation` and the
+    `least_deviation` of the dimensions, and what the three dimensions that contribute most do: `rogue_share` of the
+    mean cosine, the number of the first, `rogue_dimension`, and `anisotropy_without_rogue`.
+
     Args:
         state: any.
         layers: the layers' numbers; default all.
@@ -90,7 +100,65 @@ def cone_scalars(
         columns[f"{name}_stderr"] = statistic.stderr(state)
     numbers = state.layers if layers is None else layers
     at = [state.layers.index(number) for number in numbers]
-    return named(numbers, {name: column[at] for name, column in columns.items()})
+    values = named(numbers, {name: column[at] for name, column in columns.items()})
+    if "second_moment" in state.sentence.fields:
+        for number in numbers:
+            values |= {f"cone/L{number}/{name}": value for name, value in _shape(state.sentence.select(number)).items()}
+    return values
+
+
+def _shape(moments: Moments) -> dict[str, float]:
+    """How the vectors of one layer spread, by name; {} for fewer than two."""
+    moments = moments.on_cpu()
+    anisotropy = float(metrics.anisotropy(moments))
+    rogue, without, geometry = shape_of(moments, _ROGUE, anisotropy)
+    if geometry is None:
+        return {}
+    deviations = metrics.deviations(moments)[0]
+    return asdict(geometry) | {
+        "mean_norm": float(metrics.mean_norm(moments)),
+        "norm_deviation": float(metrics.norm_deviation(moments)),
+        "mean_deviation": float(deviations.mean()),
+        "least_deviation": float(deviations.min()),
+        "rogue_share": sum(one.share for one in rogue),
+        "rogue_dimension": float(rogue[0].dimension) if rogue else float("nan"),
+        "anisotropy_without_rogue": without,
+    }
+
+
+def estimates(state: ConeState, *, token: bool = False, pooling_gap: bool = False) -> dict[str, Estimates]:
+    """What is logged of a state with its error, by name, as estimates (L,) whose changes can be paired.
+
+    Args:
+        token, pooling_gap: as in `cone_scalars`.
+    """
+    return {
+        name: Estimates.of_jackknife(
+            statistic.of(state, totals).cpu(),
+            statistic.of(state, leave_one_out).cpu(),
+            statistic.rows(state).count.cpu(),
+        )
+        for name, statistic in statistics(token=token, pooling_gap=pooling_gap).items()
+    }
+
+
+def change_scalars(
+    layers: Sequence[int], now: Mapping[str, Estimates], before: Mapping[str, Estimates]
+) -> dict[str, float]:
+    """`cone/L12/anisotropy_change` and its `_stderr`: the differences of estimates of the same sentences.
+
+    Group for group the jackknife leaves the same sentences out of both, as `experiments.compare` does where its states
+    are paired.
+
+    Args:
+        layers: the layers' numbers.
+        now, before: what `estimates` gave.
+    """
+    columns: dict[str, Tensor] = {}
+    for name, found in now.items():
+        change = found.less(before[name])
+        columns[f"{name}_change"], columns[f"{name}_change_stderr"] = change.values, change.stderr
+    return named(layers, columns)
 
 
 def log_cone(writer: Any, state: ConeState, step: int, **options: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ from cone_kernels.extras import require
 from cone_kernels.integrations.accelerate import active_loader, repeated_samples
 from cone_kernels.integrations.watch import ConeWatch
 from cone_kernels.models.transformers_names import EVALUATION_SPEED
+from cone_kernels.state.cone_state import ConeState
 
 require("transformers", "train", "ConeCallback")
 
@@ -28,6 +29,9 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
     cone. Samples that the loader repeats on several processes to fill its last round are left out, as
     `repeated_samples` finds them. Also for SentenceTransformerTrainer and other Trainers built on this one.
 
+    `probe_texts` are measured at the beginning and every `probe_every` steps; `probe_cone/L12/anisotropy` and its
+    change since then are in a log of their own. An `Alert` that stops the training does so after the step.
+
     What cannot be measured stops no training: see `ConeWatch`, and `skipped`.
 
     Args:
@@ -39,15 +43,16 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         pooling_gap: also `cone/L12/pooling_gap`.
         strict: let what goes wrong stop the training: a compiled model, a forward that cannot be counted, a token that
             is not finite.
-        probe_options: of `ConeProbe`.
+        options: of `ConeWatch` (`probe_texts`, `probe_every`, `tokenizer`, `reference`, `alerts`, `on_state`) and of
+            `ConeProbe`. The tokenizer is the trainer's `processing_class` by default.
 
     Raises:
-        ValueError: `every` is below 1.
+        TypeError, ValueError: as `ConeWatch`.
         AttributeError, TypeError, ValueError: from `trainer.train()`: there is no such module, or an option is wrong.
 
     Example:
         >>> trainer = Trainer(model, args, train_dataset=data)
-        >>> ConeCallback(layers=[6, 12]).add_to(trainer)
+        >>> ConeCallback(layers=[6, 12], probe_texts=dev_sentences, probe_every=50).add_to(trainer)
         >>> trainer.train()
     """
 
@@ -60,18 +65,23 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         token: bool = False,
         pooling_gap: bool = False,
         strict: bool = False,
-        **probe_options: Any,
+        **options: Any,
     ) -> None:
         scalars: dict[str, Any] = {"layers": layers, "token": token, "pooling_gap": pooling_gap}
         where: dict[str, Any] = {"repeats": repeated_samples, "reading": active_loader}
-        self._watch = ConeWatch(every=every, module=module, strict=strict, **scalars, **where, **probe_options)
-        self._of_trainer = False
+        self._watch = ConeWatch(every=every, module=module, strict=strict, **scalars, **where, **options)
+        self._trainer: Trainer | None = None
         self._logged: dict[str, float] = {}
 
     @property
     def skipped(self) -> dict[str, int]:
         """How many forwards and values were left out, by reason."""
         return self._watch.skipped
+
+    @property
+    def states(self) -> Mapping[str, ConeState]:
+        """The states of the last evaluations, by the prefix of their metrics, and of the texts, `probe`."""
+        return self._watch.states
 
     def add_to(self, trainer: Trainer) -> ConeCallback:
         """Add this callback before those that report logs (TensorBoard, W&B, the progress bar).
@@ -87,7 +97,8 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._attach(args, kwargs["model"])
+        self._attach(args, kwargs["model"], kwargs.get("processing_class"))
+        self._measure(args, state, control, begins=True)
         self._between_steps()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -95,6 +106,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._watch.end_step()
+        self._measure(args, state, control)
         self._between_steps()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -107,10 +119,11 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         values: dict[str, float] = {}
         if prefix is None and "loss" in logs:
             values = self._watch.take("training")
-        elif prefix is not None and not self._of_trainer:
-            values = self._logged = _prefixed(prefix, self._watch.take("evaluation"))
+        elif prefix is not None and self._trainer is None:
+            values = self._logged = _prefixed(prefix, self._watch.take("evaluation", called=prefix))
             self._between_steps()
         logs.update(values)
+        self._alert(values, state, control)
         # The history has a copy, made before callbacks saw the log.
         if values and state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(values)
@@ -124,22 +137,38 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         self._logged = {}
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        if not self._of_trainer:
+        if self._trainer is None:
             self._watch.take("evaluation")
             self._between_steps()
 
-    def _attach(self, args: Any, model: Any) -> None:
+    def _measure(self, args: Any, state: Any, control: Any, *, begins: bool = False) -> None:
+        """Measures the texts where it is their turn, and puts the values into a log of their own."""
+        values = self._watch.measure(state.global_step, begins=begins)
+        if not values:
+            return
+        logs = values if state.epoch is None else {**values, "epoch": state.epoch}
+        state.log_history.append({**logs, "step": state.global_step})
+        if self._trainer is not None:
+            # Not trainer.log, in which other Trainers empty sums of their own, nor on_log, which cancels the next log.
+            self._trainer.callback_handler.call_event("on_log", args, state, control, logs=dict(logs))
+        self._alert(values, state, control)
+
+    def _alert(self, values: Mapping[str, float], state: Any, control: Any) -> None:
+        if self._watch.stops(values, state.global_step):
+            control.should_training_stop = True
+
+    def _attach(self, args: Any, model: Any, tokenizer: Any = None) -> None:
         self._watch.detach()
         try:
             _refuse_settings(args)
         except RuntimeError as error:
             self._watch.pass_over(error)
         else:
-            self._watch.attach(model)
+            self._watch.attach(model, tokenizer)
 
     def _between_steps(self) -> None:
         """What comes between two steps and reads from another loader is an evaluation's."""
-        if self._of_trainer:
+        if self._trainer is not None:
             self._watch.pause()
         else:
             self._watch.begin_evaluation(others=False)
@@ -149,7 +178,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
 
         And around its training, of whose end by an error or Ctrl-C no callback is told.
         """
-        self._of_trainer = True
+        self._trainer = trainer
         train, run = trainer.train, trainer.evaluation_loop
         parameters = inspect.signature(Trainer.evaluation_loop)  # those that build on it may say *args, **kwargs
 
@@ -166,13 +195,14 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
             prefix = str(given.get("metric_key_prefix", "eval"))
             outside_training = not trainer.is_in_train
             if outside_training:
-                self._attach(trainer.args, trainer.model)
+                self._attach(trainer.args, trainer.model, trainer.processing_class)
             try:
                 with self._watch.evaluating(prefix):
                     output = run(*args, **kwargs)
-                values = _prefixed(prefix, self._watch.take("evaluation", prefix))
+                values = _prefixed(prefix, self._watch.take("evaluation", prefix, called=prefix))
                 if output.metrics is not None:
                     output.metrics.update(values)
+                self._alert(values, trainer.state, trainer.control)
             finally:
                 if outside_training:
                     self._watch.detach()

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from cone_kernels.distributed import all_reduce
+from cone_kernels.integrations.alerts import Alert, Alerts
+from cone_kernels.integrations.forwards import Forwards
+from cone_kernels.integrations.held_out import START, HeldOut, refuse_few_texts
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.step_means import StepMeans
 from cone_kernels.models.transformers_names import (
     INNER_MODEL,
-    TOKENS,
     adapter_layers,
     adapters_in_use,
-    takes_cache,
 )
 from cone_kernels.probe.calibration import bind_arguments, calibrating
 from cone_kernels.probe.cone_probe import ConeProbe
@@ -64,10 +64,20 @@ class ConeWatch:
         repeats: for the B samples of a forward which the loader repeats, (B,) bool, or None where it repeats none.
         reading: what the forwards read from at the moment, such as a data loader; where it changes in an evaluation,
             the evaluation's sentences come from there.
-        probe_options: of `ConeProbe`.
+        probe_texts: a fixed set of texts, two or more, that `measure` measures; every rank measures them all.
+        probe_every: how many steps there are between two measurements.
+        tokenizer: of `probe_texts`; default the one given to `attach`, or the attribute of that name of its model.
+        reference: what measurements are compared with: `start`, the first one after `attach`; a saved state of the same
+            texts or its file; None for nothing.
+        alerts: on values by the names under which they are logged.
+        on_state: called with the name and the state of what was measured: `train` for each watched step, `probe` for
+            the texts, an evaluation's own name. The state is the caller's to keep.
+        probe_options: of `ConeProbe`. With `second_moment=True` evaluations and texts have the values of the shape of
+            the cone too, as `cone_scalars` names them.
 
     Raises:
-        ValueError: `every` is below 1.
+        TypeError: there is something else than an `Alert` among `alerts`.
+        ValueError: `every` or `probe_every` is below 1, or there are fewer than two texts.
 
     Example:
         >>> watch = ConeWatch(every=10, layers=[-1])
@@ -95,11 +105,26 @@ class ConeWatch:
         strict: bool = False,
         repeats: Callable[[int], Tensor | None] | None = None,
         reading: Callable[[], Any] = lambda: None,
+        probe_texts: Sequence[str] | None = None,
+        probe_every: int = 100,
+        tokenizer: Any = None,
+        reference: str | os.PathLike[str] | ConeState | None = START,
+        alerts: Sequence[Alert] = (),
+        on_state: Callable[[str, ConeState], None] | None = None,
         **probe_options: Any,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every: got {every}; it must be 1 (each step) or more")
+        for name, number in {"every": every, "probe_every": probe_every}.items():
+            if number < 1:
+                raise ValueError(f"{name}: got {number}; it must be 1 (each step) or more")
+        if probe_texts is not None:
+            refuse_few_texts(probe_texts)
         self._every = every
+        self._texts = {"texts": probe_texts, "tokenizer": tokenizer, "reference": reference}
+        self._probe_every = probe_every
+        self._alerts = Alerts(alerts)
+        self._on_state = on_state
+        self._states: dict[str, ConeState] = {}
+        self._held_out: HeldOut | None = None
         self._module = module
         self._scalars: dict[str, Any] = {"token": token, "pooling_gap": pooling_gap}
         self._strict = strict
@@ -113,11 +138,11 @@ class ConeWatch:
         self._adapters: list[Any] = []
         self._probe: ConeProbe | None = None
         self._chooser: WatchedForward | None = None
-        self._now: _Forwards | None = None
-        self._step: tuple[int, _Forwards] | None = None
+        self._now: Forwards | None = None
+        self._step: tuple[int, Forwards] | None = None
         self._cleared: tuple[Gathered, Gathered] | None = None
         self._steps = StepMeans(**self._scalars)
-        self._evaluations: dict[str, _Forwards] = {}
+        self._evaluations: dict[str, Forwards] = {}
 
     @property
     def attached(self) -> bool:
@@ -125,17 +150,26 @@ class ConeWatch:
         return self._probe is not None
 
     @property
+    def states(self) -> Mapping[str, ConeState]:
+        """The state of the last evaluation by its name, and of the last measurement of the texts, `probe`."""
+        return self._states
+
+    @property
     def skipped(self) -> dict[str, int]:
         """How many forwards and values were left out, by reason; numbers in a reason are written as #."""
         probe = {} if self._probe is None else self._probe.skipped
         return dict(self._skipped.counts + self._probes_skipped + Counter(probe))
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Watch a Hugging Face model, or the one in a SentenceTransformer, until `detach`.
+
+        Args:
+            model: in training.
+            tokenizer: of the texts, where the watch was not given one.
 
         Raises:
             AttributeError: the model has no such `module`.
-            TypeError, ValueError: from `ConeProbe`, of its options.
+            TypeError, ValueError: from `ConeProbe`, of its options; ValueError where there are texts and no tokenizer.
             RuntimeError: `strict`, and the model cannot be probed.
         """
         self.detach()
@@ -146,6 +180,11 @@ class ConeWatch:
         except RuntimeError as error:
             self.pass_over(error)
             return
+        if self._texts["texts"] is not None:
+            own = self._texts["tokenizer"] or tokenizer or getattr(outer, "tokenizer", None)
+            options = {**self._probe_options, "errors": "raise"}
+            texts = {**self._texts, "tokenizer": own}
+            self._held_out = HeldOut(**texts, scalars=self._scalars, probe_options=options)
         self._model, self._adapters = inner, adapter_layers(inner)
         self._chooser = WatchedForward(inner, self._run_forward)
 
@@ -156,7 +195,7 @@ class ConeWatch:
         if self._probe is not None:
             self._probe.detach()
             self._probes_skipped.update(self._probe.skipped)
-        self._model, self._probe, self._chooser, self._adapters = None, None, None, []
+        self._model, self._probe, self._chooser, self._adapters, self._held_out = None, None, None, [], None
         self._forget()
 
     def begin_step(self, step: int) -> None:
@@ -179,6 +218,8 @@ class ConeWatch:
                 state, n = self._summed(forwards)
                 if state is not None:
                     self._steps.add(state, n)
+                    if self._on_state is not None:
+                        self._on_state("train", state.settled())  # the next step is summed in the same memory
             self._cleared = (forwards.first, forwards.second)
             for gathered in self._cleared:
                 gathered.clear()
@@ -212,12 +253,44 @@ class ConeWatch:
         finally:
             self._now = before
 
-    def take(self, phase: Phase, name: str = "") -> dict[str, float]:
+    def measure(self, step: int, *, begins: bool = False) -> dict[str, float]:
+        """`probe_cone/L12/anisotropy` and so on of the texts, as `HeldOut.scalars_of`; {} where it is not their turn.
+
+        It is their turn at each multiple of `probe_every`. Every rank must call this; the values are rank 0's.
+
+        Args:
+            step: how many steps have been made.
+            begins: the training begins here, so it is their turn in any case.
+        """
+        if self._held_out is None or not (begins or step % self._probe_every == 0):
+            return {}
+        assert self._model is not None
+        values: dict[str, float] = {}
+        before, self._now = self._now, None  # forwards of the texts are of no step and no evaluation
+        try:
+            with self.guarded():
+                state = self._held_out.measure(self._model)
+                values = {f"probe_{name}": value for name, value in self._held_out.scalars_of(state).items()}
+                self._keep("probe", state)
+        finally:
+            self._now = before
+        return _of_rank_0(values)
+
+    def stops(self, values: Mapping[str, float], step: int) -> bool:
+        """Says in the log which alerts values cross, named as they are logged; returns whether training is to stop."""
+        try:
+            return self._alerts.stops(values, step)
+        except Exception as error:
+            self.pass_over(error)
+        return False
+
+    def take(self, phase: Phase, name: str = "", *, called: str = "evaluation") -> dict[str, float]:
         """The values since the last call, over all ranks (each calls this), by name; {} where no sentence was seen.
 
         Args:
             phase: `training`: of the steps, as `StepMeans.scalars`; `evaluation`: of an evaluation, as `cone_scalars`.
             name: of the evaluation.
+            called: the name of the evaluation's state in `states` and for `on_state`.
         """
         if self._probe is None:
             return {}
@@ -231,7 +304,9 @@ class ConeWatch:
                 if self._now is forwards:
                     self._now = None
                 state, _ = self._summed(forwards)
-                values = {} if state is None else cone_scalars(state, **self._scalars)
+                if state is not None:
+                    values = cone_scalars(state, **self._scalars)
+                    self._keep(called, state)
         return values
 
     def pass_over(self, error: Exception) -> None:
@@ -248,6 +323,11 @@ class ConeWatch:
         except Exception as error:
             self.pass_over(error)
 
+    def _keep(self, name: str, state: ConeState) -> None:
+        self._states[name] = state
+        if self._on_state is not None:
+            self._on_state(name, state)
+
     def _forget(self) -> None:
         self._now, self._step, self._cleared = None, None, None
         self._steps, self._evaluations = StepMeans(**self._scalars), {}
@@ -261,7 +341,7 @@ class ConeWatch:
                     self._direct(self._probe, self._now, args, kwargs)
         return forward(*args, **kwargs)
 
-    def _direct(self, probe: ConeProbe, forwards: _Forwards, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _direct(self, probe: ConeProbe, forwards: Forwards, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
         forwards.n_seen += 1
         arguments = bind_arguments(self._model, args, kwargs)
@@ -277,16 +357,16 @@ class ConeWatch:
 
     def _forwards(
         self, is_first: Callable[[], bool], others: bool = True, gathered: tuple[Gathered, Gathered] | None = None
-    ) -> _Forwards:
-        return _Forwards(is_first, others, adapters_in_use(self._adapters), *(gathered or (Gathered(), Gathered())))
+    ) -> Forwards:
+        return Forwards(is_first, others, adapters_in_use(self._adapters), *(gathered or (Gathered(), Gathered())))
 
-    def _summed(self, forwards: _Forwards) -> tuple[ConeState | None, int]:
+    def _summed(self, forwards: Forwards) -> tuple[ConeState | None, int]:
         """The sums of the sentences of all ranks, and how many they are; None for none."""
         if self._probe is not None:
             self._probe.gather_into(Gathered())  # a forward that stopped half-way takes its sums with it
         own = [forwards.first.n_sentences, forwards.second.n_sentences]
         counts = [own]
-        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        together = _has_other_ranks()
         if together:
             counts = [own] * dist.get_world_size()
             dist.all_gather_object(counts, own)
@@ -298,39 +378,17 @@ class ConeWatch:
         return (all_reduce(state) if together else state), first if first > 0 else second
 
 
-@dataclass(eq=False)
-class _Forwards:
-    """Forwards under one set of weights, of two kinds: those of the second count where there is none of the first."""
+def _has_other_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
-    is_first: Callable[[], bool]
-    others: bool
-    adapters: tuple[Any, ...]
-    first: Gathered
-    second: Gathered
-    n_seen: int = 0  # of all kinds, counted or not
-    _taken_in: dict[tuple[Any, ...], StorageWeakRef] = field(default_factory=dict)
 
-    def gathered(self, arguments: dict[str, Any]) -> Gathered | None:
-        """The sums to which the forward that begins is to be added; None where it is not to be counted."""
-        first = self.is_first() and not takes_cache(arguments)
-        if not first and not self.others:
-            return None
-        tokens = next((arguments[name] for name in TOKENS if isinstance(arguments.get(name), Tensor)), None)
-        if tokens is not None and self._is_again(tokens, first):
-            return None
-        return self.first if first else self.second
-
-    def _is_again(self, tokens: Tensor, first: bool) -> bool:
-        """Whether a forward of this kind has taken in this very memory, with what is in it now."""
-        if tokens.is_inference():
-            return False  # it does not tell whether it has been written to since
-        storage = tokens.untyped_storage()
-        place = (storage._cdata, tokens.storage_offset(), tokens.shape, tokens.stride(), tokens._version, first)
-        before = self._taken_in.get(place)
-        if before is not None and not before.expired():  # type: ignore[no-untyped-call]
-            return True
-        self._taken_in[place] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        return False
+def _of_rank_0(values: dict[str, float]) -> dict[str, float]:
+    """Rank 0's, for all: what differs in a last bit must not make one rank stop and another go on."""
+    if not _has_other_ranks():
+        return values
+    box = [values]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def transformer_in(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from cone_kernels.kernels.cosine import CosineAndSums
 from cone_kernels.kernels.pointers import (
     DTYPE_NUMBERS,
     address,
+    column_stride,
     count_sentences,
     hidden_states_of,
     of_same_strides,
@@ -130,6 +132,82 @@ def masked_mean_pool_backward(
         cu_seqlens=address(cu_seqlens),
         grad_hidden=gradient.data_ptr(),
         threads=torch.get_num_threads(),
+    )
+    return gradient
+
+
+class PooledCosine(NamedTuple):
+    """The mean pairwise cosine of a layer's sentences, and what its gradient needs.
+
+    Attributes:
+        cosine: NaN where there is no pair.
+        rows: the vectors (B, d) that it is of.
+        unit_sum: s = Σu (d,).
+        used: n, how many of the rows.
+        shortest: the least length of those.
+    """
+
+    cosine: float
+    rows: Tensor
+    unit_sum: Tensor
+    used: int
+    shortest: float
+
+
+def pooled_cosine(layer: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> PooledCosine:
+    """`masked_mean_pool` and `mean_pairwise_cosine` in one call, of (B, T, d) or (N, d).
+
+    Without mask and cu_seqlens the rows (n, d) are what the cosine is of.
+    """
+    pooled = mask is not None or cu_seqlens is not None
+    d = layer.shape[-1]
+    rows = layer
+    if pooled:
+        dtype = torch.float64 if layer.dtype == torch.float64 else torch.float32
+        rows = torch.empty((count_sentences(mask, cu_seqlens), d), dtype=dtype)
+    unit_sum = torch.empty(d, dtype=torch.float64)
+    cosine, used, shortest = _cpu.pooled_cosine(
+        layer.data_ptr(),
+        DTYPE_NUMBERS[layer.dtype],
+        len(rows),
+        layer.shape[-2],
+        d,
+        (layer.stride(0), layer.stride(-2), column_stride(layer)),
+        address(mask),
+        address(cu_seqlens),
+        rows.data_ptr() if pooled else 0,
+        unit_sum.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return PooledCosine(cosine, rows, unit_sum, used, shortest)
+
+
+def pooled_cosine_backward(
+    of: PooledCosine,
+    grad: float,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """grad times the gradient of the cosine: that of the layer, which had this shape and dtype."""
+    rows, n = of.rows, of.used
+    scale = 2 * grad / (n * (n - 1)) if n > 1 else 0.0
+    gradient = torch.empty(shape, dtype=dtype)
+    _cpu.pooled_cosine_backward(
+        rows.data_ptr(),
+        DTYPE_NUMBERS[dtype],
+        len(rows),
+        rows.shape[-1],
+        rows.stride(0),
+        column_stride(rows),
+        of.unit_sum.data_ptr(),
+        scale,
+        shape[-2],
+        address(mask),
+        address(cu_seqlens),
+        gradient.data_ptr(),
+        torch.get_num_threads(),
     )
     return gradient
 

@@ -139,8 +139,9 @@ def with_output(
 def evaluation(*modules: torch.nn.Module) -> Iterator[None]:
     """The modules in evaluation mode; each part of them that was in training mode is put back afterwards."""
     trained = [part for module in modules for part in module.modules() if part.training]
-    for module in modules:
-        module.eval()
+    # Not by eval(): some modules do more in it, such as adapters that merge their weights, which nothing would undo.
+    for part in trained:
+        part.training = False
     try:
         yield
     finally:

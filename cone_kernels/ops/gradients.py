@@ -29,6 +29,23 @@ def refuse_double_backward(op: str) -> Callable[..., NoReturn]:
     return backward
 
 
+def refused_double_backward(op: str, gradient: Tensor) -> Tensor:
+    """`gradient`, computed outside autograd in a backward with create_graph=True, in a form that refuses its own."""
+    refusing: Tensor = _NoDoubleBackward.apply(gradient.new_zeros(()).requires_grad_(), gradient, op)  # type: ignore[no-untyped-call]
+    return refusing
+
+
+class _NoDoubleBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, gradient: Tensor, op: str) -> Tensor:
+        ctx.op = op
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        refuse_double_backward(ctx.op)(ctx)
+
+
 def refused_gradients(op: str, result: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """`result`, computed outside autograd from `inputs`, in a form that refuses its backward where one is asked for.
 

@@ -12,6 +12,7 @@ from cone_kernels.ops.arguments import (
     Array,
     ArrayLike,
     as_tensor,
+    differentiated_directly,
     flatten_batch,
     float_tensor,
     like_input,
@@ -59,8 +60,10 @@ def masked_mean_pool(
     hidden = float_tensor("hidden_states", hidden_states, row_dims, shape)
     mask, cu_seqlens = token_selection(hidden, mask, cu_seqlens)
     chosen = backends.resolve(backend, hidden.device, "masked_mean_pool")
-    pool = _masked_mean_pool if traced(hidden) else _pool
-    result: Array = like_input(pool(hidden, mask, cu_seqlens, chosen.value), hidden_states)
+    compute = _masked_mean_pool if traced(hidden) else pool
+    if hidden.requires_grad and differentiated_directly(hidden):
+        compute = _PoolDirectly.apply
+    result: Array = like_input(compute(hidden, mask, cu_seqlens, chosen.value), hidden_states)
     return result
 
 
@@ -77,7 +80,8 @@ def token_selection(
     return None, sequence_starts("cu_seqlens", as_tensor("cu_seqlens", cu_seqlens), hidden.shape[-2])
 
 
-def _pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
+def pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
+    """The means (..., B, D) of checked hidden states (..., B, T, D) or (..., N, D), without a gradient."""
     row_dims = 3 if mask is not None else 2
     batch = hidden.shape[:-row_dims]
     layers = flatten_batch(hidden, row_dims).unbind(0) if batch else (hidden,)
@@ -87,7 +91,7 @@ def _pool(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backen
     return pooled.reshape(*batch, *pooled.shape[1:]) if batch else pooled.squeeze(0)
 
 
-def _pool_gradient(
+def pool_gradient(
     grad: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, n_tokens: int, dtype: torch.dtype, backend: str
 ) -> Tensor:
     """The gradient of hidden states (..., B, T, D) or packed (..., N, D) of `dtype`, for grad (..., B, D).
@@ -106,9 +110,9 @@ def _hidden_shape(grad: Tensor, mask: Tensor | None, n_tokens: int) -> tuple[int
     return (*batch, n_tokens, d) if mask is None else (*batch, n_sentences, n_tokens, d)
 
 
-_masked_mean_pool = torch.library.custom_op("cone_kernels::masked_mean_pool", _pool, mutates_args=())
+_masked_mean_pool = torch.library.custom_op("cone_kernels::masked_mean_pool", pool, mutates_args=())
 _masked_mean_pool_backward = torch.library.custom_op(
-    "cone_kernels::masked_mean_pool_backward", _pool_gradient, mutates_args=()
+    "cone_kernels::masked_mean_pool_backward", pool_gradient, mutates_args=()
 )
 
 
@@ -134,6 +138,23 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     mask, cu_seqlens = ctx.saved_tensors
     gradient = _masked_mean_pool_backward(grad, mask, cu_seqlens, ctx.n_tokens, ctx.dtype, ctx.backend)
     return gradient, None, None, None
+
+
+class _PoolDirectly(torch.autograd.Function):
+    """`pool` and its gradient, without torch.library in between."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> Tensor:
+        output = pool(hidden, mask, cu_seqlens, backend)
+        _keep_selection(ctx, (hidden, mask, cu_seqlens, backend), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: a backward of this one is refused
+            return _backward(ctx, grad)
+        mask, cu_seqlens = ctx.saved_tensors
+        return pool_gradient(grad, mask, cu_seqlens, ctx.n_tokens, ctx.dtype, ctx.backend), None, None, None
 
 
 _masked_mean_pool.register_autograd(_backward, setup_context=_keep_selection)

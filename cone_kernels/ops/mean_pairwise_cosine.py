@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import Array, flatten_batch, float_tensor, like_input, require, traced
+from cone_kernels.ops.arguments import (
+    Array,
+    differentiated_directly,
+    flatten_batch,
+    float_tensor,
+    like_input,
+    read_is_free,
+    require,
+    traced,
+)
 from cone_kernels.ops.gradients import refuse_double_backward
+from cone_kernels.ops.short_rows import cosine_with_short_rows, find_short_rows, gradient_with_short_rows
 
 _OP = "mean_pairwise_cosine"
 
@@ -48,8 +58,7 @@ def mean_pairwise_cosine(x: Array, *, strict: bool = False, backend: str = "auto
     if not (strict or traced(rows)):
         alone: Array = like_input(backends.kernel(_OP, chosen)(rows, True)[0], x)
         return alone
-    compute = _mean_pairwise_cosine if traced(rows) else _cosine_and_sums
-    cosine, left_out, _, _ = compute(rows, chosen.value)
+    cosine, left_out = _cosine(rows, chosen.value, 0.0)
     if strict:
         must = "it must have no row that is zero or not finite where strict=True"
         require(left_out.sum() == 0, "x", lambda: _rows_left_out(left_out), must)
@@ -57,39 +66,78 @@ def mean_pairwise_cosine(x: Array, *, strict: bool = False, backend: str = "auto
     return result
 
 
+def cosine_of_normalized(rows: Tensor, eps: float) -> Tensor:
+    """A (...) of checked rows (..., n, d) that are divided by max(‖x‖, eps), as `torch.nn.functional.normalize` does.
+
+    Differentiable, as `mean_pairwise_cosine`. Rows that are zero or not finite are left out.
+    """
+    return _cosine(rows, backends.resolve("auto", rows.device, _OP).value, eps)[0]
+
+
+def _cosine(rows: Tensor, backend: str, eps: float) -> tuple[Tensor, Tensor]:
+    """The cosines (...), and how many rows were left out (...)."""
+    compute = _mean_pairwise_cosine if traced(rows) else cosine_and_sums
+    if rows.requires_grad and differentiated_directly(rows):
+        compute = _CosineDirectly.apply
+    cosine, left_out, _, _ = compute(rows, backend, eps)
+    return cosine, left_out
+
+
 def _rows_left_out(left_out: Tensor) -> str:
     return f"{int(left_out.sum())} rows that are zero or not finite"
 
 
-def _cosine_and_sums(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The cosines (...), how many rows were left out (...), and what the gradient needs: s (..., d), n (...)."""
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.kernel(_OP, backend)(x, False)
-    return result
+def cosine_and_sums(x: Tensor, backend: str, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cosines (...), how many rows were left out (...), and what the gradient needs: s (..., d), n (...).
+
+    Rows of x (..., n, d) are divided by max(‖x‖, eps).
+    """
+    kernel = backends.kernel(_OP, backend)
+    short = find_short_rows(x, eps)
+    if short is None:
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = kernel(x, False)
+        return result
+    cosine, left_out, unit_sum, count = kernel(x.masked_fill(short[..., None], 0), False)
+    cosine, unit_sum, all_rows = cosine_with_short_rows(x, short, eps, cosine, unit_sum, count)
+    return cosine, left_out - (all_rows - count), unit_sum, all_rows
 
 
-def cosine_gradient(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str) -> Tensor:
+def cosine_gradient(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str, eps: float = 0.0) -> Tensor:
     """grad (...) times ∂A/∂x, in the shape (..., n, d) and dtype of `x`, of the A that s (..., d) and n (...) make.
 
-    s and n may be those of more rows than `x` has: then `x` is a part of the rows of A.
+    s and n may be those of more rows than `x` has: then `x` is a part of the rows of A. Rows are divided by
+    max(‖x‖, eps).
     """
     op = "mean_pairwise_cosine_backward"
     backends.resolve(backend, x.device, op)
     flat = flatten_batch(x, 2)
     layers, _, d = flat.shape
-    n = count.reshape(layers).double()
-    scale = torch.where(n > 1, 2 * grad.reshape(layers).double() / (n * (n - 1)), 0.0)
-    gradient: Tensor = backends.kernel(op, backend)(flat, unit_sum.reshape(layers, d), scale)
+    scale, unit_sum = _scale(count.reshape(layers), grad.reshape(layers)), unit_sum.reshape(layers, d)
+    gradient: Tensor = backends.kernel(op, backend)(flat, unit_sum, scale)
+    short = find_short_rows(flat, eps)
+    if short is not None:
+        gradient = gradient_with_short_rows(flat, short, eps, unit_sum, scale, gradient)
     return gradient.reshape(x.shape)
 
 
-_mean_pairwise_cosine = torch.library.custom_op("cone_kernels::mean_pairwise_cosine", _cosine_and_sums, mutates_args=())
+def _scale(count: Tensor, grad: Tensor) -> Tensor:
+    """2·grad/(n(n − 1)) float64 of counts n and gradients (L,); 0 where there is no pair."""
+    if read_is_free(count) and read_is_free(grad):
+        # Of few layers the host is done before torch has begun.
+        both = zip(count.tolist(), grad.double().tolist(), strict=True)
+        return torch.tensor([2 * g / (n * (n - 1)) if n > 1 else 0.0 for n, g in both], dtype=torch.float64)
+    n = count.double()
+    return torch.where(n > 1, 2 * grad.double() / (n * (n - 1)), 0.0)
+
+
+_mean_pairwise_cosine = torch.library.custom_op("cone_kernels::mean_pairwise_cosine", cosine_and_sums, mutates_args=())
 _mean_pairwise_cosine_backward = torch.library.custom_op(
     "cone_kernels::mean_pairwise_cosine_backward", cosine_gradient, mutates_args=()
 )
 
 
 @_mean_pairwise_cosine.register_fake
-def _(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, backend: str, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch = x.shape[:-2]
     return (
         x.new_empty(batch, dtype=torch.float64),
@@ -100,20 +148,37 @@ def _(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @_mean_pairwise_cosine_backward.register_fake
-def _(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str) -> Tensor:
+def _(x: Tensor, unit_sum: Tensor, count: Tensor, grad: Tensor, backend: str, eps: float = 0.0) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _keep_sums(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def _keep_sums(ctx: Any, inputs: tuple[Tensor, str, float], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     _, left_out, unit_sum, count = output
     ctx.mark_non_differentiable(left_out, unit_sum, count)
     ctx.save_for_backward(inputs[0], unit_sum, count)
-    ctx.backend = inputs[1]
+    ctx.backend, ctx.eps = inputs[1:]
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:
     x, unit_sum, count = ctx.saved_tensors
-    return _mean_pairwise_cosine_backward(x, unit_sum, count, grad, ctx.backend), None
+    return _mean_pairwise_cosine_backward(x, unit_sum, count, grad, ctx.backend, ctx.eps), None, None
+
+
+class _CosineDirectly(torch.autograd.Function):
+    """`cosine_and_sums` and the gradient, without torch.library in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backend: str, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = cosine_and_sums(x, backend, eps)
+        _keep_sums(ctx, (x, backend, eps), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: a backward of this one is refused
+            return _backward(ctx, grad)
+        x, unit_sum, count = ctx.saved_tensors
+        return cosine_gradient(x, unit_sum, count, grad, ctx.backend, ctx.eps), None, None
 
 
 _mean_pairwise_cosine.register_autograd(_backward, setup_context=_keep_sums)

@@ -1,5 +1,7 @@
 // cone_kernels._cpu: the CPU kernels over raw pointers. Pointers come as integers, tensors' shapes and strides in
 // elements; cone_kernels/kernels/cpu.py is the only caller and has checked them.
+#include <memory>
+
 #include "bindings/pointers.h"
 #include "cone/gradients.h"
 #include "cone/second_moment.h"
@@ -11,6 +13,9 @@ namespace py = pybind11;
 namespace {
 
 using namespace cone::bindings;
+
+// Means of float64 are float64; of all else float32.
+cone::DType pooled_dtype(cone::DType dtype) { return dtype == cone::DType::kFloat64 ? dtype : cone::DType::kFloat32; }
 
 void row_moments(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                  int64_t col_stride, Address groups_of_rows, int64_t groups, const Pointers& sums, Address status,
@@ -36,6 +41,7 @@ void mean_pairwise_cosine(const std::vector<Address>& layers, int dtype, int64_t
                               at<int64_t>(left_out),
                               at<double>(unit_sum),
                               at<int64_t>(count),
+                              nullptr,
                               threads});
 }
 
@@ -77,6 +83,55 @@ void masked_mean_pool_backward(const std::vector<Address>& layers, int dtype, in
                                    int64_t(pointers.size()),
                                    {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
                                    cone::DType(result_dtype),
+                                   n_tokens,
+                                   at<const uint8_t>(mask),
+                                   at<const int64_t>(cu_seqlens),
+                                   at<void>(grad_hidden),
+                                   threads});
+}
+
+// The mean pairwise cosine of one layer's sentences in one call, as a loss takes it of a small batch, where the calls
+// take longer than the kernels: of the means of their tokens, or of the rows themselves (`n_sentences` of them, as far
+// apart as the first stride says) where there is neither a mask nor cu_seqlens. Returns the cosine, how many rows were
+// used, and the length of the shortest.
+std::tuple<double, int64_t, double> pooled_cosine(Address layer, int dtype, int64_t n_sentences, int64_t n_tokens,
+                                                  int64_t d, const Strides& strides, Address mask, Address cu_seqlens,
+                                                  Address pooled, Address unit_sum, int threads) {
+  const std::vector<const void*> layers{at<const void>(layer)};
+  const void* rows = layers[0];
+  cone::RowView view{nullptr, cone::DType(dtype), n_sentences, d, std::get<0>(strides), std::get<2>(strides)};
+  if (mask != 0 || cu_seqlens != 0) {
+    cone::masked_mean_pool(
+        {hidden_states(layers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<void>(pooled), threads});
+    rows = at<const void>(pooled);
+    view = {nullptr, pooled_dtype(cone::DType(dtype)), n_sentences, d, d, 1};
+  }
+  double cosine, shortest;
+  int64_t left_out, count;
+  cone::mean_pairwise_cosine({&rows, 1, view, &cosine, &left_out, at<double>(unit_sum), &count, &shortest, threads});
+  return {cosine, count, shortest};
+}
+
+// The gradient of the hidden states, or of the rows, that `pooled_cosine` was of. `rows` are what it took the cosine
+// of.
+void pooled_cosine_backward(Address rows, int dtype, int64_t n, int64_t d, int64_t row_stride, int64_t col_stride,
+                            Address unit_sum, double scale, int64_t n_tokens, Address mask, Address cu_seqlens,
+                            Address grad_hidden, int threads) {
+  const void* first = at<const void>(rows);
+  const cone::RowView view{nullptr, cone::DType(dtype), n, d, row_stride, col_stride};
+  if (mask == 0 && cu_seqlens == 0)
+    return cone::mean_pairwise_cosine_backward(
+        {&first, 1, view, at<const double>(unit_sum), &scale, at<void>(grad_hidden), threads});
+  const cone::DType type = pooled_dtype(cone::DType(dtype));
+  const size_t element = type == cone::DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const std::unique_ptr<char[]> grad_pooled(new char[size_t(n * d) * element]);
+  cone::mean_pairwise_cosine_backward(
+      {&first, 1, {nullptr, type, n, d, d, 1}, at<const double>(unit_sum), &scale, grad_pooled.get(), threads});
+  const void* grad = grad_pooled.get();
+  cone::masked_mean_pool_backward({&grad,
+                                   1,
+                                   {nullptr, type, n, d, d, 1},
+                                   cone::DType(dtype),
                                    n_tokens,
                                    at<const uint8_t>(mask),
                                    at<const int64_t>(cu_seqlens),
@@ -178,6 +233,8 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("n"), py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("result_dtype"),
         py::arg("n_tokens"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("grad_hidden"), py::arg("threads"),
         Unlocked());
+  m.def("pooled_cosine", &pooled_cosine, Unlocked());
+  m.def("pooled_cosine_backward", &pooled_cosine_backward, Unlocked());
   m.def("second_moment", &second_moment, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("use"), py::arg("weights"), py::arg("pilot"),
         py::arg("about_pilot"), py::arg("moment"), py::arg("threads"), Unlocked());

@@ -60,6 +60,7 @@ void finish_layer(const MeanPairwiseCosineArgs& args, int64_t layer, double* uni
   std::memcpy(args.unit_sum + layer * d, s, size_t(d) * sizeof(double));
   args.left_out[layer] = all.n_zero + all.n_nonfinite;
   args.count[layer] = all.count;
+  if (args.shortest != nullptr) args.shortest[layer] = all.least_norm;
 }
 
 template <class In>

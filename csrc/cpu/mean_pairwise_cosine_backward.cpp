@@ -1,5 +1,6 @@
 #include "cone/gradients.h"
 #include "cone/parallel.h"
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/row_access.h"
 #include "cpu/scratch.h"
@@ -75,6 +76,7 @@ template <class In>
 void backward_layers(const MeanPairwiseCosineBackwardArgs& args) {
   const int64_t n = args.rows.n, rows_per_task = 1 + kElementsPerTask / args.rows.d;
   const int64_t tasks = (n + rows_per_task - 1) / rows_per_task;
+  ask_for_huge_pages(args.grad_rows, size_t(args.n_layers * n * args.rows.d) * sizeof(In));
   parallel_for(args.n_layers * tasks, args.threads, [&](int64_t task) {
     const int64_t begin = task % tasks * rows_per_task, past = begin + rows_per_task;
     backward_rows<In>(args, task / tasks, begin, past < n ? past : n);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cfloat>
+#include <cmath>
 #include <vector>
 
 #include "cone/moments.h"
@@ -25,7 +26,7 @@ enum Wanted { kUnitSum, kPlainSum, kAllSums };
 
 struct RowTally {
   int64_t count = 0, n_zero = 0, n_nonfinite = 0;
-  double norm_sum = 0, norm_sq_sum = 0, unit_sq = 0;
+  double norm_sum = 0, norm_sq_sum = 0, unit_sq = 0, least_norm = INFINITY;
   uint8_t seen = 0;  // the status bits of all rows
 
   void add(const RowTally& other) {
@@ -35,6 +36,7 @@ struct RowTally {
     norm_sum += other.norm_sum;
     norm_sq_sum += other.norm_sq_sum;
     unit_sq += other.unit_sq;
+    if (other.least_norm < least_norm) least_norm = other.least_norm;
     seen |= other.seen;
   }
 };
@@ -239,6 +241,7 @@ class RowPipeline {
     const double norm = __builtin_sqrt(double(norm_sq));
     chunk.inverse_norms[r] = C(1 / norm);
     ++tally_.count;
+    if (norm < tally_.least_norm) tally_.least_norm = norm;
     tally_.norm_sum += norm;
     tally_.norm_sq_sum += double(norm_sq);
     tally_.unit_sq += double(norm_sq) * double(chunk.inverse_norms[r]) * double(chunk.inverse_norms[r]);
@@ -305,6 +308,7 @@ class RowPipeline {
       }
     }
     ++tally_.count;
+    if (norm < tally_.least_norm) tally_.least_norm = norm;
     tally_.norm_sum += norm;
     tally_.norm_sq_sum += norm_sq;
     tally_.unit_sq += norm_sq * scale * scale;

@@ -159,6 +159,68 @@ def test_fits(event: Event, tmp_path: Path) -> None:
         assert len(found) == 2
 
 
+class Trained(type(module(lightning.pytorch))):  # type: ignore[misc]
+    """Keeps the sentences of each step."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.02)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        seen = self.__dict__.setdefault("seen", {})
+        seen[self.trainer.global_step] = sentences_of(copy.deepcopy(self.model), batch)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("event", ["resume", pytest.param("interrupt and resume", marks=pytest.mark.slow)])
+def test_a_fit_that_goes_on_from_a_checkpoint(event: str, tmp_path: Path) -> None:
+    weights = []
+    for watched in (False, True):
+        folder, callbacks = tmp_path / str(watched), [ConeCallback(every=1)] if watched else []
+        torch.manual_seed(0)
+        first = Trained()
+        fit = trainer(lightning.pytorch, folder / "first", *callbacks, max_steps=2, log_every_n_steps=1)
+        fit.fit(first, loader(24, 1))
+        fit.save_checkpoint(folder / "first.ckpt")
+        if event == "interrupt and resume":
+            broken = Trained()
+            block = broken.model.encoder.layer[1]
+
+            def interrupt(called: Any, *_: Any, broken: Any = broken, block: Any = block) -> None:
+                if called is block and broken.trainer.global_step == 1:
+                    raise KeyboardInterrupt
+
+            block.register_forward_pre_hook(interrupt)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                trainer(lightning.pytorch, folder / "broken", *callbacks, max_steps=2).fit(broken, loader(24, 1))
+            assert "forward" not in vars(broken.model)
+        second = Trained()
+        fit = trainer(lightning.pytorch, folder / "second", *callbacks, max_steps=5, log_every_n_steps=1)
+        fit.fit(second, loader(24, 1), ckpt_path=folder / "first.ckpt")
+        weights.append(second.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert sum(callbacks[0].skipped.values()) == (event != "resume")
+    values = logged(folder / "first", NAME) | logged(folder / "second", NAME)
+    seen = first.seen | second.seen
+    assert list(values) == list(seen) == list(range(5))
+    for step, sentences in seen.items():
+        assert values[step] == pytest.approx(step_values([sentences])[NAME], abs=1e-6)
+
+
+def test_early_stopping_by_the_cone(tmp_path: Path) -> None:
+    stopping = lightning.pytorch.callbacks.EarlyStopping(
+        f"val_{NAME}", mode="min", patience=1, check_on_train_epoch_end=False
+    )
+    encoder = Trained()
+    settings = {"val_check_interval": 1, "max_steps": 12, "num_sanity_val_steps": 0}
+    fit = trainer(lightning.pytorch, tmp_path, ConeCallback(every=1), stopping, **settings)
+    fit.fit(encoder, loader(48, 1), loader(10, 7))
+    values = list(logged(tmp_path, f"val_{NAME}").values())
+    rises = [at for at, value in enumerate(values) if at > 0 and value >= min(values[:at])]
+    assert rises == [len(values) - 1]
+    assert len(values) < 12
+    assert fit.global_step == len(values)
+
+
 def test_a_test_and_what_the_watch_cannot_count(tmp_path: Path) -> None:
     package = lightning.pytorch
     kind = type(module(package))

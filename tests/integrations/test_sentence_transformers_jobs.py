@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from datasets import Dataset
@@ -20,7 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.sentence_transformers_evaluator import ConeEvaluator
@@ -122,6 +123,59 @@ def trainer_of(folder: Path, how: str, loss: str = "MNRL", evaluator: Any = None
 )
 def test_losses(loss: str, how: str, tmp_path: Path) -> None:
     bare, watched = (trainer_of(tmp_path / one, one, loss, save_strategy="no") for one in ("bare", how))
+    assert_trained_alike(bare, watched)
+    # Nothing stays that other processes could not be given.
+    pickle.dumps(watched.model)
+
+
+class Average(TrainerCallback):
+    """A moving average in copies of the model, which encode."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        copy.deepcopy(model).encode(words(4, 9))
+
+
+def adapt(trainer: Any) -> None:
+    config = peft.LoraConfig(target_modules=["query", "value"], lora_dropout=0.0)
+    torch.manual_seed(0)
+    peft.inject_adapter_in_model(config, trainer.model[0].auto_model)
+
+
+EVENTS: dict[str, Callable[[Any], object]] = {
+    "adapter": adapt,
+    "moving average in a copy": lambda trainer: trainer.add_callback(Average()),
+    "gradient checkpointing": lambda trainer: trainer.model[0].auto_model.gradient_checkpointing_enable(
+        {"use_reentrant": False}
+    ),
+    "encodes between steps": lambda trainer: trainer.add_callback(Encodes()),
+}
+
+
+class Encodes(TrainerCallback):
+    def encode(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.encode(words(4, 9))
+
+    on_step_begin = on_step_end = on_evaluate = on_log = encode
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "adapter",
+        pytest.param("encodes between steps", marks=pytest.mark.slow),
+        pytest.param("moving average in a copy", marks=pytest.mark.slow),
+        pytest.param("gradient checkpointing", marks=pytest.mark.slow),
+    ],
+)
+def test_events(event: str, tmp_path: Path) -> None:
+    bare, watched = (trainer_of(tmp_path / one, one, save_strategy="no") for one in ("bare", "add_to"))
+    for trainer in (bare, watched):
+        EVENTS[event](trainer)
+    assert_trained_alike(bare, watched)
+
+
+def assert_trained_alike(bare: Any, watched: Any) -> None:
+    """Trains both: losses and weights are bitwise the same, and the values are those of a plain recomputation."""
     for trainer in (bare, watched):
         trainer.train()
     losses = [[log["loss"] for log in trainer.state.log_history if "loss" in log] for trainer in (bare, watched)]
@@ -136,8 +190,6 @@ def test_losses(loss: str, how: str, tmp_path: Path) -> None:
     assert len(logs) == len(evaluations) == 2
     for log, wanted in zip(evaluations, watched.evaluations, strict=True):
         assert_close(cone_of(log, "eval_"), wanted)
-    # Nothing stays that other processes could not be given.
-    pickle.dumps(watched.model)
 
 
 @pytest.mark.parametrize("how", ["add_to", "callbacks="])

@@ -19,7 +19,8 @@ from cone_kernels.state.cone_state import ConeState
 from tests.support.gloo_ranks import run_ranks
 from tests.support.recording_probe import plain_anisotropy, probed
 from tests.support.step_values import Sentence, sentences_of, step_values
-from tests.support.tiny_models import LAYERS, tiny_batch, tiny_model
+from tests.support.tiny_checkpoints import word_tokenizer
+from tests.support.tiny_models import LAYERS, PAD, tiny_batch, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -307,8 +308,8 @@ def watched_on_ranks(layers: list[int] | None) -> list[dict[str, float]]:
     """Four steps: both ranks see sentences, one of them, neither, and one with gradients where the other has none."""
     rank = torch.distributed.get_rank()
     model = bert()
-    watch = ConeWatch(every=1, layers=layers)
-    watch.attach(model)
+    watch = ConeWatch(every=1, layers=layers, probe_texts=["w4 w5", "w6 w7 w8", "w9"], reference=None)
+    watch.attach(model, word_tokenizer())
     found = []
     for step in range(4):
         watch.begin_step(step)
@@ -322,6 +323,9 @@ def watched_on_ranks(layers: list[int] | None) -> list[dict[str, float]]:
     with watch.evaluating():
         model(**tiny_batch(seed=20 + rank))
     found.append(watch.take("evaluation"))
+    if rank == 1:
+        model.embeddings.word_embeddings.weight.data.zero_()  # type: ignore[union-attr, operator]
+    found.append(watch.measure(0))
     watch.detach()
     return found
 
@@ -341,6 +345,14 @@ def test_ranks_share_the_values_of_their_steps() -> None:
             assert first[at] == {}
     both = cone_scalars(probed(model, tiny_batch(seed=20), tiny_batch(seed=21)), layers=[LAYERS])
     assert first[4][name] == second[4][name] == pytest.approx(both[name], abs=1e-6)
+    # Each rank measures all texts, and rank 0's values are everyone's.
+    texts = {
+        "input_ids": torch.tensor([[2, 4, 5, 3, PAD], [2, 6, 7, 8, 3], [2, 9, 3, PAD, PAD]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    }
+    wanted_of_texts = cone_scalars(probed(model.eval(), texts), layers=[LAYERS])
+    assert first[5] == second[5]
+    assert first[5] == pytest.approx({f"probe_{key}": value for key, value in wanted_of_texts.items()}, abs=1e-6)
 
 
 SENTENCES = [{"input_ids": [2, *range(5 + 3 * n, 6 + 4 * n), 3]} for n in range(6)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import _cpu, backends, masked_mean_pool, mean_pairwise_cosine, row_moments
-from cone_kernels.ops.masked_mean_pool import _pool_gradient
+from cone_kernels.ops.masked_mean_pool import pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from tests.support.moment_cases import DTYPES, RELATIVE, normal, views
 
@@ -117,7 +117,7 @@ def test_every_float16_is_read_and_every_rounding_is_torch_s(isa: str) -> None:
         grad = values[: len(values) // width * width].reshape(-1, width)
         mask = torch.ones(len(grad), 1, dtype=torch.bool)
         for dtype in (torch.float16, torch.bfloat16):
-            rounded = _pool_gradient(grad, mask, None, 1, dtype, "cpu")[:, 0]
+            rounded = pool_gradient(grad, mask, None, 1, dtype, "cpu")[:, 0]
             torch.testing.assert_close(rounded, grad.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -258,13 +258,13 @@ def test_every_entry_is_written(isa: str, monkeypatch: pytest.MonkeyPatch) -> No
     for dtype in DTYPES:
         rows, grad = x.to(dtype), normal(2, 40, 45, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         cosines = [cosine_gradient(rows, *sums_of(rows), torch.ones(2), "reference")]
-        pools = [_pool_gradient(grad, mask, None, 6, dtype, "reference")]
-        packed = [_pool_gradient(grad, None, starts, int(starts[-1]), dtype, "reference")]
+        pools = [pool_gradient(grad, mask, None, 6, dtype, "reference")]
+        packed = [pool_gradient(grad, None, starts, int(starts[-1]), dtype, "reference")]
         sums = sums_of(rows)
         monkeypatch.setattr(torch, "empty", poisoned)
         cosines.append(cosine_gradient(rows, *sums, torch.ones(2), "cpu"))
-        pools.append(_pool_gradient(grad, mask, None, 6, dtype, "cpu"))
-        packed.append(_pool_gradient(grad, None, starts, int(starts[-1]), dtype, "cpu"))
+        pools.append(pool_gradient(grad, mask, None, 6, dtype, "cpu"))
+        packed.append(pool_gradient(grad, None, starts, int(starts[-1]), dtype, "cpu"))
         monkeypatch.undo()
         for wanted, got in (cosines, pools, packed):
             torch.testing.assert_close(got, wanted, rtol=2 * HALF_ULP[dtype], atol=1e-9)

@@ -103,7 +103,7 @@ def test_backends_and_opcheck() -> None:
         with backends.record() as runs:
             mean_pairwise_cosine(x, backend=backend)
         assert runs == [("mean_pairwise_cosine", backends.Backend(backend))]
-        torch.library.opcheck(torch.ops.cone_kernels.mean_pairwise_cosine.default, (x, backend))
+        torch.library.opcheck(torch.ops.cone_kernels.mean_pairwise_cosine.default, (x, backend, 0.0))
 
 
 @pytest.mark.slow

@@ -42,7 +42,8 @@ def sums_of_nothing(fields: tuple[str, ...]) -> list[Tensor]:
 
 # Arguments of each op for a backend, by the op's name; those with a gradient take it on their first tensor.
 CASES: dict[str, tuple[str, Callable[[str, bool], tuple[object, ...]]]] = {
-    "cosine": ("mean_pairwise_cosine", lambda backend, grad: (rows(grad), backend)),
+    "cosine": ("mean_pairwise_cosine", lambda backend, grad: (rows(grad), backend, 0.0)),
+    "cosine near zero": ("mean_pairwise_cosine", lambda backend, grad: (rows(grad), backend, 2.0)),
     "pool": ("masked_mean_pool", lambda backend, grad: (hidden(grad), MASK, None, backend)),
     "pool packed": ("masked_mean_pool", lambda backend, grad: (rows(grad), None, STARTS, backend)),
     "cosine backward": (
@@ -82,7 +83,7 @@ def test_opcheck(case: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["cosine", "pool", "pool packed"])
+@pytest.mark.parametrize("case", ["cosine", "cosine near zero", "pool", "pool packed"])
 def test_opcheck_with_gradients(case: str, backend: str) -> None:
     op, arguments = CASES[case]
     torch.library.opcheck(getattr(OPS, op).default, arguments(backend, True))

@@ -49,7 +49,7 @@ struct RowMomentsArgs {
 void row_moments(const RowMomentsArgs& args);
 
 // The mean pairwise cosine of each layer, and the sums that its gradient needs. All results are written, not added to;
-// those after `cosine` may be null together.
+// those after `cosine` may be null together, `shortest` also alone.
 struct MeanPairwiseCosineArgs {
   const void* const* layers;  // (L) first elements, each a view of shape and strides `rows`
   int64_t n_layers;
@@ -58,6 +58,7 @@ struct MeanPairwiseCosineArgs {
   int64_t* left_out;  // (L) rows left out: squared norm zero, or not finite in float64
   double* unit_sum;   // (L, d) contiguous, Σ u
   int64_t* count;     // (L) n, the rows used
+  double* shortest;   // (L) the least ‖x‖ of the rows used; infinity where there is none
   int threads;
 };
 

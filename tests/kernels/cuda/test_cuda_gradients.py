@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, mean_pairwise_cosine
-from cone_kernels.ops.masked_mean_pool import _pool_gradient
+from cone_kernels.ops.masked_mean_pool import pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from tests.ops.test_gradients import (
     HALF_ULP,
@@ -80,7 +80,7 @@ def test_every_float16_is_read_and_every_rounding_is_torch_s() -> None:
         grad = values[: len(values) // width * width].reshape(-1, width)
         mask = torch.ones(len(grad), 1, dtype=torch.bool)
         for dtype in (torch.float16, torch.bfloat16):
-            rounded = _pool_gradient(grad, mask, None, 1, dtype, "cuda")[:, 0]
+            rounded = pool_gradient(grad, mask, None, 1, dtype, "cuda")[:, 0]
             torch.testing.assert_close(rounded, grad.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -137,7 +137,7 @@ def test_long_sentences_are_shared_by_blocks() -> None:
     starts = torch.tensor([0, 150, 300])
     for selection, tokens in ((mask, 150), (None, 300)):
         arguments = (grad, selection, starts if selection is None else None, tokens, torch.float32)
-        assert torch.equal(_pool_gradient(*arguments, "cuda"), _pool_gradient(*arguments, "reference"))
+        assert torch.equal(pool_gradient(*arguments, "cuda"), pool_gradient(*arguments, "reference"))
 
 
 def test_packed_gradients_are_those_of_the_tokens_that_count() -> None:
@@ -189,15 +189,15 @@ def test_every_entry_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
         sums = sums_of(x)
         wanted = [
             cosine_gradient(x, *sums, torch.ones(2), "reference"),
-            _pool_gradient(grad, mask, None, 6, dtype, "reference"),
-            _pool_gradient(grad, None, starts, int(starts[-1]), dtype, "reference"),
+            pool_gradient(grad, mask, None, 6, dtype, "reference"),
+            pool_gradient(grad, None, starts, int(starts[-1]), dtype, "reference"),
         ]
         with monkeypatch.context() as patched:
             patched.setattr(torch, "empty", poisoned)
             got = [
                 cosine_gradient(x, *sums, torch.ones(2), "cuda"),
-                _pool_gradient(grad, mask, None, 6, dtype, "cuda"),
-                _pool_gradient(grad, None, starts, int(starts[-1]), dtype, "cuda"),
+                pool_gradient(grad, mask, None, 6, dtype, "cuda"),
+                pool_gradient(grad, None, starts, int(starts[-1]), dtype, "cuda"),
             ]
         for one, other in zip(got, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=2 * HALF_ULP[dtype], atol=1e-9)
@@ -230,4 +230,4 @@ def test_float64_is_refused() -> None:
         with pytest.raises(
             TypeError, match="got dtype float64; it must be one of float32, bfloat16, float16 for backend cuda"
         ):
-            _pool_gradient(grad, torch.ones(3, 2).bool(), None, 2, dtype, "cuda")
+            pool_gradient(grad, torch.ones(3, 2).bool(), None, 2, dtype, "cuda")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import masked_mean_pool, pool_moments, row_moments
-from cone_kernels.ops.masked_mean_pool import _pool_gradient
+from cone_kernels.ops.masked_mean_pool import pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from tests.ops.test_gradients import HALF_ULP, sums_of
 from tests.ops.test_pool_moments import POOLED, ragged_mask
@@ -58,7 +58,7 @@ def results_of(op: str, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
         return {"pooled": masked_mean_pool(hidden, mask, backend=backend)}
     if op == "mean_pairwise_cosine_backward":
         return {"gradient": cosine_gradient(x, *sums, torch.ones(()), backend)}
-    return {"gradient": _pool_gradient(grad, mask, None, 12, torch.float64 if exact else dtype, backend)}
+    return {"gradient": pool_gradient(grad, mask, None, 12, torch.float64 if exact else dtype, backend)}
 
 
 def bound(op: str, dtype: torch.dtype) -> float:

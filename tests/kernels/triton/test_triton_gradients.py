@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, mean_pairwise_cosine
-from cone_kernels.ops.masked_mean_pool import _pool_gradient
+from cone_kernels.ops.masked_mean_pool import pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from tests.ops.test_gradients import (
     assert_rounded_once,
@@ -118,8 +118,8 @@ def test_packed_gradients_are_those_of_the_tokens_that_count(dtype: torch.dtype)
     mask[4] = False
     grad = normal(3, 7, 50)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
-    padded = _pool_gradient(grad, mask, None, 8, dtype, "triton")
-    packed = _pool_gradient(grad, None, starts, int(starts[-1]), dtype, "triton")
+    padded = pool_gradient(grad, mask, None, 8, dtype, "triton")
+    packed = pool_gradient(grad, None, starts, int(starts[-1]), dtype, "triton")
     assert torch.equal(packed, padded[:, mask])
     assert bool((padded[:, ~mask] == 0).all())
 
@@ -127,8 +127,8 @@ def test_packed_gradients_are_those_of_the_tokens_that_count(dtype: torch.dtype)
 def test_long_sentences_are_written_by_several_programs() -> None:
     grad, mask = normal(1, 2, 9), scattered_mask(2, 300)
     for selection in ((mask, None, 300), (None, torch.tensor([0, 390, 400]), 400)):
-        got = _pool_gradient(grad, *selection, torch.float32, "triton")
-        torch.testing.assert_close(got, _pool_gradient(grad, *selection, torch.float32, "reference"))
+        got = pool_gradient(grad, *selection, torch.float32, "triton")
+        torch.testing.assert_close(got, pool_gradient(grad, *selection, torch.float32, "reference"))
 
 
 def test_pooling_gives_tokens_that_do_not_count_nothing() -> None:
@@ -147,8 +147,8 @@ def test_pooling_takes_gradients_of_any_strides() -> None:
     mask, weights = scattered_mask(4, 5), normal(2, 4, 24)
     layouts = views(weights) | {"expanded": weights[:1, :1, :1].expand(2, 4, 24)}
     for layout, view in layouts.items():
-        got = _pool_gradient(view, mask, None, 5, torch.float32, "triton")
-        wanted = _pool_gradient(view.contiguous(), mask, None, 5, torch.float32, "reference")
+        got = pool_gradient(view, mask, None, 5, torch.float32, "triton")
+        wanted = pool_gradient(view.contiguous(), mask, None, 5, torch.float32, "reference")
         torch.testing.assert_close(got, wanted, rtol=1e-7, atol=0, msg=layout)
 
 
@@ -164,8 +164,8 @@ def test_every_entry_is_written_and_nothing_else() -> None:
             results.append(
                 (
                     cosine_gradient(x, *sums, torch.ones(2), backend),
-                    _pool_gradient(grad, mask, None, 6, torch.float32, backend),
-                    _pool_gradient(grad, None, starts, int(starts[-1]), torch.float32, backend),
+                    pool_gradient(grad, mask, None, 6, torch.float32, backend),
+                    pool_gradient(grad, None, starts, int(starts[-1]), torch.float32, backend),
                 )
             )
     for wanted, got in zip(*results, strict=True):
@@ -182,7 +182,7 @@ def test_the_backend_asked_for_runs_backwards_too() -> None:
 
 def test_opcheck() -> None:
     ops, x = torch.ops.cone_kernels, normal(2, 3, 5)
-    torch.library.opcheck(ops.mean_pairwise_cosine.default, (x.clone().requires_grad_(), "triton"))
+    torch.library.opcheck(ops.mean_pairwise_cosine.default, (x.clone().requires_grad_(), "triton", 0.0))
     torch.library.opcheck(
         ops.masked_mean_pool.default, (x.clone().requires_grad_(), torch.ones(2, 3).bool(), None, "triton")
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, pool_moments, row_moments
-from cone_kernels.ops.masked_mean_pool import _pool_gradient
+from cone_kernels.ops.masked_mean_pool import pool_gradient
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient
 from cone_kernels.sums import COSINE_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.ops.test_gradients import sums_of
@@ -49,8 +49,8 @@ def test_columns_far_apart(d: int) -> None:
     sums = sums_of(x)
     gradient = cosine_gradient(far, *sums, torch.ones(2), "triton")
     assert torch.equal(gradient, cosine_gradient(x, *sums, torch.ones(2), "triton"))
-    gradient = _pool_gradient(far, torch.ones(5, 2).bool(), None, 2, torch.float32, "triton")
-    assert torch.equal(gradient, _pool_gradient(x, torch.ones(5, 2).bool(), None, 2, torch.float32, "triton"))
+    gradient = pool_gradient(far, torch.ones(5, 2).bool(), None, 2, torch.float32, "triton")
+    assert torch.equal(gradient, pool_gradient(x, torch.ones(5, 2).bool(), None, 2, torch.float32, "triton"))
 
 
 @contextmanager
