@@ -49,7 +49,7 @@ class Fault:
     def source(self) -> tuple[str, str]:
         """The module with the fault in it, and the change in words.
 
-        Example:
+        Examples:
             >>> source, words = Fault(ROOT / "cone_kernels" / "sums.py", 0).source()
         """
         tree = ast.parse(self.module.read_text())

@@ -75,7 +75,7 @@ _runs: list[list[tuple[str, Backend]]] = []
 def capabilities() -> dict[Backend, Capability]:
     """What each backend can do here, the fastest first.
 
-    Example:
+    Examples:
         >>> capabilities()[Backend.CPU].available
         True
     """
@@ -90,7 +90,7 @@ def capabilities() -> dict[Backend, Capability]:
 def ops_of(backend: Backend) -> tuple[str, ...]:
     """The ops that `backend`, which must be available, has kernels for; the reference has them all.
 
-    Example:
+    Examples:
         >>> "row_moments" in ops_of(Backend.REFERENCE)
         True
     """
@@ -152,7 +152,7 @@ def _function(op: str, backend: Backend) -> Callable[..., Any]:
 def record() -> Iterator[list[tuple[str, Backend]]]:
     """Collects (op, backend) of every kernel that runs inside the block.
 
-    Example:
+    Examples:
         >>> with record() as runs:
         ...     _ = mean_pairwise_cosine(x, backend="cpu")
         >>> runs

@@ -42,7 +42,7 @@ class Centering:
         shrinkage: α of whitening, from 0 to 1; None for other methods.
         model: what the state says of the model it was measured on, or None.
 
-    Example:
+    Examples:
         >>> centering = Centering.fit(ConeState.load("minilm.safetensors"), method="all-but-the-top", components=3)
         >>> opened = centering(vectors)  # (..., 384)
     """
@@ -96,7 +96,7 @@ class Centering:
             ValueError: an argument is out of range or not of this method, the state has no second moment or too few
                 rows, a row is not finite, or the covariance is too ill-conditioned to whiten with this shrinkage.
 
-        Example:
+        Examples:
             >>> Centering.fit(state, method="whitening", shrinkage=0.1)
             Centering(whitening with shrinkage 0.1, 384 wide, layer 6, from 1,000 sentences)
             >>> Centering.fit(vectors, method="all-but-the-top")
@@ -174,7 +174,7 @@ class Centering:
         Raises:
             TypeError, ValueError: as `apply`.
 
-        Example:
+        Examples:
             >>> torch.testing.assert_close(centering.inverse(centering(vectors)), vectors)
         """
         rows, dtype = self._computed(x)

@@ -27,7 +27,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class OnItsWay:
     """A tensor of a GPU whose values are being copied to the host, which goes on meanwhile.
 
-    Example:
+    Examples:
         >>> on_its_way = OnItsWay(mask)
         >>> hidden = model(ids, mask)
         >>> on_its_way.values().max()  # what the mask held before the model ran
@@ -85,7 +85,7 @@ def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def cpu_threads(number: int | None) -> Iterator[None]:
     """Runs a block with this many of torch's CPU threads, and restores the number before it; None changes nothing.
 
-    Example:
+    Examples:
         >>> with cpu_threads(1):
         ...     x @ y
     """

@@ -28,7 +28,7 @@ def all_reduce(state: ConeState | None, group: dist.ProcessGroup | None = None) 
         ValueError: the states differ in `info`, poolings, layers, width or fields (each named, on every rank), or no
             rank has one.
 
-    Example:
+    Examples:
         >>> total = all_reduce(probe.state)
         >>> metrics.anisotropy(total.sentence)  # (L,), over the sentences of all ranks
     """
@@ -78,7 +78,7 @@ class ShardSampler(Sampler[int]):
     Raises:
         ValueError: `rank` is not below `world_size`, or the length is negative.
 
-    Example:
+    Examples:
         >>> list(ShardSampler(7, rank=1, world_size=3))
         [1, 4]
     """

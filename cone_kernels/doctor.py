@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "transformers", "sentence-transformers", "triton", "numpy"
 def examine() -> dict[str, Any]:
     """Everything `cone doctor` shows, as JSON data; measures for about a second and never raises for what is missing.
 
-    Example:
+    Examples:
         >>> examine()["cpu"]["isa"]
         'avx512'
     """

@@ -18,7 +18,7 @@ def require(package: str, extra: str, what: str) -> None:
     Raises:
         ModuleNotFoundError: it is not installed.
 
-    Example:
+    Examples:
         >>> require("pyarrow", "report", "Parquet")
     """
     if importlib.util.find_spec(package) is None:
@@ -29,7 +29,7 @@ def require(package: str, extra: str, what: str) -> None:
 def explained(what: str, extra: str) -> Iterator[None]:
     """A block that imports torch and transformers: of one that is missing it says what `require` would.
 
-    Example:
+    Examples:
         >>> with explained("cone_kernels.ConeProbe", "torch"):
         ...     import torch
     """

@@ -28,7 +28,7 @@ def every_output() -> Iterator[None]:
     Raises:
         OSError: at the end, where there was one; within another `every_output` at the end of that.
 
-    Example:
+    Examples:
         >>> with every_output():
         ...     with writing("state.safetensors"):
         ...         state.save("state.safetensors")
@@ -133,7 +133,7 @@ def whole_file(path: str | os.PathLike[str], *, previous: str | os.PathLike[str]
     Raises:
         OSError: as `write_whole`. Whatever is raised within the block, nothing is left behind.
 
-    Example:
+    Examples:
         >>> with whole_file("vectors.fbin") as file:
         ...     file.write(header)
     """

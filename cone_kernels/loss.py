@@ -63,7 +63,7 @@ def isotropy_loss(
         ValueError: a shape or value is not as above, or there is no process group for `group`.
         RuntimeError: on a double backward.
 
-    Example:
+    Examples:
         >>> output = model(**batch, output_hidden_states=True)
         >>> loss = output.loss + 0.1 * isotropy_loss(output.hidden_states, batch["attention_mask"], layers=[-1, -2])
     """

@@ -52,7 +52,7 @@ def leave_blocks_out(blocks: Tensor) -> Callable[[Moments], Totals]:
     Args:
         blocks: (G,) int64 the block of each group, from 0; see `cone_kernels.sums.jackknife_blocks`.
 
-    Example:
+    Examples:
         >>> anisotropy(state.sentence, leave_blocks_out(jackknife_blocks(state.sentence.count[0])))  # (L, B)
     """
 
@@ -76,7 +76,7 @@ def anisotropy(moments: Moments, sums: Callable[[Moments], Totals] = totals) -> 
         moments: the sums of L layers.
         sums: `totals`, or `leave_one_out`: the same with each group in turn left out, (L, G).
 
-    Example:
+    Examples:
         >>> anisotropy(state.sentence)
         tensor([0.4929, 0.6958, ...], dtype=torch.float64)
     """
@@ -140,7 +140,7 @@ def first_order(state: ConeState, sums: Callable[[Moments], Totals] = totals) ->
     Returns:
         (L,) float64 each; (L, G) of `leave_one_out`.
 
-    Example:
+    Examples:
         >>> first_order(state)["gap"]
         tensor([0.4079, 0.5381, ...], dtype=torch.float64)
     """
@@ -179,7 +179,7 @@ def norm_deviation(moments: Moments) -> Tensor:
 def deviations(moments: Moments) -> Tensor:
     """Standard deviation of each dimension over the rows, (L, d); NaN for n < 2.
 
-    Example:
+    Examples:
         >>> deviations(state.sentence).mean(-1)  # falls towards 0 where vectors collapse onto one
         tensor([0.0411, 0.0384, ...], dtype=torch.float64)
     """
@@ -299,7 +299,7 @@ class Geometry:
 def geometry(moments: Moments) -> Geometry | None:
     """The geometry of the one layer of `moments`; None for fewer than two rows. Needs `second_moment`.
 
-    Example:
+    Examples:
         >>> geometry(state.sentence.select(6)).participation_ratio
         30.1...
     """

@@ -242,7 +242,7 @@ def measure_kind(measure: str) -> str:
     Raises:
         ValueError: it is none of them.
 
-    Example:
+    Examples:
         >>> measure_kind("recall@10")
         'retrieval'
     """
@@ -257,7 +257,7 @@ def measure_kind(measure: str) -> str:
 def measure_label(measure: str) -> str:
     """A measure in tables and figures.
 
-    Example:
+    Examples:
         >>> measure_label("auc"), measure_label("recall@10")
         ('AUC', 'recall@10')
     """
@@ -277,7 +277,7 @@ class _Labelled(Protocol):
 def label_of(kind: Mapping[str, _Labelled], name: str) -> str:
     """The label of a name of one of the dicts above; a name that only another version knows is shown in plain words.
 
-    Example:
+    Examples:
         >>> label_of(POOLINGS, "cls"), label_of(POOLINGS, "first_four")
         ('first token (CLS)', 'first four')
     """
@@ -297,7 +297,7 @@ def spaced(name: str) -> str:
 def experiments_in_run(how: InRun | None = None) -> list[str]:
     """The experiments that `cone run` makes, in the order of the report; those made this way alone where one is named.
 
-    Example:
+    Examples:
         >>> experiments_in_run("each model")
         ['layers', 'pooling', 'axis']
     """
@@ -307,7 +307,7 @@ def experiments_in_run(how: InRun | None = None) -> list[str]:
 def place(layer: Layer) -> str:
     """A layer in a sentence, after "of" or "at".
 
-    Example:
+    Examples:
         >>> place(6), place("output")
         ('layer 6', 'the output')
     """
@@ -321,7 +321,7 @@ def numbered(chosen: Sequence[int], numbers: Sequence[int]) -> str:
         chosen: their numbers, in order.
         numbers: of all layers there are, in order.
 
-    Example:
+    Examples:
         >>> numbered([1, 3, 4, 5], range(7)), numbered([2], range(7)), numbered([0, 1], range(2))
         ('layers 1 and 3 to 5', 'layer 2', 'every layer')
     """
@@ -349,7 +349,7 @@ def listed_words(parts: Sequence[str]) -> str:
 def prompt_in_words(prompt: str | None) -> str:
     """With which prompt sentences were given to a model, in a sentence.
 
-    Example:
+    Examples:
         >>> prompt_in_words("query: "), prompt_in_words(None)
         ('with the prompt “query: ”', 'without a prompt')
     """
@@ -359,7 +359,7 @@ def prompt_in_words(prompt: str | None) -> str:
 def listed_suffixes() -> str:
     """The suffixes of the formats in words.
 
-    Example:
+    Examples:
         >>> listed_suffixes()
         '.txt, .jsonl, .csv, .tsv, .parquet or .arrow'
     """
@@ -373,7 +373,7 @@ def pooling_names(poolings: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: a name is unknown, or given twice.
 
-    Example:
+    Examples:
         >>> pooling_names(["max", "mean"])
         ('mean', 'max')
     """
@@ -396,7 +396,7 @@ def asked_poolings(poolings: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: no name, an unknown one, or one that is given twice.
 
-    Example:
+    Examples:
         >>> asked_poolings(["model", "mean"])
         ('mean', 'model')
     """

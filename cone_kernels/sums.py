@@ -71,7 +71,7 @@ def zero_sums(
 ) -> dict[str, Tensor]:
     """Sums of nothing, by name.
 
-    Example:
+    Examples:
         >>> zero_sums(("count",), layers=2, dim=3)["count"].shape
         torch.Size([2, 64])
     """
@@ -99,7 +99,7 @@ def jackknife_groups(sentence_ids: Tensor) -> Tensor:
     Args:
         sentence_ids: int64 of any shape, 0 or more.
 
-    Example:
+    Examples:
         >>> jackknife_groups(torch.tensor([0, 1, 15, 16, 17, 18, 240, 255, 256]))
         tensor([ 0,  1, 15, 16, 16, 17,  0,  0,  1])
     """
@@ -127,7 +127,7 @@ def jackknife_blocks(rows: Tensor, least: int = 8) -> Tensor:
     Returns:
         (G,) int64, ascending from 0.
 
-    Example:
+    Examples:
         >>> jackknife_blocks(torch.tensor([1, 1, 2, 4, 8, 3]), least=4)
         tensor([0, 0, 0, 1, 2, 2])
     """
@@ -151,7 +151,7 @@ def jackknife_stderr(left_out: Tensor, not_empty: Tensor) -> Tensor:
     Returns:
         (L,) float64; NaN where G' < 2.
 
-    Example:
+    Examples:
         >>> jackknife_stderr(left_out, moments.count > 0)
     """
     groups = not_empty.sum(-1).double()

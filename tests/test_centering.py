@@ -359,7 +359,9 @@ def test_rows_are_fitted_as_their_state(method: Any, dtype: torch.dtype) -> None
     rows = cone(100).to(dtype)
     rows[7] = 0  # has no direction
     centering = Centering.fit(rows, method=method)
-    state = Centering.fit(moments_of(rows), method=method)
+    moments = Moments.empty("sentence", [4], rows.shape[1], second_moment=method != "mean")
+    moments.update(rows)
+    state = Centering.fit(moments, method=method)
     assert (centering.count, centering.layer, centering.level, centering.model) == (99, "output", "sentence", None)
     torch.testing.assert_close(centering(rows), state(rows), rtol=0, atol=0)
     if dtype not in (torch.bfloat16,):  # which NumPy has not

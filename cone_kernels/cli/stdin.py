@@ -34,7 +34,7 @@ def guessed_format() -> TextFormat | None:
 def format_of(beginning: str) -> TextFormat:
     """The format of a text by its first lines.
 
-    Example:
+    Examples:
         >>> format_of('{"text": "a"}'), format_of("id,text"), format_of("Hello, world")
         ('jsonl', 'csv', 'txt')
     """

@@ -331,7 +331,7 @@ def captions(n: int, seed: int = 0) -> list[str]:
     Raises:
         ValueError: `n` is negative or more than the grammar readily gives (20,000).
 
-    Example:
+    Examples:
         >>> captions(2)[0].endswith(".")
         True
     """

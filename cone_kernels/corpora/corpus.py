@@ -97,7 +97,7 @@ class Corpus:
             schema or footer show it, else with the line or row where reading comes upon it.
         ValueError: an argument is out of range, or does not go with another.
 
-    Example:
+    Examples:
         >>> corpus = Corpus("snli_dev.jsonl", limit=300)
         >>> sentences = list(corpus)
         >>> corpus.summary.sentences
@@ -164,7 +164,7 @@ class Corpus:
             CorpusError: while reading, fields are asked of strings, or the first record has none of them.
             ValueError: an argument is out of range, or does not go with another.
 
-        Example:
+        Examples:
             >>> Corpus.from_sentences(datasets.load_dataset("snli", split="validation"), fields=["premise"])
         """
         if isinstance(sentences, str):

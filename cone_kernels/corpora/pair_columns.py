@@ -64,7 +64,7 @@ def found_columns(names: Sequence[str], kind: str | None, file: str) -> PairColu
     Raises:
         CorpusError: they are not understood, or not unambiguous.
 
-    Example:
+    Examples:
         >>> found_columns(["premise", "hypothesis", "label"], None, "snli_dev.jsonl").label
         'label'
     """

@@ -66,7 +66,7 @@ class LabelledPairs:
     def groups(self) -> list[int]:
         """The cluster of each text, counted from 0: texts that pairs lead from one to the other are in one cluster.
 
-        Example:
+        Examples:
             >>> read_pairs("snli_dev.jsonl").groups()[:4]  # a premise and its three hypotheses
             [0, 0, 0, 0]
         """
@@ -101,7 +101,7 @@ def read_pairs(path: str | os.PathLike[str], measure: str | None = None) -> Labe
             names them and the way round.
         ValueError: `measure` is none of those.
 
-    Example:
+    Examples:
         >>> read_pairs("snli_dev.jsonl").measure
         'auc'
     """

@@ -165,7 +165,7 @@ def first_record_fields(asked: Sequence[str] | None, found: Iterable[str], where
     Raises:
         CorpusError: it has none of them, or none of `KNOWN_FIELDS` where none is asked for.
 
-    Example:
+    Examples:
         >>> first_record_fields(None, ["id", "text"], "a.jsonl:1")
         ('text',)
     """
@@ -181,7 +181,7 @@ def record_texts(
 ) -> Iterator[tuple[int, str]]:
     """(number, text) of the fields of a record; one that is missing or no string is refused as `reading` says.
 
-    Example:
+    Examples:
         >>> list(record_texts({"id": 3, "text": "Hi."}, ["text"], 1, Reading()))
         [(1, 'Hi.')]
     """

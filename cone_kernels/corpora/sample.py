@@ -20,7 +20,7 @@ def shuffled(sentences: Iterable[Sentence], seed: int) -> list[Sentence]:
         sentences: distinct ones.
         seed: from 0 to 2^64 - 1.
 
-    Example:
+    Examples:
         >>> shuffled([("a", b"a", 0), ("b", b"b", 0), ("c", b"c", 0)], seed=0)
     """
     return sorted(sentences, key=lambda one: _number(one[1], seed))
@@ -46,7 +46,7 @@ def draw(sentences: Iterable[Sentence], size: int, seed: int) -> tuple[list[Sent
     Returns:
         The sample in the order of the corpus, and how many sentences it is drawn from.
 
-    Example:
+    Examples:
         >>> draw([("a", b"a", 0), ("b", b"b", 0), ("c", b"c", 0)], size=2, seed=0)
         ([('a', b'a', 0), ('b', b'b', 0)], 3)
     """

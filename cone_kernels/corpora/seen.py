@@ -35,7 +35,7 @@ class SeenDigests:
     Raises:
         ValueError: `memory` is below 1024.
 
-    Example:
+    Examples:
         >>> seen = SeenDigests(1 << 20)
         >>> digest = hashlib.blake2b(b"a sentence", digest_size=16).digest()
         >>> seen.add(digest), seen.add(digest)

@@ -71,7 +71,7 @@ def axis(
         ValueError: an option is out of range, the corpus has too few sentences for k axes, its sentence vectors are all
             the same, or it changed while it was read.
 
-    Example:
+    Examples:
         >>> result = axis("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=1000)
         >>> result.components[0].top[0].text, result.components[0].explained_variance_ratio
     """

@@ -24,7 +24,7 @@ class AxisVectors:
         uncentered: (d,) the top eigenvector of Σxxᵀ/n.
         info: JSON data: model (name, architecture, weights_sha256), layer, layer_name, sentences, corpus_fingerprint.
 
-    Example:
+    Examples:
         >>> vectors = AxisVectors.load("axis.safetensors")
         >>> projections = (x - vectors.mean) @ vectors.centered.T  # (n, d) -> (n, k)
     """

@@ -84,7 +84,7 @@ def center(
         ValueError: an option is out of range or not of this method, a model or a corpus is given without the other,
             neither they nor a state are given, or the state or its width does not fit.
 
-    Example:
+    Examples:
         >>> result = center("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", method="whitening")
         >>> result.before.anisotropy, result.after.anisotropy
         >>> opened = result.centering(vectors)
@@ -267,7 +267,7 @@ def level_after(
         centering: None leaves them as they are.
         groups: gives the jackknife groups of sentences by their indices; None is `jackknife_groups`.
 
-    Example:
+    Examples:
         >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
     """
     from cone_kernels.runs.sentence_vectors import used_rows

@@ -78,7 +78,7 @@ def compare(
         ValueError: the states differ in architecture, layers, width, pooling or final norm, each named; `paired` is
             True and the states have other numbers of sentences in their groups; `alpha` is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> result = compare("before.safetensors", "after.safetensors")
         >>> result.layers[6].sentence.significant
         True

@@ -18,7 +18,7 @@ class CorpusTokens:
     Tokens that the tokenizer added count in the length, as they do in the sentence vector, and in no frequency. The
     file takes 4 bytes a token and is gone with the object.
 
-    Example:
+    Examples:
         >>> tokens = CorpusTokens()
         >>> tokens.append([[2, 7, 7, 9, 3]], [[1, 0, 0, 0, 1]])
         >>> lengths, log_frequency = next(tokens.windows())  # 5 and (2·log(2/3) + log(1/3))/3

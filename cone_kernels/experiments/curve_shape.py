@@ -71,7 +71,7 @@ def curve_shape(
     Raises:
         ValueError: the lengths differ.
 
-    Example:
+    Examples:
         >>> curve_shape(range(4), [0.5, 0.7, 0.68, 0.1]).crash
         Move(start=2, end=3, height=0.58)
     """

@@ -57,7 +57,7 @@ def layers(
         BackendUnavailable: the backend asked for cannot run here.
         ValueError: an option is out of range, or the corpus has no sentence.
 
-    Example:
+    Examples:
         >>> result = layers("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300)
         >>> result.layers[2].sentence.anisotropy
         0.7207...

@@ -33,7 +33,7 @@ def table_format(table: TableFormat | None) -> TableFormat:
 def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each model and layer, from the JSON data of `cone run`; the same columns in every row.
 
-    Example:
+    Examples:
         >>> layer_rows(results)[0]["sentence_anisotropy"]
         0.4929...
     """

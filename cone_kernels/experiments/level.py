@@ -48,7 +48,7 @@ def levels_of(moments: Moments, rows: str | None = None) -> list[Level]:
         moments: of one level.
         rows: what reasons call its rows; None is "sentences" or "tokens", as the level is.
 
-    Example:
+    Examples:
         >>> levels_of(state.sentence)[2].anisotropy
         0.7207...
     """

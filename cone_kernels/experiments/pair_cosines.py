@@ -31,7 +31,7 @@ class PairCosines:
         items: pairs.
         rows: (n, d) the vectors of all texts.
 
-    Example:
+    Examples:
         >>> PairCosines(items, rows).scores(0, centering)  # (1, items of fold 0)
     """
 

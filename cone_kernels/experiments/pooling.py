@@ -53,7 +53,7 @@ def pooling(
         ValueError: no pooling, an unknown one or one that is not in the state; an option is out of range; the corpus
             has no sentence.
 
-    Example:
+    Examples:
         >>> result = pooling("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300, pooling="all")
         >>> result.layers[2].gap
         Estimate(value=0.521..., stderr=...)

@@ -68,7 +68,7 @@ def quality_of(
         CorpusError: the pairs do not do for cross-fitting.
         OSError, MemoryError: there is no room for the vectors of the texts.
 
-    Example:
+    Examples:
         >>> quality_of(measurement, read_pairs("snli_dev.jsonl"), layer="output").verdict.decision
         'do not'
     """

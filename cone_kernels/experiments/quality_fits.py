@@ -114,7 +114,7 @@ def fits_of(moments: Moments, components: int | None, shrinkage: float | None) -
         components: of all-but-the-top; None takes the default of `Centering.fit`.
         shrinkage: of whitening; None is the oracle approximating shrinkage.
 
-    Example:
+    Examples:
         >>> fits_of(measurement.moments(6), components=3, shrinkage=None)["whitening"]
         Centering(whitening with shrinkage 0.0195, 384 wide, layer 6, from 1,000 sentences)
     """

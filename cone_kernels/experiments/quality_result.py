@@ -377,7 +377,7 @@ def _change(value: float, error: float) -> str:
 def error_in_words(error: float) -> str:
     """A standard error with three decimals, or one significant digit where it would show as zero.
 
-    Example:
+    Examples:
         >>> error_in_words(0.0123), error_in_words(0.00026)
         ('0.012', '0.0003')
     """

@@ -61,7 +61,7 @@ class PairItems:
         CorpusError: there are too few groups, a group holds more than half of the items, or in a fold all labels are
             alike.
 
-    Example:
+    Examples:
         >>> items = PairItems(read_pairs("snli_dev.jsonl"), torch.ones(12982, dtype=torch.bool))
         >>> items.measures, len(items)
         (('auc',), 9842)

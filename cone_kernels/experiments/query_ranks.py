@@ -26,7 +26,7 @@ class QueryRanks:
         items: queries.
         rows: (n, d) the vectors of all texts.
 
-    Example:
+    Examples:
         >>> QueryRanks(items, rows).scores(0, centering)  # (measures, queries of fold 0)
     """
 

@@ -55,7 +55,7 @@ class ExperimentResult(ABC):
         Raises:
             ModuleNotFoundError: pandas is not installed.
 
-        Example:
+        Examples:
             >>> result.to_pandas().plot(x="layer", y="sentence_anisotropy", yerr="sentence_stderr")
         """
         data = self.to_dict()
@@ -75,7 +75,7 @@ def data_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
     Raises:
         ModuleNotFoundError: pandas is not installed.
 
-    Example:
+    Examples:
         >>> data_frame([{"layer": 0, "sentence": {"count": 3}}]).columns
         Index(['layer', 'sentence_count'], dtype='object')
     """
@@ -92,7 +92,7 @@ _ABOUT = ("schema", "experiment", "model", "corpus", "dependence", "summary", "m
 class Estimate:
     """A value and its grouped-jackknife standard error; NaN where the data does not define it.
 
-    Example:
+    Examples:
         >>> Estimate(0.25, 0.01).to_dict()
         {'value': 0.25, 'stderr': 0.01}
     """

@@ -73,7 +73,7 @@ def rotation(
         ValueError: fewer than two models and states, a corpus without a model or the reverse, an option is out of
             range, a state without second moments, too few sentences, or a corpus that changes while it is read.
 
-    Example:
+    Examples:
         >>> result = rotation(["mixedbread-ai/mxbai-embed-large-v1", "bert-large-uncased"], "snli_dev.jsonl")
         >>> result.axis_cosine[0][1], result.null[0][1].p95
     """

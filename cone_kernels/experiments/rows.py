@@ -37,7 +37,7 @@ def rows(a: Any, b: Any, *, field: str | None = None, ids: str | None = None, k:
         TypeError: it is none of these.
         ValueError: they have different numbers of rows, none in common that is used, or an argument is out of range.
 
-    Example:
+    Examples:
         >>> rows("fp32.npy", "bf16.npy").verdict
         'same up to rounding'
     """

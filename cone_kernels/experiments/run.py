@@ -136,7 +136,7 @@ class RunResult:
         Raises:
             ModuleNotFoundError: pandas is not installed.
 
-        Example:
+        Examples:
             >>> result.to_pandas().pivot(index="layer", columns="model", values="sentence_anisotropy").plot()
         """
         return data_frame(layer_rows(self.to_dict()))
@@ -191,7 +191,7 @@ def run(
         OSError: the folder, or a file in it, cannot be written; the others are.
         ValueError: no model, and as the experiments.
 
-    Example:
+    Examples:
         >>> run(["sentence-transformers/all-MiniLM-L6-v2"], "snli_dev.jsonl", "cone", limit=1000)
         RunResult(BertModel on 1000 sentences, written to cone)
     """

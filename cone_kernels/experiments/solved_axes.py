@@ -85,7 +85,7 @@ def solved_axes(moments: Moments, k: int, source: str, vectors: str, where: str 
     Raises:
         ValueError: there are too few vectors for k axes, or they are all the same.
 
-    Example:
+    Examples:
         >>> solved_axes(state.output, 2, "vectors", "vectors").explained_variance_ratios
     """
     from cone_kernels import metrics

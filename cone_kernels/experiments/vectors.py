@@ -63,7 +63,7 @@ def vectors(
         TypeError: an option is unknown, the source is of another type, or is an iterator and axes are asked for.
         ValueError: an option is out of range or does not go with another; the state has layers of a model.
 
-    Example:
+    Examples:
         >>> result = vectors("minilm.npy", axis=1, ids="sentences.txt")
         >>> result.level.anisotropy, result.axis.components[0].top[0].id
     """

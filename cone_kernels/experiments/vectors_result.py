@@ -107,7 +107,7 @@ class VectorsResult(ExperimentResult):
         cone, share: whether there is a cone, and whether the dimensions listed carry more than a quarter of it; None
             where none are listed.
 
-    Example:
+    Examples:
         >>> vectors("minilm.npy").level.anisotropy
         0.055...
     """

@@ -86,7 +86,7 @@ def project_vocabulary(model: nn.Module, tokenizer: Any, axes: Tensor, count: in
         VocabularyError: the model has no input embeddings, or none that can be brought to width d.
         ValueError: `count` is below 1.
 
-    Example:
+    Examples:
         >>> found = project_vocabulary(loaded.model, loaded.tokenizer, axes(moments).centered.vectors[-1], 20)
         >>> [token.token for token in found.highest[0]]
     """

@@ -26,7 +26,7 @@ def repeated_samples(size: int) -> Tensor | None:
     Raises:
         ModuleNotFoundError: accelerate is not installed.
 
-    Example:
+    Examples:
         >>> for batch in loader:
         ...     probe.next_batch(repeats=repeated_samples(len(batch["input_ids"])))
         ...     loss = model(**batch).loss
@@ -52,7 +52,7 @@ def active_loader() -> Any:
     Raises:
         ModuleNotFoundError: accelerate is not installed.
 
-    Example:
+    Examples:
         >>> for batch in loader:
         ...     assert active_loader() is loader
     """

@@ -26,7 +26,7 @@ class Alert:
     Raises:
         ValueError: not exactly one of `above` and `below` is given, it is not finite, or `errors` is below 0.
 
-    Example:
+    Examples:
         >>> ConeCallback(probe_texts=texts, alerts=[Alert("probe_cone/L12/anisotropy", above=0.95, stop=True)])
     """
 
@@ -61,7 +61,7 @@ class Alert:
 class Alerts:
     """Alerts of one job: each is said in the log when it is crossed, and again after it was not.
 
-    Example:
+    Examples:
         >>> alerts = Alerts([Alert("probe_cone/L6/anisotropy", above=0.9, stop=True)])
         >>> alerts.stops({"probe_cone/L6/anisotropy": 0.934, "probe_cone/L6/anisotropy_stderr": 0.004}, step=120)
         True

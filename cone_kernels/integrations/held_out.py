@@ -40,7 +40,7 @@ class HeldOut:
         scalars: `token` and `pooling_gap` of `cone_scalars`.
         probe_options: of `ConeProbe`.
 
-    Example:
+    Examples:
         >>> held_out = HeldOut(texts, tokenizer)
         >>> held_out.scalars_of(held_out.measure(model))
         {'cone/L6/anisotropy': 0.0552, 'cone/L6/anisotropy_stderr': 0.0031, ...}

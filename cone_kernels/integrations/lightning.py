@@ -55,7 +55,7 @@ class ConeCallback(Callback):  # type: ignore[misc]
         TypeError, ValueError: as `ConeWatch`.
         AttributeError, TypeError, ValueError: from `trainer.fit`: there is no such module, or an option is wrong.
 
-    Example:
+    Examples:
         >>> trainer = lightning.Trainer(callbacks=[ConeCallback("encoder", layers=[6, 12])])
     """
 

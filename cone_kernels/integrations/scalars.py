@@ -87,7 +87,7 @@ def cone_scalars(
     Raises:
         ValueError: the state has no such layer.
 
-    Example:
+    Examples:
         >>> cone_scalars(probe.state, layers=[6])
         {'cone/L6/anisotropy': 0.0552, 'cone/L6/anisotropy_stderr': 0.0031}
     """

@@ -34,7 +34,7 @@ class CenteringTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         n_features_in_: the width d.
         feature_names_in_: names of the columns, where a fit had some.
 
-    Example:
+    Examples:
         >>> pipeline = make_pipeline(CenteringTransformer("all-but-the-top"), Normalizer(), LogisticRegression())
         >>> pipeline.fit(vectors, labels)  # (n, 384), (n,)
     """

@@ -33,7 +33,7 @@ class CenteringModule(Module):  # type: ignore[misc]
     Raises:
         TypeError: `centering` is no `Centering`.
 
-    Example:
+    Examples:
         >>> model = SentenceTransformer("all-MiniLM-L6-v2")  # Transformer, Pooling, Normalize
         >>> model.append(CenteringModule(Centering.load("centering.safetensors")))  # `cone center -o` of its output
         >>> model.encode(["Two dogs run."])

@@ -43,7 +43,7 @@ class ConeEvaluator(SentenceEvaluator):  # type: ignore[misc]
     Raises:
         ValueError: there are fewer than two sentences, or `primary_layer` is not among `layers`.
 
-    Example:
+    Examples:
         >>> evaluator = ConeEvaluator(sentences, name="dev")
         >>> evaluator(model)[evaluator.primary_metric]  # "dev_cone/L6/anisotropy"
         0.0552

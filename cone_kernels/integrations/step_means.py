@@ -28,7 +28,7 @@ class StepMeans:
     Args:
         token, pooling_gap: as in `cone_scalars`.
 
-    Example:
+    Examples:
         >>> means = StepMeans()
         >>> means.add(first_state, n_sentences=32)
         >>> means.add(second_state, n_sentences=32)

@@ -35,7 +35,7 @@ class MeanPairwiseCosine(Metric):
     Raises:
         ValueError: `dim` is below 1.
 
-    Example:
+    Examples:
         >>> metric = MeanPairwiseCosine(dim=384)
         >>> metric.update(embeddings)  # (n, 384)
         >>> metric.compute()

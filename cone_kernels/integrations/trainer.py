@@ -50,7 +50,7 @@ class ConeCallback(TrainerCallback):  # type: ignore[misc]
         TypeError, ValueError: as `ConeWatch`.
         AttributeError, TypeError, ValueError: from `trainer.train()`: there is no such module, or an option is wrong.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=data)
         >>> ConeCallback(layers=[6, 12], probe_texts=dev_sentences, probe_every=50).add_to(trainer)
         >>> trainer.train()

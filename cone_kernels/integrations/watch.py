@@ -79,7 +79,7 @@ class ConeWatch:
         TypeError: there is something else than an `Alert` among `alerts`.
         ValueError: `every` or `probe_every` is below 1, or there are fewer than two texts.
 
-    Example:
+    Examples:
         >>> watch = ConeWatch(every=10, layers=[-1])
         >>> watch.attach(model)
         >>> for step, batch in enumerate(loader):

@@ -25,7 +25,7 @@ def compile_blocks(model: nn.Module) -> int:
     Args:
         model: any module.
 
-    Example:
+    Examples:
         >>> compile_blocks(AutoModel.from_pretrained("bert-base-uncased"))
         12
     """

@@ -35,7 +35,7 @@ def live_model(
         ModelError: a model of transformers comes without a tokenizer, or a `SentenceTransformer` with one or without a
             transformer; `prompt_name` or `truncate_dim` is none of this model's.
 
-    Example:
+    Examples:
         >>> live_model(SentenceTransformer("all-MiniLM-L6-v2")).info["output"]["pooling"]
         'mean'
     """

@@ -64,7 +64,7 @@ def load_model(
         ModelError: the model, device, dtype or attention cannot be had; weights are missing from the checkpoint; there
             are no blocks to compile; `prompt_name` or `truncate_dim` is none of this model's.
 
-    Example:
+    Examples:
         >>> loaded = load_model("sentence-transformers/all-MiniLM-L6-v2")
         >>> loaded.info["architecture"], loaded.max_length
         ('BertModel', 256)

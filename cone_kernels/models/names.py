@@ -15,7 +15,7 @@ _GENERIC = ("model", "checkpoint")
 def short_name(name: str) -> str:
     """The last part of a folder or hub id; the last two where the last one says nothing.
 
-    Example:
+    Examples:
         >>> short_name("sentence-transformers/all-MiniLM-L6-v2"), short_name("runs/7/checkpoint-500")
         ('all-MiniLM-L6-v2', '7/checkpoint-500')
     """
@@ -34,7 +34,7 @@ def with_own_pooling(poolings: Sequence[str], info: Mapping[str, Any]) -> tuple[
     Raises:
         ValueError: the model has no pooling of its own, or one that layers cannot be pooled by.
 
-    Example:
+    Examples:
         >>> with_own_pooling(["mean", "model"], {"name": "bge", "output": {"pooling": "cls"}})
         ('mean', 'cls')
     """
@@ -59,7 +59,7 @@ def default_layer(has_output: bool, pooling: str) -> Layer:
         has_output: whether there is one.
         pooling: of the layers, by its own name; any but the mean was asked for.
 
-    Example:
+    Examples:
         >>> default_layer(True, "mean"), default_layer(True, "cls")
         ('output', -1)
     """

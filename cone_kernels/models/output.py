@@ -81,7 +81,7 @@ class Output:
         Returns:
             (B, dim) float32, or float64 for float64 input; NaN for a sentence without a token that is pooled.
 
-        Example:
+        Examples:
             >>> load_model("sentence-transformers/all-MiniLM-L6-v2").output.vectors(hidden, mask).norm(dim=1)
         """
         if self.skipped:

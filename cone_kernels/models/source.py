@@ -82,7 +82,7 @@ class Source:
 def inside(subfolder: str, filename: str) -> str:
     """The name of a file of a subfolder, which is empty for the folder itself.
 
-    Example:
+    Examples:
         >>> inside("1_Pooling", "config.json"), inside("", "config.json")
         ('1_Pooling/config.json', 'config.json')
     """

@@ -65,7 +65,7 @@ def filled_cache(arguments: Mapping[str, Any]) -> str | None:
     Args:
         arguments: of a call of a model's forward, by name.
 
-    Example:
+    Examples:
         >>> filled_cache({"input_ids": ids, "past_key_values": DynamicCache()})
         >>> filled_cache({"input_ids": ids, "past_key_values": model(ids).past_key_values})
         'past_key_values'
@@ -98,7 +98,7 @@ def adapter_layers(model: nn.Module) -> list[Any]:
 def adapters_in_use(layers: Iterable[Any]) -> tuple[Any, ...]:
     """Which adapters these layers apply now, as something to compare: equal where they are the same.
 
-    Example:
+    Examples:
         >>> before = adapters_in_use(layers)
         >>> with model.disable_adapter():
         ...     adapters_in_use(layers) == before
@@ -111,7 +111,7 @@ def adapters_in_use(layers: Iterable[Any]) -> tuple[Any, ...]:
 def encodes_as_library(tokenizer: Any) -> bool:
     """Whether a call of a tokenizer gives what its `backend_tokenizer` gives, which the call before has set up.
 
-    Example:
+    Examples:
         >>> encodes_as_library(AutoTokenizer.from_pretrained("sentence-transformers/all-MiniLM-L6-v2"))
         True
     """

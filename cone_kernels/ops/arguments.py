@@ -247,7 +247,7 @@ def traced(tensor: Tensor) -> bool:
 
     Elsewhere an op is called directly, which spares the host some 100 µs a call.
     """
-    return tensor.requires_grad or not differentiated_directly(tensor)
+    return not differentiated_directly(tensor) or tensor.requires_grad
 
 
 def differentiated_directly(tensor: Tensor) -> bool:
@@ -256,7 +256,8 @@ def differentiated_directly(tensor: Tensor) -> bool:
     That spares the host some 250 µs for a forward and its backward. Not under torch.compile, make_fx or a counter of
     flops, and not for a tensor without memory.
     """
-    return type(tensor) is Tensor and not _dispatch_modes() and not _is_compiling()
+    # torch.compile traces this too, and can trace the first of these alone.
+    return not _is_compiling() and type(tensor) is Tensor and not _dispatch_modes()
 
 
 def like_input(result: Tensor, *inputs: Any) -> Any:

@@ -52,7 +52,7 @@ def masked_mean_pool(
         ValueError: a shape, device or value is not as above, or not exactly one of mask and cu_seqlens is given.
         BackendUnavailable: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> masked_mean_pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
         tensor([[2.]])
     """

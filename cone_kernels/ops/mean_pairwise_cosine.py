@@ -49,7 +49,7 @@ def mean_pairwise_cosine(x: Array, *, strict: bool = False, backend: str = "auto
         ValueError: the shape is not (..., n, d), or `strict` and a row is zero or not finite.
         BackendUnavailable: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> mean_pairwise_cosine(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         tensor(0.7071, dtype=torch.float64)
     """

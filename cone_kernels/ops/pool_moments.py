@@ -65,7 +65,7 @@ def pool_moments(
         ValueError: a shape, device or value is not as above, or not exactly one of mask and cu_seqlens is given.
         BackendUnavailable: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> pooled, sums, status = pool_moments(hidden_states, attention_mask)
         >>> sums["count"].sum()  # tokens used
     """

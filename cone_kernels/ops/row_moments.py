@@ -45,7 +45,7 @@ def row_moments(x: Array, *, sentence_ids: ArrayLike | None = None, backend: str
         ValueError: a shape, device or value is not as above.
         BackendUnavailable: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> row_moments(torch.eye(3))["count"].sum()
         tensor(3)
     """

@@ -52,7 +52,7 @@ def second_moment(
         ValueError: a shape, device or value is not as above.
         BackendUnavailable: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> second_moment(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([[10., 14.],
                 [14., 20.]], dtype=torch.float64)

@@ -74,7 +74,7 @@ def top_eigenvectors(
             too few rows (2, or 1 without `center`), or the input has entries that are not finite.
         BackendUnavailable: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> top_eigenvectors(covariance=torch.diag(torch.tensor([1.0, 3.0, 2.0]))).vectors
         tensor([[0., 1., 0.]], dtype=torch.float64)
     """

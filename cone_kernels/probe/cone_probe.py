@@ -83,7 +83,7 @@ class ConeProbe:
             the model's own call: a layer was not seen. What is wrong with one batch, or a layer that the model does not
             have, is a ValueError from that call.
 
-    Example:
+    Examples:
         >>> with ConeProbe(model) as probe, torch.inference_mode():
         ...     for batch in batches:
         ...         model(**batch)

@@ -75,7 +75,7 @@ class Gathered:
 class Skipped:
     """Counts what could not be done by reason, and says the first of each reason in the log.
 
-    Example:
+    Examples:
         >>> skipped = Skipped("a forward of BertModel is not counted")
         >>> skipped.note(ValueError("attention_mask: got shape (4, 9); it must be (4, 1) as the tokens"))
         >>> skipped.counts

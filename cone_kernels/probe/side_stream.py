@@ -14,7 +14,7 @@ class SideStream:
 
     That is one more stream, unless `begin` says that it is the one that is current then.
 
-    Example:
+    Examples:
         >>> side = SideStream()
         >>> with side.beside([hidden]):
         ...     state.update([hidden])

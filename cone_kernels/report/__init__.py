@@ -35,7 +35,7 @@ def figure(result: dict[str, Any]) -> Figure:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: the result is of no experiment, lacks what it must have, or has no figure.
 
-    Example:
+    Examples:
         >>> figure(layers(model, corpus).to_dict()).savefig("layers.png", dpi=200)
     """
     from cone_kernels.report.node import Node
@@ -64,7 +64,7 @@ def fragment(result: dict[str, Any]) -> str:
     Raises:
         ValueError: as in `figure`.
 
-    Example:
+    Examples:
         >>> IPython.display.HTML(fragment(layers(model, corpus).to_dict()))
     """
     from cone_kernels.report.node import Node
@@ -94,7 +94,7 @@ def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written.
         ValueError: the results are of another schema, or lack what they must have.
 
-    Example:
+    Examples:
         >>> write_report(json.loads(Path("out/results.json").read_text()), "out/report.html")
     """
     require("matplotlib", "report", "the report")

@@ -60,7 +60,7 @@ Parts: TypeAlias = Sequence[Inline]
 def fixed(node: Node, digits: int = 4, *, sign: bool = False) -> Number:
     """A number with a fixed count of decimals: cosines.
 
-    Example:
+    Examples:
         >>> fixed(Node(-0.04567), 2).shown
         '−0.05'
     """

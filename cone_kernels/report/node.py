@@ -15,7 +15,7 @@ class Node:
         value: the JSON data; None also where there is nothing.
         pointer: where it stands; "" is the whole.
 
-    Example:
+    Examples:
         >>> Node({"layers": [{"layer": 0}]})["layers"][0]["layer"].pointer
         '/layers/0/layer'
     """

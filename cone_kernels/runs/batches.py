@@ -16,7 +16,7 @@ def length_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         token_budget: tokens of a batch at most; a longer sentence is a batch of its own.
         batch_size: sentences of a batch at most; None leaves that to the budget.
 
-    Example:
+    Examples:
         >>> list(length_batches([3, 5, 3, 3], token_budget=6))
         [[1], [0, 2], [3]]
     """
@@ -38,7 +38,7 @@ def padded_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
         token_budget: tokens and padding of a batch at most; a longer sentence is a batch of its own.
         batch_size: as in `length_batches`.
 
-    Example:
+    Examples:
         >>> list(padded_batches([3, 5, 4, 3], token_budget=12))
         [[1, 2], [0, 3]]
     """
@@ -55,7 +55,7 @@ def padded_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
 def padded_length(length: int) -> int:
     """What a sentence of so many tokens is padded to where shapes should be few: an even number, 8 in each octave.
 
-    Example:
+    Examples:
         >>> [padded_length(length) for length in (3, 17, 33, 500)]
         [4, 18, 36, 512]
     """
@@ -69,7 +69,7 @@ def packed_batches(lengths: Sequence[int], token_budget: int, batch_size: int | 
     Args:
         lengths, token_budget, batch_size: as in `length_batches`.
 
-    Example:
+    Examples:
         >>> list(packed_batches([3, 5, 3, 3], token_budget=8))
         [[1, 0], [2, 3]]
     """

@@ -14,7 +14,7 @@ class CorpusPosition:
         sha256: the fingerprint of those sentences.
         ended: whether the corpus ended after them.
 
-    Example:
+    Examples:
         >>> position = CorpusPosition()
         >>> position.pass_over(["one", "two"])
         >>> position.sentences

@@ -273,7 +273,7 @@ def text_blocks(texts: list[str]) -> Iterator[list[str]]:
     Args:
         texts: sentences; one that is longer than a block is a block of its own.
 
-    Example:
+    Examples:
         >>> [len(block) for block in text_blocks(["a" * 900_000, "b" * 900_000, "c"])]
         [1, 2]
     """

@@ -30,7 +30,7 @@ def encoded_shards(
     Yields:
         The sentences of each shard, and their token ids to be; None for a shard that is not run here.
 
-    Example:
+    Examples:
         >>> [texts for texts, _ in encoded_shards("abcde", 2, encode, lambda number, end: False)]
         [['a', 'b'], ['c', 'd'], ['e']]
     """

@@ -34,7 +34,7 @@ class GrowingPart:
     Raises:
         FileExistsError, FileNotFoundError, StateFileError, ValueError: as `Checkpoint` and its `latest`.
 
-    Example:
+    Examples:
         >>> growing = GrowingPart(RunPart.begin(identity, "0/1", 8192))
         >>> growing.take(0, state, sentences=8192)
         >>> growing.end().close()

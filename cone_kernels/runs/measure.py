@@ -56,7 +56,7 @@ def measure(
         ValueError: an option is out of range, or the corpus has no sentence; `shard` without `save_state`.
         WorkerError: a worker or a task failed.
 
-    Example:
+    Examples:
         >>> measured = measure("sentence-transformers/all-MiniLM-L6-v2", "snli_dev.jsonl", limit=300)
         >>> metrics.anisotropy(measured.state.sentence)
     """

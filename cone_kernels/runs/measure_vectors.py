@@ -64,7 +64,7 @@ def measure_vectors(
             `pass_over`.
         WorkerError: a worker failed.
 
-    Example:
+    Examples:
         >>> measured = measure_vectors(Vectors("minilm.npy"))
         >>> metrics.anisotropy(measured.moments("output"))
     """

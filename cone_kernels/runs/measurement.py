@@ -211,7 +211,7 @@ def from_state(state: ConeState | str | os.PathLike[str]) -> Measurement:
     Raises:
         OSError, StateFileError: the file cannot be read, or is damaged.
 
-    Example:
+    Examples:
         >>> from_state("minilm.safetensors").state.layers
         (0, 1, 2, 3, 4, 5, 6)
     """
@@ -260,7 +260,7 @@ def without_corpus(state: ConeState, name: str | None = None) -> dict[str, Any]:
 def labels(measurements: Sequence[Measurement]) -> list[str]:
     """The names of the models; one that comes again gets a number.
 
-    Example:
+    Examples:
         >>> labels([bert, bert])
         ['bert-base-uncased', 'bert-base-uncased (2)']
     """

@@ -141,7 +141,7 @@ class RunOptions:
     Raises:
         ValueError: an option is out of range, unknown, or does not go with another one.
 
-    Example:
+    Examples:
         >>> RunOptions(shard="0/3").process
         (0, 3)
     """
@@ -199,7 +199,7 @@ def parsed_shard(shard: str) -> tuple[int, int]:
     Raises:
         ValueError: it is not of this form, or i is not below n.
 
-    Example:
+    Examples:
         >>> parsed_shard("0/3")
         (0, 3)
     """
@@ -296,7 +296,7 @@ def refuse_run_options(options: MeasureOptions) -> None:
 def with_checkpoint_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of one of several runs, with a checkpoint of its own: FILE.NAME.
 
-    Example:
+    Examples:
         >>> with_checkpoint_of("0-of-4", {"checkpoint": "run.ckpt"})
         {'checkpoint': 'run.ckpt.0-of-4'}
     """

@@ -46,7 +46,7 @@ class RunPart:
         counts: sentences, tokens, batches, ... that were run; those of several parts are added up.
         facts: JSON that describes the run and need not agree: layer names, times, what the corpus dropped.
 
-    Example:
+    Examples:
         >>> whole = RunPart.load("a.part").merge(RunPart.load("b.part"))
         >>> whole.close().save("whole.safetensors")
     """
@@ -202,7 +202,7 @@ def merge(
         ValueError: there is no file; a run stopped before the corpus ended; the parts are of different runs, each field
             that differs named; a shard is in two of them, or, without `incomplete`, in none.
 
-    Example:
+    Examples:
         >>> merge(["a.part", "b.part"], "whole.safetensors")
     """
     if not parts:

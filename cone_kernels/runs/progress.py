@@ -80,7 +80,7 @@ class JsonLinesProgress:
         OSError: the file cannot be opened.
         ValueError: `interval` is negative, or `file` a URL.
 
-    Example:
+    Examples:
         >>> with JsonLinesProgress("progress.jsonl") as progress:
         ...     run(loaded, corpus, progress=progress)
     """

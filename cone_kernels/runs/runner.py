@@ -125,7 +125,7 @@ def run(loaded: LoadedModel, sentences: Iterable[str], **options: Any) -> Run:
         RuntimeError: one sentence alone does not fit into memory, or the model cannot be probed.
         Interrupted: in place of KeyboardInterrupt, once the checkpoint has been written.
 
-    Example:
+    Examples:
         >>> result = run(load_model("sentence-transformers/all-MiniLM-L6-v2"), Corpus("snli_dev.jsonl", limit=300))
         >>> metrics.anisotropy(result.state.sentence)
     """

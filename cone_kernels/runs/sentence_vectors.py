@@ -32,7 +32,7 @@ class SentenceVectors:
         dtype: float32 or float64.
         file: where they are written, in place of what is there; None is a temporary file, which goes with the object.
 
-    Example:
+    Examples:
         >>> vectors = SentenceVectors.from_rows(torch.randn(1000, 384))
         >>> total = sum(block.nansum(0) for _, block in vectors.blocks())  # (384,)
     """
@@ -173,7 +173,7 @@ def united(
     Raises:
         ValueError: processes differ in width or dtype, or a sentence is not held by exactly one of them.
 
-    Example:
+    Examples:
         >>> united([part.header() for part in parts], 1000, lambda which, first, n: parts[which].read(first, n))
     """
     kinds = {(header["dim"], header["dtype"]) for header in headers}

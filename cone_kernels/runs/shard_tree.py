@@ -32,7 +32,7 @@ class ShardTree:
     Raises:
         ValueError: nodes overlap, or their states differ in layers, width, fields or `info`, each named.
 
-    Example:
+    Examples:
         >>> tree = ShardTree().add(1, second).add(0, first).add(2, third)
         >>> list(tree.nodes)
         [(1, 0), (0, 2)]
@@ -136,7 +136,7 @@ def owner(shard: int, processes: int) -> int:
     nodes. If they took turns by single shards, no two shards of a process would be halves of one node, and it would
     keep all of its shards open.
 
-    Example:
+    Examples:
         >>> [owner(shard, 2) for shard in (0, 1, 2, 3)]
         [0, 1, 0, 1]
     """

@@ -24,7 +24,7 @@ def find_token_budget(loaded: LoadedModel, shard: EncodedShard) -> int:
         loaded: the model.
         shard: sentences, of which one of median length is repeated to fill a batch.
 
-    Example:
+    Examples:
         >>> find_token_budget(loaded, EncodedShard.of(loaded, sentences))
         4096
     """

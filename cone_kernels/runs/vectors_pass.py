@@ -48,7 +48,7 @@ def pass_over(vectors: Vectors, limit: int | None, options: RunOptions) -> tuple
             be resumed or shared.
         FileExistsError, FileNotFoundError, StateFileError, OSError, Interrupted: as `run` of a model.
 
-    Example:
+    Examples:
         >>> part, state = pass_over(Vectors("minilm.npy"), None, RunOptions())
         >>> metrics.anisotropy(state.output)
     """

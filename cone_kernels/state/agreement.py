@@ -21,7 +21,7 @@ def refuse_differences(what: str, mine: Mapping[str, Any], theirs: Mapping[str, 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Every key in which the two differ, with both values, in words; a key that one lacks counts as None.
 
-    Example:
+    Examples:
         >>> differences({"dim": 384, "level": "token"}, {"dim": 768, "level": "token"})
         ['dim (384 and 768)']
     """

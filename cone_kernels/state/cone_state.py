@@ -42,7 +42,7 @@ class Added(NamedTuple):
 class ConeState:
     """The sums of all layers of one model, at the sentence and the token level; states of equal `info` merge.
 
-    Example:
+    Examples:
         >>> state = ConeState.empty(layers=range(7), dim=384)
         >>> state.update(hidden_states, attention_mask)  # seven tensors (B, T, 384)
         >>> metrics.anisotropy(state.sentence)  # (7,)
@@ -121,7 +121,7 @@ class ConeState:
         Raises:
             ValueError: the width is below 1.
 
-        Example:
+        Examples:
             >>> state = ConeState.of_vectors(384)
             >>> state.add_output(vectors, torch.arange(len(vectors)))  # (n, 384)
             >>> metrics.anisotropy(state.output)  # (1,)

@@ -19,7 +19,7 @@ _LAYERS_SHOWN = 8
 def layers_in_words(layers: Sequence[int]) -> str:
     """The numbers of layers: a range where they follow each other, otherwise the first eight.
 
-    Example:
+    Examples:
         >>> layers_in_words(range(7)), layers_in_words([0, 6, 12])
         ('0 to 6', '0, 6, 12')
     """
@@ -35,7 +35,7 @@ def rows_in_words(level: str, sums: Mapping[str, Tensor]) -> str:
     Sums on a GPU are read at once, by one wait for it; those that cannot be read (without memory, or while a CUDA
     graph is captured) are not.
 
-    Example:
+    Examples:
         >>> rows_in_words("sentence", moments.sums)
         'sentences: 998 to 1,000 counted; left out: 0 to 2 not finite'
     """

@@ -44,7 +44,7 @@ class Moments:
     `sums` has the fields of `cone_kernels.sums` by name; each is an attribute too (`moments.unit_sum`). Made by
     `Moments.empty`, filled by `update`, combined by `merge`.
 
-    Example:
+    Examples:
         >>> moments = Moments.empty("sentence", layers=[0], dim=384)
         >>> moments.update(vectors)  # (1, n, 384)
         >>> metrics.anisotropy(moments)

@@ -47,7 +47,7 @@ def pool(
     Raises:
         TypeError, ValueError: as `masked_mean_pool`; ValueError for an unknown pooling, or where `special` is missing.
 
-    Example:
+    Examples:
         >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), "last", torch.tensor([[1, 1, 0]]))
         tensor([[3.]])
     """

@@ -27,7 +27,7 @@ class Claim:
         bound: half the width of the interval around the estimate; NaN where the error is not known.
         margin: a distance to the null below which there is nothing to say, however well it is known.
 
-    Example:
+    Examples:
         >>> Claim(0.30, null=0.0, bound=0.05).verdict, Claim(0.30, null=0.0, bound=0.4).verdict
         ('greater', 'undecided')
     """

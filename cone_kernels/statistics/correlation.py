@@ -17,7 +17,7 @@ class Correlation:
         resolution: `other` is taken for constant where its standard deviation is at most this share of its mean, as
             rounding makes it.
 
-    Example:
+    Examples:
         >>> correlation = Correlation(1)
         >>> correlation.add(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([2.0, 3.0, 5.0]))
         >>> correlation.r

@@ -23,7 +23,7 @@ def axis_cosine(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: the widths differ, or one of the two is zero or not finite.
 
-    Example:
+    Examples:
         >>> axis_cosine(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))
         1.0
     """
@@ -55,7 +55,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: the widths differ, there are more rows than columns, or the rows are linearly dependent.
 
-    Example:
+    Examples:
         >>> principal_angles(torch.eye(3)[:1], torch.tensor([[1.0, 1.0, 0.0]]))
         tensor([45.], dtype=torch.float64)
     """
@@ -82,7 +82,7 @@ def random_cosine_mean(dim: int) -> float:
     Raises:
         ValueError: `dim` is below 1.
 
-    Example:
+    Examples:
         >>> round(random_cosine_mean(1024), 4)
         0.0249
     """
@@ -104,7 +104,7 @@ def random_cosine_p_value(cosine: float, dim: int) -> float:
     Raises:
         ValueError: `dim` is below 1, or `cosine` is negative or NaN.
 
-    Example:
+    Examples:
         >>> round(random_cosine_p_value(0.053, 1024), 3)
         0.09
     """
@@ -132,7 +132,7 @@ def random_cosine_quantile(q: float, dim: int) -> float:
     Raises:
         ValueError: `dim` is below 1, or `q` is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> round(random_cosine_quantile(0.95, 1024), 4)
         0.0612
     """

@@ -49,7 +49,7 @@ class Estimates:
             rows: (m, G) rows of each group. A group of many weighs more in the error than one of few, so the degrees
                 of freedom are (Σn)²/Σn² − 1.
 
-        Example:
+        Examples:
             >>> Estimates.of_jackknife(metrics.anisotropy(m), metrics.anisotropy(m, metrics.leave_one_out), m.count)
         """
         there = rows > 0
@@ -74,7 +74,7 @@ class Estimates:
             influences: (m, n) float64, as `statistics.ranking` gives them.
             group: (n,) int64, from 0, of each item; the degrees of freedom are as in `of_jackknife`.
 
-        Example:
+        Examples:
             >>> Estimates.of_influences(*ranking.auc(cosines, positive), premise).stderr
         """
         rows = torch.bincount(group).double()
@@ -229,7 +229,7 @@ def common_direction(sums: Tensor, rows: Tensor, alpha: float = ALPHA) -> list[C
     Returns:
         m claims against 0; those of fewer than six groups, which have too few turns for this rate, are undecided.
 
-    Example:
+    Examples:
         >>> [claim.verdict for claim in common_direction(state.sentence.unit_sum, state.sentence.count)]
     """
     there = (rows > 0).any(0)

@@ -26,7 +26,7 @@ def project(rows: Tensor, axes: Tensor, origin: Tensor | None = None) -> Tensor:
     Returns:
         (n, k) float64.
 
-    Example:
+    Examples:
         >>> project(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]], dtype=torch.float64))
         tensor([[2.]], dtype=torch.float64)
     """
@@ -60,7 +60,7 @@ class Extremes:
     Raises:
         ValueError: `count` or `axes` is below 1.
 
-    Example:
+    Examples:
         >>> extremes = Extremes(count=1, axes=1)
         >>> extremes.add(torch.tensor([0, 1, 2]), torch.tensor([[0.5], [2.0], [-1.0]]))
         >>> extremes.highest(0), extremes.lowest(0)

@@ -35,7 +35,7 @@ class NeighbourOverlap:
 class EvenlySpaced:
     """Keeps every s-th of the rows that stream by, s a power of two that doubles whenever there are too many.
 
-    Example:
+    Examples:
         >>> kept = EvenlySpaced()
         >>> kept.add(a, b)
         >>> kept.overlap(10).overlap

@@ -21,7 +21,7 @@ def auc(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (m,) and the influences (m, n); NaN and zeros where all items are of one kind.
 
-    Example:
+    Examples:
         >>> auc(torch.tensor([[0.1, 0.4, 0.35, 0.8]]), torch.tensor([False, False, True, True]))[0]
         tensor([0.7500], dtype=torch.float64)
     """
@@ -71,7 +71,7 @@ def above(scores: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (m, n) float64.
 
-    Example:
+    Examples:
         >>> above(torch.tensor([[0.1, 0.5, 0.5]]), torch.ones(1, 3, dtype=torch.float64))
         tensor([[2.5000, 1.0000, 1.0000]], dtype=torch.float64)
     """

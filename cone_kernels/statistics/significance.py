@@ -18,7 +18,7 @@ def student_p_value(t: float, degrees: int) -> float:
     Raises:
         ValueError: `degrees` is below 1, or `t` is NaN.
 
-    Example:
+    Examples:
         >>> round(student_p_value(2.0, 63), 4)
         0.0498
     """
@@ -39,7 +39,7 @@ def student_bound(stderr: float, degrees: int, tests: int = 1) -> float:
         degrees: degrees of freedom of that; below 1 the answer is NaN.
         tests: how many there are.
 
-    Example:
+    Examples:
         >>> round(student_bound(1.0, 63), 3)
         1.998
     """
@@ -64,7 +64,7 @@ def correlation_claims(correlations: Mapping[str, float], n: int, margin: float)
         n: the rows that each is of.
         margin: |r| below which there is nothing to say.
 
-    Example:
+    Examples:
         >>> correlation_claims({"length": -0.99}, n=3, margin=0.3)["length"].verdict
         'undecided'
     """
@@ -85,7 +85,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ValueError: a p value is below 0 or above 1.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """

@@ -171,7 +171,7 @@ def overlap(a: Space, b: Space, paired: bool) -> Overlap:
         a, b: of one width.
         paired: whether group g of the one has the same sentences as group g of the other.
 
-    Example:
+    Examples:
         >>> overlap(SampledAxes.of_rows(...).space(2), SampledAxes.of_rows(...).space(2), paired=True).corrected
     """
     m, va, vb, ya, yb = a.basis.shape[1], a.basis, b.basis, a.moves, b.moves

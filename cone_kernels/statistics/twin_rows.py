@@ -37,7 +37,7 @@ class TwinRows:
     Args:
         width_a, width_b: the widths; a cosine of twins is defined where they are equal.
 
-    Example:
+    Examples:
         >>> twins = TwinRows(384, 384)
         >>> twins.add(a, b, first=0)
         >>> float(twins.cosines.mean()), twins.rotation().cosine

@@ -35,7 +35,7 @@ def stderr_console() -> Console:
 def printable(text: str) -> str:
     """A text with marks in place of control characters, but for line feeds, and of halves of characters.
 
-    Example:
+    Examples:
         >>> printable("\x1b[31mred")
         '\ufffd[31mred'
     """

@@ -77,7 +77,7 @@ def progress_line(console: Console, begins: str = "loading the model") -> Iterat
 def told(done: Progress, width: int = 120) -> str:
     """Rates, share of padding and of the statistics, and time left, shorter on a narrow terminal.
 
-    Example:
+    Examples:
         >>> told(Progress(300, 4000, 600, elapsed=2.0, statistics=0.02))
         '150 sentences/s, 2,000 tokens/s, 0% padding, 2% statistics, 0:00:02 left'
     """

@@ -24,7 +24,7 @@ class Cursor(Generic[Piece]):
         begin: gives the rows from a row of `nearest` on, piece by piece.
         nearest: gives the last row, at or before a row, where reading can begin.
 
-    Example:
+    Examples:
         >>> cursor = Cursor(lambda row: iter(["abc", "de"]), nearest=lambda row: 0)
         >>> list(cursor.between(1, 4))
         [(1, 'bc'), (3, 'd')]

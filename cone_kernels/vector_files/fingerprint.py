@@ -30,7 +30,7 @@ def fingerprint_of(paths: Iterable[Path]) -> str:
 def sampled(length: int, block: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of at most 64 stretches of at most `block`, spread evenly over `length`, both ends among them.
 
-    Example:
+    Examples:
         >>> list(sampled(10, 4))
         [(0, 4), (4, 8), (8, 10)]
     """

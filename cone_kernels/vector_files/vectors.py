@@ -60,7 +60,7 @@ class Vectors:
             headers, sizes, schemas or first rows show it, else with the row where reading comes upon it.
         ValueError: an argument is out of range, or does not go with another.
 
-    Example:
+    Examples:
         >>> vectors = Vectors(["a.npy", "b.npy"])
         >>> n_rows = sum(len(block) for _, block in vectors.blocks())
     """
@@ -110,7 +110,7 @@ class Vectors:
             TypeError: it is none of these.
             VectorFileError, ValueError: as in `Vectors`.
 
-        Example:
+        Examples:
             >>> Vectors.from_rows(torch.randn(1000, 384)).rows
             1000
         """
@@ -196,7 +196,7 @@ class Vectors:
             VectorFileError: a row has another width, is null or holds no numbers, or a file is damaged or has changed.
             ValueError: the range is out of order, or ends after the last row where their number is known.
 
-        Example:
+        Examples:
             >>> [first for first, _ in Vectors.from_rows(torch.ones(5, 2)).blocks(1, rows=2)]
             [1, 3]
         """

@@ -42,7 +42,7 @@ def written(
         ModuleNotFoundError: pyarrow is not installed.
         OSError: the file cannot be written; nothing is left behind.
 
-    Example:
+    Examples:
         >>> with written("opened.npy", 1000, 384, torch.float32) as take:
         ...     for _, block in vectors.blocks():
         ...         take(centering(block))

@@ -60,7 +60,7 @@ def largest_difference(got: Any, wanted: Any, tolerance: Tolerance) -> Differenc
     Raises:
         OtherShapeError: they differ in something else than their numbers.
 
-    Example:
+    Examples:
         >>> largest_difference({"layers": [0.5, 2.0]}, {"layers": [0.5, 2.002]}, FLOAT32)
         Difference(relative=0.000999..., where='layers[1]')
     """

@@ -202,7 +202,7 @@ def layer_scale(ax: Axes, numbers: Sequence[int], width: float, *, margin: float
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """The positions moved as little as it takes for neighbours to be `gap` apart, within `low` and `high`.
 
-    Example:
+    Examples:
         >>> spread([5.0, 5.0], 2, 0, 10)
         [4.0, 6.0]
     """

@@ -128,7 +128,7 @@ def run_tasks(
         WorkerError: one failed; the others have been ended.
         KeyboardInterrupt: the tasks have been interrupted too, and have ended.
 
-    Example:
+    Examples:
         >>> with cluster():
         ...     run_tasks(write_part, [{"number": 0}, {"number": 1}], Path("parts"), num_cpus=1)
     """

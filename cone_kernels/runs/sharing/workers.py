@@ -90,7 +90,7 @@ def run_workers(
         WorkerError: one failed; the others have been ended.
         KeyboardInterrupt: the workers have been interrupted too, and have ended; the message is that of the first.
 
-    Example:
+    Examples:
         >>> run_workers(measure_part, [{"model": "m", "corpus": "c.txt", "shard": f"{i}/2", ...} for i in range(2)])
     """
     context = multiprocessing.get_context("spawn")
