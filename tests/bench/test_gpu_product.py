@@ -33,7 +33,7 @@ from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Those that run no model.
-WITHOUT_A_MODEL = {"report", "doctor", "rows", "vectors"}
+WITHOUT_A_MODEL = {"report", "doctor", "rows", "vectors", "completion"}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from cone_kernels.experiments import axis, center, layers, pooling, rotation, ru
 from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
+from cone_kernels.names import QUALITY_NOT_MEASURED
 from cone_kernels.terminal.run import print_run
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
@@ -216,9 +217,9 @@ def test_a_layer_that_overflows_costs_the_axis_alone(folders: list[Path], tmp_pa
     assert [row["sentence"]["anisotropy"] is None for row in layers] == [False, False, False, True]
     assert big["layers"]["shape"]["crash"] is None
     each = [line for model in found.models for result in model.results.values() for line in result.summary()]
-    assert found.summary() == tuple(each)
+    assert found.summary() == (*each, QUALITY_NOT_MEASURED)
     compared: Any = SimpleNamespace(summary=lambda: ("They are alike.",))
-    assert replace(found, rotation=compared).summary() == (*each, "They are alike.")
+    assert replace(found, rotation=compared).summary() == (*each, "They are alike.", QUALITY_NOT_MEASURED)
     said = " ".join(found.models[0].layers.summary())
     assert "How it ends cannot be told: there is no mean cosine, or no error of one, at layer 3." in said
     assert "crash" not in said
