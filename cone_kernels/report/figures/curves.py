@@ -52,7 +52,12 @@ class Curve:
 
 
 def curve_axes(
-    canvas: Canvas, numbers: Sequence[int], curves: Sequence[Curve], title: str, along: str = "layer"
+    canvas: Canvas,
+    numbers: Sequence[int],
+    curves: Sequence[Curve],
+    title: str,
+    along: str = "layer",
+    room: tuple[int, int] = (84, 132),
 ) -> Axes:
     """Axes with the curves, their bands, and their names at the right; the baseline is zero.
 
@@ -62,8 +67,9 @@ def curve_axes(
         curves: the last one is drawn on top.
         title: what is on the vertical axis.
         along: what is on the horizontal one.
+        room: pixels for the names, on a phone and elsewhere.
     """
-    right = 90 if canvas.width < 500 else 132
+    right = room[0] if canvas.width < 500 else room[1]
     width, height = canvas.width - _LEFT - right, canvas.height - _TOP - _BOTTOM
     ax = canvas.axes(_LEFT, _TOP, width, height)
     bounds = [bound for curve in curves for bound in _bounds(curve)]

@@ -15,6 +15,9 @@ from cone_kernels.report.words import place
 
 _COLOURS = (BLUE, MUTED, GREEN, ORANGE, PURPLE)
 
+# Room for the names of methods, which are long.
+_NAMES = (130, 140)
+
 
 def quality_panels(quality: Node) -> list[Panel]:
     """The figure of one result's `quality`; none where nothing was measured by pairs, or at one layer alone."""
@@ -57,4 +60,4 @@ def _draw(canvas: Canvas, rows: Sequence[Node], name: str) -> None:
         found = [row["methods"][key] for row in rows]
         values, errors = ([one.get(what) for one in found] for what in ("difference", "stderr"))
         curves.append(Curve(label_of(QUALITY_METHODS, key), colour, values, errors))
-    curve_axes(canvas, [int(row["layer"].number) for row in rows], curves, f"change of the {name}")
+    curve_axes(canvas, [int(row["layer"].number) for row in rows], curves, f"change of the {name}", room=_NAMES)
