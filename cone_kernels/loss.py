@@ -167,7 +167,8 @@ class _LossOnCpu(torch.autograd.Function):
         ctx.found = [one._replace(rows=None) for one in found]
         ctx.save_for_backward(*selection, *(one.rows for one in found))
         ctx.like = [(layer.shape, layer.dtype) for layer in layers]
-        return torch.tensor(sum(one * one for one in ctx.away) / len(found), dtype=torch.float64)
+        loss = sum(one * one for one in ctx.away) / len(found)
+        return torch.tensor(loss, dtype=torch.float64, device=layers[0].device)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

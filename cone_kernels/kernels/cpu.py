@@ -16,6 +16,7 @@ from cone_kernels.kernels.pointers import (
     column_stride,
     count_sentences,
     hidden_states_of,
+    no_address,
     of_same_strides,
     rows_of,
     start_block,
@@ -161,13 +162,10 @@ def pooled_cosine(layer: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None)
     """
     pooled = mask is not None or cu_seqlens is not None
     d = layer.shape[-1]
-    rows = layer
-    if pooled:
-        dtype = torch.float64 if layer.dtype == torch.float64 else torch.float32
-        rows = torch.empty((count_sentences(mask, cu_seqlens), d), dtype=dtype)
-    unit_sum = torch.empty(d, dtype=torch.float64)
+    rows = _pooled_like([layer], count_sentences(mask, cu_seqlens))[0] if pooled else layer
+    unit_sum = torch.empty(d, dtype=torch.float64, device=layer.device)
     cosine, used, shortest = _cpu.pooled_cosine(
-        layer.data_ptr(),
+        layer.data_ptr() or no_address(layer),
         DTYPE_NUMBERS[layer.dtype],
         len(rows),
         layer.shape[-2],
@@ -193,7 +191,7 @@ def pooled_cosine_backward(
     """grad times the gradient of the cosine: that of the layer, which had this shape and dtype."""
     rows, n = of.rows, of.used
     scale = 2 * grad / (n * (n - 1)) if n > 1 else 0.0
-    gradient = torch.empty(shape, dtype=dtype)
+    gradient = torch.empty(shape, dtype=dtype, device=rows.device)
     _cpu.pooled_cosine_backward(
         rows.data_ptr(),
         DTYPE_NUMBERS[dtype],

@@ -37,9 +37,7 @@ def column_stride(x: Tensor) -> int:
 
 def rows_of(x: Tensor) -> dict[str, object]:
     """Rows x (L, n, d), or (n, d) for one layer, as bindings take them."""
-    base = x.data_ptr()
-    if not base:
-        _refuse_lost_memory(x)
+    base = x.data_ptr() or no_address(x)
     shape, strides = x.shape, x.stride()  # asked for once: each time takes the host as long as a row takes a kernel
     layers = [base]
     if len(shape) > 2:
@@ -59,12 +57,10 @@ def hidden_states_of(
     layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
 ) -> dict[str, object]:
     """Layers (B, T, d) or (N, d), of one set of strides, as bindings take them."""
-    first, addresses = layers[0], [layer.data_ptr() for layer in layers]
-    if 0 in addresses:
-        _refuse_lost_memory(layers[addresses.index(0)])
+    first = layers[0]
     shape, strides = first.shape, first.stride()
     return {
-        "layers": addresses,
+        "layers": [layer.data_ptr() or no_address(layer) for layer in layers],
         "dtype": DTYPE_NUMBERS[first.dtype],
         "n_sentences": n_sentences,
         "n_tokens": shape[-2],
@@ -75,13 +71,14 @@ def hidden_states_of(
     }
 
 
-def _refuse_lost_memory(x: Tensor) -> None:
-    """Raises a ValueError where an input without an address has elements."""
+def no_address(x: Tensor) -> int:
+    """0 for an input without elements; a ValueError where it has some, but no memory that they are in."""
     if x.numel() > 0:
         raise ValueError(
             f"input: got a tensor of shape {tuple(x.shape)} without memory; it must have its elements "
             "(a sharded parameter must be gathered first)"
         )
+    return 0
 
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -122,6 +122,35 @@ def test_a_default_device_changes_nothing_for_tensors_of_another(op: str) -> Non
     torch.testing.assert_close(cosine, mean_pairwise_cosine(masked_mean_pool(x, MASK))[None], rtol=1e-6, atol=1e-9)
 
 
+# What has a gradient, of hidden states (3, 4, 6).
+DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_pairwise_cosine": lambda x: mean_pairwise_cosine(flat(x)),
+    "masked_mean_pool": lambda x: masked_mean_pool(x, MASK).square().sum(),
+    "masked_mean_pool packed": lambda x: masked_mean_pool(flat(x), cu_seqlens=STARTS).square().sum(),
+    "isotropy_loss": lambda x: isotropy_loss(x, MASK),
+    "isotropy_loss packed": lambda x: isotropy_loss(flat(x), cu_seqlens=STARTS),
+    "isotropy_loss of vectors": lambda x: isotropy_loss(flat(x)),
+    "isotropy_loss near zero": lambda x: isotropy_loss(
+        flat(x) * torch.tensor([1e-13] + [1.0] * 11, device="cpu")[:, None]
+    ),
+}
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_a_default_device_changes_no_gradient_of_tensors_of_another(op: str) -> None:
+    values, gradients = [], []
+    for default in ("cpu", "meta"):
+        x = normal(3, 4, 6).requires_grad_()
+        with torch.device(default):
+            value = DIFFERENTIABLE[op](x)
+            value.backward()
+        assert x.grad is not None
+        values.append(value.detach())
+        gradients.append(x.grad)
+    assert torch.equal(*values)
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_traced_is_computed_anew_for_other_values(op: str) -> None:
     x, other = normal(3, 4, 6), normal(3, 4, 6, seed=1)
@@ -233,7 +262,7 @@ def test_masks_that_are_none_are_refused_by_name(mask: Any, got: str) -> None:
 
 
 def test_a_tensor_whose_memory_was_freed_is_refused() -> None:
-    for op in (mean_pairwise_cosine, lambda x: masked_mean_pool(x, cu_seqlens=torch.tensor([0, 5]))):
+    for op in (mean_pairwise_cosine, isotropy_loss, lambda x: masked_mean_pool(x, cu_seqlens=torch.tensor([0, 5]))):
         x = normal(5, 6)
         x.untyped_storage().resize_(0)  # as FSDP does to the parameters that other ranks have
         with pytest.raises(ValueError, match=r"input: got a tensor of shape \(5, 6\) without memory; it must have its"):

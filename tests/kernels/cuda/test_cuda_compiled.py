@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from tests.support import nvcc_compiled
 from tests.support.nvcc_compiled import ARCHS, Kernel, compiled, needs_nvcc
 
 pytestmark = needs_nvcc
@@ -55,6 +57,25 @@ def aligned(source: str, arch: str) -> list[Kernel]:
 def arguments(kernel: Kernel) -> list[str]:
     name = kernel.name.split("(cone::cuda")[0]
     return name[name.index("<") + 1 : name.rindex(">")].split(", ") if "<" in name else []
+
+
+def test_an_object_older_than_what_it_is_made_of_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvcc_compiled, "ROOT", tmp_path)
+    monkeypatch.setattr(nvcc_compiled, "CSRC", tmp_path / "csrc")
+    built, source = tmp_path / "build" / "py" / "cuda-80-90" / "a-cu.o", tmp_path / "csrc" / "cuda" / "a.cu"
+    made_of = [source, tmp_path / "csrc" / "a.cuh", tmp_path / "csrc" / "a.h", tmp_path / "setup.py"]
+    for path in (built, *made_of):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1000, 1000))
+    os.utime(built, (2000, 2000))
+    assert nvcc_compiled._built(source) == built
+    for path in made_of:
+        os.utime(path, (3000, 3000))
+        assert nvcc_compiled._built(source) is None
+        os.utime(path, (1000, 1000))
 
 
 @pytest.mark.parametrize("source", KERNELS)
