@@ -78,25 +78,38 @@ inline unsigned lane() { return place().thread.x % kWarp; }
 void block_barrier(int line);
 // Notes that the running thread adds to a number in global memory.
 void note_adder(const void* address);
+constexpr unsigned kAllLanes = 0xffffffff;
 void warp_barrier(unsigned mask, int line);
 
-// Memory of the running thread's warp, one slot of kSlotBytes a lane.
+// What lanes give to their warp: two slots each, which take turns. A lane writes into the one that was read before its
+// last barrier, so no lane waits for the others to have read.
 constexpr unsigned kSlotBytes = 64;
 constexpr unsigned kMostThreads = 1024;
-extern unsigned char slots[kMostThreads * kSlotBytes];
-inline unsigned char* warp_slot(unsigned lane) {
-  return slots + (place().thread.x / kWarp * kWarp + lane) * kSlotBytes;
+extern unsigned char slots[2][kMostThreads][kSlotBytes];
+extern unsigned turns[kMostThreads];
+
+// What `lane` of the running thread's warp gave last, until the running thread gives again.
+inline const unsigned char* given(unsigned lane) {
+  const unsigned thread = place().thread.x;
+  return slots[turns[thread]][thread / kWarp * kWarp + lane];
 }
 
-// The value that lane `source` gives, when all lanes of `mask` have given theirs.
+// Gives a value to the warp, and goes on when all lanes have given theirs.
+template <class T>
+void give(unsigned mask, const T& value, int line) {
+  static_assert(sizeof(T) <= kSlotBytes && std::is_trivially_copyable_v<T>);
+  const unsigned thread = place().thread.x;
+  turns[thread] ^= 1;
+  std::memcpy(slots[turns[thread]][thread], &value, sizeof(T));
+  warp_barrier(mask, line);
+}
+
+// The value that lane `source` gives.
 template <class T>
 T exchange(unsigned mask, const T& value, unsigned source, int line) {
-  static_assert(sizeof(T) <= kSlotBytes && std::is_trivially_copyable_v<T>);
-  std::memcpy(warp_slot(lane()), &value, sizeof(T));
-  warp_barrier(mask, line);
+  give(mask, value, line);
   T taken;
-  std::memcpy(&taken, warp_slot(source), sizeof(T));
-  warp_barrier(mask, line);
+  std::memcpy(&taken, given(source), sizeof(T));
   return taken;
 }
 
@@ -108,7 +121,7 @@ T exchange(unsigned mask, const T& value, unsigned source, int line) {
 #define gridDim (simt::place().grid)
 
 inline void __syncthreads(int line = __builtin_LINE()) { simt::block_barrier(line); }
-inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) { simt::warp_barrier(mask, line); }
+inline void __syncwarp(unsigned mask = simt::kAllLanes, int line = __builtin_LINE()) { simt::warp_barrier(mask, line); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
@@ -136,15 +149,12 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32, int 
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   unsigned bits = 0;
-  const unsigned own = predicate != 0;
-  std::memcpy(simt::warp_slot(simt::lane()), &own, sizeof own);
-  simt::warp_barrier(mask, line);
+  simt::give(mask, unsigned(predicate != 0), line);
   for (unsigned lane = 0; lane < simt::kWarp; ++lane) {
     unsigned other = 0;
-    if (mask >> lane & 1) std::memcpy(&other, simt::warp_slot(lane), sizeof other);
+    std::memcpy(&other, simt::given(lane), sizeof other);
     bits |= other << lane;
   }
-  simt::warp_barrier(mask, line);
   return bits;
 }
 inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {

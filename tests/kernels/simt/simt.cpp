@@ -1,6 +1,5 @@
 // Blocks as fibers: a block's threads take turns on one system thread and change places at barriers and shuffles.
 // Shared memory starts as NaN in every block. A barrier that not all threads reach at the same line is an error.
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -23,13 +22,16 @@ constexpr unsigned kMostBlocksUp = 65535;  // of gridDim.y and z
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
+// Where a fiber goes on. The compiler's own jumps ask nothing of the C library, whose jumps take ten times as long.
+using Spot = void* [5];
+[[noreturn]] __attribute__((noinline)) void jump(Spot& spot) { __builtin_longjmp(spot, 1); }
+
 struct Fiber {
   Place place;
   State state = State::kEnded;
   int line;
-  unsigned mask;
   bool started = false;
-  jmp_buf here;
+  Spot here;
   std::unique_ptr<unsigned char[]> stack;
 };
 
@@ -39,7 +41,7 @@ struct Block {
   Fiber* running = nullptr;
   const std::function<void()>* body = nullptr;
   std::exception_ptr failure;
-  jmp_buf scheduler;
+  Spot scheduler;
   ucontext_t blank;
 };
 
@@ -58,15 +60,15 @@ void enter() {
       block.failure = std::current_exception();
     }
     block.running->state = State::kEnded;
-    if (_setjmp(block.running->here) == 0) _longjmp(block.scheduler, 1);
+    if (__builtin_setjmp(block.running->here) == 0) jump(block.scheduler);
   }
 }
 
 void resume(Fiber& fiber) {
   block.running = &fiber;
   running = &fiber.place;
-  if (_setjmp(block.scheduler) != 0) return;
-  if (fiber.started) _longjmp(fiber.here, 1);
+  if (__builtin_setjmp(block.scheduler) != 0) return;
+  if (fiber.started) jump(fiber.here);
   fiber.started = true;
   if (!fiber.stack) fiber.stack.reset(new unsigned char[kStackBytes]);
   ucontext_t context = block.blank;
@@ -77,39 +79,20 @@ void resume(Fiber& fiber) {
   setcontext(&context);
 }
 
-void wait(State state, unsigned mask, int line) {
+void wait(State state, int line) {
   Fiber& fiber = *block.running;
   fiber.state = state;
-  fiber.mask = mask;
   fiber.line = line;
-  if (_setjmp(fiber.here) == 0) _longjmp(block.scheduler, 1);
+  if (__builtin_setjmp(fiber.here) == 0) jump(block.scheduler);
 }
 
-bool waits_like(const Fiber& a, const Fiber& b) { return a.state == b.state && a.line == b.line && a.mask == b.mask; }
+bool waits_like(const Fiber& a, const Fiber& b) { return a.state == b.state && a.line == b.line; }
 
-// Lets a warp go on whose lanes of the mask have all come to one line.
-bool release_warp(size_t first, size_t threads) {
-  bool released = false;
-  for (size_t i = first; i < std::min(first + kWarp, threads); ++i) {
-    const Fiber& fiber = block.fibers[i];
-    if (fiber.state != State::kAtWarpBarrier || !(fiber.mask >> (i - first) & 1)) continue;
-    bool complete = true;
-    for (size_t lane = 0; lane < kWarp; ++lane)
-      if (fiber.mask >> lane & 1)
-        complete = complete && first + lane < threads && waits_like(fiber, block.fibers[first + lane]);
-    if (!complete) continue;
-    const unsigned mask = fiber.mask;
-    for (size_t lane = 0; lane < kWarp; ++lane)
-      if (mask >> lane & 1) block.fibers[first + lane].state = State::kReady;
-    released = true;
-  }
-  return released;
-}
-
-bool release_block(size_t threads) {
-  for (size_t i = 0; i < threads; ++i)
-    if (block.fibers[i].state != State::kAtBlockBarrier || !waits_like(block.fibers[0], block.fibers[i])) return false;
-  for (size_t i = 0; i < threads; ++i) block.fibers[i].state = State::kReady;
+// Lets the `count` threads from `first` on go on if all of them wait in this state at one line.
+bool release(State state, size_t first, size_t count) {
+  for (size_t i = first; i < first + count; ++i)
+    if (block.fibers[i].state != state || !waits_like(block.fibers[first], block.fibers[i])) return false;
+  for (size_t i = first; i < first + count; ++i) block.fibers[i].state = State::kReady;
   return true;
 }
 
@@ -120,7 +103,7 @@ std::string divergence(const char* op, size_t threads) {
     const bool ended = fiber.state == State::kEnded;
     if (i > 0 && waits_like(fiber, block.fibers[i - 1])) continue;
     message += " thread " + std::to_string(i) + (ended ? " has ended" : " waits at line " + std::to_string(fiber.line));
-    if (fiber.state == State::kAtWarpBarrier) message += " for lanes " + std::to_string(fiber.mask);
+    if (fiber.state == State::kAtWarpBarrier) message += " for its warp";
     message += ";";
   }
   return message;
@@ -134,11 +117,11 @@ bool run_if_ready(Fiber& fiber) {
 }
 
 // Runs a warp on to its next block barrier, while the others stay where they are.
-bool run_ahead(size_t first, size_t threads) {
+bool run_ahead(size_t first) {
   bool ran = false;
   do {
-    for (size_t i = first; i < std::min(first + kWarp, threads); ++i) ran = run_if_ready(block.fibers[i]) || ran;
-  } while (release_warp(first, threads));
+    for (size_t i = first; i < first + kWarp; ++i) ran = run_if_ready(block.fibers[i]) || ran;
+  } while (release(State::kAtWarpBarrier, first, kWarp));
   return ran;
 }
 
@@ -147,10 +130,11 @@ void run_block(const char* op, const std::vector<size_t>& order) {
   while (true) {
     bool ran = false;
     for (const size_t i : order)
-      ran = (order_seed > 1 ? run_ahead(i / kWarp * kWarp, threads) : run_if_ready(block.fibers[i])) || ran;
+      ran = (order_seed > 1 ? run_ahead(i / kWarp * kWarp) : run_if_ready(block.fibers[i])) || ran;
     bool released = false;
-    for (size_t first = 0; first < threads; first += kWarp) released = release_warp(first, threads) || released;
-    released = release_block(threads) || released;
+    for (size_t first = 0; first < threads; first += kWarp)
+      released = release(State::kAtWarpBarrier, first, kWarp) || released;
+    released = release(State::kAtBlockBarrier, 0, threads) || released;
     if (ran || released) continue;
     for (size_t i = 0; i < threads; ++i)
       if (block.fibers[i].state != State::kEnded) throw std::logic_error(divergence(op, threads));
@@ -171,7 +155,8 @@ std::vector<size_t> order_of(size_t n) {
 
 const Place* running = nullptr;
 int most_shared = 227 << 10;
-alignas(kSlotBytes) unsigned char slots[kMostThreads * kSlotBytes];
+alignas(kSlotBytes) unsigned char slots[2][kMostThreads][kSlotBytes];
+unsigned turns[kMostThreads];
 unsigned char* shared_memory() { return block.shared.data(); }
 void note_adder(const void* address) {
   const Place& at = *running;
@@ -180,8 +165,11 @@ void note_adder(const void* address) {
   if (adders.emplace(address, thread).first->second != thread)
     throw std::logic_error("add_to: two threads of a launch add to one number");
 }
-void block_barrier(int line) { wait(State::kAtBlockBarrier, 0, line); }
-void warp_barrier(unsigned mask, int line) { wait(State::kAtWarpBarrier, mask, line); }
+void block_barrier(int line) { wait(State::kAtBlockBarrier, line); }
+void warp_barrier(unsigned mask, int line) {
+  if (mask != kAllLanes) throw std::logic_error("a warp's barrier: got some lanes; the shim knows all 32 only");
+  wait(State::kAtWarpBarrier, line);
+}
 
 void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
@@ -205,6 +193,7 @@ void run(const char* op, dim3 grid, unsigned threads, size_t shared_bytes, const
       fiber.place = {dim3(i), at, dim3(threads), grid};
       fiber.started = fiber.started && fiber.state == State::kEnded;  // others were left at a barrier
       fiber.state = State::kReady;
+      turns[i] = 0;
     }
     run_block(op, order);
   }

@@ -69,7 +69,7 @@ def test_divergent_barriers_are_errors(shim: ctypes.CDLL) -> None:
     assert "thread 40 has ended" in told
     assert b"thread 32 waits at line" in shim.run_two_barriers_at_once()
     values = torch.zeros(32, dtype=torch.int32)
-    assert b"for lanes 4294967295; thread 16 has ended" in shim.run_half_a_warp_shuffles(address(values))
+    assert b"for its warp; thread 16 has ended" in shim.run_half_a_warp_shuffles(address(values))
 
 
 def test_a_race_shows_where_one_warp_runs_ahead(shim: ctypes.CDLL) -> None:

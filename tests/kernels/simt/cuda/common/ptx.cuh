@@ -88,16 +88,14 @@ void multiply_add_parts(const unsigned (&a)[2 * kParts], const unsigned (&b)[kPa
   struct Given {
     float a[2 * kParts][2], b[kParts][2];
   };
-  static_assert(sizeof(Given) <= simt::kSlotBytes);
   Given own;
   for (unsigned half = 0; half < 2; ++half) {
     for (unsigned i = 0; i < 2 * kParts; ++i) own.a[i][half] = emulated::value_of<kType>(a[i], half);
     for (unsigned i = 0; i < kParts; ++i) own.b[i][half] = emulated::value_of<kType>(b[i], half);
   }
-  std::memcpy(simt::warp_slot(simt::lane()), &own, sizeof own);
-  simt::warp_barrier(0xffffffffu, line);
+  simt::give(simt::kAllLanes, own, line);
   const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
-  const auto given = [](unsigned lane) { return reinterpret_cast<const Given*>(simt::warp_slot(lane)); };
+  const auto given = [](unsigned lane) { return reinterpret_cast<const Given*>(simt::given(lane)); };
   for (unsigned part = 0; part < kParts; ++part) {
     float left[2][8], right[2][8];  // rows g and g + 8 of a, columns 2 t and 2 t + 1 of b; k = 8 part ..
     int left_exponents[2][8], right_exponents[2][8];
@@ -112,7 +110,6 @@ void multiply_add_parts(const unsigned (&a)[2 * kParts], const unsigned (&b)[kPa
       c[i] =
           emulated::add_products<kType>(c[i], left[i / 2], right[i % 2], left_exponents[i / 2], right_exponents[i % 2]);
   }
-  simt::warp_barrier(0xffffffffu, line);
 }
 
 template <MatrixType kType>
@@ -126,15 +123,17 @@ void multiply_add(const unsigned (&a)[2], unsigned b, float (&c)[4], int line = 
 }
 
 inline void load_transposed(const uint16_t* row, unsigned (&matrices)[4], int line = __builtin_LINE()) {
-  std::memcpy(simt::warp_slot(simt::lane()), row, 16);
-  simt::warp_barrier(0xffffffffu, line);
+  struct Row {
+    uint16_t values[8];
+  } own;
+  std::memcpy(&own, row, sizeof own);
+  simt::give(simt::kAllLanes, own, line);
   const unsigned g = simt::lane() / 4, t = simt::lane() % 4;
   for (unsigned q = 0; q < 4; ++q) {
     uint16_t pair[2];
-    for (unsigned s = 0; s < 2; ++s) std::memcpy(&pair[s], simt::warp_slot(8 * q + 2 * t + s) + 2 * g, sizeof pair[s]);
+    for (unsigned s = 0; s < 2; ++s) std::memcpy(&pair[s], simt::given(8 * q + 2 * t + s) + 2 * g, sizeof pair[s]);
     std::memcpy(&matrices[q], pair, sizeof pair);
   }
-  simt::warp_barrier(0xffffffffu, line);
 }
 
 inline void prefetch(const void*) {}
