@@ -166,11 +166,13 @@ def test_numbers_that_a_program_prints() -> None:
     assert printed_numbers("layer 3: 0.25 ± -1.5, 12.5% of w45 and v1.0 ###") == [3, 0.25, -1.5, 12.5]
 
 
-# The stage's program, with cases in place of the package's, and little to import.
+# The stage's program, with cases in place of the package's, and little to import: theirs are not imported either.
 PROGRAM = """
-import os, subprocess, sys, time
+import os, subprocess, sys, time, types
 from pathlib import Path
-from bench.gpu.product import __main__ as program, cases, each_case
+
+cases = sys.modules["bench.gpu.product.cases"] = types.ModuleType("bench.gpu.product.cases")
+from bench.gpu.product import __main__ as program, each_case
 from bench.gpu.product.case import Case
 
 each_case.IMPORTED = ()
