@@ -97,6 +97,12 @@ def one_thread(threads: None) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of runs without their figures, which take most of a small run's time and have tests of their own."""
+    monkeypatch.setattr("cone_kernels.report._draw_both", lambda panel, prefix: "<figure></figure>")
+
+
 @pytest.fixture(scope="session")
 def snli() -> Path:
     """The SNLI dev set, which lies beside a checkout."""

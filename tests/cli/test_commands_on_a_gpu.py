@@ -16,7 +16,7 @@ from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 # So that both devices cut the corpus into the same batches, several of each length.
 SAME = ("--token-budget", "60", "--shard-size", "32", "--threads", "1")

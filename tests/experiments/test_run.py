@@ -169,6 +169,7 @@ def test_one_model_as_csv_by_the_command_line(folders: list[Path], tmp_path: Pat
     assert (out / "report.html").read_bytes() == page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_of_one_name_get_files_of_their_own(folders: list[Path], tmp_path: Path) -> None:
     found = run([folders[0], folders[0]], iter(TEXTS), tmp_path, k=1, table="csv")
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["one-2.safetensors", "one.safetensors"]
@@ -193,6 +194,7 @@ def test_refusals_come_before_the_run(folders: list[Path], tmp_path: Path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_pyarrow_the_table_is_csv(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     run(folders[:1], TEXTS, tmp_path / "out", k=1)

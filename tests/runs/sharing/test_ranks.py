@@ -80,6 +80,7 @@ def test_a_rank_is_on_its_own_gpu_before_anything_runs(corpus: Path, monkeypatch
         ranks_of_torchrun.measure_by_ranks("model", corpus, {}, None, {})
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_give_the_bits_of_one_process(
     model: Path, another: Path, corpus: Path, tmp_path: Path, ranks: int

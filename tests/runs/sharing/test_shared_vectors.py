@@ -31,7 +31,7 @@ from tests.support.forked import forked_workers  # noqa: F401 - a fixture
 from tests.support.gloo_ranks import run_ranks
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 TEXTS = [" ".join(WORDS[(i * 7 + i // 90 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(180)]
 OPTIONS: dict[str, Any] = {"shard_size": 8, "threads": 1}
