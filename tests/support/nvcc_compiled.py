@@ -35,7 +35,7 @@ _RESOURCES = re.compile(
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)")
 
 _BRANCHES = ("BRA", "BRX", "EXIT", "RET", "CALL", "JMP")
-# What is worth keeping of a block: so many operations of float32, copies into shared memory, products of matrices.
+# What is worth keeping of a block: so many operations of one precision, copies into shared memory, products of matrices.
 _MUCH = 16
 _ALWAYS = ("LDGSTS", "HMMA")
 
@@ -159,8 +159,11 @@ def _blocks(code: str) -> dict[str, list[Counter[str]]]:
 
 
 def _is_kept(block: Mapping[str, int]) -> bool:
-    arithmetic = sum(n for opcode, n in block.items() if opcode.split(".")[0] in ("FADD", "FMUL", "FFMA"))
-    return arithmetic >= _MUCH or any(opcode.startswith(_ALWAYS) for opcode in block)
+    many = any(
+        sum(n for opcode, n in block.items() if opcode.split(".")[0] in arithmetic) >= _MUCH
+        for arithmetic in (("FADD", "FMUL", "FFMA"), ("DADD", "DMUL", "DFMA"))
+    )
+    return many or any(opcode.startswith(_ALWAYS) for opcode in block)
 
 
 def _demangled(names: list[str]) -> list[str]:

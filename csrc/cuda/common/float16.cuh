@@ -1,4 +1,4 @@
-// float16 to and from float32 by the GPU's own conversions. The tests bring their own, for the CPU.
+// 16-bit floats to and from float32 by the GPU's own conversions. The tests bring their own, for the CPU.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,18 @@ __device__ __forceinline__ uint16_t float_to_float16(float value) {
   uint16_t bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
+}
+
+// Two at once, the first in the lower half. They round to nearest, ties to even; NaN becomes 0x7fff.
+__device__ __forceinline__ uint32_t two_to_float16(float first, float second) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(first), "f"(second));
+  return both;
+}
+__device__ __forceinline__ uint32_t two_to_bfloat16(float first, float second) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(first), "f"(second));
+  return both;
 }
 
 }  // namespace cuda

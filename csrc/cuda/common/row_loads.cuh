@@ -43,18 +43,20 @@ struct Octet {
   }
 };
 
-// Rounds once, to nearest, ties to even.
+// Eight values as elements, each rounded once.
 template <class Out>
-__device__ __forceinline__ Out narrow(float value) {
-  if constexpr (sizeof(Out) == 4) {
-    return value;
-  } else if constexpr (std::is_same_v<Out, BFloat16>) {
-    const uint32_t bits = __float_as_uint(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
-    return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
-  } else {
-    return {float_to_float16(value)};
+__device__ __forceinline__ Octet<Out> rounded(const float (&values)[kColumns]) {
+  Octet<Out> octet;
+#pragma unroll
+  for (int i = 0; i < Octet<Out>::kWords; ++i) {
+    if constexpr (sizeof(Out) == 4)
+      octet.words[i] = __float_as_uint(values[i]);
+    else if constexpr (std::is_same_v<Out, BFloat16>)
+      octet.words[i] = two_to_bfloat16(values[2 * i], values[2 * i + 1]);
+    else
+      octet.words[i] = two_to_float16(values[2 * i], values[2 * i + 1]);
   }
+  return octet;
 }
 
 // The columns of this thread among [begin, end): eight neighbours, or one in every blockDim.x, so that neighbouring

@@ -38,10 +38,11 @@ __global__ void __launch_bounds__(kMostThreads)
   const int begin = int(blockIdx.z) * int(blockDim.x) * kColumns;
   const OwnColumns<kVector> columns(begin, int(min(int64_t{begin} + int(blockDim.x) * kColumns, d)));
   const float* grad = static_cast<const float*>(params.layers.addresses[blockIdx.y]) + sentence * args.grad.row_stride;
-  Octet<Out> share = {};
+  float shares[kColumns] = {};
 #pragma unroll
   for (int k = 0; k < kColumns; ++k)
-    if (columns.has(k)) share.put(k, narrow<Out>(float(double(grad[columns[k] * args.grad.col_stride]) * one_share)));
+    if (columns.has(k)) shares[k] = float(double(grad[columns[k] * args.grad.col_stride]) * one_share);
+  const Octet<Out> share = rounded<Out>(shares);
 
   const int64_t layer_rows = (packed ? 1 : args.grad.n) * args.n_tokens;
   Out* to = static_cast<Out*>(args.grad_hidden) + ((params.layers.first + blockIdx.y) * layer_rows + first) * d;

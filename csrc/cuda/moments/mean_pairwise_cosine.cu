@@ -178,19 +178,10 @@ __global__ void __launch_bounds__(kTileThreads) finish_cosine_kernel(const __gri
 
 int attribute(cudaDeviceAttr which, int device) { return device_attribute("mean_pairwise_cosine", which, device); }
 
-// Blocks of a layer: all layers of a launch in one wave where they fit; else so that the last wave is as full as
-// others.
+// A block fills a multiprocessor.
 int blocks_of(int64_t n_layers, int64_t n, int device) {
-  constexpr int64_t kMostWaves = 4;
-  const int64_t layers = std::min(n_layers, int64_t{Layers::kMost});
-  const int64_t in_a_wave = attribute(cudaDevAttrMultiProcessorCount, device);
-  const int64_t most = std::max(int64_t{1}, (n + kWarps * kLeastRows - 1) / (kWarps * kLeastRows));
-  const auto waves = [&](int64_t blocks) { return (layers * blocks + in_a_wave - 1) / in_a_wave; };
-  int64_t best = std::max(int64_t{1}, in_a_wave / layers);
-  for (int64_t blocks = best + 1; waves(blocks) <= kMostWaves; ++blocks)
-    // A block's share of the rows is 1 / blocks; a tenth less time is worth more blocks.
-    if (10 * waves(blocks) * best < 9 * waves(best) * blocks) best = blocks;
-  return int(std::min(best, most));
+  const int64_t most = (n + kWarps * kLeastRows - 1) / (kWarps * kLeastRows);
+  return blocks_of_layer(n_layers, most, attribute(cudaDevAttrMultiProcessorCount, device));
 }
 
 // Lays out the memory; null: counts it alone.

@@ -1,8 +1,7 @@
-#include <cfloat>
-
 #include "cuda/common/block_sums.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/layers.cuh"
+#include "cuda/moments/cosine_gradient.cuh"
 #include "cuda/moments/gradients.cuh"
 
 namespace cone {
@@ -17,45 +16,11 @@ struct Params {
   MeanPairwiseCosineBackwardArgs args;
 };
 
-// What a row's gradient is made of: scale · (s − along · x). Both are zero for rows that are left out.
-struct Direction {
-  double scale, along;
-
-  // of = (‖x‖², s·x)
-  __device__ __forceinline__ Direction(double norm_sq, double projection, double layer_scale) : scale(0), along(0) {
-    if (!(norm_sq <= DBL_MAX) || norm_sq < DBL_MIN) return;
-    // One factor 1/‖x‖ at a time: its powers may leave float64.
-    const double inverse = 1 / sqrt(norm_sq);
-    scale = layer_scale * inverse;
-    along = projection * inverse * inverse;
-  }
-};
-
-template <class In>
-__device__ __forceinline__ Octet<In> gradient(const Octet<In>& x, const double (&s)[kColumns], const Direction& row) {
-  Octet<In> result = {};
-  const bool left_out = row.scale == 0;
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k)
-    if (!left_out) result.put(k, narrow<In>(float(row.scale * (s[k] - double(x[k]) * row.along))));
-  return result;
-}
-
 template <bool kVector>
 __device__ __forceinline__ void load_units(const double* s, const OwnColumns<kVector>& columns,
                                            double (&own)[kColumns]) {
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) own[k] = columns.has(k) ? s[columns[k]] : 0.0;
-}
-
-template <class In>
-__device__ __forceinline__ void add_products(const Octet<In>& x, const double (&s)[kColumns], double (&sums)[2]) {
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k) {
-    const double value = double(x[k]);
-    sums[0] = fma(value, value, sums[0]);
-    sums[1] = fma(value, s[k], sums[1]);
-  }
 }
 
 // A block takes every gridDim.x-th row, each thread eight columns of it. The next row is on its way meanwhile.
@@ -92,15 +57,16 @@ __global__ void __launch_bounds__(kMostThreads)
         add_products(load_octet(base + row * rows.row_stride, more, rows.col_stride), more_units, sums);
       }
     const double total = block_sums(sums);
-    const Direction direction(__shfl_sync(kAllLanes, total, 0), __shfl_sync(kAllLanes, total, kSecond), scale);
-    store_octet(out + row * d, columns, gradient(x, units, direction));
+    const double norm_sq = __shfl_sync(kAllLanes, total, 0), projection = __shfl_sync(kAllLanes, total, kSecond);
+    const Direction direction = direction_of(norm_sq, projection, scale);
+    store_octet(out + row * d, columns, gradient<false>(x, units, direction));
     if constexpr (kWide)
       for (int begin = tile; begin < d; begin += tile) {
         const OwnColumns<kVector> more(begin, min(begin + tile, d));
         double more_units[kColumns];
         load_units(s, more, more_units);
         const Octet<In> again = load_octet(base + row * rows.row_stride, more, rows.col_stride);
-        store_octet(out + row * d, more, gradient(again, more_units, direction));
+        store_octet(out + row * d, more, gradient<false>(again, more_units, direction));
       }
   }
 }
@@ -108,6 +74,7 @@ __global__ void __launch_bounds__(kMostThreads)
 }  // namespace
 
 void mean_pairwise_cosine_backward(const MeanPairwiseCosineBackwardArgs& args, const Queue& queue) {
+  if (warps_take_rows(args)) return mean_pairwise_cosine_backward_by_warps(args, queue);
   const RowView& rows = args.rows;
   const int64_t warps = (rows.d + kWarpColumns - 1) / kWarpColumns;
   const int threads = int(std::min(warps * kWarpSize, int64_t{kMostThreads}));

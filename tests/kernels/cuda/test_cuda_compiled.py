@@ -21,6 +21,7 @@ KERNELS = {
     "masked_mean_pool.cu": 3 * 2,
     "mean_pairwise_cosine.cu": 3 * 4 + 1,  # one for each number of octets
     "mean_pairwise_cosine_backward.cu": 3 * 2 * 2,  # rows wider than a block or not
+    "warp_cosine_backward.cu": 3 * 4,  # one for each number of octets
     "masked_mean_pool_backward.cu": 3 * 2,
     "moment_partials.cu": 3 * 2 + 1,
     "list_tokens.cu": 1,
@@ -36,7 +37,7 @@ READS_ROWS = [
     "mean_pairwise_cosine_backward.cu",
     "moment_partials.cu",
 ]
-COSINE = "mean_pairwise_cosine.cu"
+COSINE, COSINE_BACKWARD = "mean_pairwise_cosine.cu", "warp_cosine_backward.cu"
 WARPS = [name for name in KERNELS if name.startswith("warp_moments_")]
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 
@@ -174,6 +175,33 @@ def test_instructions_of_a_row(source: str, arch: str) -> None:
             # Sixteen products of matrices make the squares of an octet of four rows.
             (octet,) = [sum(block.values()) for block in kernel.blocks if among(block, "HMMA") == 16]
             assert octet / rows <= 10, kernel.name
+
+
+def test_instructions_of_a_gradient(arch: str) -> None:
+    """Conversions from and to float64 are the slowest of them, 16 a clock of a multiprocessor: two an element are made.
+
+    Memory takes as long as 28 instructions an element of two bytes, which is read and written.
+    """
+    for kernel in compiled(COSINE_BACKWARD, arch):
+        pieces = octets(kernel) * (2 if of_floats(kernel) else 1)
+        assert kernel.count("LDG", "128") == 2 * pieces, kernel.name  # once before the loop, once in it
+        assert kernel.count("STG", "128") == 2 * pieces, kernel.name  # of rows of usual length and of others
+        elements = 8 * octets(kernel)
+        # Of the sums, and of the gradient of other rows; the inverse root of a norm.
+        assert kernel.opcodes["F2F.F64.F32"] == 2 * elements + 1, kernel.name
+        assert kernel.opcodes["F2F.F32.F64"] == 2 * elements + 1, kernel.name  # of the two gradients; a norm
+        if octets(kernel) == 1 or of_floats(kernel):
+            continue  # too little to be told from what is around it, or in a block for each octet
+        (gradient,) = [block for block in kernel.blocks if block.get("F2F.F32.F64", 0) > elements]
+        assert gradient["F2F.F64.F32"] == 1, kernel.name
+        assert sum(gradient.values()) <= 8 * elements + 12, kernel.name
+
+
+def test_as_many_blocks_fit_a_multiprocessor_as_are_launched_for_it(arch: str) -> None:
+    for kernel in compiled(COSINE_BACKWARD, arch):
+        few, many = (6, (4, 3, 2)) if of_floats(kernel) else (8, (5, 4, 3))
+        blocks = few if octets(kernel) == 1 else many[octets(kernel) - 2]
+        assert -(-kernel.registers // 8) * 8 * 128 * blocks <= REGISTERS_OF_A_MULTIPROCESSOR, kernel.name
 
 
 @pytest.mark.parametrize("source", KERNELS)

@@ -53,8 +53,9 @@ def test_cosine_equals_autograd_of_the_definition(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cosine_kernel_is_one_rounding_from_the_reference(dtype: torch.dtype) -> None:
     weights = torch.tensor([0.7, -3e3], dtype=torch.float64)
-    # The last two are wider than a block, aligned and not.
-    shapes = [*itertools.product([1, 7, 8, 64, 130, 1000], [1, 2, 33]), (600, 530), (4104, 5), (4099, 5)]
+    # Aligned rows of 1 to 4 octets a lane are a warp's; the last two are wider than a block, aligned and not.
+    shapes = [*itertools.product([1, 7, 8, 64, 130, 1000], [1, 2, 33]), (256, 17), (264, 9), (520, 9), (1024, 9)]
+    shapes += [(600, 530), (1032, 5), (4104, 5), (4099, 5)]
     for d, n in shapes:
         x = normal(2, n, d, dtype=dtype, seed=d)
         sums = sums_of(torch.cat([x, normal(2, 5, d)], dim=1))
@@ -82,6 +83,29 @@ def test_every_float16_is_read_and_every_rounding_is_torch_s() -> None:
         for dtype in (torch.float16, torch.bfloat16):
             rounded = pool_gradient(grad, mask, None, 1, dtype, "cuda")[:, 0]
             torch.testing.assert_close(rounded, grad.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_elements_of_usual_rows(dtype: torch.dtype) -> None:
+    x = normal(2, 9, 72, dtype=dtype)
+    x[:, :, 1::3] *= 2.0**-22 if dtype == torch.float16 else 2.0**-140  # below the least normal number
+    x[:, :, ::3] = 0
+    sums = sums_of(x)
+    got = cosine_gradient(x, *sums, torch.tensor([0.7, -3.0]), "cuda")
+    wanted = cosine_gradient(x.double(), *sums, torch.tensor([0.7, -3.0]), "reference")
+    assert_rounded_once(got, wanted, absolute=1e-40)
+    assert bool((got[:, :, ::3] == 0).all())
+
+
+def test_rows_at_the_ends_of_the_quicker_way() -> None:
+    x = normal(1, 12, 40)
+    x *= (2.0 ** torch.tensor([-59.5, -60.5, 59.5, 60.5]) / torch.linalg.vector_norm(x[:, :4], dim=-1)).repeat(1, 3)[
+        ..., None
+    ]
+    sums = sums_of(x)
+    got = cosine_gradient(x, *sums, torch.ones(1), "cuda").double()
+    wanted = cosine_gradient(x.double(), *sums, torch.ones(1), "reference")
+    assert float(((got - wanted) / wanted).abs().max()) < 2.0**-23
 
 
 @pytest.mark.parametrize("exponent", [60, -60])

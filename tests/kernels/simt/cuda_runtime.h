@@ -176,6 +176,13 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+inline int __float_as_int(float value) { return int(__float_as_uint(value)); }
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = uint64_t(unsigned(high)) << 32 | unsigned(low);
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 template <class T>
 T __ldg(const T* address) {
   return *address;
