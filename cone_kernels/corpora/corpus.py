@@ -53,11 +53,11 @@ class Corpus:
     """The distinct sentences of files, in order of first appearance; every iteration reads them anew.
 
     Formats, by suffix (`cone_kernels.names.FORMATS` lists them): `.txt` has one sentence a line; `.jsonl` one JSON
-    object, or an array of them, a line; `.csv` records under a header, `.tsv` such with tabs and without quotes;
-    `.parquet` and `.arrow` (an IPC file or stream) columns of strings; each also compressed, with `.gz` or `.zst` after
-    it. Files are read as streams: a line, a row group or a record batch is in memory at a time (a compressed `.parquet`
-    or `.arrow` is unpacked to a temporary file). A number in a message is a line of a text format (of a record its
-    first one) or a row of a table, from 1.
+    object, or an array of them, a line, or one array over many lines; `.csv` records under a header, `.tsv` such with
+    tabs and without quotes; `.parquet` and `.arrow` (an IPC file or stream) columns of strings; each also compressed,
+    with `.gz` or `.zst` after it. Files are read as streams: a line, an element of an array, a row group or a record
+    batch is in memory at a time (a compressed `.parquet` or `.arrow` is unpacked to a temporary file). A number in a
+    message is a line of a text format (of a record its first one) or a row of a table, from 1.
 
     Args:
         path: one of these, or a sequence of them: a file; a glob (`data/*.jsonl.gz`, `data/**/*.txt`); a folder, which

@@ -30,6 +30,8 @@ MAX_CELL = MAX_LINE
 FIRST_RECORDS = 1000
 # What tells a table in a text file: so many lines, all cut by as many tabs.
 _START = 1 << 16
+# What stands between the elements of a JSON array.
+_BETWEEN = ", \t\r\n"
 _TABLE_LINES, _TABLE_TABS = 3, 2
 
 
@@ -65,22 +67,67 @@ def jsonl_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]
 
 
 def json_objects(source: Source, reading: Reading) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of every line that is a JSON object or an array of some; others are refused as `reading` says."""
-    for number, line in text_lines(source, reading):
-        if not line.strip():
-            reading.drop_empty()
-            continue
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            hint = " (`jq -c '.[]'` makes lines of the objects in an array)" if number == 1 and line[:1] == "[" else ""
-            reading.refuse("malformed_record", number, f"not JSON: {error}{hint}")
-            continue
+    """(line, object) of every line that is a JSON object or an array of some, or of an array over many lines.
+
+    What is none of these is refused as `reading` says.
+    """
+    for number, found in _json_values(source, reading):
         for record in found if isinstance(found, list) else [found]:
             if isinstance(record, dict):
                 yield number, record
             else:
                 reading.refuse("malformed_record", number, f"a JSON {type(record).__name__}; it must be an object")
+
+
+def _json_values(source: Source, reading: Reading) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every line, or of every element of an array that begins in the first line and goes on."""
+    lines = text_lines(source, reading)
+    is_first = True
+    for number, line in lines:
+        if not line.strip():
+            reading.drop_empty()
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if is_first and line.lstrip().startswith("[") and _is_cut(error, line):
+                yield from _elements(itertools.chain([(number, line.lstrip()[1:])], lines), reading)
+                return
+            reading.refuse("malformed_record", number, f"not JSON: {error}")
+        is_first = False
+
+
+def _is_cut(error: Exception, text: str) -> bool:
+    """Whether all of a text could be the beginning of JSON."""
+    return isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
+
+
+def _elements(lines: Iterator[tuple[int, str]], reading: Reading) -> Iterator[tuple[int, Any]]:
+    """(line where it begins, value) of the elements of a JSON array that was opened; one is in memory at a time."""
+    decoder, pending, begin, closed = json.JSONDecoder(), "", 1, False
+    problem: Exception | None = None
+    for number, line in lines:
+        begin = begin if pending else number
+        pending = f"{pending}\n{line}".lstrip(_BETWEEN)
+        # An element over many lines ends where a line closes it; to try at every line would take their square.
+        while pending and not closed and ("\n" not in pending or line.rstrip(_BETWEEN).endswith(("}", "]"))):
+            if pending.startswith("]"):
+                closed, pending = True, pending[1:].strip()
+                break
+            try:
+                value, end = decoder.raw_decode(pending)
+            except (ValueError, RecursionError) as error:
+                problem = None if _is_cut(error, pending) else error
+                break
+            yield begin, value
+            begin, pending = number, pending[end:].lstrip(_BETWEEN)
+        if problem or len(pending) > MAX_LINE or (closed and pending):
+            break
+    if closed and pending:
+        reading.refuse("malformed_record", begin, "not JSON: text behind the end of the array")
+    elif not closed:
+        what = problem or ("the array is not closed" if len(pending) <= MAX_LINE else f"over {MAX_LINE:,} characters")
+        reading.refuse("malformed_record", begin, f"not JSON, from here on: {what}")
 
 
 def csv_records(source: Source, reading: Reading) -> Iterator[tuple[int, str]]:

@@ -242,7 +242,45 @@ def test_an_array_of_objects_is_as_many_records(tmp_path: Path) -> None:
     )
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8))
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8)
+
+
+@given(TEXTS, st.sampled_from([None, 0, 1, "\t"]), st.booleans())
+def test_an_array_over_lines_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], indent: int | str | None, nested: bool
+) -> None:
+    records = [{"id": [1, {"a": "]"}] if nested else 1, "text": text} for text in texts]
+    path = tmp_path_factory.getbasetemp() / "given.jsonl"
+    path.write_text(json.dumps(records, indent=indent, ensure_ascii=False), encoding="utf-8")
+    assert list(Corpus(path)) == [text for text in dict.fromkeys(texts) if text.strip()]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences", "examples"),
+    [
+        ('[\n{"text": "a"},\n3,\n{"text":\n"b"}\n]\n', ["a", "b"], ["3: dropped, a JSON int; it must be an object"]),
+        ('\n [{"text": "a"},\n', ["a"], ["2: dropped, not JSON, from here on: the array is not closed"]),
+        (
+            '[{"text": "a"},\n{"text": b},\n{"text": "c"}]',
+            ["a"],
+            ["2: dropped, not JSON, from here on: Expecting value: line 1 column 10 (char 9)"],
+        ),
+        (
+            '[{"text": "a"}\n]\n\n{"text": "b"}',
+            ["a"],
+            ["4: dropped, not JSON: text behind the end of the array"],
+        ),
+        ('[{"text": a}]\n{"text": "b"}', ["b"], ["1: dropped, not JSON: Expecting value: line 1 column 11 (char 10)"]),
+        ('{"text": "a"}\n[\n', ["a"], ["2: dropped, not JSON: Expecting value: line 1 column 2 (char 1)"]),
+    ],
+)
+def test_an_array_over_lines(tmp_path: Path, text: str, sentences: list[str], examples: list[str]) -> None:
+    corpus = Corpus(write(tmp_path / "a.jsonl", text.encode()))
+    assert list(corpus) == sentences
+    assert [example.rpartition("a.jsonl:")[2] for example in corpus.summary.examples] == examples
+
+
+@given(TEXTS)
 def test_csv_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = write(tmp_path_factory.getbasetemp() / "given.csv", as_csv(texts))
     assert list(Corpus(path)) == [text for text in dict.fromkeys(texts) if text.strip()]

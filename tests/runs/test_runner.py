@@ -273,11 +273,11 @@ def test_no_sentence_at_all_is_refused(loaded: LoadedModel) -> None:
 
 def test_why_there_is_no_sentence_is_said(loaded: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    file.write_text('[\n{"text": "a cat"},\n{"text": ["a", "dog"]}\n\n')
+    file.write_text('{\n{"text": "a cat"},\n{"text": ["a", "dog"]}\n\n')
     message = (
         "corpus: there is no sentence to run: 1 empty, 2 malformed record, 1 missing field; "
-        f"{file}:1: dropped, not JSON: Expecting value: line 1 column 2 (char 1) (`jq -c '.[]'` makes lines of the "
-        f"objects in an array); {file}:2: dropped, not JSON: Extra data: line 1 column 18 (char 17); "
+        f"{file}:1: dropped, not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1); "
+        f"{file}:2: dropped, not JSON: Extra data: line 1 column 18 (char 17); "
         f"{file}:3: dropped, field 'text' is ['a', 'dog'], no string"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
