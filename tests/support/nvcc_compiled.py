@@ -35,7 +35,7 @@ _RESOURCES = re.compile(
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)")
 
 _BRANCHES = ("BRA", "BRX", "EXIT", "RET", "CALL", "JMP")
-# What is worth keeping of a block: so many operations of one precision, copies into shared memory, products of matrices.
+# What is worth keeping of a block: much arithmetic of one precision, copies into shared memory, products of matrices.
 _MUCH = 16
 _ALWAYS = ("LDGSTS", "HMMA")
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from cone_kernels.runs.progress import Progress
 
-# Between two looks at how far the tasks are, and between two reports of a task.
 logger = logging.getLogger(__name__)
 
+# Between two looks at how far the tasks are, and between two reports of a task.
 _EVERY_S = 1.0
 
 
@@ -48,7 +48,8 @@ def measure_by_ray(
         corpus: a file, or whatever else `Corpus` can read, or a `Corpus` of such, which every node can open too.
         gathered: `second_moment`, `unit_second_moment`, `pooling`, `poolings` and `keep_vectors` of `measure`.
         save_state: where to write the state.
-        options: `SharedOptions` with `ray`; each task has a checkpoint of its own on its node, FILE.0-of-4 and so on.
+        options: `SharedOptions` with `ray`; each task has a checkpoint of its own on its node, FILE.0-of-4 and so on. A
+            task that Ray calls again there, as its process has died, goes on from it.
 
     Raises:
         ModuleNotFoundError: ray is not installed.
@@ -85,11 +86,27 @@ def _measure_to_folder(name: str, keywords: Mapping[str, Any], folder: Path, pro
     """Writes a part to a file of this name in `folder`, and its sentence vectors next to it."""
     from cone_kernels.runs.vector_keeper import layer_file
 
-    part = folder / name
-    measurement = measure_part(**keywords, save_state=part, progress=progress)
-    if (checkpoint := keywords.get("checkpoint")) is not None:
+    part, checkpoint = folder / name, keywords.get("checkpoint")
+    with _begun_before() as again:
+        resumed = {"resume": True} if again and checkpoint is not None else {}
+        measurement = measure_part(**{**keywords, **resumed}, save_state=part, progress=progress)
+    if checkpoint is not None:
         for layer in measurement.vectors:
             shutil.copyfile(layer_file(checkpoint, layer), layer_file(part, layer))
+
+
+@contextmanager
+def _begun_before() -> Iterator[bool]:
+    """Whether this task of Ray was begun on this machine before: Ray calls a task again whose process has died."""
+    import ray
+
+    mark = Path(tempfile.gettempdir(), f"cone_kernels-{ray.get_runtime_context().get_task_id()}")
+    again = mark.exists()
+    mark.touch()
+    try:
+        yield again
+    finally:  # not where the process dies
+        mark.unlink(missing_ok=True)
 
 
 @contextmanager

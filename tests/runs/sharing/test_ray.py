@@ -69,6 +69,32 @@ def test_an_experiment_in_one_task(model: Path, corpus: Path) -> None:
     assert found.to_dict() | {"manifest": None} == one.to_dict() | {"manifest": None}
 
 
+@pytest.mark.usefixtures("local_ray", "one_thread")
+def test_a_task_that_ray_calls_again_goes_on_from_its_checkpoint(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, died, seen = tmp_path / "c.0-of-1", tmp_path / "died", tmp_path / "seen"
+    whole = ray_tasks._measure_to_folder
+
+    def work(name: str, keywords: dict[str, Any], folder: Path, progress: object) -> None:
+        def dies(done: Progress) -> None:
+            if checkpoint.exists() and not died.exists():
+                died.touch()
+                os._exit(1)
+            with seen.open("a") as file:
+                file.write(f"{done.sentences}\n")
+
+        whole(name, keywords, folder, dies)
+
+    monkeypatch.setattr(ray_tasks, "_measure_to_folder", work)
+    options: dict[str, Any] = {"checkpoint": tmp_path / "c", "checkpoint_every": 0, **OPTIONS}
+    found = measure(model, corpus, ray=1, **options)
+    assert died.exists()
+    assert found.state.fingerprint() == measure(model, corpus, **OPTIONS).state.fingerprint()
+    told = [int(line) for line in seen.read_text().split()]
+    assert told == sorted(told)  # one that begins anew tells of its first shards twice
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_goes_on_when_what_tells_its_progress_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
