@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from cone_kernels.names import Layer
@@ -23,10 +24,11 @@ from cone_kernels.runs.measurement import Measurement
 from cone_kernels.runs.options import SharedOptions
 from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.sentence_vectors import SentenceVectors, united
+from cone_kernels.runs.sharing.attendance import Attendance
 from cone_kernels.runs.sharing.shared_run import SharedRun
 
-# A rank that is done waits for the slowest one, which may take long.
-_TIMEOUT = timedelta(days=7)
+# For all ranks to come together, and for one to receive what another sends; none sends before all are done.
+_TIMEOUT = timedelta(minutes=30)
 
 _groups = itertools.count()
 # How often torchrun has started the ranks again after one of them failed.
@@ -51,8 +53,9 @@ def measure_by_ranks(
 
     Raises:
         ValueError: torchrun has not started this process.
+        WorkerError: another rank has given no sign of life for long.
     """
-    with process_group(), tempfile.TemporaryDirectory() as folder:
+    with process_group() as store, tempfile.TemporaryDirectory() as folder:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         own: dict[str, Any] = {"save_state": Path(folder, "part"), "progress": options.get("progress")}
         if rank == 0:
@@ -65,21 +68,25 @@ def measure_by_ranks(
             torch.cuda.set_device(number)
             own["device"] = f"cuda:{number}"
         shared = SharedRun(model, corpus, gathered, save_state, options)
-        here = measure_part(**shared.keywords(rank, world_size, **own))
+        with Attendance(store, rank, world_size) as ranks:
+            here = measure_part(**shared.keywords(rank, world_size, **own))
+            ranks.wait_for_all()
         part = all_merged(RunPart.load(own["save_state"]))
         vectors = all_united(here.vectors, part.sentences) if gathered["keep_vectors"] else {}
     return shared.measurement(part, vectors, {"distributed": world_size}, here.loaded, rank)
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group() -> Iterator[Store]:
     """A gloo group of all ranks for as long as a run takes; a group that is there already is used and stays.
+
+    Gives keys of its own in the store that the ranks share.
 
     Raises:
         ValueError: this process was not started by torchrun or the like.
     """
     if dist.is_initialized():
-        yield
+        yield PrefixStore(f"cone_kernels/run/{next(_groups)}", _get_default_store())
         return
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise ValueError(
@@ -87,10 +94,11 @@ def process_group() -> Iterator[None]:
         )
     store, rank, world_size = _rendezvous()
     # A group needs keys of its own in the store: those of an earlier group lead to connections that are closed.
-    own = PrefixStore(f"cone_kernels/{next(_groups)}", store)
+    number = next(_groups)
+    own = PrefixStore(f"cone_kernels/{number}", store)
     dist.init_process_group("gloo", store=own, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     try:
-        yield
+        yield PrefixStore(f"cone_kernels/run/{number}", store)
     finally:
         dist.destroy_process_group()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from cone_kernels import ConeState, experiments
 from cone_kernels.runs.sharing import ranks as ranks_of_torchrun
@@ -49,7 +50,7 @@ def test_ranks_that_torchrun_starts_again_go_on_from_their_checkpoints(
         given.append(keywords)
         raise InterruptedError
 
-    monkeypatch.setattr(ranks_of_torchrun, "process_group", nullcontext)
+    monkeypatch.setattr(ranks_of_torchrun, "process_group", lambda: nullcontext(HashStore()))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(ranks_of_torchrun, "measure_part", measure_part)
