@@ -178,7 +178,11 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             help="The first N dimensions of the model's output.  [default: as the model says]",
         ),
         click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."),
-        click.option("--attention", metavar="NAME", help="One of transformers': sdpa, eager, flash_attention_2, ..."),
+        click.option(
+            "--attention",
+            metavar="NAME",
+            help="One of transformers': sdpa, eager, flash_attention_2, ...; or varlen, torch's own, for --packed.",
+        ),
         click.option(
             "--torch-compile", is_flag=True, help="Compile the model's blocks; the first batches take longer."
         ),
@@ -203,7 +207,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             help="Tokens of a batch at most; auto: try.  [default: 4096 on a CPU, 65536 on a GPU]",
         ),
         click.option(
-            "--packed", is_flag=True, help="Sentences of any length in one row of a batch; needs flash attention."
+            "--packed", is_flag=True, help="Sentences of any length in one row of a batch; on a GPU, in 16 bits."
         ),
         click.option(
             "--log-json", metavar="FILE|-", help="Append the progress as JSON lines, one a second; - is stderr."

@@ -49,8 +49,8 @@ def load_model(
         dtype: what the model computes in, a torch dtype or its name; "auto" keeps the checkpoint's own.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run the Python code that a model may bring along; never without this.
-        attention: one of transformers' implementations: "sdpa", "eager", "flash_attention_2", ...; None takes its
-            choice.
+        attention: one of transformers' implementations: "sdpa", "eager", "flash_attention_2", ..., or "varlen", torch's
+            own for packed batches on a GPU in 16 bits; None takes transformers' choice.
         torch_compile: compile the model's blocks by torch.compile; the first batches of a run then take longer, and the
             last bits differ from those without.
         prompt: a text to put before every sentence; "" for none. Default: as `encode` of sentence-transformers, the

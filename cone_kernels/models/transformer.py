@@ -8,7 +8,8 @@ from typing import Any
 
 from cone_kernels.models.description import Description
 from cone_kernels.models.source import ModelError, Source, inside
-from cone_kernels.models.transformers_names import ATTENTION_KEYWORD, DTYPE_KEYWORD
+from cone_kernels.models.transformers_names import ATTENTION_KEYWORD, DTYPE_KEYWORD, VARLEN
+from cone_kernels.models.varlen_attention import register_varlen_attention
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -50,6 +51,8 @@ def load_transformer(
         config.is_encoder_decoder = False
     if attention is not None:
         own[ATTENTION_KEYWORD] = attention
+    if attention == VARLEN:
+        register_varlen_attention()
     own[DTYPE_KEYWORD] = dtype
     model, loading = loader.from_pretrained(location, config=config, output_loading_info=True, **own)
     missing = sorted(key for key in loading["missing_keys"] if not _may_miss(model, key))

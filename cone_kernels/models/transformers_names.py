@@ -49,6 +49,8 @@ ATTENTION_CHOSEN = "_attn_implementation"
 DTYPE_KEYWORD = "dtype"
 # Part of the name of every attention that keeps the sentences of a flattened batch apart.
 FLASH = "flash"
+# What torch's own attention of that kind is registered as; transformers would look for a package of a name with FLASH.
+VARLEN = "varlen"
 # The end of the name of an embedding of positions that count from after its padding index.
 POSITION_EMBEDDINGS = "position_embeddings"
 # The attribute of sentence-transformers' first module that is the Hugging Face model.

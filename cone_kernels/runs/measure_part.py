@@ -117,12 +117,14 @@ def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:
     """
     from cone_kernels.models.loaded import LoadedModel
     from cone_kernels.models.loading import load_model
+    from cone_kernels.models.varlen_attention import packable
 
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in LOAD_OPTIONS}
     if isinstance(model, (str, os.PathLike)):
         _refuse_given(chosen, ("tokenizer",), "a folder or a hub id, which has its own")
         del chosen["tokenizer"]
-        return load_model(model, **chosen)
+        loaded = load_model(model, **chosen)
+        return packable(loaded) if options.get("packed") and chosen["attention"] is None else loaded
     if isinstance(model, LoadedModel):
         _refuse_given(chosen, LOAD_OPTIONS, "a LoadedModel; give it to load_model")
         return model

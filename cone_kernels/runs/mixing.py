@@ -7,7 +7,7 @@ import inspect
 import torch
 
 from cone_kernels.models.loaded import LoadedModel
-from cone_kernels.models.transformers_names import ATTENTION_MASK, FLASH, POSITIONS
+from cone_kernels.models.transformers_names import ATTENTION_MASK, FLASH, POSITIONS, VARLEN
 from cone_kernels.runs.encoded_shard import EncodedShard
 
 # The most that two ways to run the same sentences may differ by, as a share of the norm of the last hidden states
@@ -20,13 +20,13 @@ def refuse_unpackable(loaded: LoadedModel) -> None:
     """Refuses a model that has no way to know where a packed sentence begins.
 
     Raises:
-        ValueError: its attention is not flash attention, or it takes no `position_ids`.
+        ValueError: its attention is not flash attention nor torch's own for packed rows, or it takes no `position_ids`.
     """
     attention = str(loaded.info["attention"])
-    if FLASH not in attention:
+    if FLASH not in attention and attention != VARLEN:
         raise ValueError(
-            f"packed: got True with attention {attention!r}; only flash attention keeps packed sentences apart: "
-            "load the model with attention='flash_attention_2'"
+            f"packed: got True with attention {attention!r}, which does not keep packed sentences apart; on a GPU and "
+            f"in 16 bits load the model with attention={VARLEN!r} or 'flash_attention_2'"
         )
     if POSITIONS not in inspect.signature(loaded.model.forward).parameters:
         raise ValueError(f"packed: got True, but {type(loaded.model).__name__}.forward takes no {POSITIONS}")

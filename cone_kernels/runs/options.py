@@ -61,7 +61,8 @@ class LoadOptions(TypedDict, total=False):
     trust_remote_code: bool
     """Run the Python code that a model may bring along."""
     attention: str | None
-    """One of transformers' implementations: "sdpa", "eager", "flash_attention_2", ...; None takes its choice."""
+    """One of transformers' implementations: "sdpa", "eager", "flash_attention_2", ..., or "varlen", torch's own for
+    packed batches; None takes transformers' choice, and "varlen" with `packed` on a GPU in 16 bits."""
     torch_compile: bool
     """Compile the model's blocks by torch.compile; default False."""
     prompt: str | None
@@ -82,8 +83,8 @@ class MeasureOptions(CorpusOptions, LoadOptions, total=False):
     fastest; that depends on the clock, and with it the last bits of the result. A sentence longer than the budget is a
     batch of its own."""
     packed: bool
-    """Fill batches with sentences of any length, one after the other in one row; needs a model with flash attention,
-    which is tested on the first sentences; default False."""
+    """Fill batches with sentences of any length, one after the other in one row; needs an attention that keeps them
+    apart (see `attention`), which is tested on the first sentences; default False."""
     progress: Callable[[Progress], None] | None
     """Called after every batch."""
     log_json: str | os.PathLike[str] | None

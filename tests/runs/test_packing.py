@@ -126,7 +126,7 @@ def test_batches_are_full_whatever_the_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "attention", "words"),
     [
-        ("bert", "sdpa", "packed: got True with attention 'sdpa'; only flash attention"),
+        ("bert", "sdpa", "packed: got True with attention 'sdpa', which does not keep packed sentences apart"),
         ("bert", MIXING, "packed: BertModel mixes the sentences of a packed batch: .* off by"),
         ("xlnet", FLASH, "packed: got True, but XLNetModel.forward takes no position_ids"),
     ],
