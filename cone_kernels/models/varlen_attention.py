@@ -28,11 +28,12 @@ def packable(loaded: LoadedModel) -> LoadedModel:
     Args:
         loaded: a model whose attention nobody has chosen; it is changed in place.
     """
-    if loaded.device.type != "cuda" or loaded.model.dtype.itemsize != 2:
+    model: Any = loaded.model
+    if loaded.device.type != "cuda" or model.dtype.itemsize != 2:
         return loaded
     register_varlen_attention()
-    loaded.model.set_attn_implementation(VARLEN)
-    return replace(loaded, info={**loaded.info, "attention": getattr(loaded.model.config, ATTENTION_CHOSEN)})
+    model.set_attn_implementation(VARLEN)
+    return replace(loaded, info={**loaded.info, "attention": getattr(model.config, ATTENTION_CHOSEN)})
 
 
 def varlen_attention(
