@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from cone_kernels.report import figure, fragment, write_report
 from cone_kernels.report.figures import PANELS
 from cone_kernels.report.figures.canvas import Canvas
 from cone_kernels.report.figures.models import compared_layers, compared_pooling, overview_panel
-from cone_kernels.report.figures.panel import Panel
+from cone_kernels.report.figures.panel import Panel, figure_html
 from cone_kernels.report.figures.rotation import STRONGEST
 from cone_kernels.report.figures.svg import _style
 from cone_kernels.report.node import Node
@@ -161,6 +162,22 @@ def test_models_of_different_depth_are_overlaid() -> None:
     said = [("".join(part if isinstance(part, str) else part.shown for part in hover.parts)) for hover in canvas.hovers]
     assert "b, output: 0.2500" in said
     assert len(said) == 3 + 5 + 1
+
+
+def test_points_that_say_their_values_lie_on_the_curves() -> None:
+    results = [layers_result("org/a", 3, 0), layers_result("org/b", 5, 1)]
+    page = read_html(figure_html(overview_panel([Node(result) for result in results]), "p", narrow=False))
+    points = [(float(point.attributes["cx"]), float(point.attributes["cy"])) for point in page.all("circle")]
+    assert len(points) == 3 + 5
+    corners = [
+        [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.attributes["d"])]
+        for path in page.all("path")
+    ]
+    for some in (points[:3], points[3:]):
+        assert any(
+            len(curve) == len(some) and all(math.dist(*pair) < 0.1 for pair in zip(curve, some, strict=True))
+            for curve in corners
+        )
 
 
 def test_what_methods_change_is_that_of_the_numbers() -> None:
