@@ -16,6 +16,7 @@ from cone_kernels.experiments.compare_result import (
     DirectionChange,
     RandomCosine,
 )
+from cone_kernels.experiments.cone_change import cone_changes
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
@@ -97,6 +98,11 @@ def compare(
     changes = _changes(first.state, second.state, together, alpha, with_output=OUTPUT in places)
     sentence = changes.pop("sentence")
     turns = _turns(first, second, places, together)
+    cones = cone_changes(
+        [(first.moments(layer), second.moments(layer)) for layer in places],
+        (_blocks(first.state), _blocks(second.state)),
+        together,
+    )
     rows = tuple(
         ComparedLayer(
             layer=layer,
@@ -106,6 +112,7 @@ def compare(
             **{name: changes[name][at] if at < len(changes.get(name, ())) else None for name in _OF_TOKENS},
             axis=turns["axis"][at],
             mean=turns["mean"][at],
+            cone=cones[at],
         )
         for at, layer in enumerate(places)
     )

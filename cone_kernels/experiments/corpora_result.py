@@ -111,8 +111,8 @@ class Corpora:
             if claim is not None and not math.isnan(claim.estimate):
                 yield (
                     f"Subtracting the mean of {names[j]} leaves {names[i]} a mean cosine of "
-                    f"{claim.estimate:.4f} ± {stderr[i][j]:.4f}, {_LEAVES[claim.verdict]} that of "
-                    f"another half of its own sentences ({claim.null:.4f} ± {self.halves[i].stderr:.4f})."
+                    f"{claim.estimate:.4f} (s.e. {stderr[i][j]:.4f}), {_LEAVES[claim.verdict]} that of "
+                    f"another half of its own sentences ({claim.null:.4f}, s.e. {self.halves[i].stderr:.4f})."
                 )
 
 

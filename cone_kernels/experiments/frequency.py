@@ -60,8 +60,8 @@ class FrequencyRelation:
 
     def in_words(self, of: FrequencyOf) -> str:
         """What it says, after the axis: "it is carried by common words: …"."""
-        symbol, rows = ("ρ", "tokens") if of == "tokens" else ("r", "sentences")
-        number = f"{symbol} = {self.correlation:+.2f} ± {self.stderr:.2f} over {self.rows:,} {rows}"
+        symbol, rows = ("rho", "tokens") if of == "tokens" else ("r", "sentences")
+        number = f"{symbol} = {self.correlation:+.2f} (s.e. {self.stderr:.2f}) over {self.rows:,} {rows}"
         random = f"directions drawn from the covariance have |{symbol}| {self.random_mean:.2f} on average"
         against = f"{number}, where {random} and one in twenty more than {self.random_p95:.2f}"
         where = "upper" if self.correlation > 0 else "lower"

@@ -124,4 +124,4 @@ def test_what_is_not_defined_is_not_said() -> None:
 def test_undecided_says_so() -> None:
     relation = FrequencyRelation(30, 0.4, 0.15, 0.3, 0.2, 0.35)
     assert relation.claim.verdict == "undecided"
-    assert "is undecided: r = +0.40 ± 0.15 over 30 sentences" in relation.in_words("sentences")
+    assert "is undecided: r = +0.40 (s.e. 0.15) over 30 sentences" in relation.in_words("sentences")
