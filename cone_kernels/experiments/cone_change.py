@@ -106,30 +106,20 @@ def _parts(
 
     from cone_kernels import metrics
     from cone_kernels.statistics.estimates import Estimates
+    from cone_kernels.statistics.mean_products import GroupedSums, mean_product
 
-    sums, rows = [], []
+    grouped = []
     for one, block in zip((a, b), blocks, strict=True):
-        sums.append(metrics.summed_by_block(one.unit_sum.cpu(), block)[0])  # (B, d)
-        rows.append(metrics.summed_by_block(one.count.cpu(), block)[0].double())  # (B,)
+        sums = metrics.summed_by_block(one.unit_sum.cpu(), block)[0]  # (B, d)
+        grouped.append(GroupedSums(sums, metrics.summed_by_block(one.count.cpu(), block)[0].double()))
 
     def without(which: Sequence[int]) -> Tensor:
         """(3,) before, after and their product, or (B, 3) with each block of the states `which` left out."""
-        left = [slice(None) if at in which else None for at in (0, 1)]
-        total = [s.sum(0) if part is None else s.sum(0) - s for s, part in zip(sums, left, strict=True)]
-        count = [n.sum() if part is None else n.sum() - n for n, part in zip(rows, left, strict=True)]
-        found = []
-        for i, j in ((0, 0), (1, 1), (0, 1)):
-            product = (total[i] * total[j]).sum(-1)
-            pairs = count[i] * count[j]
-            if i == j or paired:
-                # Two vectors of one block may be of one sentence, or of neighbours.
-                own, own_pairs = (sums[i] * sums[j]).sum(1), rows[i] * rows[j]
-                gone = left[i] is not None
-                product = product - (own.sum() - own if gone else own.sum())
-                pairs = pairs - (own_pairs.sum() - own_pairs if gone else own_pairs.sum())
-            found.append(product / pairs)
-        longest = max(len(one.shape) for one in found)
-        return torch.stack([one if len(one.shape) == longest else one.expand(len(rows[which[0]])) for one in found], -1)
+        found = [
+            mean_product(grouped[i], grouped[j], same=i == j or paired, without_a=i in which, without_b=j in which)
+            for i, j in ((0, 0), (1, 1), (0, 1))
+        ]
+        return torch.stack([one.expand(len(grouped[which[0]].rows)) if which else one for one in found], -1)
 
     def parts(numbers: Tensor) -> tuple[Tensor, Tensor]:
         before, after, both = numbers.unbind(-1)
@@ -140,7 +130,7 @@ def _parts(
     values, kept = parts(whole)
     which = [(0, 1)] if paired else [(0,), (1,)]
     apart = [
-        Estimates.of_jackknife(values, parts(without(states))[0], rows[states[0]].expand(2, -1)) for states in which
+        Estimates.of_jackknife(values, parts(without(left))[0], grouped[left[0]].rows.expand(2, -1)) for left in which
     ]
     degrees = apart[0].degrees if paired else apart[0].degrees.minimum(apart[1].degrees)
     estimates = Estimates(values, torch.cat([one.deviations for one in apart], 1), degrees)
