@@ -13,7 +13,7 @@ from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.layer_steps import LayerStep, steps_in_words
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import POOLINGS, listed_words, numbered
+from cone_kernels.names import BASELINES, POOLINGS, listed_words, numbered
 from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
@@ -226,6 +226,8 @@ def _geometry(found: Geometry | None) -> dict[str, float | None] | None:
 def _summary(result: LayersResult) -> list[str]:
     prompt = result.model.get("prompt")
     said = [f"Every sentence was given after the prompt “{prompt}”, whose tokens are in all numbers."] if prompt else []
+    baseline = result.model.get("baseline")
+    said = [f"This is a baseline: {BASELINES.get(baseline, baseline)}.", *said] if baseline else said
     own = [] if result.output is None else [result.output.summary(result.state.pooling)]
     return said + own + _of_layers(result) + list(Dependence.of(result.state).summary())
 
