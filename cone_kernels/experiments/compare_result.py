@@ -310,7 +310,7 @@ def _falls_and_rises(layers: Sequence[ComparedLayer], name: str, subject: str) -
 def _turned_or_removed(result: CompareResult) -> list[str]:
     """What became of the cone, layers of one verdict together; with the layer where most of it is gone or new."""
     said = {
-        "removed": "was removed, and did not turn",
+        "removed": "was removed, wholly or in part, and did not turn",
         "turned": "turned: part of it is gone, and another is there in its place",
         "grew": "grew along its old direction",
         "added": "is as before, and another is there across it",

@@ -69,11 +69,11 @@ class ConeChange:
 
     def in_words(self) -> str:
         """The numbers, after what is said of them."""
-        gone, new = f"{self.removed.estimate:+.3f}", f"{self.new.estimate:+.3f}"
-        return (
-            f"of a mean cosine of {self.before:.3f}, {gone} (s.e. {self.removed_stderr:.3f}) is gone along the old "
-            f"mean, and across it {new} (s.e. {self.new_stderr:.3f}) is new"
-        )
+        gone, error = self.removed.estimate, f"(s.e. {self.removed_stderr:.3f})"
+        along = f"of a mean cosine of {self.before:.3f}, {gone:.3f} {error} is gone along the old mean"
+        if gone < 0:
+            along = f"to a mean cosine of {self.before:.3f}, {-gone:.3f} {error} has come along the old mean"
+        return f"{along}, and across it {self.new.estimate:.3f} (s.e. {self.new_stderr:.3f}) is new"
 
 
 def cone_changes(

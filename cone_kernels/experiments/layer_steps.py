@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 Keeps: TypeAlias = Literal["keeps", "turns", "undecided"]
 """What a step does to a direction."""
 
-# |cos| from which on two directions are called one; how many dimensions of a step are named.
-_SAME, _NAMED = 0.9, 3
+# |cos| from which on two directions are called one; how many dimensions of a step are named; a share of the change that
+# is worth a word differs from an even one by so much of that.
+_SAME, _NAMED, _NOTABLE = 0.9, 3, 0.5
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def layer_steps(moments: Moments, layers: Sequence[int]) -> tuple[LayerStep, ...
         return ()
     shares, largest, cosines, changes = _estimates(moments)
     even, steps = 1 / (len(layers) - 1), []
-    share_claims, mean_claims = shares.claims(null=even), cosines.claims(null=_SAME)
+    share_claims, mean_claims = shares.claims(null=even, margin=_NOTABLE * even), cosines.claims(null=_SAME)
     tops = [top_axes(moments.select(layer)) for layer in layers]
     for at, (start, end) in enumerate(pairwise(layers)):
         overlap, a, b = axes_overlap(tops[at], tops[at + 1]), tops[at], tops[at + 1]

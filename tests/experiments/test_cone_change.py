@@ -70,8 +70,10 @@ def test_numbers_are_means_over_all_pairs_of_other_blocks(result: CompareResult)
 
 def test_summary_json_and_report_say_it(result: CompareResult) -> None:
     text = " ".join(result.summary())
-    assert "At layer 0 the cone was removed, and did not turn; of a mean cosine of" in text
+    assert "At layer 0 the cone was removed, wholly or in part, and did not turn; of a mean cosine of" in text
     assert "At layer 1 the cone turned: part of it is gone, and another is there in its place" in text
+    assert "At layer 2 the cone grew along its old direction; to a mean cosine of" in text
+    assert "has come along the old mean" in text
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert data["layers"][1]["cone"]["verdict"] == "turned"
     assert data["layers"][1]["cone"]["new"]["value"] == cones(result)[1].new.estimate
