@@ -197,7 +197,7 @@ def verdict(without: Run, with_term: Run) -> str:
     cosines = [float(run.curves[-1][-1]) for run in (without, with_term)]
     return (
         f"{with_term.name}: the last layer's mean cosine is {cosines[1]:.3f} in place of {cosines[0]:.3f}, and "
-        f"{mean:+.1%} ± {stderr:.1%} more sentences are found, which is {told} nothing."
+        f"{mean:+.1%} ± {stderr:.1%} more sentences are found, which is {told} chance."
     )
 
 

@@ -81,7 +81,7 @@ def test_an_experiment_on_a_baseline_says_so_and_is_compared(folder: Path, tmp_p
     model = layers(folder, SENTENCES)
     for kind in ("random-weights", "shuffled-tokens"):
         found = layers(folder, SENTENCES, baseline=kind)
-        assert found.model["baseline"] == kind
+        assert found.model["baseline"] == found.state.info["model"]["baseline"] == kind
         assert found.summary()[0].startswith("This is a baseline: ")
         assert found.layers[-1].sentence.anisotropy != model.layers[-1].sentence.anisotropy
         assert compare(model.state, found.state).layers[0].sentence.difference == pytest.approx(
