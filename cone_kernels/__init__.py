@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from cone_kernels.backends import capabilities as capabilities
     from cone_kernels.centering import Centering as Centering
     from cone_kernels.corpora import Corpus as Corpus
+    from cone_kernels.loss import alignment_loss as alignment_loss
+    from cone_kernels.loss import isoscore_loss as isoscore_loss
     from cone_kernels.loss import isotropy_loss as isotropy_loss
+    from cone_kernels.loss import uniformity_loss as uniformity_loss
     from cone_kernels.models import LoadedModel as LoadedModel
     from cone_kernels.models import load_model as load_model
     from cone_kernels.ops.masked_mean_pool import masked_mean_pool as masked_mean_pool
@@ -65,7 +68,9 @@ _EXPORTS = {
     "Corpus": "corpora",
     "LoadedModel": "models",
     "Moments": "state",
+    "alignment_loss": "loss",
     "capabilities": "backends",
+    "isoscore_loss": "loss",
     "isotropy_loss": "loss",
     "load_model": "models",
     "masked_mean_pool": "ops.masked_mean_pool",
@@ -74,6 +79,7 @@ _EXPORTS = {
     "row_moments": "ops.row_moments",
     "second_moment": "ops.second_moment",
     "top_eigenvectors": "ops.top_eigenvectors",
+    "uniformity_loss": "loss",
 }
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]

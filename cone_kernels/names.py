@@ -179,6 +179,12 @@ QUALITY_NOT_MEASURED = (
 )
 QUALITY_SAID_BY_THE_RUN = "Whether the vectors serve better centred is what the labelled pairs of this run tell."
 
+# What a model may be compared with; `cone_kernels.models.baseline` makes each.
+BASELINES = {
+    "random-weights": "the same architecture with random weights",
+    "shuffled-tokens": "the model on its tokens in random order",
+}
+
 VARIABLES = {
     "length": Variable("sentence length", "sentence length in tokens"),
     "token_frequency": Variable("frequency of its tokens", "mean log frequency of the sentence's tokens in the corpus"),

@@ -44,7 +44,7 @@ def run_experiment(
         outputs: names of options.
     """
     _refuse_two_prompts(options)
-    inputs = [options.get(name) for name in ("corpus", "state", "vectors", "pairs")]
+    inputs = [options.get(name) for name in ("corpus", "corpora", "state", "vectors", "pairs")]
     named = [file for value in inputs for file in ([value] if isinstance(value, str) else value or ())]
     check_outputs(
         json_out,

@@ -30,7 +30,7 @@ GROUPS = (
         "Model",
         ("--model BAAI/bge-small-en-v1.5 --dtype bfloat16 --prompt-name query",),
         ("revision", "prompt", "prompt_name", "no_prompt", "truncate_dim", "dtype", "attention", "torch_compile",
-         "trust_remote_code"),
+         "trust_remote_code", "baseline"),
     ),
     Group(
         "Corpus",

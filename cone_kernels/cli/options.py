@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 
 import click
 
-from cone_kernels.names import MEASURES, MODEL_POOLING, OUTPUT, POOLINGS, TEXT_FORMATS, VECTOR_FORMATS, listed_suffixes
+from cone_kernels.names import (
+    BASELINES,
+    MEASURES,
+    MODEL_POOLING,
+    OUTPUT,
+    POOLINGS,
+    TEXT_FORMATS,
+    VECTOR_FORMATS,
+    listed_suffixes,
+)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -165,6 +174,11 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             default="float32",
             show_default=True,
             help="What the model computes in; auto: as its weights are stored.",
+        ),
+        click.option(
+            "--baseline",
+            type=click.Choice(list(BASELINES)),
+            help="In place of the model: " + "; ".join(f"{name}: {what}" for name, what in BASELINES.items()) + ".",
         ),
         backend_option,
         click.option("--revision", help="Branch, tag or commit of a hub id."),

@@ -28,16 +28,27 @@ from cone_kernels.cli.options import (
 @json_option
 @debuggable
 def rotation(json_out: str | None, max_bad: int | None, **options: Any) -> None:
-    """Whether models share their cone's axis, and whether a centring vector carries over."""
+    """Whether models share their cone's axis, and whether a centring vector carries over.
+
+    One --model with several --corpus is compared with itself over each corpus: does the axis move with the corpus?
+    With several models, or a state, several --corpus are read as one.
+    """
     models, states, layers = (len(options[name]) for name in ("model", "state", "layer"))
-    if models + states < 2:
-        raise click.UsageError(f"--model and --state: got {models + states} in all; a comparison needs at least two")
+    corpora = options["corpus"] if isinstance(options["corpus"], tuple) and (models, states) == (1, 0) else ()
+    compared = len(corpora) or models + states
+    if compared < 2:
+        raise click.UsageError(
+            f"--model and --state: got {models + states} in all; a comparison needs at least two, or one --model and "
+            "two --corpus"
+        )
     if (options["corpus"] is None) != (models == 0):
         raise click.UsageError("--model and --corpus go together: each model is run over the corpus")
-    if layers not in (0, 1, models + states):
-        raise click.UsageError(f"--layer: got {layers}; give it once, or once for each of {models + states}")
+    if layers not in (0, 1, compared):
+        raise click.UsageError(f"--layer: got {layers}; give it once, or once for each of {compared}")
 
     options["layer"] = options["layer"] or None
+    if corpora:
+        options |= {"corpora": corpora, "corpus": None}
 
     from cone_kernels.experiments.rotation import rotation as compare
     from cone_kernels.terminal.rotation import print_rotation

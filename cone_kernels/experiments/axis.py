@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axis_result import AxisResult, Component, SentenceProjection
+from cone_kernels.experiments.frequency import (
+    FrequencyOf,
+    FrequencyRelation,
+    drawn_directions,
+    of_sentences,
+    of_tokens,
+)
 from cone_kernels.experiments.solved_axes import SolvedAxes, extremes_of, solved_axes, used_blocks, window
 from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from cone_kernels.models.loaded import LoadedModel, ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
+    from cone_kernels.statistics.correlation import Correlation
     from cone_kernels.statistics.extremes import Extreme
 
 # Modules after the pooling that give vectors in other directions than they take.
@@ -108,6 +116,8 @@ def axis_of(
     Raises:
         ValueError: also where the measurement is of a state, or did not keep what is needed.
     """
+    from cone_kernels import metrics
+
     _check_counts(k, top, tokens)
     number = measurement.layer(layer)
     loaded, kept, moments = _parts(measurement, number)
@@ -117,11 +127,13 @@ def axis_of(
     extremes = extremes_of(kept.blocks(window(kept.dim)), solved, top)
     ends = [(extremes.highest(at), extremes.lowest(at)) for at in range(k)]
     texts, corpus_tokens = _read_again(measurement, ends, window(kept.dim))
-    correlations = _correlations(kept, solved, corpus_tokens)
+    drawn = drawn_directions(metrics.covariance(moments)[0].cpu())
+    correlations, of_random = _correlations(kept, solved, corpus_tokens, drawn)
     if number == OUTPUT and loaded.output is not None and loaded.output.normalized:
         # In 16 bits their lengths differ by more than a millionth, by rounding alone.
         correlations["norm"] = correlations["norm"] * math.nan
     vocabulary, named = _vocabulary(loaded, number, solved.directions, tokens)
+    frequency = _frequency(loaded, number, solved.directions, drawn, corpus_tokens, of_random)
     components = tuple(
         Component(
             **solved.numbers(at),
@@ -130,6 +142,7 @@ def axis_of(
             tokens_top=named[at][0],
             tokens_bottom=named[at][1],
             correlations={name: math.nan if solved.flat[at] else float(r[at]) for name, r in correlations.items()},
+            frequency={} if solved.flat[at] else {of: found[at] for of, found in frequency.items() if found},
         )
         for at in range(k)
     )
@@ -208,8 +221,11 @@ def _read_again(
     return texts, tokens
 
 
-def _correlations(kept: SentenceVectors, solved: SolvedAxes, tokens: CorpusTokens) -> dict[str, Tensor]:
-    """Pearson's r of the projections with each variable: (k,) by its name."""
+def _correlations(
+    kept: SentenceVectors, solved: SolvedAxes, tokens: CorpusTokens, drawn: Tensor
+) -> tuple[dict[str, Tensor], Correlation]:
+    """Pearson's r of the projections with each variable, (k,) by its name; and the correlations of token frequency with
+    the projections on the axes and on the directions drawn (r, d)."""
     import torch
 
     from cone_kernels.statistics.correlation import Correlation
@@ -218,13 +234,39 @@ def _correlations(kept: SentenceVectors, solved: SolvedAxes, tokens: CorpusToken
     # Vectors that were normalized differ in length by rounding alone.
     resolution = {"norm": 8 * torch.finfo(kept.dtype).eps}
     found = {name: Correlation(len(solved.directions), resolution.get(name, 0.0)) for name in VARIABLES}
+    both = torch.cat([solved.directions, drawn])
+    of_random = Correlation(len(both))
     blocks = used_blocks(kept.blocks(window(kept.dim)))
     for (_, rows, norms, used), (lengths, frequency) in zip(blocks, tokens.windows(), strict=True):
         projections = project(rows[used], solved.directions, solved.mean)
         variables = {"length": lengths[used], "token_frequency": frequency[used], "norm": norms}
         for name, values in variables.items():
             found[name].add(projections, values)
-    return {name: correlation.r for name, correlation in found.items()}
+        of_random.add((rows[used] - solved.mean) @ both.mT, frequency[used])
+    return {name: correlation.r for name, correlation in found.items()}, of_random
+
+
+def _frequency(
+    loaded: LoadedModel, layer: Layer, axes: Tensor, drawn: Tensor, tokens: CorpusTokens, of_random: Correlation
+) -> dict[FrequencyOf, list[FrequencyRelation]]:
+    """How the axes go with frequency, in the vocabulary and over the sentences; empty where that is not defined."""
+    import torch
+
+    from cone_kernels.experiments.vocabulary import TokenEmbeddings, VocabularyError
+
+    in_vocabulary: list[FrequencyRelation] = []
+    if not _mapped(loaded, layer):
+        try:
+            embeddings = TokenEmbeddings.of(loaded.model, axes.shape[1])
+            in_vocabulary = of_tokens(embeddings, torch.from_numpy(tokens.counts), axes, drawn)
+        except VocabularyError:
+            pass  # `vocabulary` has the reason
+    return {"tokens": in_vocabulary, "sentences": of_sentences(of_random.count, of_random.r, len(axes))}
+
+
+def _mapped(loaded: LoadedModel, layer: Layer) -> list[str]:
+    """The modules that the vectors of a layer pass, and token embeddings do not."""
+    return [name for name in (loaded.output.modules if layer == OUTPUT and loaded.output else ()) if name in _MAPS]
 
 
 def _vocabulary(
@@ -233,7 +275,7 @@ def _vocabulary(
     """What was projected, and the highest and lowest tokens of each axis."""
     from cone_kernels.experiments.vocabulary import VocabularyError, project_vocabulary
 
-    mapped = [name for name in (loaded.output.modules if layer == OUTPUT and loaded.output else ()) if name in _MAPS]
+    mapped = _mapped(loaded, layer)
     try:
         if mapped:
             raise VocabularyError(f"the output passes a {mapped[0]}, which token embeddings do not")

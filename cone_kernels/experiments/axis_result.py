@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from cone_kernels.experiments.frequency import FrequencyOf, FrequencyRelation
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import VARIABLES, Layer, place, spaced
 from cone_kernels.statistics.claims import Claim
@@ -47,6 +48,7 @@ class Component:
         tokens_top, tokens_bottom: the same of the vocabulary; empty where it cannot be projected.
         correlations: Pearson's r of the projections with each of `cone_kernels.names.VARIABLES`; NaN where one of the
             two is constant.
+        frequency: how projections go with frequency in the corpus, of "tokens" and of "sentences", where defined.
     """
 
     eigenvalue: float
@@ -58,6 +60,7 @@ class Component:
     tokens_top: tuple[TokenProjection, ...]
     tokens_bottom: tuple[TokenProjection, ...]
     correlations: Mapping[str, float]
+    frequency: Mapping[FrequencyOf, FrequencyRelation] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The component as JSON data."""
@@ -67,6 +70,7 @@ class Component:
             **{name: finite(getattr(self, name)) for name in numbers},
             **{name: [entry.to_dict() for entry in getattr(self, name)] for name in lists},
             "correlations": {name: finite(r) for name, r in self.correlations.items()},
+            "frequency": {of: relation.to_dict() for of, relation in self.frequency.items()},
         }
 
 
@@ -176,6 +180,9 @@ def _summary(result: AxisResult) -> Iterator[str]:
             f"furthest against it{_as_by_chance(result.vocabulary)}."
         )
     yield from _correlations(first.correlations, result.sentences)
+    if first.frequency:
+        said = [relation.in_words(of) for of, relation in first.frequency.items()]
+        yield f"Is it carried by common words? {'; '.join(said)[:1].upper()}{'; '.join(said)[1:]}."
     yield from _angle(result.mean_cosine)
 
 

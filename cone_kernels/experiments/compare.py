@@ -16,12 +16,11 @@ from cone_kernels.experiments.compare_result import (
     DirectionChange,
     RandomCosine,
 )
+from cone_kernels.experiments.cone_change import cone_changes
 from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.top_axes import axes_overlap, top_axes
 from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
-
-# Spaces of at most so many top axes are compared, and so many are known one by one.
-_MOST_AXES, _KNOWN_AXES = 4, 8
 
 # The statistics that given vectors, and a model's own output, do not have.
 _OF_TOKENS = ("token", "gap", "within", "between", "predicted")
@@ -97,6 +96,11 @@ def compare(
     changes = _changes(first.state, second.state, together, alpha, with_output=OUTPUT in places)
     sentence = changes.pop("sentence")
     turns = _turns(first, second, places, together)
+    cones = cone_changes(
+        [(first.moments(layer), second.moments(layer)) for layer in places],
+        (_blocks(first.state), _blocks(second.state)),
+        together,
+    )
     rows = tuple(
         ComparedLayer(
             layer=layer,
@@ -106,6 +110,7 @@ def compare(
             **{name: changes[name][at] if at < len(changes.get(name, ())) else None for name in _OF_TOKENS},
             axis=turns["axis"][at],
             mean=turns["mean"][at],
+            cone=cones[at],
         )
         for at, layer in enumerate(places)
     )
@@ -295,7 +300,7 @@ def _turns(a: Measurement, b: Measurement, places: Sequence[Layer], paired: bool
     """What the cone's axes and the means did at every layer, each judged for all layers together."""
     blocks = [_blocks(found.state) for found in (a, b)]
     pairs = [(a.moments(layer), b.moments(layer)) for layer in places]
-    axes = [(_axis(one), _axis(other), _axis_overlap(one, other)) for one, other in pairs]
+    axes = [(_axis(one), _axis(other), axes_overlap(top_axes(one), top_axes(other))) for one, other in pairs]
     means = [(_mean(one), _mean(other), _mean_overlap((one, other), blocks, paired)) for one, other in pairs]
     return {"axis": _judged(axes), "mean": _judged(means)}
 
@@ -314,24 +319,6 @@ def _judged(found: Sequence[tuple[_Direction | None, _Direction | None, Overlap 
         cosine = axis_cosine(a.vector, b.vector)
         turns.append(DirectionChange(cosine, a.sampling + b.sampling, overlap, bound))
     return turns
-
-
-def _axis_overlap(a: Moments, b: Moments) -> Overlap | None:
-    """Of the spaces of the top axes, with the error of independent samples; that of the same sentences is smaller."""
-    from cone_kernels.metrics import covariance
-    from cone_kernels.ops.top_eigenvectors import top_eigenvectors
-    from cone_kernels.statistics.subspaces import TopAxes, top_axes_overlap
-
-    if any("second_moment" not in one.fields for one in (a, b)):
-        return None
-    tops = []
-    for one in (a.on_cpu(), b.on_cpu()):
-        matrix = covariance(one)[0]
-        if not float(matrix.trace()) > 0:
-            return None
-        found = top_eigenvectors(covariance=matrix, k=min(_KNOWN_AXES, one.dim))
-        tops.append(TopAxes(matrix, found.values, found.vectors, int(one.count.sum())))
-    return top_axes_overlap(tops[0], tops[1], _MOST_AXES)
 
 
 def _mean_overlap(pair: tuple[Moments, Moments], blocks: Sequence[Tensor], paired: bool) -> Overlap | None:

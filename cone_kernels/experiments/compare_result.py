@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cone_kernels.experiments.cone_change import ConeChange
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import OUTPUT, Layer, numbered, place, prompt_in_words
@@ -124,6 +125,7 @@ class ComparedLayer:
         predicted: the anisotropy of sentences that averaging alone gives.
         axis: the cone's axes; not known without second moments in both.
         mean: the means.
+        cone: whether the cone turned or was removed.
     """
 
     layer: Layer
@@ -136,6 +138,7 @@ class ComparedLayer:
     predicted: Change | None
     axis: DirectionChange
     mean: DirectionChange
+    cone: ConeChange
 
     def changes(self) -> dict[str, Change]:
         """Every statistic that there is, by name."""
@@ -148,7 +151,8 @@ class ComparedLayer:
         cosines = {"axis_cosine": finite(self.axis.cosine), "mean_cosine": finite(self.mean.cosine)}
         sampling = {"axis_sampling": finite(self.axis.sampling), "mean_sampling": finite(self.mean.sampling)}
         judged = {**self.axis.to_dict("axis"), **self.mean.to_dict("mean")}
-        return {"layer": self.layer, "name": self.name, **changes, **cosines, **sampling, **judged}
+        cone = {"cone": self.cone.to_dict()}
+        return {"layer": self.layer, "name": self.name, **changes, **cosines, **sampling, **judged, **cone}
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ def _summary(result: CompareResult) -> list[str]:
         lines.insert(0, f"The prompts differ: {a} was measured {said[0]}, {b} {said[1]}.")
     if result.without_output:
         lines.append(f"The models' own output is left out: {result.without_output}.")
-    return [*lines, *_gap(result.layers), *_directions(result), *_dependence(result)]
+    return [*lines, *_gap(result.layers), *_turned_or_removed(result), *_directions(result), *_dependence(result)]
 
 
 def _dependence(result: CompareResult) -> list[str]:
@@ -301,6 +305,29 @@ def _falls_and_rises(layers: Sequence[ComparedLayer], name: str, subject: str) -
             largest = max((row.changes()[name].difference for row in moved), key=abs)
             said.append(f"{verb} at {_at(moved, layers)} (by up to {abs(largest):.4f})")
     return [f"{subject} {' and '.join(said)}."] if said else []
+
+
+def _turned_or_removed(result: CompareResult) -> list[str]:
+    """What became of the cone, layers of one verdict together; with the layer where most of it is gone or new."""
+    said = {
+        "removed": "was removed, wholly or in part, and did not turn",
+        "turned": "turned: part of it is gone, and another is there in its place",
+        "grew": "grew along its old direction",
+        "added": "is as before, and another is there across it",
+    }
+    space = {"turned": "turned", "same": "is the same", "undecided": "is not told to have turned"}
+    lines = []
+    for verdict, words in said.items():
+        rows = [row for row in result.layers if row.cone.verdict == verdict]
+        if not rows:
+            continue
+        most = max(rows, key=lambda row: abs(row.cone.removed.estimate) + abs(row.cone.new.estimate))
+        at_most = f"at {place(most.layer)} " if len(rows) > 1 else ""
+        where = "" if result.of_vectors else f"At {_at(rows, result.layers)} the cone {words}; {at_most}"
+        axes = "" if most.axis.overlap is None else f"; the space of the top axes {space[most.axis.verdict]} there"
+        begin = where or f"The cone {words}; "
+        lines.append(f"{begin}{most.cone.in_words()}{axes}.")
+    return lines
 
 
 def _directions(result: CompareResult) -> list[str]:

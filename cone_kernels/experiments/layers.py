@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.cone_claims import ConeClaims
+from cone_kernels.experiments.layer_steps import layer_steps
 from cone_kernels.experiments.layers_result import Layer, LayersResult, Output, RogueDimension
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
@@ -93,6 +94,7 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
         claims=ConeClaims.of(state, rogue),
         published=MXBAI_EMBED_LARGE if published else None,
         output=_output(measurement, rogue),
+        steps=layer_steps(state.sentence, state.layers),
     )
 
 

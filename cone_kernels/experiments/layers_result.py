@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cone_kernels.experiments.cone_claims import ConeClaims
 from cone_kernels.experiments.curve_shape import CRASH, CurveShape, curve_shape
 from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.layer_steps import LayerStep, steps_in_words
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
-from cone_kernels.names import POOLINGS, listed_words, numbered
+from cone_kernels.names import BASELINES, POOLINGS, listed_words, numbered
 from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class LayersResult(ExperimentResult):
         claims: what of the layers may be said; `summary` says it.
         published: the published curve to compare this one with, or None.
         output: what a model of sentence-transformers gives for sentences; None for other models.
+        steps: what each layer changes of the one before.
     """
 
     model: dict[str, Any]
@@ -164,6 +166,7 @@ class LayersResult(ExperimentResult):
     claims: ConeClaims = field(repr=False, compare=False)
     published: dict[str, Any] | None = field(default=None, repr=False)
     output: Output | None = None
+    steps: tuple[LayerStep, ...] = ()
 
     @property
     def shape(self) -> CurveShape | None:
@@ -188,6 +191,7 @@ class LayersResult(ExperimentResult):
             "layers": [layer.to_dict() for layer in self.layers],
             "output": None if self.output is None else self.output.to_dict(),
             "shape": self.shape.to_dict() if self.shape else None,
+            "steps": [step.to_dict() for step in self.steps],
             "dependence": Dependence.of(self.state).to_dict(),
             "published": published,
             "summary": list(self.summary()),
@@ -222,6 +226,8 @@ def _geometry(found: Geometry | None) -> dict[str, float | None] | None:
 def _summary(result: LayersResult) -> list[str]:
     prompt = result.model.get("prompt")
     said = [f"Every sentence was given after the prompt “{prompt}”, whose tokens are in all numbers."] if prompt else []
+    baseline = result.model.get("baseline")
+    said = [f"This is a baseline: {BASELINES.get(baseline, baseline)}.", *said] if baseline else said
     own = [] if result.output is None else [result.output.summary(result.state.pooling)]
     return said + own + _of_layers(result) + list(Dependence.of(result.state).summary())
 
@@ -254,6 +260,7 @@ def _of_layers(result: LayersResult) -> list[str]:
         lines
         + _averaging(result, shape)
         + _rogue_summary(result, with_cone)
+        + steps_in_words(result.steps, result.state.sentence.dim)
         + _geometry_summary(result.layers[known[-1]])
     )
 

@@ -10,14 +10,23 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.axes_pair import AxesPair, Chance, Matrix
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.rotation_result import AxesPair, Chance, ComparedModel, Matrix, RotationResult
+from cone_kernels.experiments.rotation_corpora import corpora_of, joined_corpus, names_of_corpora
+from cone_kernels.experiments.rotation_result import ComparedModel, RotationResult
 from cone_kernels.names import OUTPUT, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus, threads_of
-from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, refuse_run_options
+from cone_kernels.runs.options import (
+    CORPUS_OPTIONS,
+    SharedOptions,
+    open_corpus,
+    options_by_model,
+    refuse_run_options,
+    with_checkpoint_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +52,7 @@ def rotation(
     model: Sequence[ModelLike] = (),
     corpus: str | os.PathLike[str] | Corpus | Iterable[Any] | None = None,
     *,
+    corpora: Sequence[str | os.PathLike[str] | Corpus | Iterable[Any]] = (),
     state: Sequence[ConeState | str | os.PathLike[str]] = (),
     layer: Layer | Sequence[Layer | None] | None = None,
     pooling: str = "mean",
@@ -54,6 +64,8 @@ def rotation(
     Args:
         model: folders, hub ids, what `load_model` returned, or models in memory (`ModelLike`).
         corpus: a file, a `Corpus`, or sentences; read once for each model.
+        corpora: two or more of them in place of `corpus`, and of one model: its cones over each corpus are compared.
+            The result's `models` are named by the corpora, and its `corpora` says whether axis, mean and centring move.
         state: states saved before, with their second moments; they follow the models. What needs sentence vectors
             (`functional_cosine`, and their own rows of `centered_anisotropy`) is not defined for them.
         layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or "output", the vectors that the
@@ -70,8 +82,8 @@ def rotation(
         ModuleNotFoundError, ModelError: a model cannot be loaded.
         StateFileError: a state's file is damaged.
         BackendUnavailable: the backend asked for cannot run here.
-        ValueError: fewer than two models and states, a corpus without a model or the reverse, an option is out of
-            range, a state without second moments, too few sentences, or a corpus that changes while it is read.
+        ValueError: fewer than two models and states, or corpora; a corpus without a model or the reverse, an option is
+            out of range, a state without second moments, too few sentences, or a corpus that changes while it is read.
 
     Examples:
         >>> result = rotation(["mixedbread-ai/mxbai-embed-large-v1", "bert-large-uncased"], "snli_dev.jsonl")
@@ -80,6 +92,8 @@ def rotation(
     for name, several in (("model", model), ("state", state)):
         if isinstance(several, (str, os.PathLike)) or not isinstance(several, Sequence):
             raise TypeError(f"{name}: got one {type(several).__name__}; it must be a sequence of them")
+    if corpora:
+        return _over_corpora(model, corpus, corpora, state, layer=layer, pooling=pooling, k=k, options=options)
     if (corpus is None) != (not model):
         raise ValueError("model, corpus: got one without the other; it must be both or neither")
     layers = _layers(layer, len(model) + len(state), k)
@@ -102,18 +116,60 @@ def rotation(
         return rotation_of(measurements, layer=layers, k=k)
 
 
+def _over_corpora(
+    model: Sequence[ModelLike],
+    corpus: object,
+    corpora: Sequence[str | os.PathLike[str] | Corpus | Iterable[Any]],
+    state: Sequence[object],
+    *,
+    layer: Layer | Sequence[Layer | None] | None,
+    pooling: str,
+    k: int,
+    options: SharedOptions,
+) -> RotationResult:
+    """One model over several corpora."""
+    if len(model) != 1 or state or corpus is not None:
+        got = f"{len(model)} models, {len(state)} states{'' if corpus is None else ' and a corpus'}"
+        raise ValueError(f"corpora: got them with {got}; they must come with one model alone")
+    if len(corpora) < 2:
+        raise ValueError(f"corpora: got {len(corpora)}; it must be at least two")
+    layers = _layers(layer, len(corpora), k)
+    rest = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
+    measurements: list[Measurement] = []
+    for at, (one, number) in enumerate(zip(corpora, layers, strict=True)):
+        own: Any = with_checkpoint_of(f"corpus-{at}", rest)
+        read = open_corpus(one, options, again=True)
+        found = measure(model[0], read, second_moment=True, pooling=pooling, keep_vectors=(number,), **own)
+        measurements.append(replace(found, load=None))
+    prints = [found.corpus["fingerprint"] for found in measurements]
+    if len(set(prints)) < len(prints):
+        raise ValueError("corpora: got the same sentences twice; they must differ")
+    with threads_of(*measurements):
+        return rotation_of(measurements, layer=layers, k=k, over_corpora=True)
+
+
 def rotation_of(
-    measurements: Sequence[Measurement], *, layer: Layer | Sequence[Layer | None] | None = None, k: int = 4
+    measurements: Sequence[Measurement],
+    *,
+    layer: Layer | Sequence[Layer | None] | None = None,
+    k: int = 4,
+    over_corpora: bool = False,
 ) -> RotationResult:
     """The result of measurements with second moments, which kept the vectors of the layers or are of saved states.
 
     Measurements of different corpora are compared too; their functional cosine is not defined. See `rotation`.
+
+    Args:
+        measurements: of the models; or of one model over several corpora, with their vectors.
+        layer, k: as in `rotation`.
+        over_corpora: they are of one model, each is named by its corpus, and what moves with the corpus is told.
     """
     from cone_kernels.statistics import directions
 
     given = _layers(layer, len(measurements), k)
     layers = [found.layer(number) for found, number in zip(measurements, given, strict=True)]
-    cones = [_Cone.of(*each, k) for each in zip(measurements, layers, _labels(measurements, layers), strict=True)]
+    names = names_of_corpora(measurements) if over_corpora else _labels(measurements, layers)
+    cones = [_Cone.of(*each, k) for each in zip(measurements, layers, names, strict=True)]
     chance = {
         dim: Chance(directions.random_cosine_mean(dim), directions.random_cosine_quantile(0.95, dim))
         for dim in {cone.dim for cone in cones}
@@ -125,7 +181,7 @@ def rotation_of(
     pairs = {(i, j): _pair(cones[i], cones[j], k, several) for i, j in combinations(range(len(cones)), 2)}
     return RotationResult(
         models=tuple(cone.compared for cone in cones),
-        corpus=shared_corpus(measurements),
+        corpus=joined_corpus(measurements, names) if over_corpora else shared_corpus(measurements),
         k=k,
         axis_cosine=axis_cosine,
         pairs=tuple(
@@ -146,6 +202,15 @@ def rotation_of(
         dependence=tuple(
             Dependence.of_moments(found.moments(layer)) for found, layer in zip(measurements, layers, strict=True)
         ),
+        corpora=corpora_of(
+            measurements[0].name,
+            [found.moments(layer) for found, layer in zip(measurements, layers, strict=True)],
+            [found.kept_vectors(layer) for found, layer in zip(measurements, layers, strict=True)],
+            [cone.groups for cone in cones],
+            centered,
+        )
+        if over_corpora
+        else None,
     )
 
 

@@ -6,31 +6,27 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
+from cone_kernels.experiments.axes_pair import (
+    SHARED,
+    AxesPair,
+    Chance,
+    Matrix,
+    SharedAxes,
+    alike,
+    overlaps,
+    range_in_words,
+)
+from cone_kernels.experiments.corpora_result import Corpora
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import Layer
 from cone_kernels.statistics.claims import Claim
 
-if TYPE_CHECKING:
-    from cone_kernels.statistics.subspaces import Overlap
-
 SCHEMA = "cone_kernels/rotation/1"
 
-Matrix = tuple[tuple[float, ...], ...]
-"""m × m; NaN where a value is not defined."""
-
-SharedAxes: TypeAlias = Literal["share", "differ", "undecided"]
-"""What may be said of the axes of two models."""
-
-# |cos| from which on two axes are called one (of spaces the root of the mean cos² of their angles), and |r| from which
-# on two sets of projections are called the same.
-_SHARED = 0.9
-# Where the choice of sentences turns axes apart by more than this mean sin², they are not determined; how many would
-# determine them is told for this much.
-_UNDETERMINED, _DETERMINED = 0.5, 0.1
 # The quantile of the normal distribution that 95 % lie within.
 _FISHER = 1.96
 # What another model's mean does, by the share of the cone that it leaves of what the model's own mean takes away.
@@ -78,80 +74,6 @@ class ComparedModel:
 
 
 @dataclass(frozen=True)
-class Chance:
-    """|cos| of two random directions: its mean, and what one pair in twenty exceeds."""
-
-    mean: float
-    p95: float
-
-    def to_dict(self) -> dict[str, float]:
-        """The two as JSON data."""
-        return {"mean": self.mean, "p95": self.p95}
-
-
-@dataclass(frozen=True)
-class AxesPair:
-    """How alike the top axes of two models are, and what may be said of it.
-
-    Attributes:
-        overlap: of the spaces of their top axes.
-        bound: half the width of its interval; that holds for all pairs of models together.
-        axis_stderr: standard error of |cos| of the two first axes.
-        halves: what overlap two halves of the sentences have in each model itself, each half of n/2 sentences; NaN of a
-            state.
-        drawn: what overlap directions drawn from the two covariances have by chance.
-        sentences: of the model that has fewer.
-    """
-
-    overlap: Overlap
-    bound: float
-    axis_stderr: float
-    halves: tuple[float, float]
-    drawn: Chance
-    sentences: int
-
-    @property
-    def claim(self) -> Claim:
-        """The overlap without the noise of the sentences, against that of shared axes."""
-        determined = self.overlap.noise <= _UNDETERMINED
-        return Claim(self.overlap.corrected, null=_SHARED**2, bound=self.bound if determined else math.nan)
-
-    @property
-    def verdict(self) -> SharedAxes:
-        """share or differ, where the interval lies on one side of what shared axes have; else undecided."""
-        said: dict[str, SharedAxes] = {"greater": "share", "less": "differ"}
-        return said.get(self.claim.verdict, "undecided")
-
-    @property
-    def by_chance(self) -> bool:
-        """Whether directions drawn from the covariances are as close."""
-        return self.overlap.value <= self.drawn.p95
-
-    @property
-    def needed(self) -> int | None:
-        """About how many sentences would decide it; None where that cannot be told."""
-        if self.overlap.noise > _UNDETERMINED:
-            return math.ceil(self.sentences * self.overlap.noise / _DETERMINED)
-        return self.claim.needed(self.sentences)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The pair as JSON data."""
-        found, undetermined = self.overlap, self.overlap.noise > _UNDETERMINED
-        return {
-            "axes": found.axes,
-            "value": finite(found.value),
-            "corrected": None if undetermined else finite(found.corrected),
-            "stderr": finite(found.stderr),
-            "low": finite(found.corrected - self.claim.bound),
-            "high": finite(found.corrected + self.claim.bound),
-            "noise": finite(found.noise),
-            "halves": [finite(half) for half in self.halves],
-            "null": self.drawn.to_dict(),
-            "needed": self.needed if self.verdict == "undecided" else None,
-        }
-
-
-@dataclass(frozen=True)
 class RotationResult(ExperimentResult):
     """What `rotation` found. Matrices have a row and a column for each of `models`, NaN or None where not defined.
 
@@ -172,6 +94,7 @@ class RotationResult(ExperimentResult):
         reasons: why a value is not defined.
         manifest: versions, times and options, and under "measurements" that of each model.
         dependence: whether neighbouring sentences are alike over long stretches, of each model.
+        corpora: what is known besides where `models` are one model over several corpora, each by the corpus's name.
     """
 
     table: ClassVar[str | None] = "models"
@@ -190,6 +113,7 @@ class RotationResult(ExperimentResult):
     reasons: tuple[str, ...]
     manifest: dict[str, Any]
     dependence: tuple[Dependence, ...] = ()
+    corpora: Corpora | None = None
 
     @property
     def verdict(self) -> tuple[tuple[SharedAxes, ...], ...]:
@@ -219,6 +143,7 @@ class RotationResult(ExperimentResult):
             "axis_stderr": [[None if one is None else finite(one.axis_stderr) for one in row] for row in self.pairs],
             "overlap": [[one and one.to_dict() for one in row] for row in self.pairs],
             "dependence": [one.to_dict() for one in self.dependence],
+            **({} if self.corpora is None else {"corpora": self.corpora.to_dict()}),
             "reasons": list(self.reasons),
             "summary": list(self.summary()),
             "manifest": self.manifest,
@@ -227,6 +152,9 @@ class RotationResult(ExperimentResult):
     def summary(self) -> tuple[str, ...]:
         """Who shares an axis and a centring vector with whom, in plain sentences, each said where the data says it."""
         warning = Dependence.worst(self.dependence).summary() if self.dependence else ()
+        if self.corpora is not None:
+            names, layer = [model.name for model in self.models], self.models[0].layer
+            return (*self.corpora.summary(names, layer, self.pairs, self.centered_stderr), *warning)
         return (*_of_axes(self), *_of_widths(self), *_of_means(self), *warning)
 
     def __repr__(self) -> str:
@@ -248,7 +176,7 @@ def _of_axes(result: RotationResult) -> Iterator[str]:
         sharing = _pairs(result, combinations(family, 2))
         if sharing:
             between = " between any two" if len(family) > 2 else ""
-            yield f"{_names(result, family)} share {_whose(sharing)}: {_overlaps(sharing)}{between}."
+            yield f"{_names(result, family)} share {_whose(sharing)}: {overlaps(sharing)}{between}."
     for first, second in combinations(families, 2):
         pairs = _pairs(result, product(first, second))
         if not pairs:
@@ -258,7 +186,7 @@ def _of_axes(result: RotationResult) -> Iterator[str]:
         if all(_correlate(r, pair.sentences) for r, pair in zip(functional, pairs, strict=True)):
             yield (
                 f"Yet they order the same sentences alike: the projections of {_both(result, first, second)} on their "
-                f"axes correlate with |r| {_range(functional)}. It is the same axis in a rotated space."
+                f"axes correlate with |r| {range_in_words(functional)}. It is the same axis in a rotated space."
             )
 
 
@@ -270,17 +198,17 @@ def _pairs(result: RotationResult, which: Iterable[tuple[int, int]]) -> list[Axe
 def _apart(pairs: Sequence[AxesPair], who: str) -> str:
     """What is said of models of which no two are told to share their axes."""
     if all(pair.verdict == "differ" for pair in pairs):
-        drawn = _alike(pairs, [pair.drawn.p95 for pair in pairs], bare=True)
+        drawn = alike(pairs, [pair.drawn.p95 for pair in pairs], bare=True)
         chance = f"of directions drawn from their covariances one pair in twenty has more than {drawn}"
         apart = "are no closer than chance" if all(pair.by_chance for pair in pairs) else "differ"
-        return f"{_axes(pairs)} of {who} {apart}: {_overlaps(pairs)}; {chance}."
+        return f"{_axes(pairs)} of {who} {apart}: {overlaps(pairs)}; {chance}."
     undecided = [pair for pair in pairs if pair.verdict == "undecided"]
     needed = [pair.needed for pair in undecided if pair.needed is not None]
     more = f" About {max(needed):,} sentences would decide it." if needed else ""
     halves = [half for pair in undecided for half in pair.halves if not math.isnan(half)]
-    own = f", where two halves of one's own sentences have {_alike(pairs, halves, bare=True)}" if halves else ""
+    own = f", where two halves of one's own sentences have {alike(pairs, halves, bare=True)}" if halves else ""
     n = min(pair.sentences for pair in undecided)
-    values = _alike(pairs, [pair.overlap.value for pair in undecided])
+    values = alike(pairs, [pair.overlap.value for pair in undecided])
     return f"Whether {who} share {_whose(pairs)} is undecided by {n:,} sentences: {values}{own}.{more}"
 
 
@@ -288,7 +216,7 @@ def _correlate(r: float, n: int) -> bool:
     """Whether projections are the same, by Fisher's z, whose error is 1/√(n − 3)."""
     if math.isnan(r) or n <= 3:
         return False
-    z, shared = (math.atanh(min(value, 1 - 1e-15)) for value in (r, _SHARED))
+    z, shared = (math.atanh(min(value, 1 - 1e-15)) for value in (r, SHARED))
     return Claim(z, null=shared, bound=_FISHER / math.sqrt(n - 3)).verdict == "greater"
 
 
@@ -304,20 +232,6 @@ def _axes(pairs: Sequence[AxesPair]) -> str:
 
 def _counts(counts: Sequence[int]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _overlaps(pairs: Sequence[AxesPair]) -> str:
-    low = min(pair.overlap.corrected - pair.bound for pair in pairs)
-    high = max(pair.overlap.corrected + pair.bound for pair in pairs)
-    found = _alike(pairs, [pair.overlap.corrected for pair in pairs])
-    return f"{found} (from {_alike(pairs, [low], bare=True)} to {_alike(pairs, [high], bare=True)} with its error)"
-
-
-def _alike(pairs: Sequence[AxesPair], overlaps: Sequence[float], *, bare: bool = False) -> str:
-    """Overlaps in words; those of single axes as |cos|, their root."""
-    single = all(pair.overlap.axes == 1 for pair in pairs)
-    values = _range([math.sqrt(max(one, 0.0)) for one in overlaps] if single else overlaps, 2)
-    return values if bare else f"{'|cos|' if single else 'overlap'} {values}"
 
 
 def _of_widths(result: RotationResult) -> Iterator[str]:
@@ -342,7 +256,7 @@ def _of_means(result: RotationResult) -> Iterator[str]:
         for low, high, one, several in _VERDICTS:
             which = [j for j in others if low < left[j] <= high]
             if which:
-                leaves = _range([result.centered_anisotropy[i][j] for j in which])
+                leaves = range_in_words([result.centered_anisotropy[i][j] for j in which])
                 those, verdict = ("that", one) if len(which) == 1 else ("those", several)
                 said.append(f"{those} of {_names(result, which)} {verdict}: {leaves}")
         if others:
@@ -372,8 +286,3 @@ def _both(result: RotationResult, first: Sequence[int], second: Sequence[int]) -
     one, other = _names(result, first), _names(result, second)
     single = len(first) == len(second) == 1
     return f"{one} and {other}" if single else f"{one} on one side and {other} on the other"
-
-
-def _range(values: Sequence[float], digits: int = 3) -> str:
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return low if low == high else f"{low} to {high}"

@@ -69,6 +69,51 @@ class VocabularyProjection:
         return {**{name: getattr(self, name) for name in names}, **far}
 
 
+@dataclass(frozen=True, eq=False)
+class TokenEmbeddings:
+    """The input embeddings of a model, to be projected on axes of its layers.
+
+    Attributes:
+        weight: (V, e) as they are stored.
+        name, linear: the model's own map from them to the width of its layers; "" and None where they are as wide.
+    """
+
+    weight: Tensor
+    name: str
+    linear: nn.Linear | None
+
+    @classmethod
+    def of(cls, model: nn.Module, width: int) -> TokenEmbeddings:
+        """Those of a model whose layers are so wide.
+
+        Raises:
+            VocabularyError: it has none, or none that can be brought to that width.
+        """
+        weight = _input_embeddings(model)
+        return cls(weight, *_map_to_width(model, weight.shape[1], width))
+
+    def directions(self, axes: Tensor) -> tuple[Tensor, Tensor]:
+        """The axes (k, d) as directions (k, e) of the embeddings, and what is added to a projection on each, (k,)."""
+        directions = axes.to(self.weight.device)
+        offset = torch.zeros(len(axes), dtype=torch.float64, device=self.weight.device)
+        if self.linear is not None:
+            # (W e + b)·v = e·(Wᵀ v) + b·v: the axes go to the embeddings, which are many.
+            if self.linear.bias is not None:
+                offset = directions @ self.linear.bias.detach().double()
+            directions = directions @ self.linear.weight.detach().double()  # (k, e)
+        return directions, offset
+
+    def projected(self, ids: Tensor, axes: Tensor) -> Tensor:
+        """(n, k) float64 e·v of these tokens (n,) and axes (k, d), on the CPU; NaN of a token without a row."""
+        directions, offset = self.directions(axes)
+        found = torch.full((len(ids), len(axes)), torch.nan, dtype=torch.float64)
+        for at in torch.split(torch.arange(len(ids)), block_rows(self.weight.shape[1])):
+            there = at[ids[at] < len(self.weight)]
+            rows = self.weight[ids[there].to(self.weight.device)]
+            found[there] = (project(rows, directions) + offset).cpu()
+        return found
+
+
 def project_vocabulary(model: nn.Module, tokenizer: Any, axes: Tensor, count: int) -> VocabularyProjection:
     """The tokens whose input embeddings e lie furthest along each axis, by e·v.
 
@@ -90,15 +135,9 @@ def project_vocabulary(model: nn.Module, tokenizer: Any, axes: Tensor, count: in
         >>> found = project_vocabulary(loaded.model, loaded.tokenizer, axes(moments).centered.vectors[-1], 20)
         >>> [token.token for token in found.highest[0]]
     """
-    weight = _input_embeddings(model)  # (V, e)
-    name, linear = _map_to_width(model, weight.shape[1], axes.shape[1])
-    directions = axes.to(weight.device)
-    offset = torch.zeros(len(axes), dtype=torch.float64, device=weight.device)
-    if linear is not None:
-        # (W e + b)·v = e·(Wᵀ v) + b·v: the axes go to the embeddings, which are many.
-        if linear.bias is not None:
-            offset = directions @ linear.bias.detach().double()
-        directions = directions @ linear.weight.detach().double()  # (k, e)
+    embeddings = TokenEmbeddings.of(model, axes.shape[1])
+    weight = embeddings.weight
+    directions, offset = embeddings.directions(axes)
     known = sorted(set(tokenizer.get_vocab().values()))
     ids = torch.tensor([number for number in known if number < len(weight)], device=weight.device)
     extremes, not_finite = Extremes(count, len(axes)), 0
@@ -115,7 +154,7 @@ def project_vocabulary(model: nn.Module, tokenizer: Any, axes: Tensor, count: in
     random = far[len(axes) :]
     return VocabularyProjection(
         tokens=len(ids) - not_finite,
-        projected="input embeddings" if linear is None else f"input embeddings through {name}",
+        projected="input embeddings" if embeddings.linear is None else f"input embeddings through {embeddings.name}",
         rows_without_token=len(weight) - len(ids),
         rows_not_finite=not_finite,
         tokens_without_row=len(known) - len(ids),

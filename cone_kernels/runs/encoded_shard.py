@@ -93,11 +93,17 @@ class EncodedShard:
             special_tokens: note which tokens the tokenizer added.
             groups: jackknife groups of the sentences; None where their indices decide them.
         """
-        blocks = [_EncodedBlock.of(loaded, block, special_tokens=special_tokens) for block in text_blocks(texts)]
+        shuffled = loaded.info.get("baseline") == "shuffled-tokens"
+        asked = special_tokens or shuffled
+        blocks = [_EncodedBlock.of(loaded, block, special_tokens=asked) for block in text_blocks(texts)]
         lengths = list(itertools.chain.from_iterable(block.lengths for block in blocks))
         truncated = sum(block.truncated for block in blocks)
         flat = {name: np.concatenate([block.columns[name] for block in blocks]) for name in blocks[0].columns}
         special = flat.pop(SPECIAL_TOKENS, None)
+        if shuffled and special is not None:
+            own = np.flatnonzero(special == 0)
+            flat[_IDS][own] = flat[_IDS][np.random.default_rng(first_id).permutation(own)]
+            special = special if special_tokens else None
         unknown = unknown_token(loaded.tokenizer)
         n_unknown = 0 if unknown is None else int(np.count_nonzero(flat[_IDS] == unknown))
         given = None if groups is None else np.array(groups, dtype=np.int64)

@@ -108,13 +108,23 @@ def _bytes_of_state(loaded: LoadedModel, gathered: Mapping[str, Any]) -> int:
 
 
 def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:
-    """The model as a run takes it: as it is, or loaded from a folder or by a hub id as the options say.
+    """The model as a run takes it, loaded or as it is given, or its baseline, as the options say.
 
     Raises:
         ModuleNotFoundError, ModelError: it cannot be loaded.
         TypeError: it is none of `ModelLike`.
         ValueError: an option does not go with what is given.
     """
+    baseline = options.get("baseline")
+    loaded = _loaded_itself(model, options)
+    if baseline is None:
+        return loaded
+    from cone_kernels.models.baseline import baseline_of
+
+    return baseline_of(loaded, baseline)
+
+
+def _loaded_itself(model: ModelLike, options: MeasureOptions) -> LoadedModel:
     from cone_kernels.models.loaded import LoadedModel
     from cone_kernels.models.loading import load_model
     from cone_kernels.models.varlen_attention import packable

@@ -76,6 +76,9 @@ class LoadOptions(TypedDict, total=False):
 class MeasureOptions(CorpusOptions, LoadOptions, total=False):
     """The keywords that every experiment takes; the command line's flags have the same names."""
 
+    baseline: str | None
+    """In place of the model its baseline, one of `cone_kernels.names.BASELINES`: "random-weights", the same
+    architecture before training, or "shuffled-tokens", the model on the tokens of the corpus in random order."""
     backend: str
     """"auto" (default), "reference", "cpu", "triton" or "cuda"."""
     token_budget: int | Literal["auto"] | None
@@ -243,6 +246,7 @@ DEFAULTS: dict[str, Any] = {
     "prompt": None,
     "prompt_name": None,
     "truncate_dim": None,
+    "baseline": None,
     "log_json": None,
     "workers": None,
     "ray": None,

@@ -301,7 +301,7 @@ def _model_info(loaded: LoadedModel) -> dict[str, Any]:
     """What a state says of its model, wherever its files are: two states of one model agree in it."""
     keys = ("architecture", "model_type", "n_layers", "hidden_size", "dtype", "weights_sha256")
     # A plain model has neither, and its states merge with those of before there were such.
-    own = {key: loaded.info[key] for key in ("prompt", "output") if loaded.info[key] is not None}
+    own = {key: loaded.info[key] for key in ("prompt", "output", "baseline") if loaded.info.get(key) is not None}
     return {"model": {key: loaded.info[key] for key in keys} | own, "max_length": loaded.max_length}
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from cone_kernels.names import BASELINES
 from cone_kernels.terminal.progress import rates_of
 
 
@@ -39,6 +40,8 @@ def print_notes(console: Console, result: Shown) -> None:
         return
     ran = f"{corpus['sentences']:,} sentences, {corpus['tokens']:,} tokens in {seconds:.1f} s"
     console.print(f"{ran}: {rates_of(corpus['sentences'], corpus['tokens'], seconds)}", style="dim")
+    for baseline in dict.fromkeys(model["baseline"] for model in _models(result) if model.get("baseline")):
+        console.print(f"baseline: {BASELINES.get(baseline, baseline)}, in place of the model", style="yellow")
     dropped = {reason: count for reason, count in corpus["dropped"].items() if count}
     for what, counts in (("dropped", dropped), ("replaced", {k: v for k, v in corpus["replaced"].items() if v})):
         if counts:
@@ -67,8 +70,11 @@ def print_notes(console: Console, result: Shown) -> None:
 
 def _dtypes(result: Shown) -> set[str | None]:
     """What the models have computed in."""
-    models = [one["model"] for one in result.manifest.get("models", ())] or [getattr(result, "model", {})]
-    return {model.get("dtype") for model in models}
+    return {model.get("dtype") for model in _models(result)}
+
+
+def _models(result: Shown) -> list[dict[str, Any]]:
+    return [one["model"] for one in result.manifest.get("models", ())] or [getattr(result, "model", {})]
 
 
 def note_vectors(console: Console, rows: int, seconds: float) -> None:

@@ -14,7 +14,8 @@ from cone_kernels.terminal.columns import Column, print_columns
 from cone_kernels.terminal.console import number
 
 if TYPE_CHECKING:
-    from cone_kernels.experiments.rotation_result import AxesPair, Matrix, RotationResult
+    from cone_kernels.experiments.axes_pair import AxesPair, Matrix
+    from cone_kernels.experiments.rotation_result import RotationResult
 
 _NAME_WIDTH = 34
 
@@ -59,9 +60,10 @@ def _letter(i: int) -> str:
 
 def _print_models(console: Console, result: RotationResult) -> None:
     models = result.models
+    compared = "model" if result.corpora is None else "corpus"
     columns = [
         Column("", [_letter(i) for i in range(len(models))], justify="left"),
-        Column("model", [Text(model.name) for model in models], justify="left", most=_NAME_WIDTH),
+        Column(compared, [Text(model.name) for model in models], justify="left", most=_NAME_WIDTH),
         Column("layer", [str(model.layer) for model in models]),
         Column("width", [str(model.hidden_size) for model in models]),
         Column("sentence", [number(model.level.anisotropy) for model in models]),

@@ -13,9 +13,10 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from cone_kernels.cli import main
+from cone_kernels.experiments.axes_pair import AxesPair, Chance
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.rotation import rotation
-from cone_kernels.experiments.rotation_result import AxesPair, Chance, ComparedModel, RotationResult
+from cone_kernels.experiments.rotation_result import ComparedModel, RotationResult
 from cone_kernels.runs.measure import measure
 from cone_kernels.statistics.directions import random_cosine_mean
 from cone_kernels.statistics.subspaces import Overlap

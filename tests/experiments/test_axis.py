@@ -163,7 +163,7 @@ def test_to_dict_is_strict_json(result: AxisResult, sentences: list[str]) -> Non
     first, second = data["components"]
     assert set(first) == {
         *("eigenvalue", "explained_variance_ratio", "residual", "eigengap"),
-        *("top", "bottom", "tokens_top", "tokens_bottom", "correlations"),
+        *("top", "bottom", "tokens_top", "tokens_bottom", "correlations", "frequency"),
     }
     assert first["eigenvalue"] > second["eigenvalue"]
     assert first["eigengap"] == first["eigenvalue"] - second["eigenvalue"]

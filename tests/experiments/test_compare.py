@@ -375,7 +375,7 @@ def test_to_dict_is_strict_json(before: Tensor, after: Tensor) -> None:
     assert list(data["layers"][1]) == [
         *("layer", "name", "sentence", "token", "gap", "within", "between", "predicted"),
         *("axis_cosine", "mean_cosine", "axis_sampling", "mean_sampling"),
-        *("axis_overlap", "axis_verdict", "mean_overlap", "mean_verdict"),
+        *("axis_overlap", "axis_verdict", "mean_overlap", "mean_verdict", "cone"),
     ]
     assert data["layers"][0]["axis_cosine"] is None
     assert data["layers"][1]["sentence"]["p_value"] == result.layers[1].sentence.p_value

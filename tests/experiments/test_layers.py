@@ -72,6 +72,7 @@ def test_to_dict_is_strict_json(folder: Path, result: LayersResult) -> None:
         "layers",
         "output",
         "shape",
+        "steps",
         "dependence",
         "published",
         "summary",

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.axes_pair import Chance
 from cone_kernels.experiments.rotation import rotation, rotation_of
-from cone_kernels.experiments.rotation_result import Chance, RotationResult
+from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.models import load_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state

@@ -51,6 +51,18 @@ def test_the_term_widens_the_cone(example: ModuleType, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert f"{with_term.curves[-1][LAYERS]:.3f}" in shown
     assert "without" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    # Quality is told beside isotropy, with the error of the paired difference.
+    difference = with_term.hits[-1] - without.hits[-1]
+    stderr = difference.std() / len(difference) ** 0.5
+    assert f"{float(difference.mean()):+.1%} ± {float(stderr):.1%} more sentences are found" in shown
+
+
+@pytest.mark.parametrize(("weight", "sign"), [("5", 1), ("-5", -1)])
+def test_both_signs_of_isoscore(example: ModuleType, tmp_path: Path, weight: str, sign: int) -> None:
+    save_checkpoint(tmp_path / "model")
+    arguments = ["--model", tmp_path / "model", "--text", text_file(tmp_path, 400), "--loss", "isoscore"]
+    without, with_term = example.main([*map(str, arguments), "--weight", weight, "--steps", "6"])
+    assert sign * float(with_term.scores[-1][1:].mean() - without.scores[-1][1:].mean()) > 0.005
 
 
 def test_too_little_text(example: ModuleType, tmp_path: Path) -> None:
@@ -58,7 +70,7 @@ def test_too_little_text(example: ModuleType, tmp_path: Path) -> None:
         example.main(["--text", str(text_file(tmp_path, 20))])
 
 
-@pytest.mark.parametrize("option", [["--steps", "1"], ["--weight", "0"]])
+@pytest.mark.parametrize("option", [["--steps", "1"], ["--weight", "0"], ["--weight", "-1"]])
 def test_options_out_of_range(example: ModuleType, option: list[str]) -> None:
     with pytest.raises(SystemExit):
         example.main(option)

@@ -25,7 +25,7 @@ from cone_kernels.runs.runner import run
 
 def test_every_keyword_of_an_experiment_has_a_default() -> None:
     assert set(DEFAULTS) == set(ShardOptions.__annotations__) - {"progress"}
-    of_the_process = {"log_json", "workers", "ray", "distributed", "overwrite"}
+    of_the_process = {"baseline", "log_json", "workers", "ray", "distributed", "overwrite"}
     groups = [set(CORPUS_OPTIONS), set(LOAD_OPTIONS), set(RUN_OPTIONS), of_the_process]
     assert set().union(*groups) == set(DEFAULTS)
     assert sum(map(len, groups)) == len(DEFAULTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cone_kernels.names import VARIABLES, label_of
-from cone_kernels.report.inline import Parts, code, count, fixed, percent, significant, text
+from cone_kernels.report.inline import Parts, code, count, estimate, fixed, percent, significant, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table
 from cone_kernels.report.words import ordinal, place
@@ -26,7 +26,7 @@ _ANGLES = {
 
 def tables(result: Node) -> list[Table]:
     """Extremes and tokens of each axis, the axes themselves, the angles between the three directions."""
-    found = [_axes(result), _angles(result)]
+    found = [_axes(result), *_frequency(result), _angles(result)]
     for number, component in enumerate(result["components"], start=1):
         found += [*_extremes(component, number), *_tokens(component, number)]
     return found
@@ -50,6 +50,28 @@ def _axes(result: Node) -> Table:
     notes: list[Parts] = [[text(reason)] for reason in result.get("reasons").entries]
     title: Parts = ["The axes of ", *place(result["layer"])]
     return Table("axes", title, columns, rows, notes)
+
+
+def _frequency(result: Node) -> Iterator[Table]:
+    rows: list[list[Parts]] = []
+    for number, component in enumerate(result["components"], start=1):
+        for of, relation in component.get("frequency").items():
+            value = estimate(relation["correlation"], relation.get("stderr"), 3)
+            null: list[Parts] = [[fixed(relation["random"].get(key), 3)] for key in ("mean", "p95")]
+            verdict: list[Parts] = [[text(relation["verdict"])]]
+            rows.append([[ordinal(number)], [of], [count(relation["rows"])], value, *null, *verdict])
+    columns = [
+        Column("axis", ("axis",), "text"),
+        Column("projections of", ("of",), "text"),
+        Column("how many", ("rows",)),
+        Column("correlation with frequency", ("correlation", "stderr")),
+        Column("random: mean", ("random_mean",)),
+        Column("random: 95 in 100 below", ("random_p95",)),
+        Column("against that", ("verdict",), "text"),
+    ]
+    if rows:
+        title = "Common words along the axes, and along directions drawn from the covariance"
+        yield Table("frequency", [title], columns, rows)
 
 
 def axis_cells(component: Node, number: int) -> list[Parts]:

@@ -14,7 +14,7 @@ _PAIRS = {"within": "within", "between": "between", "predicted": "predicted"}
 
 def tables(result: Node) -> list[Table]:
     """The cone in both states and its change; what lies behind it."""
-    return [table for table in (_changes(result), _pairs(result)) if table.rows]
+    return [table for table in (_changes(result), _cones(result), _pairs(result)) if table.rows]
 
 
 def _changes(result: Node) -> Table:
@@ -39,6 +39,26 @@ def _changes(result: Node) -> Table:
     notes.append([text(result["pairing"])])
     title: Parts = ["Mean cosine of two sentences in both states, and what changed, ± standard errors"]
     return Table("changes", title, columns, rows, notes + _reasons(result, ("sentence", "token", "gap")))
+
+
+def _cones(result: Node) -> Table:
+    columns = [
+        Column("layer", ("layer",)),
+        Column("a", ("before",)),
+        Column("b along the mean of a", ("kept",)),
+        Column("gone along it", ("removed", "removed_stderr")),
+        Column("new across it", ("new", "new_stderr")),
+        Column("the cone", ("verdict",), "text"),
+    ]
+    rows: list[list[Parts]] = []
+    for row in result["layers"]:
+        cone = row.get("cone")
+        if cone.known:
+            parts = [estimate(cone[key]["value"], cone[key]["stderr"], sign=True) for key in ("removed", "new")]
+            along: list[Parts] = [layer_cell(row["layer"]), [fixed(cone["before"])], [fixed(cone["kept"])]]
+            rows.append([*along, *parts, [text(cone["verdict"])]])
+    title: Parts = ["Was the cone removed, or did it turn: the mean cosine along the old mean and across it"]
+    return Table("cone", title, columns, rows, [])
 
 
 def _pairs(result: Node) -> Table:

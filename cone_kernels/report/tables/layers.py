@@ -12,7 +12,8 @@ from cone_kernels.report.table import Column, Table, reasons
 
 def tables(result: Node) -> list[Table]:
     """The tables that the result has the numbers for."""
-    return [table for table in (_curve(result), *_geometry(result), *_rogue(result), *_published(result)) if table.rows]
+    found = (_curve(result), *_geometry(result), *_rogue(result), _steps(result), *_published(result))
+    return [table for table in found if table.rows]
 
 
 def _curve(result: Node) -> Table:
@@ -59,6 +60,36 @@ def _curve(result: Node) -> Table:
         notes + reasons(missing),
         folded=len(rows) > 13,
     )
+
+
+def _steps(result: Node) -> Table:
+    columns = [
+        Column("step", ("start", "end"), "text"),
+        Column("share of the change", ("change_share", "change_share_stderr")),
+        Column("dimensions that change most", ("changed_most", "changed_most_stderr")),
+        Column("first of them", ("dimensions",), "text"),
+        Column("cosine of the means", ("mean_cosine", "mean_cosine_stderr")),
+        Column("overlap of the top axes", ("axes_overlap", "axes_overlap_stderr")),
+        Column("drawn from the covariances", ("axes_random",)),
+    ]
+    rows: list[list[Parts]] = []
+    for step in result.get("steps").entries:
+        cells: list[Parts] = [[count(step["start"]), " to ", count(step["end"])]]
+        for key in ("change_share", "changed_most"):
+            cells.append(estimate(step[key]["value"], step[key]["stderr"]))
+        cells.append(joined([[count(one["dimension"])] for one in step["dimensions"]], ", "))
+        cells.append(estimate(step["mean_cosine"]["value"], step["mean_cosine"]["stderr"]))
+        axes = step.get("axes_overlap")
+        cells.append(estimate(axes["corrected"], axes["stderr"]) if axes.known else [])
+        cells.append([fixed(axes["random"])] if axes.known else [])
+        rows.append(cells)
+    notes: list[Parts] = [
+        [
+            "Share of the squared changes of the mean of the vectors at length 1, of all dimensions at all steps; ",
+            "dimensions that change most at this step, as a share of all.",
+        ]
+    ]
+    return Table("steps", ["What each layer changes of the one before"], columns, rows, notes, folded=True)
 
 
 def _output(output: Node, width: int, without: bool, counts: list[str], left_out: list[tuple[str, str]]) -> list[Parts]:

@@ -19,7 +19,7 @@ def tables(result: Node) -> list[Table]:
 def _models(result: Node) -> Table:
     columns = [
         Column("", ("letter",), "text"),
-        Column("model", ("name",), "text"),
+        Column("corpus" if result.get("corpora").known else "model", ("name",), "text"),
         Column("architecture", ("architecture",), "text"),
         Column("width", ("hidden_size",)),
         Column("layer", ("layer",)),
@@ -32,7 +32,8 @@ def _models(result: Node) -> Table:
         described += [[count(model.get("hidden_size"))], layer_cell(model.get("layer"))]
         level = estimate(model.get("anisotropy"), model.get("stderr"))
         rows.append([*described, level, [percent(model.get("explained_variance_ratio"))]])
-    return Table("models", ["The models compared"], columns, rows)
+    compared = "corpora" if result.get("corpora").known else "models"
+    return Table("models", [f"The {compared} compared"], columns, rows)
 
 
 def _matrix(result: Node, matrix: Matrix) -> Table:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import differentiated_directly, float_tensor
+from cone_kernels.loss.hidden_layers import chosen_layers
+from cone_kernels.ops.arguments import differentiated_directly
 from cone_kernels.ops.gradients import refused_double_backward
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool, token_selection
 from cone_kernels.ops.mean_pairwise_cosine import cosine_gradient, cosine_of_normalized
@@ -69,10 +70,7 @@ def isotropy_loss(
     """
     if not (isinstance(target, (int, float)) and -1 <= target <= 1):
         raise ValueError(f"target: got {target!r}; it must be a number in [-1, 1], as cosines are")
-    if mask is not None and cu_seqlens is not None:
-        raise ValueError("mask, cu_seqlens: got both; at most one of them must be given")
-    named = _chosen(hidden, layers)
-    tokens = [_tokens(name, layer, mask is not None, cu_seqlens is not None) for name, layer in named]
+    tokens = chosen_layers(hidden, mask, cu_seqlens, layers)
     if group is None:
         loss = _loss_on_cpu(tokens, mask, cu_seqlens, target)
         if loss is not None:
@@ -84,52 +82,6 @@ def isotropy_loss(
     else:
         cosines = _cosines_of_all_ranks(vectors, _process_group(group))
     return (cosines - target).square().mean()
-
-
-def _chosen(hidden: Tensor | Sequence[Tensor], layers: int | Sequence[int] | None) -> list[tuple[str, Tensor]]:
-    if isinstance(hidden, Tensor):
-        if layers is not None:
-            raise ValueError(f"layers: got {layers!r}; it must be None where hidden is one tensor")
-        return [("hidden", hidden)]
-    if not isinstance(hidden, (list, tuple)):
-        raise TypeError(
-            f"hidden: got {type(hidden).__name__}; it must be a tensor or a tuple of tensors, such as a Hugging Face "
-            "output's hidden_states (which are None without output_hidden_states=True)"
-        )
-    indices = [-1] if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    if not indices:
-        raise ValueError("layers: got none; it must pick at least one")
-    for index in indices:
-        if not isinstance(index, int) or not -len(hidden) <= index < len(hidden):
-            raise ValueError(
-                f"layers: got {index!r}; it must be from {-len(hidden)} to {len(hidden) - 1}, as hidden has layers"
-            )
-    wanted = [index % len(hidden) for index in indices]
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"layers: got {indices}; it must pick each layer once")
-    return [(f"hidden[{index}]", hidden[index]) for index in wanted]
-
-
-def _tokens(name: str, hidden: Any, masked: bool, packed: bool) -> Tensor:
-    """A layer that fits: hidden states (B, T, D) that have a mask, packed ones (N, D), or vectors (n, D)."""
-    if not isinstance(hidden, Tensor):
-        raise TypeError(f"{name}: got {type(hidden).__name__}; it must be a torch.Tensor")
-    vectors = float_tensor(name, hidden, 2, "(B, T, D) or (n, D)")
-    shape = tuple(vectors.shape)
-    if vectors.dim() > 3:
-        raise ValueError(f"{name}: got shape {shape}; it must be (B, T, D) or (n, D)")
-    if packed:
-        if vectors.dim() == 3 and vectors.shape[0] != 1:
-            raise ValueError(f"{name}: got shape {shape}; it must be (N, D) or (1, N, D) with cu_seqlens")
-        return vectors.flatten(0, -2)
-    if vectors.dim() == 2 and masked:
-        raise ValueError(f"mask: got one; it must be None for {name} of shape {shape}, which has no tokens")
-    if vectors.dim() == 3 and not masked:
-        raise ValueError(
-            f"mask: got None; it must be the attention mask (B, T) of {name} of shape {shape}, or ones where every "
-            "token counts"
-        )
-    return vectors
 
 
 def _loss_on_cpu(

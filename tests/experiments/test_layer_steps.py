@@ -1,0 +1,137 @@
+"""What a layer changes of the one before: where it is known, against plain loops, and errors against other samples."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from cone_kernels import ConeState
+from cone_kernels.experiments.layer_steps import LayerStep, layer_steps, steps_in_words
+from cone_kernels.experiments.layers import layers_of
+from cone_kernels.report import fragment
+from cone_kernels.runs.measurement import from_state
+from cone_kernels.sums import jackknife_blocks, jackknife_groups
+from tests.experiments.test_compare import state_of
+from tests.support.moment_cases import normal
+
+N, D = 600, 12
+
+
+def rows(seed: int = 0, n: int = N) -> Tensor:
+    """(4, n, d): layer 1 changes dimension 0 a little, layer 2 nothing but noise, layer 3 turns mean and axis."""
+    base = normal(n, D, dtype=torch.float64, seed=seed, shift=0)
+    base[:, 1] *= 4
+    base[:, 2] += 5
+    first, last = base.clone(), base.clone()
+    first[:, 0] += 1
+    last[:, 1] /= 4
+    last[:, 5] *= 4
+    last[:, 2] -= 5
+    last[:, 7] += 5
+    noise = normal(n, D, dtype=torch.float64, seed=seed + 1000, shift=0) * 0.02
+    return torch.stack([base, first, first + noise, last])
+
+
+def state(hidden: Tensor) -> ConeState:
+    return state_of(hidden[:, :, None], second_moment=True)
+
+
+@pytest.fixture(scope="module")
+def steps() -> tuple[LayerStep, ...]:
+    of_rows = state(rows())
+    return layer_steps(of_rows.sentence, of_rows.layers)
+
+
+def test_each_step_is_called_what_it_does(steps: tuple[LayerStep, ...]) -> None:
+    assert [(step.start, step.end) for step in steps] == [(0, 1), (1, 2), (2, 3)]
+    assert [step.share.verdict for step in steps] == ["less", "less", "greater"]
+    assert [step.mean_verdict for step in steps] == ["keeps", "keeps", "turns"]
+    assert [step.axes_verdict for step in steps] == ["keeps", "keeps", "turns"]
+    assert steps[0].dimensions[0].dimension == 0
+    assert {one.dimension for one in steps[2].dimensions[:2]} == {2, 7}
+    assert sum(step.share.estimate for step in steps) == pytest.approx(1)
+    assert sum(step.largest for step in steps) == pytest.approx(1)
+    assert abs(steps[1].share.estimate) < 1e-3
+
+
+def test_numbers_are_those_of_plain_means(steps: tuple[LayerStep, ...]) -> None:
+    hidden = rows()
+    of_rows = state(hidden)
+    blocks = jackknife_blocks(of_rows.sentence.count[0])[jackknife_groups(torch.arange(N))]
+    other = blocks[:, None] != blocks
+    units = torch.nn.functional.normalize(hidden, dim=2)
+
+    def product(i: int, j: int) -> float:
+        return float((units[i] @ units[j].mT)[other].mean())
+
+    squares = [product(i, i) + product(i + 1, i + 1) - 2 * product(i, i + 1) for i in range(3)]
+    means = units.mean(1)
+    most = means.diff(dim=0).abs().argmax(0)
+    for at, step in enumerate(steps):
+        assert step.share.estimate == pytest.approx(squares[at] / sum(squares), rel=1e-8, abs=1e-12)
+        cosine = product(at, at + 1) / (product(at, at) * product(at + 1, at + 1)) ** 0.5
+        assert step.mean.estimate == pytest.approx(cosine, rel=1e-10)
+        assert step.largest == pytest.approx(float((most == at).double().mean()))
+        j = step.dimensions[0].dimension
+        assert step.dimensions[0].change == pytest.approx(float(means[at + 1, j] - means[at, j]), abs=1e-12)
+        covariances = [torch.cov(x.mT) for x in hidden[at : at + 2]]
+        drawn = (covariances[0] * covariances[1]).sum() / (covariances[0].trace() * covariances[1].trace())
+        assert step.axes_random == pytest.approx(float(drawn), rel=1e-6)
+
+
+def test_what_is_drawn_from_the_covariances_is_that_mean(steps: tuple[LayerStep, ...]) -> None:
+    first, second = (torch.linalg.cholesky(torch.cov(x.mT)) for x in rows()[2:])
+    draws = [normal(20_000, D, dtype=torch.float64, seed=seed, shift=0) for seed in (5, 6)]
+    x, y = draws[0] @ first.mT, draws[1] @ second.mT
+    weighted = (x * y).sum(1).square().mean() / (x.square().sum(1).mean() * y.square().sum(1).mean())
+    assert float(weighted) == pytest.approx(steps[2].axes_random, rel=0.15)
+
+
+def test_errors_are_those_of_other_samples() -> None:
+    found = []
+    for seed in range(40):
+        of_rows = state_of(rows(seed, 250)[:, :, None])
+        found.append(layer_steps(of_rows.sentence, of_rows.layers)[2])
+    shares = torch.tensor([[step.share.estimate, step.mean.estimate] for step in found])
+    stated = torch.tensor([[step.share_stderr, step.mean_stderr] for step in found]).mean(0)
+    assert (stated / shares.std(0)).tolist() == pytest.approx([1, 1], abs=0.35)
+    assert found[0].axes is None
+    assert found[0].to_dict()["axes_overlap"] is None
+
+
+def test_words_json_and_report_say_it(steps: tuple[LayerStep, ...]) -> None:
+    said = " ".join(steps_in_words(steps, D))
+    assert "is changed from layer 2 to 3, where an even share would be 33%" in said
+    assert "Layers keep the mean direction of the layer before at 2 of 3 steps" in said
+    assert "The mean direction turns at 1 of 3 steps, most from layer 2 to 3" in said
+    assert "The space of the top axes turns most from layer 2 to 3" in said
+    assert said.isascii()
+    data = json.loads(json.dumps(layers_of(from_state(state(rows()))).to_dict(), allow_nan=False))
+    assert [step["mean_cosine"]["verdict"] for step in data["steps"]] == ["keeps", "keeps", "turns"]
+    assert "What each layer changes of the one before" in fragment(data)
+
+
+def test_steps_of_one_size_are_not_told_apart() -> None:
+    """Null: the mean goes around a circle in even steps, so each has a third of the change."""
+    told = 0
+    for seed in range(24):
+        turn = 0.5 * torch.arange(4, dtype=torch.float64)
+        shared = normal(1, 300, D, dtype=torch.float64, seed=seed, shift=0)
+        hidden = shared + normal(4, 300, D, dtype=torch.float64, seed=seed + 50, shift=0)
+        hidden[..., 0] += 4 * turn.cos()[:, None]
+        hidden[..., 1] += 4 * turn.sin()[:, None]
+        of_rows = state_of(hidden[:, :, None])
+        told += any(
+            abs(step.share.estimate - step.share.null) > step.share.bound
+            for step in layer_steps(of_rows.sentence, of_rows.layers)
+        )
+    assert told <= 4
+
+
+def test_one_layer_has_no_step() -> None:
+    of_rows = state_of(rows()[:1, :, None])
+    assert layer_steps(of_rows.sentence, of_rows.layers) == ()
+    assert steps_in_words((), D) == []
