@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cone_kernels.experiments.cone_claims import ConeClaims
 from cone_kernels.experiments.curve_shape import CRASH, CurveShape, curve_shape
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import POOLINGS, listed_words, numbered
 from cone_kernels.statistics.claims import Claim
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/layers/2"
-
-# Of the participation ratio, IsoScore and the ranks: fewer sentences spread over fewer directions.
-_GROWS = "of more sentences it would be more"
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,7 @@ def shape_to_dict(row: Shaped) -> dict[str, Any]:
         "rogue_dimensions": [rogue.to_dict() for rogue in row.rogue_dimensions],
         "anisotropy_without_rogue": finite(row.anisotropy_without_rogue),
         "geometry": _geometry(row.geometry),
+        "population": None if row.geometry is None else row.geometry.population.to_dict(),
     }
 
 
@@ -216,7 +215,7 @@ class LayersResult(ExperimentResult):
 
 
 def _geometry(found: Geometry | None) -> dict[str, float | None] | None:
-    return None if found is None else {name: finite(value) for name, value in asdict(found).items()}
+    return None if found is None else {name: finite(value) for name, value in found.values.items()}
 
 
 def _summary(result: LayersResult) -> list[str]:
@@ -335,9 +334,5 @@ def _rogue_summary(result: LayersResult, with_cone: Sequence[int]) -> list[str]:
 def _geometry_summary(last: Layer) -> list[str]:
     if last.geometry is None:
         return []
-    share = f"the first principal axis holds {last.geometry.explained_variance_ratio:.1%} of the variance"
-    return [
-        f"Around their mean the {last.sentence.count:,} sentences of layer {last.layer} have a participation ratio of "
-        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions ({_GROWS}); "
-        f"{share}."
-    ]
+    which = f"the {last.sentence.count:,} sentences of layer {last.layer}"
+    return list(geometry_in_words(last.geometry, "sentences", which))

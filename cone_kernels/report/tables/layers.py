@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cone_kernels.names import GEOMETRY, OUTPUT, is_share, label_of
 from cone_kernels.report.inline import Key, Parts, code, count, estimate, fixed, joined, percent, significant, text
 from cone_kernels.report.node import Node
+from cone_kernels.report.population import POPULATION_COLUMNS, POPULATION_NOTE, population_cells
 from cone_kernels.report.table import Column, Table, reasons
 
 
@@ -84,9 +85,10 @@ def _geometry(result: Node) -> Iterator[Table]:
     for row in [*layers, *([output] if output.get("geometry").known else [])]:
         values = {key: row["geometry"].get(key) for key in keys}
         shown = [percent(value) if is_share(key) else significant(value) for key, value in values.items()]
-        rows.append([_number(row), *([number] for number in shown)])
+        rows.append([_number(row), *([number] for number in shown), *population_cells(row.get("population"))])
     columns = [Column("layer", ("layer",)), *(Column(label_of(GEOMETRY, key), (key,)) for key in keys)]
-    yield Table("geometry", ["Geometry of the sentence vectors"], columns, rows, folded=True)
+    title: Parts = ["Geometry of the sentence vectors"]
+    yield Table("geometry", title, columns + POPULATION_COLUMNS, rows, [[POPULATION_NOTE]], folded=True)
 
 
 def _rogue(result: Node) -> Iterator[Table]:
