@@ -19,7 +19,7 @@ from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.description import layers_in_words, rows_in_words, second_moments_in_words
-from cone_kernels.state.pending_rows import PendingRows
+from cone_kernels.state.pending_rows import BLOCK_ROWS, PendingRows
 from cone_kernels.sums import (
     FOURTH_ORDER_FIELDS,
     PRODUCT_FIELDS,
@@ -348,10 +348,13 @@ class Moments:
             pilot = self._sums["unit_sum"][at].sum(1) / count
             weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (l, n)
             second_moment_(sums["unit_second_moment"][at], rows, weights=weights, pilot=pilot, **options)
-        if any(name in sums for name in FOURTH_ORDER_FIELDS):
-            x = torch.where(use[..., None], rows, 0).double()
+        fourth_order = [name for name in FOURTH_ORDER_FIELDS if name in sums]
+        # Block by block, as they came: how many are due at once depends on how rows are batched.
+        blocks = zip(rows.split(BLOCK_ROWS, 1), use.split(BLOCK_ROWS, 1), strict=True) if fourth_order else ()
+        for block, counts in blocks:
+            x = torch.where(counts[..., None], block, 0).double()
             squares = x.square().sum(-1, keepdim=True)  # (l, n, 1)
-            if "cubic_sum" in sums:
+            if "cubic_sum" in fourth_order:
                 sums["cubic_sum"][at] += (squares * x).sum(1)
-            if "quartic_sum" in sums:
+            if "quartic_sum" in fourth_order:
                 sums["quartic_sum"][at] += squares.square().sum((1, 2))
