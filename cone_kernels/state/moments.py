@@ -350,7 +350,9 @@ class Moments:
             second_moment_(sums["unit_second_moment"][at], rows, weights=weights, pilot=pilot, **options)
         fourth_order = [name for name in FOURTH_ORDER_FIELDS if name in sums]
         # Block by block, as they came: how many are due at once depends on how rows are batched.
-        blocks = zip(rows.split(BLOCK_ROWS, 1), use.split(BLOCK_ROWS, 1), strict=True) if fourth_order else ()
+        blocks = (
+            zip(torch.split(rows, BLOCK_ROWS, 1), torch.split(use, BLOCK_ROWS, 1), strict=True) if fourth_order else ()
+        )
         for block, counts in blocks:
             x = torch.where(counts[..., None], block, 0).double()
             squares = x.square().sum(-1, keepdim=True)  # (l, n, 1)
