@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 SCHEMA = "cone_kernels/layers/2"
 
+MOST_LEFT_OUT = 0.3
+"""Of the squared length of the unit vectors, what dimensions may hold whose absence is told from the sums alone.
+
+Below it the ratio of means is within 0.0042 of the exact value: on all layers of all-MiniLM-L6-v2 without the first
+1, 3 and 10 dimensions, and with three of them made 3 to 300 times as large, alike or of lognormal sizes. Above it was
+off by up to 0.39 where activations are massive.
+"""
+
 
 @dataclass(frozen=True)
 class RogueDimension:
@@ -51,7 +59,8 @@ class Layer:
         sentence, token: the levels.
         rogue_dimensions: those that contribute most at the sentence level, descending.
         anisotropy_without_rogue: the mean cosine of what is left of the vectors without those dimensions, from the
-            sums alone: (A − Σc_j) / (mean of 1 − Σu_j²), a ratio of means in place of a mean of ratios.
+            sums alone: (A − Σc_j) / (mean of 1 − Σu_j²), a ratio of means in place of a mean of ratios, right to two
+            decimals; NaN where those dimensions hold more than `MOST_LEFT_OUT` of the squared length.
         geometry: None where the second moment was not kept.
     """
 
@@ -325,10 +334,10 @@ def _rogue_summary(result: LayersResult, with_cone: Sequence[int]) -> list[str]:
     row = result.layers[most]
     names = listed_words([str(rogue.dimension) for rogue in row.rogue_dimensions])
     which = f"dimension {names} carries" if len(row.rogue_dimensions) == 1 else f"dimensions {names} carry"
-    return [
-        f"A few dimensions do much of it: at layer {row.layer}, {which} {shares[most]:.0%} of the mean cosine, which "
-        f"would be about {row.anisotropy_without_rogue:.2f} without them."
-    ]
+    said = f"A few dimensions do much of it: at layer {row.layer}, {which} {shares[most]:.0%} of the mean cosine"
+    if not math.isfinite(row.anisotropy_without_rogue):
+        return [f"{said}; they hold so much of the vectors that these sums do not tell it without them."]
+    return [f"{said}, which would be about {row.anisotropy_without_rogue:.2f} without them."]
 
 
 def _geometry_summary(last: Layer) -> list[str]:

@@ -37,7 +37,9 @@ def print_vectors(console: Console, result: VectorsResult) -> None:
     if result.rogue_dimensions:
         shares = [f" ({one.share:.0%} of it)" if math.isfinite(one.share) else "" for one in result.rogue_dimensions]
         rogue = [f"{one.dimension}{share}" for one, share in zip(result.rogue_dimensions, shares, strict=True)]
-        table.add_row("dimensions", f"{', '.join(rogue)}; without them {number(result.anisotropy_without_rogue)}")
+        without = result.anisotropy_without_rogue
+        told = f"; without them about {without:.2f}" if math.isfinite(without) else ""
+        table.add_row("dimensions", f"{', '.join(rogue)}{told}")
     for name, metric in GEOMETRY.items() if result.geometry else ():
         table.add_row(metric.label, geometry_value(name, result.geometry))
         if name == "participation_ratio":

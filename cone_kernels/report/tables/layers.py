@@ -28,7 +28,7 @@ def _curve(result: Node) -> Table:
     columns = [Column("layer", ("layer",)), Column("output of", ("name",), "text")]
     for level in ("sentence", "token"):
         columns.append(Column(f"{level}s", (f"{level}_anisotropy", f"{level}_stderr")))
-    columns += [Column("without rogue dimensions", ("anisotropy_without_rogue",))] * without
+    columns += [Column("about, without rogue dimensions", ("anisotropy_without_rogue",))] * without
     for level in ("sentence", "token"):
         columns.append(Column(f"mean norm, {level}s", (f"{level}_mean_norm",)))
     counts = [level for level in ("sentence", "token") if len({row[level].get("count").value for row in layers}) > 1]
@@ -40,7 +40,7 @@ def _curve(result: Node) -> Table:
         levels = [row["sentence"], row["token"]]
         cells: list[Parts] = [[count(row["layer"])], [code(row["name"])]]
         cells += [estimate(level.get("anisotropy"), level.get("stderr")) for level in levels]
-        cells += [[fixed(row.get("anisotropy_without_rogue"))]] * without
+        cells += [[fixed(row.get("anisotropy_without_rogue"), 2)]] * without
         cells += [[significant(level.get("mean_norm"))] for level in levels]
         cells += [[count(row[level].get("count"))] for level in counts]
         cells += [[count(row[level].get(key))] for level, key in left_out]
@@ -67,7 +67,7 @@ def _output(output: Node, width: int, without: bool, counts: list[str], left_out
     level = output["sentence"]
     modules = joined([[text(module)] for module in output.get("modules").entries])
     cells: list[Parts] = [[OUTPUT], modules, estimate(level.get("anisotropy"), level.get("stderr")), []]
-    cells += [[fixed(output.get("anisotropy_without_rogue"))]] * without
+    cells += [[fixed(output.get("anisotropy_without_rogue"), 2)]] * without
     cells += [[significant(level.get("mean_norm"))], []]
     cells += [[count(level.get("count"))] if of == "sentence" else [] for of in counts]
     cells += [[count(level.get(key))] if of == "sentence" else [] for of, key in left_out]

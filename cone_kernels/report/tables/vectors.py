@@ -28,7 +28,7 @@ def _cone(result: Node) -> Table:
         [["mean norm"], [significant(level.get("mean_norm"))]],
         [["used"], [count(level["count"])]],
     ]
-    rows += [[["without rogue dimensions"], [fixed(result.get("anisotropy_without_rogue"))]]]
+    rows += [[["about, without rogue dimensions"], [fixed(result.get("anisotropy_without_rogue"), 2)]]]
     for key, words in (("n_zero", "left out, zero"), ("n_nonfinite", "left out, not finite")):
         rows += [[[words], [count(level[key])]]] if level[key].value else []
     columns = [Column("of the vectors", ("name",), "text"), Column("value", ("value",))]
