@@ -354,9 +354,9 @@ class Moments:
             zip(torch.split(rows, BLOCK_ROWS, 1), torch.split(use, BLOCK_ROWS, 1), strict=True) if fourth_order else ()
         )
         for block, counts in blocks:
-            x = torch.where(counts[..., None], block, 0).double()
-            squares = x.square().sum(-1, keepdim=True)  # (l, n, 1)
+            left_out = ~counts[..., None]
+            squares = torch.linalg.vector_norm(block, dim=-1, keepdim=True, dtype=torch.float64).square()  # (l, n, 1)
             if "cubic_sum" in fourth_order:
-                sums["cubic_sum"][at] += (squares * x).sum(1)
+                sums["cubic_sum"][at] += (block * squares).masked_fill_(left_out, 0).sum(1)
             if "quartic_sum" in fourth_order:
-                sums["quartic_sum"][at] += squares.square().sum((1, 2))
+                sums["quartic_sum"][at] += squares.square().masked_fill_(left_out, 0).sum((1, 2))
