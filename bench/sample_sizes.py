@@ -22,7 +22,7 @@ from torch import Tensor
 from cone_kernels import Corpus, Moments, load_model, metrics, top_eigenvectors
 from cone_kernels.runs.runner import run
 
-SIZES = (30, 100, 300, 1000, 3000)
+SIZES = (20, 30, 100, 300, 1000, 3000)
 MOST_SAMPLES = 40
 
 
@@ -49,6 +49,8 @@ def sample_sizes(model: str, corpus: str) -> dict[str, Any]:
     return found | {
         "participation_ratio": geometry.participation_ratio,
         "rank_me": geometry.rank_me,
+        "effective_rank": geometry.effective_rank,
+        "population": geometry.population.to_dict(),
         "eigengaps": [1 - float(values[1] / values[0]), 1 - float(values[2] / values[1])],
     }
 
@@ -75,7 +77,37 @@ def of_size(n: int, rows: dict[Any, Tensor]) -> dict[str, Any]:
         "axis_cosine": statistics.fmean(pairs) if pairs else math.nan,
         "participation_ratio": statistics.fmean(one.participation_ratio for one in geometry),
         "rank_me": statistics.fmean(one.rank_me for one in geometry),
+        "effective_rank": statistics.fmean(one.effective_rank for one in geometry),
+        "corrected": {str(layer): corrected(n, samples, x) for layer, x in rows.items()},
     }
+
+
+def corrected(n: int, samples: int, x: Tensor) -> dict[str, Any]:
+    """What samples of n rows of a layer say of all rows, beside what is true of these.
+
+    The participation ratio corrected for n, and how many of the 95% intervals have that of the whole; the mean
+    logarithm of how many times a rank of the whole is that of a sample, to the first order and in truth.
+    """
+    of = [metrics.geometry(moments_of(part, second_moment=True)) for part in x[: samples * n].split(n)]
+    parts = [one for one in of if one is not None]
+    whole = metrics.geometry(moments_of(x, second_moment=True))
+    assert whole is not None
+    truth = whole.population.participation_ratio
+    known = [one.population for one in parts if math.isfinite(one.population.participation_ratio)]
+    found: dict[str, Any] = {"said": len(known), "whole": truth}
+    if len(known) > 1:
+        values = [one.participation_ratio for one in known]
+        errors = [one.participation_ratio_stderr for one in known]
+        held = [abs(value - truth) <= 1.96 * error for value, error in zip(values, errors, strict=True)]
+        found |= {"mean": statistics.fmean(values), "spread": statistics.stdev(values)}
+        found |= {"stderr": statistics.fmean(errors), "held": statistics.fmean(held)}
+    for rank in ("effective_rank", "rank_me"):
+        beyond = math.log(whole.values[rank]) + whole.population.lack(rank).estimate
+        found[rank] = {
+            "lacks_first_order": statistics.fmean(one.population.lack(rank).estimate for one in parts),
+            "lacks": statistics.fmean(beyond - math.log(one.values[rank]) for one in parts),
+        }
+    return found
 
 
 def moments_of(x: Tensor, *, second_moment: bool = False) -> Moments:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from cone_kernels.names import GEOMETRY
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state.cone_state import ConeState, Moments
-from cone_kernels.sums import jackknife_stderr
+from cone_kernels.statistics.population import Population, population
+from cone_kernels.sums import FOURTH_ORDER_FIELDS, jackknife_stderr
 
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
 # The largest eigenvalue that rounding makes of zeros is of the size of the lowest, with its sign turned.
@@ -249,12 +251,20 @@ def effective_rank(covariances: Tensor) -> Tensor:
     NaN for a covariance that is not defined, as that of one row.
     """
     defined = covariances.isfinite().flatten(-2).all(-1)
+    return _or_nan(_effective_rank(_variances(covariances)), defined)
+
+
+def _variances(covariances: Tensor) -> Tensor:
     # Rounding can leave an eigenvalue of a semidefinite matrix below zero; entropy takes 0 there.
-    values = torch.linalg.eigvalsh(covariances.nan_to_num(0.0)).clamp_min(0)
+    values: Tensor = torch.linalg.eigvalsh(covariances.nan_to_num(0.0)).clamp_min(0)
+    return values
+
+
+def _effective_rank(values: Tensor) -> Tensor:
     total = values.sum(-1, keepdim=True)
     p = values / _or_nan(total, total > 0)
     rank: Tensor = torch.special.entr(p).sum(-1).exp()
-    return _or_nan(rank, defined)
+    return rank
 
 
 def rank_me(moments: Moments) -> Tensor:
@@ -263,7 +273,11 @@ def rank_me(moments: Moments) -> Tensor:
     What rounding leaves of a σ² that is 0 is as often below 0 as above it: values no larger than a few times the
     lowest, where that is negative, are taken for 0, for under the root they would add up.
     """
-    squares = torch.linalg.eigvalsh(symmetric(moments.second_moment))  # (L, d), ascending
+    return _rank_me(torch.linalg.eigvalsh(symmetric(moments.second_moment)), moments)
+
+
+def _rank_me(squares: Tensor, moments: Moments) -> Tensor:
+    """Of σ² (L, d), ascending."""
     rounding = _ROUNDING_SPREAD * -squares[..., :1].clamp_max(0)
     sigma = torch.where(squares > rounding, squares, 0.0).clamp_min(0).sqrt()
     total = sigma.sum(-1, keepdim=True)
@@ -279,7 +293,7 @@ def rank_me(moments: Moments) -> Tensor:
 class Geometry:
     """How the vectors of a layer spread around their mean, from the second moment.
 
-    The fields are the names of `cone_kernels.names.GEOMETRY`.
+    The fields but the last are the names of `cone_kernels.names.GEOMETRY`.
 
     Attributes:
         participation_ratio: (tr C)²/‖C‖_F², between 1 and d.
@@ -287,6 +301,7 @@ class Geometry:
         explained_variance_ratio: λ₁/tr C.
         effective_rank: exp of the entropy of λ/Σλ (Roy & Vetterli 2007).
         rank_me: RankMe (Garrido et al. 2023), from the uncentred singular values.
+        population: what these rows say of all of their kind; the values above are of these rows, and grow with n.
     """
 
     participation_ratio: float
@@ -294,6 +309,12 @@ class Geometry:
     explained_variance_ratio: float
     effective_rank: float
     rank_me: float
+    population: Population = field(repr=False)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics by name."""
+        return {name: getattr(self, name) for name in GEOMETRY}
 
 
 def geometry(moments: Moments) -> Geometry | None:
@@ -304,16 +325,21 @@ def geometry(moments: Moments) -> Geometry | None:
         30.1...
     """
     moments = moments.on_cpu()
-    if int(moments.count.sum()) < 2:
+    n = int(moments.count.sum())
+    if n < 2:
         return None
-    matrix = covariance(moments)  # (1, d, d)
+    second_moment = symmetric(moments.second_moment)
+    matrix = covariance(moments, second_moment)  # (1, d, d)
+    variances, squares = _variances(matrix), torch.linalg.eigvalsh(second_moment)
+    sums = {name: getattr(moments, name)[0] for name in ("sum", *FOURTH_ORDER_FIELDS)}
     top = top_eigenvectors(covariance=matrix, k=1)
     return Geometry(
         participation_ratio=float(participation_ratio(matrix)),
         iso_score=float(iso_score(matrix)),
         explained_variance_ratio=float(explained_variance_ratio(matrix, top.values)),
-        effective_rank=float(effective_rank(matrix)),
-        rank_me=float(rank_me(moments)),
+        effective_rank=float(_effective_rank(variances)),
+        rank_me=float(_rank_me(squares, moments)),
+        population=population(matrix[0], second_moment[0], variances[0], squares[0], sums, n),
     )
 
 

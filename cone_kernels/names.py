@@ -147,6 +147,7 @@ POOLINGS = {
     "last": Pooling("last token", "the last token"),
     "max": Pooling("maximum", "the maximum"),
     "weighted_mean": Pooling("weighted mean", "the position-weighted mean"),
+    "drawn_token": Pooling("one drawn token, no special", "one drawn token"),
 }
 
 METHODS: dict[CenteringMethod, Method] = {

@@ -28,6 +28,9 @@ SENTENCE_SIZE_FIELDS = ("sentence_sq_sum", "sentence_size_sq_sum", "n_sentences"
 TOKEN_FIELDS = (*ROW_FIELDS, *SENTENCE_SIZE_FIELDS)
 SENTENCE_FIELDS = (*ROW_FIELDS, "n_empty")
 SECOND_MOMENT_FIELDS = ("second_moment", "unit_second_moment")
+# Kept beside Σ x xᵀ: what its estimates need to hold for rows of any lengths, see `statistics.of_more_rows`.
+FOURTH_ORDER_FIELDS = ("cubic_sum", "quartic_sum")
+PRODUCT_FIELDS = (*SECOND_MOMENT_FIELDS, *FOURTH_ORDER_FIELDS)
 
 _SHAPES = {
     "count": "LG",  # rows used
@@ -46,6 +49,8 @@ _SHAPES = {
     "n_empty": "LG",  # sentences without a token
     "second_moment": "Ldd",  # Σ x xᵀ, upper triangle
     "unit_second_moment": "Ldd",  # Σ u uᵀ, upper triangle
+    "cubic_sum": "Ld",  # Σ ‖x‖² x
+    "quartic_sum": "L",  # Σ ‖x‖⁴
 }
 _COUNTS = frozenset({"count", "n_zero", "n_nonfinite", "n_sentences", "n_empty"})
 

@@ -49,7 +49,7 @@ def test_every_pooling_has_words_and_a_pooler() -> None:
 
 
 def test_every_metric_of_the_geometry_has_words_and_a_value() -> None:
-    assert [field.name for field in fields(metrics.Geometry)] == list(GEOMETRY)
+    assert [field.name for field in fields(metrics.Geometry)] == [*GEOMETRY, "population"]
 
 
 def test_every_method_of_centring_is_one_that_type_checkers_know() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.cone_claims import ConeClaims
 from cone_kernels.experiments.layer_steps import layer_steps
-from cone_kernels.experiments.layers_result import Layer, LayersResult, Output, RogueDimension
+from cone_kernels.experiments.layers_result import MOST_LEFT_OUT, Layer, LayersResult, Output, RogueDimension
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.runs.measure import measured
@@ -110,7 +110,8 @@ def _output(measurement: Measurement, rogue: int) -> Output | None:
 def shape_of(
     moments: Moments, rogue: int, anisotropy: float
 ) -> tuple[tuple[RogueDimension, ...], float, Geometry | None]:
-    """Rogue dimensions of one layer, its anisotropy without them, and its geometry where second moments are kept."""
+    """Rogue dimensions of one layer, its anisotropy without them (NaN where the sums do not tell it to two decimals),
+    and its geometry where second moments are kept."""
     from cone_kernels import metrics
 
     geometry = metrics.geometry(moments) if "second_moment" in moments.fields else None
@@ -129,6 +130,7 @@ def _rogue_dimensions(moments: Moments, rogue: int, anisotropy: float) -> tuple[
         RogueDimension(j, value, value * share)
         for j, value in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
     )
-    kept_length = 1 - float(moments.unit_sq_sum[0, largest.indices].sum() / moments.count.sum())
+    left_out = float(moments.unit_sq_sum[0, largest.indices].sum() / moments.count.sum())
     left = anisotropy - float(largest.values.sum())
-    return found, left / kept_length if len(found) < len(contributions) else math.nan
+    told = len(found) < len(contributions) and left_out <= MOST_LEFT_OUT
+    return found, left / (1 - left_out) if told else math.nan

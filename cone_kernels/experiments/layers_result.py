@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cone_kernels.experiments.cone_claims import ConeClaims
@@ -12,6 +12,7 @@ from cone_kernels.experiments.curve_shape import CRASH, CurveShape, curve_shape
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.layer_steps import LayerStep, steps_in_words
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import BASELINES, POOLINGS, listed_words, numbered
 from cone_kernels.statistics.claims import Claim
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 
 SCHEMA = "cone_kernels/layers/2"
 
-# Of the participation ratio, IsoScore and the ranks: fewer sentences spread over fewer directions.
-_GROWS = "of more sentences it would be more"
+MOST_LEFT_OUT = 0.3
+"""Of the squared length of the unit vectors, what dimensions may hold whose absence is told from the sums alone.
+
+Below it the ratio of means is within 0.0042 of the exact value: on all layers of all-MiniLM-L6-v2 without the first
+1, 3 and 10 dimensions, and with three of them made 3 to 300 times as large, alike or of lognormal sizes. Above it was
+off by up to 0.39 where activations are massive.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Layer:
         sentence, token: the levels.
         rogue_dimensions: those that contribute most at the sentence level, descending.
         anisotropy_without_rogue: the mean cosine of what is left of the vectors without those dimensions, from the
-            sums alone: (A − Σc_j) / (mean of 1 − Σu_j²), a ratio of means in place of a mean of ratios.
+            sums alone: (A − Σc_j) / (mean of 1 − Σu_j²), a ratio of means in place of a mean of ratios, right to two
+            decimals; NaN where those dimensions hold more than `MOST_LEFT_OUT` of the squared length.
         geometry: None where the second moment was not kept.
     """
 
@@ -139,6 +146,7 @@ def shape_to_dict(row: Shaped) -> dict[str, Any]:
         "rogue_dimensions": [rogue.to_dict() for rogue in row.rogue_dimensions],
         "anisotropy_without_rogue": finite(row.anisotropy_without_rogue),
         "geometry": _geometry(row.geometry),
+        "population": None if row.geometry is None else row.geometry.population.to_dict(),
     }
 
 
@@ -220,7 +228,7 @@ class LayersResult(ExperimentResult):
 
 
 def _geometry(found: Geometry | None) -> dict[str, float | None] | None:
-    return None if found is None else {name: finite(value) for name, value in asdict(found).items()}
+    return None if found is None else {name: finite(value) for name, value in found.values.items()}
 
 
 def _summary(result: LayersResult) -> list[str]:
@@ -333,18 +341,14 @@ def _rogue_summary(result: LayersResult, with_cone: Sequence[int]) -> list[str]:
     row = result.layers[most]
     names = listed_words([str(rogue.dimension) for rogue in row.rogue_dimensions])
     which = f"dimension {names} carries" if len(row.rogue_dimensions) == 1 else f"dimensions {names} carry"
-    return [
-        f"A few dimensions do much of it: at layer {row.layer}, {which} {shares[most]:.0%} of the mean cosine, which "
-        f"would be about {row.anisotropy_without_rogue:.2f} without them."
-    ]
+    said = f"A few dimensions do much of it: at layer {row.layer}, {which} {shares[most]:.0%} of the mean cosine"
+    if not math.isfinite(row.anisotropy_without_rogue):
+        return [f"{said}; they hold so much of the vectors that these sums do not tell it without them."]
+    return [f"{said}, which would be about {row.anisotropy_without_rogue:.2f} without them."]
 
 
 def _geometry_summary(last: Layer) -> list[str]:
     if last.geometry is None:
         return []
-    share = f"the first principal axis holds {last.geometry.explained_variance_ratio:.1%} of the variance"
-    return [
-        f"Around their mean the {last.sentence.count:,} sentences of layer {last.layer} have a participation ratio of "
-        f"{last.geometry.participation_ratio:.1f}: as if they spread evenly over so many directions ({_GROWS}); "
-        f"{share}."
-    ]
+    which = f"the {last.sentence.count:,} sentences of layer {last.layer}"
+    return list(geometry_in_words(last.geometry, "sentences", which))

@@ -50,6 +50,9 @@ def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             for name, level in pooled["poolings"].items():
                 row |= {f"{name}_anisotropy": level["anisotropy"], f"{name}_stderr": level["stderr"]}
             row |= layer["geometry"] or dict.fromkeys(GEOMETRY)
+            corrected = (layer["population"] or {}).get("participation_ratio") or {}
+            row["participation_ratio_corrected"] = corrected.get("value")
+            row["participation_ratio_corrected_stderr"] = corrected.get("stderr")
             rows.append(row | _numbers_of_others(model, at))
     return rows
 

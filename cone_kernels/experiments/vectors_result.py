@@ -11,6 +11,7 @@ from cone_kernels.experiments.axis_result import degrees, excerpt
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.layers_result import RogueDimension, shape_to_dict
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.experiments.result import ExperimentResult, finite
 from cone_kernels.names import listed_words
 from cone_kernels.statistics.claims import Claim
@@ -155,11 +156,8 @@ def _summary(result: VectorsResult) -> Iterator[str]:
     yield _anisotropy(result.level, result.cone)
     yield from _rogue(result)
     if result.geometry is not None:
-        yield (
-            f"Around their mean they have a participation ratio of {result.geometry.participation_ratio:.1f}: as if "
-            f"they spread evenly over so many of {result.vectors['dim']:,} directions (of more it would be more); the "
-            f"first principal axis holds {result.geometry.explained_variance_ratio:.1%} of the variance."
-        )
+        which = f"the {result.level.count:,} vectors"
+        yield from geometry_in_words(result.geometry, "vectors", which)
     if result.axis is not None:
         yield from _axis(result.axis)
     left_out = {"zero": result.level.n_zero, "not finite": result.level.n_nonfinite}

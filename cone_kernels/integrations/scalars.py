@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -115,7 +115,7 @@ def _shape(moments: Moments) -> dict[str, float]:
     if geometry is None:
         return {}
     deviations = metrics.deviations(moments)[0]
-    return asdict(geometry) | {
+    return geometry.values | {
         "mean_norm": float(metrics.mean_norm(moments)),
         "norm_deviation": float(metrics.norm_deviation(moments)),
         "mean_deviation": float(deviations.mean()),

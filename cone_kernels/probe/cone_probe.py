@@ -208,7 +208,7 @@ class ConeProbe:
             sentence_ids: (B,) integers >= 0, the index of each sentence in the corpus. Default: the number of
                 sentences seen so far, counting up.
             mask: (B, T) bool or 0/1 integers; to check integers on a GPU the host waits for it.
-            special: (B, T) alike: 1 = a token that the tokenizer adds; for the pooling mean_without_special.
+            special: (B, T) alike: 1 = a token that the tokenizer adds; for poolings without special ones.
             repeats: (B,) bool: sentences that have been counted elsewhere, as a distributed sampler repeats some to
                 fill its last batch; they are left out, and not counted as left out.
             groups: (B,) int64, 0 to 63: the jackknife groups of the sentences, such as those of their documents.

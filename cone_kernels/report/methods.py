@@ -24,7 +24,8 @@ mean; axes are compared by |cos|. The uncentred axis and the mean direction are 
 it.</dd>
 <dt>Geometry</dt><dd>Participation ratio (tr C)² / ‖C‖²; IsoScore (PR − 1) / (d − 1); effective rank, the
 exponential of the entropy of the eigenvalues' shares; RankMe, the same of the singular values without
-centring.</dd>
+centring. They grow with n. Corrected for n: unbiased estimates of (tr C)² and ‖C‖² (Himeno &amp; Yamada 2014), of
+independent vectors; a rank lacks at least its first-order bias.</dd>
 <dt>Quality</dt><dd>How well the cosines of labelled pairs go with their labels: the AUC of two kinds, Spearman's
 correlation with a score, or the mean reciprocal rank of a relevant text. Methods are fitted on three quarters of the
 groups of pairs that share a text and tested on the fourth; scores are compared within a quarter. Errors are those of

@@ -197,7 +197,7 @@ class ConeState:
             cu_seqlens: (B + 1,): first rows of the packed sentences, and N.
             sentence_ids: (B,) int64 index in the corpus. Default: ids count on from the sentences seen so far.
             layers: the numbers of the layers given; default all, in order.
-            special: (B, T), or packed (N,): 1 = a token that the tokenizer adds; for the pooling mean_without_special.
+            special: (B, T), or packed (N,): 1 = a token that the tokenizer adds; for poolings without special ones.
 
         Returns:
             (len(layers), B) uint8: 0, or the sum of 1 (a zero token), 2 (one that is not finite), 4 (no token).

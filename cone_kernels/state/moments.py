@@ -19,10 +19,11 @@ from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
 from cone_kernels.state.description import layers_in_words, rows_in_words, second_moments_in_words
-from cone_kernels.state.pending_rows import PendingRows
+from cone_kernels.state.pending_rows import BLOCK_ROWS, PendingRows
 from cone_kernels.sums import (
+    FOURTH_ORDER_FIELDS,
+    PRODUCT_FIELDS,
     ROW_FIELDS,
-    SECOND_MOMENT_FIELDS,
     SENTENCE_FIELDS,
     TOKEN_FIELDS,
     field_dtype,
@@ -74,7 +75,7 @@ class Moments:
             level: "sentence" or "token".
             layers: the layers' numbers, as in Hugging Face's `hidden_states`.
             dim: the width d of the rows.
-            second_moment: also keep Σ x xᵀ (d, d) per layer.
+            second_moment: also keep Σ x xᵀ (d, d) per layer, and beside it Σ ‖x‖² x and Σ ‖x‖⁴.
             unit_second_moment: also keep Σ u uᵀ (d, d) per layer.
             device: where the sums are.
 
@@ -88,7 +89,8 @@ class Moments:
             raise ValueError(f"layers: got {numbers}; it must be distinct layer numbers, at least one")
         if dim < 1:
             raise ValueError(f"dim: got {dim}; it must be 1 or more")
-        wanted = dict(zip(SECOND_MOMENT_FIELDS, (second_moment, unit_second_moment), strict=True))
+        kept = (second_moment, unit_second_moment, second_moment, second_moment)
+        wanted = dict(zip(PRODUCT_FIELDS, kept, strict=True))
         fields = [*_FIELDS[level], *(name for name, keep in wanted.items() if keep)]
         return cls.of_sums(level, numbers, dim, zero_sums(fields, len(numbers), dim, device=device))
 
@@ -101,7 +103,7 @@ class Moments:
             sums: the fields of the level by name, with the shapes and dtypes of `cone_kernels.sums`; a state that is
                 only read may have fewer.
         """
-        kept = any(name in sums for name in SECOND_MOMENT_FIELDS)
+        kept = any(name in sums for name in PRODUCT_FIELDS)
         return cls(level, layers, dim, sums, PendingRows(len(layers)) if kept else None)
 
     def without_layers(self, level: str | None = None) -> Moments:
@@ -255,7 +257,10 @@ class Moments:
         Raises:
             StateFileError: they are not those of a state.
         """
-        level, layers, dim, fields = state_file.checked_identity(path, identity, _FIELDS, SECOND_MOMENT_FIELDS)
+        level, layers, dim, fields = state_file.checked_identity(path, identity, _FIELDS, PRODUCT_FIELDS)
+        if any((name in fields) != ("second_moment" in fields) for name in FOURTH_ORDER_FIELDS):
+            both = " and ".join(FOURTH_ORDER_FIELDS)
+            raise state_file.StateFileError(f"{path}: fields are {fields}; second_moment must have {both} with it")
         if sorted(tensors) != sorted(fields):
             raise state_file.StateFileError(f"{path}: has tensors {sorted(tensors)}; its header says {sorted(fields)}")
         for name in fields:
@@ -324,7 +329,7 @@ class Moments:
     def _complete(self, fields: Sequence[str]) -> dict[str, Tensor]:
         """These sums by name, with the products of the rows that wait in them."""
         complete = {name: self._sums[name] for name in fields}
-        moments = [name for name in SECOND_MOMENT_FIELDS if name in complete]
+        moments = [name for name in PRODUCT_FIELDS if name in complete]
         runs = list(self._pending.runs()) if moments and self._pending is not None else []
         if runs:
             assert self._pending is not None
@@ -334,7 +339,7 @@ class Moments:
         return complete
 
     def _add_products(self, sums: dict[str, Tensor], at: slice, rows: Tensor, use: Tensor, backend: str) -> None:
-        """Adds the products of rows (l, n, d), of which `use` (l, n) count, to those second moments that `sums` has."""
+        """Adds the products of rows (l, n, d), of which `use` (l, n) count, to those products that `sums` has."""
         options: dict[str, Any] = {"use": use, "backend": backend}
         count = self._sums["count"][at].sum(-1, keepdim=True).clamp_min(1)  # (l, 1)
         if "second_moment" in sums:
@@ -343,3 +348,15 @@ class Moments:
             pilot = self._sums["unit_sum"][at].sum(1) / count
             weights = 1 / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # (l, n)
             second_moment_(sums["unit_second_moment"][at], rows, weights=weights, pilot=pilot, **options)
+        fourth_order = [name for name in FOURTH_ORDER_FIELDS if name in sums]
+        # Block by block, as they came: how many are due at once depends on how rows are batched.
+        blocks = (
+            zip(torch.split(rows, BLOCK_ROWS, 1), torch.split(use, BLOCK_ROWS, 1), strict=True) if fourth_order else ()
+        )
+        for block, counts in blocks:
+            left_out = ~counts[..., None]
+            squares = torch.linalg.vector_norm(block, dim=-1, keepdim=True, dtype=torch.float64).square()  # (l, n, 1)
+            if "cubic_sum" in fourth_order:
+                sums["cubic_sum"][at] += (block * squares).masked_fill_(left_out, 0).sum(1)
+            if "quartic_sum" in fourth_order:
+                sums["quartic_sum"][at] += squares.square().masked_fill_(left_out, 0).sum((1, 2))

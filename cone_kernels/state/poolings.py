@@ -8,6 +8,7 @@
 | last | the last one |
 | max | the largest value in each dimension |
 | weighted_mean | Σ i·x_i / Σ i over the tokens i = 1..T under the mask (Muennighoff 2022, SGPT, equation 2) |
+| drawn_token | one token of those that the tokenizer did not add, drawn by the sentence's id (Ethayarajh 2019) |
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ def pool(
 ) -> Tensor:
     """The sentence vectors of one layer under a pooling.
 
+    For drawn_token the ids of the sentences are 0 to B - 1.
+
     Args:
         hidden: (B, T, D) with `mask`, or packed (N, D) with `cu_seqlens`; float32, float64, bfloat16 or float16.
         pooling: one of `cone_kernels.names.POOLINGS`.
         mask: (B, T): 1 = the token counts; padding may be on either side.
         cu_seqlens: (B + 1,): first rows of the packed sentences, and N.
-        special: (B, T) or (N,): 1 = a token that the tokenizer adds; for mean_without_special.
+        special: (B, T) or (N,): 1 = a token that the tokenizer adds; for mean_without_special and drawn_token.
 
     Returns:
         (B, D) float32, or float64 for float64 input; NaN for a sentence without a token that counts for the pooling.
@@ -115,6 +118,35 @@ def _last(flat: Tensor, tokens: TokenRows) -> Tensor:
     return _picked(flat, tokens, tokens.starts[1:] - 1)
 
 
+def _drawn(flat: Tensor, tokens: TokenRows) -> Tensor:
+    return _picked(flat, tokens, tokens.starts[:-1] + drawn_positions(tokens.sentence_ids, tokens.sizes))
+
+
+def drawn_positions(sentence_ids: Tensor, sizes: Tensor) -> Tensor:
+    """The position of the token that is drawn of each sentence, (B,) int64 below its size; 0 where that is 0.
+
+    A hash of the id alone decides, so batches, shards and workers draw the same, and neighbours draw as if by chance.
+
+    Args:
+        sentence_ids: (B,) int64.
+        sizes: (B,) int64: the tokens to draw from, less than 2^31.
+
+    Examples:
+        >>> drawn_positions(torch.arange(8), torch.full((8,), 10))
+        tensor([9, 0, 2, 7, 7, 2, 3, 6])
+    """
+    mixed = sentence_ids + _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        # int64 shifts its sign in; a hash wants zeros.
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return ((mixed & (2**31 - 1)) * sizes) >> 31
+
+
+def _signed(number: int) -> int:
+    """The int64 of these 64 bits."""
+    return number - (1 << 64 if number >= 1 << 63 else 0)
+
+
 def _picked(flat: Tensor, tokens: TokenRows, at: Tensor) -> Tensor:
     if len(tokens.rows) == 0:
         return flat.new_zeros(len(tokens.sizes), flat.shape[1])
@@ -169,4 +201,5 @@ _POOLERS = {
     "last": _Pooler(_last),
     "max": _Pooler(_largest),
     "weighted_mean": _Pooler(_weighted_mean, sums=True),
+    "drawn_token": _Pooler(_drawn, without_special=True),
 }

@@ -20,6 +20,7 @@ class TokenRows:
 
     rows: Tensor  # (n,) int64, sentence after sentence
     starts: Tensor  # (B + 1,) int64, where each sentence begins in `rows`
+    sentence_ids: Tensor  # (B,) int64
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -99,8 +100,9 @@ class SentenceBatch:
         """The tokens that count."""
         if self.mask is None:
             assert self.cu_seqlens is not None
-            return TokenRows(torch.arange(int(self.cu_seqlens[-1]), device=self.groups.device), self._packed_starts)
-        return TokenRows(self.mask.flatten().nonzero().flatten(), _starts(self.mask.sum(1)))
+            rows = torch.arange(int(self.cu_seqlens[-1]), device=self.groups.device)
+            return TokenRows(rows, self._packed_starts, self._ids)
+        return TokenRows(self.mask.flatten().nonzero().flatten(), _starts(self.mask.sum(1)), self._ids)
 
     @cached_property
     def plain_tokens(self) -> TokenRows:
@@ -108,7 +110,11 @@ class SentenceBatch:
         assert self.special is not None
         plain = ~self.special.flatten()[self.tokens.rows]
         sizes = torch.bincount(self.tokens.sentence[plain], minlength=len(self.groups))
-        return TokenRows(self.tokens.rows[plain], _starts(sizes))
+        return TokenRows(self.tokens.rows[plain], _starts(sizes), self._ids)
+
+    @property
+    def _ids(self) -> Tensor:
+        return to_device(self.sentence_ids, self.groups.device)
 
     @cached_property
     def _packed_starts(self) -> Tensor:

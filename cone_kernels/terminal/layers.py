@@ -13,6 +13,7 @@ from cone_kernels.terminal.console import bar, number
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.layers_result import Layer, LayersResult, Output
+    from cone_kernels.metrics import Geometry
 
 _BAR_WIDTH = 10
 
@@ -58,20 +59,35 @@ def _print_geometry(console: Console, result: LayersResult) -> None:
     rows += [(OUTPUT, result.output)] if result.output and result.output.geometry else []
     columns = [Column("layer", [name for name, _ in rows])]
     for metric, about in GEOMETRY.items():
-        values = [geometry_value(metric, getattr(row.geometry, metric, math.nan)) for _, row in rows]
-        columns.append(Column(about.heading, values))
+        columns.append(Column(about.heading, [geometry_value(metric, row.geometry) for _, row in rows]))
+        if metric == "participation_ratio":
+            columns.append(Column("corrected", [corrected_ratio(row.geometry) for _, row in rows]))
     rogue = [", ".join(f"{one.dimension} ({one.share:.0%})" for one in row.rogue_dimensions) for _, row in rows]
     columns.append(Column("rogue dimensions", rogue, justify="left"))
     print_columns(console, columns)
-    what = "of the sentence vectors around their mean; PR: participation ratio; in brackets: share of the mean cosine"
+    what = (
+        "of the sentence vectors around their mean; PR: participation ratio, corrected: for n, +/- its standard error; "
+        ">: more than 5% below that of more sentences; in brackets: share of the mean cosine"
+    )
     console.print(what, style="dim")
 
 
-def geometry_value(metric: str, value: float) -> str:
-    """A value of a metric of `cone_kernels.names.GEOMETRY`, as it is shown."""
-    if not math.isfinite(value):
+def geometry_value(metric: str, geometry: Geometry | None) -> str:
+    """A metric of `cone_kernels.names.GEOMETRY`, as it is shown; ">" before a rank that more rows would raise much."""
+    value = math.nan if geometry is None else geometry.values[metric]
+    if geometry is None or not math.isfinite(value):
         return "-"
-    return {"directions": f"{value:.1f}", "score": number(value), "share": f"{value:.1%}"}[GEOMETRY[metric].shown]
+    shown = {"directions": f"{value:.1f}", "score": number(value), "share": f"{value:.1%}"}[GEOMETRY[metric].shown]
+    lacks = metric in ("effective_rank", "rank_me") and geometry.population.lack(metric).verdict == "greater"
+    return f">{shown}" if lacks else shown
+
+
+def corrected_ratio(geometry: Geometry | None) -> str:
+    """The participation ratio corrected for n and its standard error; "-" where these rows do not tell it."""
+    if geometry is None or not math.isfinite(geometry.population.participation_ratio):
+        return "-"
+    found = geometry.population
+    return f"{found.participation_ratio:.1f} +/- {found.participation_ratio_stderr:.1f}"
 
 
 def _print_published(console: Console, published: dict[str, Any]) -> None:

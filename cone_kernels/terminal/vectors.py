@@ -13,7 +13,7 @@ from rich.text import Text
 from cone_kernels.names import GEOMETRY
 from cone_kernels.terminal.axis import ends_table
 from cone_kernels.terminal.console import bar, number
-from cone_kernels.terminal.layers import geometry_value
+from cone_kernels.terminal.layers import corrected_ratio, geometry_value
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.vectors_result import VectorAxis, VectorsResult
@@ -37,9 +37,13 @@ def print_vectors(console: Console, result: VectorsResult) -> None:
     if result.rogue_dimensions:
         shares = [f" ({one.share:.0%} of it)" if math.isfinite(one.share) else "" for one in result.rogue_dimensions]
         rogue = [f"{one.dimension}{share}" for one, share in zip(result.rogue_dimensions, shares, strict=True)]
-        table.add_row("dimensions", f"{', '.join(rogue)}; without them {number(result.anisotropy_without_rogue)}")
+        without = result.anisotropy_without_rogue
+        told = f"; without them about {without:.2f}" if math.isfinite(without) else ""
+        table.add_row("dimensions", f"{', '.join(rogue)}{told}")
     for name, metric in GEOMETRY.items() if result.geometry else ():
-        table.add_row(metric.label, geometry_value(name, getattr(result.geometry, name)))
+        table.add_row(metric.label, geometry_value(name, result.geometry))
+        if name == "participation_ratio":
+            table.add_row("  corrected for n", corrected_ratio(result.geometry))
     console.print(table)
     if level.reason:
         console.print(Text(f"- is not defined: {level.reason}", style="yellow"))

@@ -110,7 +110,8 @@ def test_every_pooling_is_the_mean_over_all_pairs(result: PoolingResult, tokens:
         assert row.poolings["mean"] == row.sentence
         for name, level in row.poolings.items():
             marks = [torch.tensor([True, *[False] * (len(rows) - 2), True]) for rows in sentences]
-            vectors = [plain_vector(rows, special, name) for rows, special in zip(sentences, marks, strict=True)]
+            both = enumerate(zip(sentences, marks, strict=True))
+            vectors = [plain_vector(rows, special, name, at) for at, (rows, special) in both]
             assert level.anisotropy == pytest.approx(plain_anisotropy(torch.stack(vectors)), abs=1e-6), name
             assert (level.count, level.n_zero, level.n_nonfinite) == (len(SENTENCES), 0, 0)
 

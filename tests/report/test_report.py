@@ -330,6 +330,8 @@ OPTIONAL = [
     *(f"/models/0/layers/{name}" for name in ("shape", "published", "summary", "manifest")),
     *(f"/models/0/layers/layers/0/{name}" for name in ("rogue_dimensions", "anisotropy_without_rogue", "geometry")),
     "/models/0/layers/layers/0/geometry/rank_me",
+    "/models/0/layers/layers/0/population",
+    "/models/0/layers/layers/0/population/iso_score/stderr",
     "/models/0/layers/shape/crash",
     "/models/0/layers/shape/dips",
     "/models/0/layers/corpus/name",

@@ -15,7 +15,7 @@ from cone_kernels.models import load_model
 from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
 from cone_kernels.probe.cone_probe import ConeProbe
-from cone_kernels.state.poolings import pool
+from cone_kernels.state.poolings import drawn_positions, pool
 from cone_kernels.state.sentence_batch import SentenceBatch
 from tests.probe.test_layer_points import Unpads
 from tests.support.moment_cases import DTYPES, normal, views
@@ -32,23 +32,33 @@ SENTENCE_TRANSFORMERS = {
 TEXTS = ["A man walks.", "Two dogs run over a wet field.", "No", "Girls are playing football in the rain today."]
 
 
-def plain_vector(tokens: Tensor, special: Tensor, pooling: str) -> Tensor:
+def splitmix(number: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea & Flood 2014) in Python's integers."""
+    mixed = (number + 0x9E3779B97F4A7C15) % 2**64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+    return mixed ^ (mixed >> 31)
+
+
+def plain_vector(tokens: Tensor, special: Tensor, pooling: str, sentence_id: int = 0) -> Tensor:
     """One sentence's vector (D,) from its tokens (T, D), as the pooling's definition says."""
     x = tokens.double()
-    if pooling == "mean_without_special":
+    if pooling in ("mean_without_special", "drawn_token"):
         x = x[~special]
     if len(x) == 0:
         return x.new_full((x.shape[1],), torch.nan)
+    if pooling == "drawn_token":
+        return x[splitmix(sentence_id) % 2**31 * len(x) // 2**31]
     if pooling == "weighted_mean":
         weights = torch.arange(1, len(x) + 1, dtype=torch.float64)
         return (weights[:, None] * x).sum(0) / weights.sum()
     return {"cls": x[0], "last": x[-1], "max": x.max(0).values}.get(pooling, x.mean(0))
 
 
-def plain_vectors(hidden: Tensor, mask: Tensor, special: Tensor, pooling: str) -> Tensor:
-    """(B, D) float64."""
-    rows = zip(hidden, mask, special, strict=True)
-    return torch.stack([plain_vector(x[kept], marked[kept], pooling) for x, kept, marked in rows])
+def plain_vectors(hidden: Tensor, mask: Tensor, special: Tensor, pooling: str, first: int = 0) -> Tensor:
+    """(B, D) float64 of sentences whose ids count up from `first`."""
+    rows = enumerate(zip(hidden, mask, special, strict=True), start=first)
+    return torch.stack([plain_vector(x[kept], marked[kept], pooling, at) for at, (x, kept, marked) in rows])
 
 
 def masks(kind: str, sentences: int = 9, tokens: int = 7) -> tuple[Tensor, Tensor]:
@@ -84,8 +94,8 @@ def test_as_its_definition_says(dtype: torch.dtype, kind: str, pooling: str) -> 
         assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         tolerance = 1e-14 if dtype == torch.float64 else 3e-7
         torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
-    if pooling in {"cls", "last", "max"}:
-        torch.testing.assert_close(padded.double(), wanted, rtol=0, atol=0)
+    if pooling in {"cls", "last", "max", "drawn_token"}:
+        torch.testing.assert_close(padded.double(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -104,7 +114,8 @@ def test_a_token_that_is_not_finite_shows_in_the_vector(pooling: str) -> None:
     last = 6 - int(mask[5].flip(0).int().argmax())
     hidden[5, last, 2] = torch.nan
     got = pool(hidden, pooling, mask, special=torch.zeros_like(special)).isfinite().all(1)
-    clean = pooling == "cls"
+    drawn = plain_vectors(hidden, mask, torch.zeros_like(special), pooling) if pooling == "drawn_token" else None
+    clean = pooling == "cls" if drawn is None else bool(drawn[5].isfinite().all())
     assert got.tolist() == [row != 5 or clean for row in range(9)]
 
 
@@ -113,7 +124,7 @@ def test_sentences_without_a_token_have_no_vector(pooling: str) -> None:
     hidden, mask = normal(3, 4, 5), torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
     special = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
     got = pool(hidden, pooling, mask, special=special)
-    has_vector = pooling != "mean_without_special"
+    has_vector = pooling not in ("mean_without_special", "drawn_token")
     assert got.isnan().all(1).tolist() == [True, not has_vector, True]
     assert pool(hidden[:0], pooling, mask[:0], special=special[:0]).shape == (0, 5)
     nothing = torch.zeros(0, dtype=torch.bool)
@@ -141,7 +152,7 @@ def llama() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.filterwarnings("ignore:Importing from 'sentence_transformers.models':DeprecationWarning")
 @pytest.mark.parametrize("model", ["minilm", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "drawn_token"])  # it has no such pooling
 def test_as_sentence_transformers_pools(
     pooling: str, dtype: torch.dtype, model: str, request: pytest.FixtureRequest
 ) -> None:
@@ -252,6 +263,8 @@ def test_faults_are_left_out_and_counted() -> None:
     assert state.update([hidden], mask, special=special).tolist() == [[0, 1, 2, 0, 4, 0]]
     wanted = dict.fromkeys(POOLINGS, (4, 0, 1, 1))
     wanted |= {"mean_without_special": (3, 0, 1, 2), "cls": (4, 1, 0, 1)}
+    infinite = splitmix(2) % 2**31 * 3 // 2**31 == 2  # of sentence 2 the last of three tokens is drawn
+    wanted |= {"drawn_token": (4 - infinite, 0, int(infinite), 2)}
     for name, numbers in wanted.items():
         moments = state.pooled(name)
         found = (moments.count, moments.n_zero, moments.n_nonfinite, moments.n_empty)
@@ -296,10 +309,11 @@ def test_the_probe_gathers_every_pooling(padding: str, architecture: str) -> Non
     for layer in state.layers:
         for pooling in POOLINGS:
             vectors = []
-            for batch in batches:
+            for at, batch in enumerate(batches):
                 mask = batch["attention_mask"].bool()
                 hidden = hidden_states(model, batch)[layer]
-                vectors.append(plain_vectors(hidden, mask, mask & (mask.cumsum(1) == 1), pooling))
+                special = mask & (mask.cumsum(1) == 1)
+                vectors.append(plain_vectors(hidden, mask, special, pooling, at * len(mask)))
             rows = torch.cat(vectors)
             kept = rows[rows.isfinite().all(1)]
             assert int(state.pooled(pooling).count[layer].sum()) == len(kept)
@@ -341,3 +355,33 @@ def test_a_probe_with_poolings_is_the_same_batch_by_batch() -> None:
     assert tuple(merged.poolings) == ("cls", "max")
     torch.testing.assert_close(merged.poolings["max"].unit_sum, state.poolings["max"].unit_sum)
     assert same(merged, parts[1].merge(parts[0]))
+
+
+def test_a_drawn_token_is_the_same_however_sentences_are_cut() -> None:
+    mask, special = masks("holes", 40, 11)
+    hidden = normal(40, 11, 6)
+    ids = torch.arange(40) + 10**6
+    whole, cut, packed = (ConeState.empty([0], 6, poolings=["drawn_token"]) for _ in range(3))
+    whole.update([hidden], mask, special=special, sentence_ids=ids)
+    for part in torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(7):
+        rows, kept, marks = hidden[part], mask[part], special[part]
+        cut.update([rows], kept, special=marks, sentence_ids=ids[part])
+        packed.update([rows[kept]], cu_seqlens=starts_of(kept), special=marks[kept], sentence_ids=ids[part])
+    drawn = [one.pooled("drawn_token") for one in (whole, cut, packed)]
+    wanted = [plain_vector(hidden[at, mask[at]], special[at, mask[at]], "drawn_token", 10**6 + at) for at in range(40)]
+    rows = torch.stack(wanted)
+    kept = rows[rows.isfinite().all(1)]
+    for moments in drawn:
+        assert torch.equal(moments.count, drawn[0].count)
+        assert float(metrics.anisotropy(moments)) == pytest.approx(plain_anisotropy(kept), abs=1e-6)
+        torch.testing.assert_close(moments.sum, kept.sum(0)[None], rtol=0, atol=1e-5)
+
+
+def test_drawn_positions_are_even_and_those_of_the_hash() -> None:
+    ids = torch.cat([torch.arange(70_000), torch.tensor([2**31, 2**40 + 7, 2**63 - 1])])
+    sizes = torch.full_like(ids, 7)
+    drawn = drawn_positions(ids, sizes)
+    assert drawn[-9:].tolist() == [splitmix(one) % 2**31 * 7 // 2**31 for one in ids[-9:].tolist()]
+    counts = torch.bincount(drawn[:70_000], minlength=7).double()
+    assert float(((counts - 10_000).square() / 10_000).sum()) < 22.5  # chi-square of 6 degrees, one in a thousand
+    assert drawn_positions(ids[:3], torch.tensor([0, 1, 2**31 - 1])).tolist()[:2] == [0, 0]

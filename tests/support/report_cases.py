@@ -93,6 +93,13 @@ def layers_result(name: str = "org/model-one", n_layers: int = 7, seed: int = 0)
             "effective_rank": random_.uniform(1, 384),
             "rank_me": random_.uniform(1, 384),
         }
+        population = {
+            "count": 600,
+            "participation_ratio": {"value": random_.uniform(1, 384), "stderr": random_.uniform(0.1, 9)},
+            "iso_score": {"value": random_.random(), "stderr": random_.uniform(0.001, 0.1)},
+            "effective_rank": {"lacks": random_.random(), "enough": "no"},
+            "rank_me": {"lacks": random_.uniform(0, 0.04), "enough": "yes"},
+        }
         rows.append(
             {
                 "layer": at,
@@ -102,6 +109,7 @@ def layers_result(name: str = "org/model-one", n_layers: int = 7, seed: int = 0)
                 "rogue_dimensions": listed,
                 "anisotropy_without_rogue": sentence[at] * 0.9,
                 "geometry": geometry,
+                "population": population,
             }
         )
     peak = max(range(n_layers), key=sentence.__getitem__)
@@ -397,7 +405,7 @@ def vectors_result(ids: bool = True) -> dict[str, Any]:
         "experiment": "vectors",
         "vectors": about,
         "sentence": {**layer["sentence"], "n_zero": 3},
-        **{name: layer[name] for name in ("rogue_dimensions", "anisotropy_without_rogue", "geometry")},
+        **{name: layer[name] for name in ("rogue_dimensions", "anisotropy_without_rogue", "geometry", "population")},
         "axis": {"components": components, "mean_cosine": 0.2, "reasons": ["the eigengap of axis 2 is <not> defined"]},
         "summary": ["Two of these vectors & others."],
         "manifest": shared("")["manifest"],
@@ -409,7 +417,7 @@ def judged_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
     results, random_ = run_results(models, n_layers), random.Random(8)
     for model in results["models"][: max(1, models - 1)]:
         (own,) = layers_result(n_layers=1)["layers"]
-        kept = ("sentence", "rogue_dimensions", "anisotropy_without_rogue", "geometry")
+        kept = ("sentence", "rogue_dimensions", "anisotropy_without_rogue", "geometry", "population")
         modules = {"modules": ["Transformer", "Pooling"], "pooling": "mean", "dim": 384, "prompt": None}
         model["layers"]["output"] = {**modules, **{name: own[name] for name in kept}}
     for fix in results["centering"][:2]:

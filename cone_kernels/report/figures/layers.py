@@ -199,7 +199,8 @@ def _geometry_panel(result: Node, measures: Sequence[str]) -> Panel:
         "How many directions the sentence vectors use",
         [
             "Of the covariance of the sentence vectors. Participation ratio, effective rank and RankMe count "
-            "directions, up to the width of the model; IsoScore lies between 0 (one direction) and 1 (all alike)."
+            "directions, up to the width of the model; IsoScore lies between 0 (one direction) and 1 (all alike). They "
+            "are of these sentences, and grow with their number."
         ],
         [*joined(described, "; "), "."],
         lambda width: grid_height(len(measures), width),

@@ -105,7 +105,8 @@ def _geometry_panel(results: Sequence[Node], measures: Sequence[str]) -> Panel:
         "geometry",
         "How many directions the sentence vectors use",
         ["Participation ratio, effective rank and RankMe count directions, up to the width of the model; IsoScore lies "
-         "between 0 (one direction) and 1 (all alike)."],
+         "between 0 (one direction) and 1 (all alike). All grow with the number of sentences: compare models at equal "
+         "numbers."],
         ["At the last layers: ", *joined(described, "; "), "."],
         lambda width: key_height(_models_key(results), width) + grid_height(len(measures), width),
         lambda canvas: _draw_geometry(canvas, results, measures),

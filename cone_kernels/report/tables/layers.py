@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cone_kernels.names import GEOMETRY, OUTPUT, is_share, label_of
 from cone_kernels.report.inline import Key, Parts, code, count, estimate, fixed, joined, percent, significant, text
 from cone_kernels.report.node import Node
+from cone_kernels.report.population import POPULATION_COLUMNS, POPULATION_NOTE, population_cells
 from cone_kernels.report.table import Column, Table, reasons
 
 
@@ -28,7 +29,7 @@ def _curve(result: Node) -> Table:
     columns = [Column("layer", ("layer",)), Column("output of", ("name",), "text")]
     for level in ("sentence", "token"):
         columns.append(Column(f"{level}s", (f"{level}_anisotropy", f"{level}_stderr")))
-    columns += [Column("without rogue dimensions", ("anisotropy_without_rogue",))] * without
+    columns += [Column("about, without rogue dimensions", ("anisotropy_without_rogue",))] * without
     for level in ("sentence", "token"):
         columns.append(Column(f"mean norm, {level}s", (f"{level}_mean_norm",)))
     counts = [level for level in ("sentence", "token") if len({row[level].get("count").value for row in layers}) > 1]
@@ -40,7 +41,7 @@ def _curve(result: Node) -> Table:
         levels = [row["sentence"], row["token"]]
         cells: list[Parts] = [[count(row["layer"])], [code(row["name"])]]
         cells += [estimate(level.get("anisotropy"), level.get("stderr")) for level in levels]
-        cells += [[fixed(row.get("anisotropy_without_rogue"))]] * without
+        cells += [[fixed(row.get("anisotropy_without_rogue"), 2)]] * without
         cells += [[significant(level.get("mean_norm"))] for level in levels]
         cells += [[count(row[level].get("count"))] for level in counts]
         cells += [[count(row[level].get(key))] for level, key in left_out]
@@ -97,7 +98,7 @@ def _output(output: Node, width: int, without: bool, counts: list[str], left_out
     level = output["sentence"]
     modules = joined([[text(module)] for module in output.get("modules").entries])
     cells: list[Parts] = [[OUTPUT], modules, estimate(level.get("anisotropy"), level.get("stderr")), []]
-    cells += [[fixed(output.get("anisotropy_without_rogue"))]] * without
+    cells += [[fixed(output.get("anisotropy_without_rogue"), 2)]] * without
     cells += [[significant(level.get("mean_norm"))], []]
     cells += [[count(level.get("count"))] if of == "sentence" else [] for of in counts]
     cells += [[count(level.get(key))] if of == "sentence" else [] for of, key in left_out]
@@ -115,9 +116,10 @@ def _geometry(result: Node) -> Iterator[Table]:
     for row in [*layers, *([output] if output.get("geometry").known else [])]:
         values = {key: row["geometry"].get(key) for key in keys}
         shown = [percent(value) if is_share(key) else significant(value) for key, value in values.items()]
-        rows.append([_number(row), *([number] for number in shown)])
+        rows.append([_number(row), *([number] for number in shown), *population_cells(row.get("population"))])
     columns = [Column("layer", ("layer",)), *(Column(label_of(GEOMETRY, key), (key,)) for key in keys)]
-    yield Table("geometry", ["Geometry of the sentence vectors"], columns, rows, folded=True)
+    title: Parts = ["Geometry of the sentence vectors"]
+    yield Table("geometry", title, columns + POPULATION_COLUMNS, rows, [[POPULATION_NOTE]], folded=True)
 
 
 def _rogue(result: Node) -> Iterator[Table]:

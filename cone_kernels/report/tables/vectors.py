@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cone_kernels.names import GEOMETRY, is_share, label_of
 from cone_kernels.report.inline import Parts, code, count, estimate, fixed, percent, significant, text
 from cone_kernels.report.node import Node
+from cone_kernels.report.population import POPULATION_COLUMNS, POPULATION_NOTE, population_cells
 from cone_kernels.report.table import Column, Table, reasons
 from cone_kernels.report.tables.axis import AXIS_COLUMNS, axis_cells
 from cone_kernels.report.words import ordinal
@@ -27,7 +28,7 @@ def _cone(result: Node) -> Table:
         [["mean norm"], [significant(level.get("mean_norm"))]],
         [["used"], [count(level["count"])]],
     ]
-    rows += [[["without rogue dimensions"], [fixed(result.get("anisotropy_without_rogue"))]]]
+    rows += [[["about, without rogue dimensions"], [fixed(result.get("anisotropy_without_rogue"), 2)]]]
     for key, words in (("n_zero", "left out, zero"), ("n_nonfinite", "left out, not finite")):
         rows += [[[words], [count(level[key])]]] if level[key].value else []
     columns = [Column("of the vectors", ("name",), "text"), Column("value", ("value",))]
@@ -39,8 +40,11 @@ def _geometry(result: Node) -> Table:
         [[label_of(GEOMETRY, key)], [percent(value) if is_share(key) else significant(value)]]
         for key, value in result.get("geometry").items()
     ]
+    if rows:
+        cells = population_cells(result.get("population"))
+        rows += [[[about.heading], cell] for about, cell in zip(POPULATION_COLUMNS, cells, strict=True)]
     columns = [Column("measure", ("measure",), "text"), Column("value", ("value",))]
-    return Table("geometry", ["How the vectors spread around their mean"], columns, rows)
+    return Table("geometry", ["How the vectors spread around their mean"], columns, rows, [[POPULATION_NOTE]])
 
 
 def _rogue(result: Node) -> Table:
