@@ -75,12 +75,12 @@ def find_layer_points(
     before_final_norm: bool = False,
     forward: Callable[..., Any] | None = None,
 ) -> LayerMap:
-    """Find where each layer can be read, by one forward of at most eight tokens of the first row.
+    """Find where each layer can be read, by one forward of at most eight tokens of the first row, or of its image.
 
     Args:
         model: any module whose `forward` takes `output_hidden_states` and returns `hidden_states`, or
             `encoder_hidden_states` (an encoder-decoder model called as a whole: its encoder is what is found).
-        arguments: the arguments of the call at hand by name, with `input_ids` or `inputs_embeds`.
+        arguments: the arguments of the call at hand by name, with one of `transformers_names.INPUTS`.
         before_final_norm: read the last layer where the final norm takes it in.
         forward: what is called; default: the model's own.
 
@@ -89,8 +89,9 @@ def find_layer_points(
             it stands in the tuple, or the layers differ in width.
     """
     modules = {name: module for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
-    recording, output, n_tokens = record_forward(model, arguments, modules, forward)
+    recording, output, n_given = record_forward(model, arguments, modules, forward)
     entries = _hidden_states(model, output)
+    n_tokens = _n_positions(model, entries[0]) if n_given is None else n_given
     recording.fetch(entries)
     dim = _common_width(model, entries, n_tokens)
 
@@ -147,6 +148,17 @@ def _hidden_states(model: nn.Module, output: Any) -> Sequence[Tensor]:
         f"model: {type(model).__name__} cannot be probed: called with output_hidden_states=True it returned "
         f"{type(output).__name__} without {' or '.join(HIDDEN_STATES)}"
     )
+
+
+def _n_positions(model: nn.Module, entry: Tensor) -> int:
+    """How many positions the model makes of one image or sound; two at least, as (B, T, D) and (T, B, D) look alike of
+    one."""
+    if entry.dim() != 3 or len(entry) != 1 or entry.shape[1] < 2:
+        raise RuntimeError(
+            f"model: the hidden_states of {type(model).__name__} have shape {tuple(entry.shape)} for one image or "
+            "sound; it must be (1, T, D), a vector for each of two positions or more"
+        )
+    return entry.shape[1]
 
 
 def _common_width(model: nn.Module, entries: Sequence[Tensor], n_tokens: int) -> int:
