@@ -186,7 +186,7 @@ def _read_again(
 ) -> tuple[dict[int, str], CorpusTokens]:
     """The texts of the extremes by their index, and the tokens of the whole corpus."""
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
-    from cone_kernels.runs.encoded_shard import text_blocks, tokenized
+    from cone_kernels.runs.encoded_shard import counted_tokens, text_blocks
 
     assert measurement.loaded is not None
     assert measurement.sentences is not None
@@ -197,9 +197,9 @@ def _read_again(
         texts.update({index: block[index - first] for index in wanted if first <= index < first + len(block)})
         ids, added = [], []
         for part in text_blocks(block):
-            found = tokenized(measurement.loaded, part, return_special_tokens_mask=True)
-            ids += found["input_ids"]
-            added += found["special_tokens_mask"]
+            found = counted_tokens(measurement.loaded, part)
+            ids += found[0]
+            added += found[1]
         tokens.append(ids, added)
         first += len(block)
     if measurement.sentences.summary.fingerprint != measurement.corpus["fingerprint"]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.files import sha256_of
 from cone_kernels.models.compiled_blocks import compile_blocks
-from cone_kernels.models.description import description_of
+from cone_kernels.models.description import Description, description_of
 from cone_kernels.models.loaded import LoadedModel, loaded_of, prompt_length, with_output
 from cone_kernels.models.source import ModelError, Source
 from cone_kernels.models.transformer import load_transformer, text_encoder
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
     from cone_kernels.models.output import Output
 
+GGUF = ".gguf"
+_ONNX = (
+    "has ONNX weights, which this tool does not run; give the model that they were converted from, or measure the "
+    "vectors that they give by `cone vectors`, and hold them against the model's own by `cone rows`"
+)
+# Endings of text files of word vectors.
+WORD_VECTORS = (".txt", ".vec")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
@@ -41,10 +48,12 @@ def load_model(
 
     Encoder-decoder models give their encoder, CLIP and its kin the tower of texts; an adapter (LoRA) is loaded with its
     base. Folders of sentence-transformers are read too: their transformer, with the longest input it was tuned for, the
-    prompt that `encode` takes, and as `output` the modules after it.
+    prompt that `encode` takes, and as `output` the modules after it. Of a table of token vectors (StaticEmbedding,
+    model2vec, a text file of word vectors as GloVe's) the layers are one, the table.
 
     Args:
-        path_or_hub_id: a folder, or an id such as "mixedbread-ai/mxbai-embed-large-v1".
+        path_or_hub_id: a folder, a GGUF file, a text file of word vectors, or an id such as
+            "mixedbread-ai/mxbai-embed-large-v1".
         device: "cpu", "cuda", "cuda:1", ...; None takes the first GPU, or the CPU where there is none.
         dtype: what the model computes in, a torch dtype or its name; "auto" keeps the checkpoint's own.
         revision: branch, tag or commit of a hub id.
@@ -78,7 +87,7 @@ def load_model(
         try:
             source = Source(name, revision)
             description = description_of(source)
-            whole, tokenizer = load_transformer(source, description, chosen_dtype, trust_remote_code, attention)
+            whole, tokenizer, drops_unknown = _loaded(source, description, chosen_dtype, trust_remote_code, attention)
             model = text_encoder(whole)
         except ModelError:
             raise
@@ -104,6 +113,7 @@ def load_model(
         weights_sha256=sha256_of(*weights) if weights else None,
         prompt=description.prompt(prompt, prompt_name),
         compiled=torch_compile,
+        drops_unknown=drops_unknown,
     )
 
     def output() -> Output:
@@ -115,11 +125,26 @@ def load_model(
             description.modules,
             like,
             int(loaded.info["hidden_size"]),
+            static=description.static is not None,
             prompt_length=lambda: prompt_length(loaded),
             truncate_dim=truncated,
         )
 
     return with_output(loaded, description, output, truncate_dim)
+
+
+def _loaded(
+    source: Source, description: Description, dtype: Any, trust_remote_code: bool, attention: str | None
+) -> tuple[Any, Any, bool]:
+    """The model, its tokenizer, and whether words that this does not know are left out of a sentence."""
+    if description.static is None and (source.whole is None or source.gguf is not None):
+        return *load_transformer(source, description, dtype, trust_remote_code, attention), False
+    if attention is not None:
+        raise ModelError(f"attention: got {attention!r}; it must be left out, for a table of token vectors has none")
+    from cone_kernels.models.static import load_static, load_word_vectors
+
+    found = load_word_vectors(source.whole, dtype) if source.whole else load_static(source, description, dtype)
+    return found.model, found.tokenizer, found.drops_unknown
 
 
 def _require_transformers() -> None:
@@ -167,7 +192,14 @@ def _check_name(name: str) -> None:
         raise ModelError("model: got an empty name; it must be a model's folder or a hub id")
     path = Path(name).expanduser()
     if path.is_file():
-        raise ModelError(f"model: {name} is a file; it must be a model's folder or a hub id")
+        if path.suffix.lower() in (GGUF, *WORD_VECTORS):
+            return
+        if path.suffix.lower() == ".onnx":
+            raise ModelError(f"model: {name} {_ONNX}")
+        raise ModelError(
+            f"model: {name} is a file; it must be a model's folder or a hub id, a GGUF file ({GGUF}), or a text file "
+            f"of word vectors ({' or '.join(WORD_VECTORS)})"
+        )
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"model: there is no folder {name!r}")
 
@@ -180,11 +212,10 @@ def _other_kind(folder: Path) -> str | None:
     """What a folder without a model of transformers has in place of one, in words; None where nothing is known."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return "is an adapter, and its base model cannot be loaded: it must be a folder here, or in the hub's cache"
+    if any(folder.rglob("*.onnx")) and not any(any(folder.rglob(f"*{end}")) for end in (".safetensors", ".bin", GGUF)):
+        return _ONNX
     if (folder / "config.json").is_file():
         return None
-    for ending, kind in (("gguf", "GGUF"), ("onnx", "ONNX")):
-        if any(folder.rglob(f"*.{ending}")):
-            return f"has no config.json but {kind} weights; it must be the model that they were converted from"
     return "has no config.json; it must be one that save_pretrained, or sentence-transformers, has written"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cone_kernels.models.description import Description
 from cone_kernels.models.source import ModelError, Source, inside
-from cone_kernels.models.transformers_names import ATTENTION_KEYWORD, DTYPE_KEYWORD
+from cone_kernels.models.transformers_names import ATTENTION_KEYWORD, DTYPE_KEYWORD, GGUF_KEYWORD
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -32,9 +32,13 @@ def load_transformer(
 
     location, shared = _location(source, description.subfolder)
     shared["trust_remote_code"] = trust_remote_code
+    if source.gguf is not None:
+        for package in ("gguf", "accelerate"):
+            _require(package, f"{source.name} is a GGUF file")
+        location, shared[GGUF_KEYWORD] = str(source.gguf.parent), source.gguf.name
     described, own = (location, shared), dict(shared)
     if description.base is not None:
-        _require_peft(source)
+        _require("peft", f"{source.name} is an adapter")
         described = (description.base, {"trust_remote_code": trust_remote_code})
     config = transformers.AutoConfig.from_pretrained(described[0], **described[1])
     has_tokenizer = any(source.file(inside(description.subfolder, name)) for name in _TOKENIZER_FILES)
@@ -81,10 +85,10 @@ def _location(source: Source, subfolder: str) -> tuple[str, dict[str, Any]]:
     return source.name, shared | ({"subfolder": subfolder} if subfolder else {})
 
 
-def _require_peft(source: Source) -> None:
-    if importlib.util.find_spec("peft") is None:
+def _require(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
         raise ModelError(
-            f"model: {source.name} is an adapter, which peft loads and which is not installed: pip install peft"
+            f"model: {what}; it needs the package {package}, which is not installed: pip install {package}"
         )
 
 

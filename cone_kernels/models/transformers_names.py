@@ -60,6 +60,7 @@ HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
 ATTENTION_KEYWORD = "attn_implementation"
 ATTENTION_CHOSEN = "_attn_implementation"
 DTYPE_KEYWORD = "dtype"
+GGUF_KEYWORD = "gguf_file"
 # Part of the name of every attention that keeps the sentences of a flattened batch apart.
 FLASH = "flash"
 # The end of the name of an embedding of positions that count from after its padding index.
