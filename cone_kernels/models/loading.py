@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from cone_kernels.models.output import Output
+    from cone_kernels.models.towers import Towers
 
 GGUF = ".gguf"
 _ONNX = (
@@ -131,6 +132,40 @@ def load_model(
         )
 
     return with_output(loaded, description, output, truncate_dim)
+
+
+def load_towers(
+    path_or_hub_id: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Towers:
+    """Loads a model with a tower of texts and one of images, whole, with its tokenizer and its image processor.
+
+    Args:
+        path_or_hub_id, device, dtype, revision, trust_remote_code: as in `load_model`.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError, ModelError: as `load_model`; it has no two towers.
+    """
+    _require_transformers()
+    from cone_kernels.models.towers import Towers
+    from cone_kernels.models.transformer import load_image_processor
+
+    name, chosen_device, chosen_dtype = os.fspath(path_or_hub_id), _device(device), _dtype(dtype)
+    _check_name(name)
+    source = Source(name, revision)
+    with _quiet():
+        try:
+            model, tokenizer = load_transformer(source, Description(), chosen_dtype, trust_remote_code, None)
+            towers = Towers(model.eval().to(chosen_device), tokenizer, None, name)
+            return replace(towers, image_processor=load_image_processor(source, trust_remote_code))
+        except ModelError:
+            raise
+        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
+        except Exception as error:
+            raise _explained(name, error) from error
 
 
 def _loaded(

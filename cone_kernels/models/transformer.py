@@ -64,6 +64,19 @@ def load_transformer(
     return model, tokenizer
 
 
+def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
+    """What makes a model's input of images.
+
+    Args:
+        source: the files.
+        trust_remote_code: as in `load_model`.
+    """
+    import transformers
+
+    location, shared = _location(source, "")
+    return transformers.AutoImageProcessor.from_pretrained(location, trust_remote_code=trust_remote_code, **shared)
+
+
 def text_encoder(model: Any) -> Any:
     """The part of a model that makes hidden states of texts.
 
