@@ -15,7 +15,7 @@ from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, threads_of
-from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
+from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus, refuse_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +88,7 @@ def axis(
             "model: got a ConeState; it must be a model, for a state has neither sentence vectors nor texts"
         )
     read = open_corpus(corpus, options, again=True)
+    refuse_images(read)
     rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurement = measure(model, read, second_moment=True, pooling=pooling, keep_vectors=(layer,), **rest)
     with threads_of(measurement):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cone_kernels.corpora.sources import image_files
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.modality_gap_result import ModalityGapResult, Tower, TowerLayer
 from cone_kernels.experiments.result import Estimate
+from cone_kernels.names import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +64,12 @@ def modality_gap(
     from cone_kernels.doctor import versions
     from cone_kernels.models.loaded import evaluation
     from cone_kernels.models.loading import load_towers
-    from cone_kernels.models.towers import Towers, images_of
+    from cone_kernels.models.towers import Towers
     from cone_kernels.runs.options import open_corpus
 
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}; it must be 1 or more")
-    found, sentences = images_of(images), open_corpus(texts, {})
+    found, sentences = _images_of(images), open_corpus(texts, {})
     if isinstance(model, torch.nn.Module):
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         if tokenizer is None or image_processor is None:
@@ -94,6 +97,26 @@ def modality_gap(
         across=_estimate(outputs[0], outputs[1], lambda a, b: (a * b).sum(-1)),
         manifest={"versions": versions(), "batch_size": batch_size, "corpus": sentences.summary.to_dict()},
     )
+
+
+def _images_of(source: Any) -> Iterable[Any]:
+    """Images one by one: the files of a folder and below in the order of their paths, or what was given.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        TypeError: it is neither a folder nor an iterable of images.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images: there is no folder {os.fspath(source)!r}")
+        found = image_files(folder)
+        if not found:
+            raise FileNotFoundError(f"images: {folder} has no file in it that ends in {', '.join(IMAGE_SUFFIXES)}")
+        return found
+    if not isinstance(source, Iterable):
+        raise TypeError(f"images: got {type(source).__name__}; it must be a folder, or an iterable of images")
+    return source
 
 
 def _measured(

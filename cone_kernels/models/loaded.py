@@ -41,6 +41,8 @@ class LoadedModel:
         output: how a model of sentence-transformers makes its own sentence vectors; None for other models, and where
             `info["output"]` has a reason.
         prompt: put before every sentence.
+        image_processor: of a model of images, what makes its input; it has no tokenizer then.
+        image_positions: how many positions its hidden states have of one image.
         drops_unknown: words that the tokenizer does not know are left out of a sentence, as in a table of words.
     """
 
@@ -52,6 +54,8 @@ class LoadedModel:
     output: Output | None = None
     prompt: str = ""
     drops_unknown: bool = False
+    image_processor: Any = None
+    image_positions: int = 0
 
     @property
     def device(self) -> torch.device:

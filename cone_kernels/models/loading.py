@@ -134,6 +134,46 @@ def load_model(
     return with_output(loaded, description, output, truncate_dim)
 
 
+def load_image_model(
+    path_or_hub_id: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+    torch_compile: bool = False,
+) -> LoadedModel:
+    """Loads a model of images, of CLIP and its kin the tower of images, with its image processor.
+
+    Args:
+        path_or_hub_id, device, dtype, revision, trust_remote_code, attention, torch_compile: as in `load_model`.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError, ModelError: as `load_model`; the model takes no images.
+    """
+    _require_transformers()
+    from cone_kernels.models.images import image_model_of
+    from cone_kernels.models.transformer import load_image_model as load
+
+    name, chosen_device, chosen_dtype = os.fspath(path_or_hub_id), _device(device), _dtype(dtype)
+    _check_name(name)
+    source = Source(name, revision)
+    with _quiet():
+        try:
+            model, image_processor = load(source, chosen_dtype, trust_remote_code, attention)
+        except ModelError:
+            raise
+        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
+        except Exception as error:
+            raise _explained(name, error) from error
+    model = model.eval().to(chosen_device)
+    if torch_compile and compile_blocks(model) == 0:
+        raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
+    weights = source.weights()
+    about = {"revision": source.commit("") or revision, "weights_sha256": sha256_of(*weights) if weights else None}
+    return image_model_of(model, image_processor, name, **about, compiled=torch_compile)
+
+
 def load_towers(
     path_or_hub_id: str | os.PathLike[str],
     device: str | torch.device | None = None,
@@ -250,6 +290,9 @@ def _other_kind(folder: Path) -> str | None:
     if any(folder.rglob("*.onnx")) and not any(any(folder.rglob(f"*{end}")) for end in (".safetensors", ".bin", GGUF)):
         return _ONNX
     if (folder / "config.json").is_file():
+        has_tokenizer = any(folder.glob("*token*")) or any(folder.glob("*vocab*"))
+        if (folder / "preprocessor_config.json").is_file() and not has_tokenizer:
+            return "has no tokenizer, as models of images and sounds; the corpus of one of images is a folder of images"
         return None
     return "has no config.json; it must be one that save_pretrained, or sentence-transformers, has written"
 

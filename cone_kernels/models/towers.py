@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cone_kernels.models.images import pixels_of
 from cone_kernels.models.source import ModelError
 from cone_kernels.models.transformers_names import ATTENTION_MASK, PIXELS, TOKEN_TYPES, TOWERS
 
-# Endings of the files that stand for a folder of images.
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
 TEXTS_TOWER, IMAGES_TOWER = TOWERS
-
-
-class ImageError(ValueError):
-    """An image cannot be read; the message names its file."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +85,7 @@ class Towers:
         if all(isinstance(image, Tensor) for image in images):
             pixels = torch.stack(list(images))
         else:
-            opened = [_opened(image) for image in images]
-            pixels = self.image_processor(images=opened, return_tensors="pt")[PIXELS]
+            pixels = pixels_of(self.image_processor, images)
         return {PIXELS: pixels.to(self.model.device, self.model.dtype)}
 
     def text_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -105,27 +95,6 @@ class Towers:
     def image_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
         """(B, d): the vectors of images in the space of both."""
         return _vectors(getattr(self.model, TOWERS[IMAGES_TOWER])(**inputs))
-
-
-def images_of(source: Any) -> Iterable[Any]:
-    """Images one by one: the files of a folder and below in the order of their paths, or what was given.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-        TypeError: it is neither a folder nor an iterable of images.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"images: there is no folder {os.fspath(source)!r}")
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-        found = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-        if not found:
-            raise FileNotFoundError(f"images: {folder} has no file in it that ends in {', '.join(IMAGES)}")
-        return found
-    if not isinstance(source, Iterable):
-        raise TypeError(f"images: got {type(source).__name__}; it must be a folder, or an iterable of images")
-    return source
 
 
 def batches_of(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -138,20 +107,6 @@ def batches_of(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     stream = iter(items)
     while batch := list(islice(stream, size)):
         yield batch
-
-
-def _opened(image: Any) -> Any:
-    if not isinstance(image, (str, os.PathLike)):
-        return image
-    if importlib.util.find_spec("PIL") is None:
-        raise ModuleNotFoundError("Pillow is not installed; files of images need it: pip install pillow", name="PIL")
-    from PIL import Image
-
-    try:
-        with Image.open(image) as file:
-            return file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"images: {os.fspath(image)} cannot be read as an image: {error}") from None
 
 
 def _vectors(found: Any) -> Tensor:

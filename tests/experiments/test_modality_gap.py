@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cone_kernels import experiments
 from cone_kernels.models import ModelError
-from cone_kernels.models.towers import ImageError
+from cone_kernels.models.images import ImageError
 from cone_kernels.sums import jackknife_groups
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
 from tests.support.tiny_encoders import LAYERS, SIDE, WHOLE, tiny_encoder
