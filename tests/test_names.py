@@ -58,7 +58,7 @@ def test_every_method_of_centring_is_one_that_type_checkers_know() -> None:
 
 def test_every_format_of_a_corpus_has_words_and_a_reader() -> None:
     assert tuple(FORMATS) == get_args(Format)
-    assert {*FORMATS, "dataset"} == set(corpus._READERS)
+    assert {*FORMATS, "dataset", "image"} == set(corpus._READERS)
     assert set(TEXT_FORMATS) < set(FORMATS)
 
 

@@ -67,6 +67,14 @@ class Event:
     version: int
     passed_through: Tensor | None = None
 
+    def begins_with(self, other: Tensor) -> bool:
+        """Whether `other` (1, T, D) is the first positions of this tensor (1, T', D), in its memory, others after."""
+        ours, theirs = self.tensor, other
+        if ours.dim() != 3 or theirs.dim() != 3 or (ours.dtype, ours.device) != (theirs.dtype, theirs.device):
+            return False
+        longer = ours.shape[0::2] == theirs.shape[0::2] and ours.shape[1] > theirs.shape[1]
+        return longer and ours.data_ptr() == theirs.data_ptr() and ours.stride() == theirs.stride()
+
     def is_memory_of(self, other: Tensor) -> bool:
         """Whether this tensor and `other` are the same elements of the same memory."""
         return _same_memory(self.tensor, other)

@@ -180,6 +180,8 @@ class ProbedForward:
         if point.time_major and hidden.dim() == 3:
             hidden = hidden.transpose(0, 1)
         packed = hidden.dim() == 2
+        if point.padded and not packed:
+            hidden = hidden[:, : self.mask.shape[1]]
         fits = len(hidden) == self._n_packed() if packed else hidden.shape[:2] == self.mask.shape
         if not fits:
             wanted = (

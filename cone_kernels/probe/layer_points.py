@@ -23,7 +23,8 @@ class LayerPoint:
 
     `module` is the qualified name of a submodule (`""` is the model itself), `call` counts its calls within one
     forward, `path` leads to the tensor in its output, or in `(args, kwargs)` for an input. `time_major`: the
-    tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends.
+    tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends. `padded`: the model adds positions
+    after those of the batch, which it takes off the tuple at its end.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class LayerPoint:
     path: Path
     time_major: bool = False
     kept: bool = False
+    padded: bool = False
 
     def tensor_in(self, value: Any) -> Tensor:
         """The tensor at `path`.
@@ -132,6 +134,7 @@ def find_layer_points(
             e.path,
             time_major=tuple(e.tensor.shape[:-1]) == (n_tokens, 1),
             kept=recording.was_kept(e, e.tensor),
+            padded=e.begins_with(entries[layer]),
         )
         for layer, (name, e) in enumerate(zip(names, chosen, strict=True))
     )
@@ -180,14 +183,21 @@ def _common_width(model: nn.Module, entries: Sequence[Tensor], n_tokens: int) ->
 def _source(recording: Recording, entry: Tensor, ready_before: int) -> tuple[Event | None, int]:
     """The event that best stands for `entry`, and when `entry` was first seen.
 
-    Of the calls that returned it, the outermost that began after the layer before was ready (a block rather than
-    the norm at its end, and not the encoder around all blocks); else the first call of a submodule that took it in.
+    Of the calls that returned it, or it with padding of the model's own after it, the outermost that began after the
+    layer before was ready (a block rather than the norm at its end, and not the encoder around all blocks); else the
+    first call of a submodule that took it in.
     """
     aliases = [event for event in recording.events if event.is_memory_of(entry)]
     ready = min((event.seen for event in aliases), default=ready_before)
     kept = [event for event in aliases if recording.was_kept(event, entry)]
     outputs = [event for event in kept if event.kind == "output"]
     inputs = [event for event in kept if event.kind == "input" and event.module]
+    if not aliases:
+        padded = [e for e in recording.events if e.kind == "output" and e.module and e.begins_with(entry)]
+        first = next((e for e in padded if recording.was_kept(e, e.tensor)), None)
+        if first is not None:
+            around = [e for e in padded if ready_before < e.started <= first.started]
+            return (around[-1] if around else first), first.seen
     if not aliases:
         # The tuple holds a copy: the last call that returned these numbers is the layer all the same.
         equal = [e for e in recording.events if e.kind == "output" and recording.has_value_of(e, entry)]
@@ -210,6 +220,8 @@ def _taken_in_by_first_block(recording: Recording, entries: Sequence[Tensor], ch
     if len(chosen) > 1 and chosen[1].kind == "output":
         for event in recording.of_call(chosen[1].module, chosen[1].call, "input"):
             if event.is_memory_of(entries[0]) and recording.was_kept(event, entries[0]):
+                return event
+            if event.begins_with(entries[0]) and recording.was_kept(event, event.tensor):
                 return event
     return chosen[0]
 
