@@ -84,17 +84,11 @@ def load_model(
     chosen_dtype = _dtype(dtype)
     name = os.fspath(path_or_hub_id)
     _check_name(name)
-    with _quiet():
-        try:
-            source = Source(name, revision)
-            description = description_of(source)
-            whole, tokenizer, drops_unknown = _loaded(source, description, chosen_dtype, trust_remote_code, attention)
-            model = text_encoder(whole)
-        except ModelError:
-            raise
-        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
-        except Exception as error:
-            raise _explained(name, error) from error
+    with _explaining(name):
+        source = Source(name, revision)
+        description = description_of(source)
+        whole, tokenizer, drops_unknown = _loaded(source, description, chosen_dtype, trust_remote_code, attention)
+        model = text_encoder(whole)
     if model is not whole and description.no_output is None:
         description = replace(description, no_output=f"sentence-transformers runs the whole {type(whole).__name__}")
     model = model.eval().to(chosen_device)
@@ -158,14 +152,8 @@ def load_image_model(
     name, chosen_device, chosen_dtype = os.fspath(path_or_hub_id), _device(device), _dtype(dtype)
     _check_name(name)
     source = Source(name, revision)
-    with _quiet():
-        try:
-            model, image_processor = load(source, chosen_dtype, trust_remote_code, attention)
-        except ModelError:
-            raise
-        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
-        except Exception as error:
-            raise _explained(name, error) from error
+    with _explaining(name):
+        model, image_processor = load(source, chosen_dtype, trust_remote_code, attention)
     model = model.eval().to(chosen_device)
     if torch_compile and compile_blocks(model) == 0:
         raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
@@ -196,16 +184,10 @@ def load_towers(
     name, chosen_device, chosen_dtype = os.fspath(path_or_hub_id), _device(device), _dtype(dtype)
     _check_name(name)
     source = Source(name, revision)
-    with _quiet():
-        try:
-            model, tokenizer = load_transformer(source, Description(), chosen_dtype, trust_remote_code, None)
-            towers = Towers(model.eval().to(chosen_device), tokenizer, None, name)
-            return replace(towers, image_processor=load_image_processor(source, trust_remote_code))
-        except ModelError:
-            raise
-        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
-        except Exception as error:
-            raise _explained(name, error) from error
+    with _explaining(name):
+        model, tokenizer = load_transformer(source, Description(), chosen_dtype, trust_remote_code, None)
+        towers = Towers(model.eval().to(chosen_device), tokenizer, None, name)
+        return replace(towers, image_processor=load_image_processor(source, trust_remote_code))
 
 
 def _loaded(
@@ -313,6 +295,26 @@ def _explained(name: str, error: Exception) -> ModelError:
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     where = "folder" if folder.is_dir() else "hub id"
     return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}")
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """A block that loads a model without a word; what goes wrong in it is said in one line.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        ModelError: the block raised anything.
+    """
+    with _quiet():
+        try:
+            yield
+        except ModelError:
+            raise
+        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
+        except Exception as error:
+            raise _explained(name, error) from error
 
 
 @contextmanager
