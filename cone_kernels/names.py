@@ -209,6 +209,8 @@ FORMATS: dict[Format, str] = {
     "parquet": "columns of strings",
     "arrow": "columns of strings, as a file or a stream",
 }
+# Endings of files of images, a folder of which is a corpus for a model of images.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
 
 

@@ -58,7 +58,7 @@ def test_every_method_of_centring_is_one_that_type_checkers_know() -> None:
 
 def test_every_format_of_a_corpus_has_words_and_a_reader() -> None:
     assert tuple(FORMATS) == get_args(Format)
-    assert {*FORMATS, "dataset"} == set(corpus._READERS)
+    assert {*FORMATS, "dataset", "image"} == set(corpus._READERS)
     assert set(TEXT_FORMATS) < set(FORMATS)
 
 
@@ -90,7 +90,8 @@ def test_every_experiment_has_its_function_result_command_and_tables(name: str) 
 
 def test_nothing_that_looks_like_an_experiment_is_missing_in_the_names() -> None:
     functions = {name for name in experiments.__all__ if name.islower()}
-    assert functions == {"measure", "run", *(about.command for about in EXPERIMENTS.values())}
+    # Of two towers there is no command.
+    assert functions == {"measure", "modality_gap", "run", *(about.command for about in EXPERIMENTS.values())}
     tables = {path.stem for path in (PACKAGES[0] / "report" / "tables").glob("*.py")}
     # What labelled pairs say is a part of centring and of a run.
     assert tables - {"__init__", "quality"} == set(EXPERIMENTS)

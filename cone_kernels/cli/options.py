@@ -24,11 +24,17 @@ from cone_kernels.names import (
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+_MODEL = "A model's folder or file (.gguf; .txt or .vec of word vectors), or its id on the hub"
+
+
 def model_options(required: bool = True) -> Callable[[_Command], _Command]:
     """What to measure and how: the model, the corpus and the keywords of `MeasureOptions`."""
     options = (
         click.option(
-            "--model", required=required, metavar="PATH_OR_HUB_ID", help="A model's folder, or its id on the hub."
+            "--model",
+            required=required,
+            metavar="PATH_OR_HUB_ID",
+            help=_MODEL + ".",
         ),
         *_measure_options(required),
     )
@@ -43,7 +49,7 @@ def models_options(required: bool = True) -> Callable[[_Command], _Command]:
             required=required,
             multiple=True,
             metavar="PATH_OR_HUB_ID",
-            help="A model's folder, or its id on the hub; may be repeated.",
+            help=_MODEL + "; may be repeated.",
         ),
         *_measure_options(required),
     )

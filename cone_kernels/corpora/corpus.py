@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cone_kernels.corpora import columns, lines
+from cone_kernels.corpora import columns, images, lines
 from cone_kernels.corpora.reading import (
     MAX_SENTENCE,
     CorpusError,
@@ -24,11 +24,11 @@ from cone_kernels.corpora.reading import (
 )
 from cone_kernels.corpora.sample import MAX_SEED, Sentence, draw, shuffled
 from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
-from cone_kernels.corpora.sources import Reader, Source, find_sources
+from cone_kernels.corpora.sources import IMAGE, Reader, Source, find_sources
 from cone_kernels.corpora.summary import CorpusSummary
 from cone_kernels.names import TEXT_FORMATS, TextFormat
 
-_READERS: dict[str, Reader] = {**lines.READERS, **columns.READERS}
+_READERS: dict[str, Reader] = {**lines.READERS, **columns.READERS, **images.READERS}
 _NAMES_SHOWN = 3
 _SEPARATED = ("csv", "tsv")
 _UTF_8 = "utf-8"
@@ -57,7 +57,9 @@ class Corpus:
     tabs and without quotes; `.parquet` and `.arrow` (an IPC file or stream) columns of strings; each also compressed,
     with `.gz` or `.zst` after it. Files are read as streams: a line, an element of an array, a row group or a record
     batch is in memory at a time (a compressed `.parquet` or `.arrow` is unpacked to a temporary file). A number in a
-    message is a line of a text format (of a record its first one) or a row of a table, from 1.
+    message is a line of a text format (of a record its first one) or a row of a table, from 1. Files of images
+    (`cone_kernels.names.IMAGE_SUFFIXES`), or a folder of such without any of the others, are a corpus for a model of
+    images: a sentence is the path of one.
 
     Args:
         path: one of these, or a sequence of them: a file; a glob (`data/*.jsonl.gz`, `data/**/*.txt`); a folder, which
@@ -133,6 +135,14 @@ class Corpus:
         self._was_read = False
         for source in self._sources:
             self._check(source)
+        kinds = {source.format == IMAGE for source in self._sources}
+        if len(kinds) > 1:
+            raise CorpusError(f"corpus: {self.name} has images and texts; it must be of one kind")
+
+    @property
+    def of_images(self) -> bool:
+        """Whether its sentences are the paths of files of images."""
+        return any(source.format == IMAGE for source in self._sources)
 
     @classmethod
     def from_sentences(

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from cone_kernels.corpora.reading import CorpusError, Reading
 from cone_kernels.extras import require
-from cone_kernels.names import FORMATS, TEXT_FORMATS, Format, TextFormat, listed_suffixes
+from cone_kernels.names import FORMATS, IMAGE_SUFFIXES, TEXT_FORMATS, Format, TextFormat, listed_suffixes
 
 Compression = Literal["gz", "zst"]
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 STDIN = "-"
 _ABOUT = {"README", "LICENSE", "CITATION"}
 DATASET = "datasets:"
+IMAGE: Literal["image"] = "image"
 _SUFFIXES = f"{listed_suffixes()}, alone or with .gz or .zst after it"
 
 
@@ -40,7 +41,7 @@ class Source:
     """
 
     name: str
-    format: Format | Literal["dataset"]
+    format: Format | Literal["dataset", "image"]
     compression: Compression | None
     open: Callable[[], Any]
     size: int | None
@@ -135,14 +136,23 @@ def _folder(folder: Path) -> Iterator[Source]:
     found = [path for path in found if path not in about]
     for path in about:
         logger.warning("corpus: %s is left out, for it is about the folder; name it to read it", path)
+    found = found or image_files(folder)
     if not found:
         raise IsADirectoryError(f"corpus: {folder} is a folder with no file in it that ends in {_SUFFIXES}")
     yield from map(_local_file, sorted(found))
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The files of images in a folder and below, without hidden ones, in the order of their paths."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
 def _local_file(path: Path) -> Source:
     if not path.is_file():
         raise CorpusError(f"corpus: {path} is not a regular file; it must be one (a pipe is read as {STDIN})")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Source(str(path), IMAGE, None, partial(open, path, "rb"), path.stat().st_size)
     return Source(str(path), *_layout_of(path.name, str(path)), partial(open, path, "rb"), path.stat().st_size)
 
 

@@ -17,6 +17,7 @@ from cone_kernels.experiments.centering import center
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.compare_result import CompareResult
 from cone_kernels.experiments.layers_result import LayersResult
+from cone_kernels.experiments.modality_gap_result import ModalityGapResult
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.experiments.rows_result import RowsResult
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cone_kernels.experiments.axis import axis
     from cone_kernels.experiments.compare import compare
     from cone_kernels.experiments.layers import layers
+    from cone_kernels.experiments.modality_gap import modality_gap
     from cone_kernels.experiments.pooling import pooling
     from cone_kernels.experiments.rotation import rotation
     from cone_kernels.experiments.rows import rows
@@ -44,6 +46,7 @@ __all__ = [
     "LayersResult",
     "MeasureOptions",
     "Measurement",
+    "ModalityGapResult",
     "PoolingResult",
     "RotationResult",
     "RowsResult",
@@ -54,6 +57,7 @@ __all__ = [
     "compare",
     "layers",
     "measure",
+    "modality_gap",
     "pooling",
     "rotation",
     "rows",
@@ -81,7 +85,7 @@ def _function(module: ModuleType) -> Any:
     return vars(module)[module.__name__.rpartition(".")[2]]
 
 
-for _name in ("run", *(name for name, about in EXPERIMENTS.items() if about.command == name)):
+for _name in ("run", "modality_gap", *(name for name, about in EXPERIMENTS.items() if about.command == name)):
     import_module(f"{__name__}.{_name}")
     # Assigning a module's class is how Python's reference manual says to do this (3.3.2.1, module attribute access).
     sys.modules[f"{__name__}.{_name}"].__class__ = _CallableModule

@@ -22,7 +22,7 @@ from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, threads_of
-from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus
+from cone_kernels.runs.options import CORPUS_OPTIONS, SharedOptions, open_corpus, refuse_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +96,7 @@ def axis(
             "model: got a ConeState; it must be a model, for a state has neither sentence vectors nor texts"
         )
     read = open_corpus(corpus, options, again=True)
+    refuse_images(read)
     rest: Any = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurement = measure(model, read, second_moment=True, pooling=pooling, keep_vectors=(layer,), **rest)
     with threads_of(measurement):
@@ -199,7 +200,7 @@ def _read_again(
 ) -> tuple[dict[int, str], CorpusTokens]:
     """The texts of the extremes by their index, and the tokens of the whole corpus."""
     from cone_kernels.experiments.corpus_tokens import CorpusTokens
-    from cone_kernels.runs.encoded_shard import text_blocks, tokenized
+    from cone_kernels.runs.encoded_shard import counted_tokens, text_blocks
 
     assert measurement.loaded is not None
     assert measurement.sentences is not None
@@ -210,9 +211,9 @@ def _read_again(
         texts.update({index: block[index - first] for index in wanted if first <= index < first + len(block)})
         ids, added = [], []
         for part in text_blocks(block):
-            found = tokenized(measurement.loaded, part, return_special_tokens_mask=True)
-            ids += found["input_ids"]
-            added += found["special_tokens_mask"]
+            found = counted_tokens(measurement.loaded, part)
+            ids += found[0]
+            added += found[1]
         tokens.append(ids, added)
         first += len(block)
     if measurement.sentences.summary.fingerprint != measurement.corpus["fingerprint"]:

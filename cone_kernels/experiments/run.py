@@ -36,7 +36,7 @@ from cone_kernels.names import (
 )
 from cone_kernels.runs.measure import measure as run_model
 from cone_kernels.runs.measurement import Measurement, labels, shared_corpus, threads_of
-from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of
+from cone_kernels.runs.options import SharedOptions, open_corpus, options_by_model, rank_of, refuse_images
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -213,6 +213,7 @@ def run(
     for part in (folder, folder / "states", folder / "axes") if writes else ():
         part.mkdir(parents=True, exist_ok=True)
     read = open_corpus(corpus, options, again=True)
+    refuse_images(read)
     names = asked_poolings(pooling)
     settings: dict[str, dict[str, Any]] = {
         "layers": {"rogue": rogue, "published": published},

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from cone_kernels.models.transformers_names import TOKENS, takes_cache
+from cone_kernels.models.transformers_names import INPUTS, takes_cache
 from cone_kernels.probe.gathered import Gathered
 
 
@@ -38,7 +38,7 @@ class Forwards:
         first = self.is_first() and not takes_cache(arguments)
         if not first and not self.others:
             return None
-        tokens = next((arguments[name] for name in TOKENS if isinstance(arguments.get(name), Tensor)), None)
+        tokens = next((arguments[name] for name in INPUTS if isinstance(arguments.get(name), Tensor)), None)
         if tokens is not None and self._is_again(tokens, first):
             return None
         return self.first if first else self.second

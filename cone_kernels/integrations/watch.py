@@ -23,9 +23,10 @@ from cone_kernels.models.transformers_names import (
     adapter_layers,
     adapters_in_use,
 )
-from cone_kernels.probe.calibration import bind_arguments, calibrating
+from cone_kernels.probe.batch_arguments import n_sentences
+from cone_kernels.probe.bind_arguments import bind_arguments
+from cone_kernels.probe.calibration import calibrating
 from cone_kernels.probe.cone_probe import ConeProbe
-from cone_kernels.probe.forward import n_sentences
 from cone_kernels.probe.gathered import Gathered, Skipped
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, unwrapped
 from cone_kernels.state.cone_state import ConeState

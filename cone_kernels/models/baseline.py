@@ -28,7 +28,7 @@ def baseline_of(loaded: LoadedModel, baseline: str) -> LoadedModel:
 
     Raises:
         ModelError: the architecture cannot be made anew.
-        ValueError: there is no such baseline.
+        ValueError: there is no such baseline, or the tokens are those of images.
 
     Examples:
         >>> baseline_of(load_model("sentence-transformers/all-MiniLM-L6-v2"), "random-weights").info["baseline"]
@@ -38,6 +38,8 @@ def baseline_of(loaded: LoadedModel, baseline: str) -> LoadedModel:
         raise ValueError(f"baseline: got {baseline!r}; it must be one of {', '.join(BASELINES)}")
     info = {**loaded.info, "baseline": baseline}
     if baseline == "shuffled-tokens":
+        if loaded.image_processor is not None:
+            raise ValueError("baseline: got 'shuffled-tokens' for a model of images; it must be random-weights")
         return replace(loaded, info=info)
     model = _with_random_weights(loaded.model)
     if info["compiled"]:

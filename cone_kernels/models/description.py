@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from cone_kernels.models.source import ModelError, Source, inside
@@ -30,10 +31,20 @@ _OTHER_BEGINNINGS = {
     "Router": _ROUTES,
     "Asym": _ROUTES,
     "CLIPModel": "it holds a model of images and texts; give the folder of CLIP itself, whose text tower is taken",
-    "StaticEmbedding": "it has no layers: each token has one vector; measure what its encode gives by `cone vectors`",
     "WordEmbeddings": "it has no layers: each word has one vector; measure what its encode gives by `cone vectors`",
     "BoW": "it has no layers: it counts words; measure what its encode gives by `cone vectors`",
 }
+
+
+# Tokens that `encode` of model2vec takes of a text at most, unless its configuration says otherwise.
+_MODEL2VEC_TOKENS = 512
+
+
+class Static(Enum):
+    """Whose rules a table of token vectors follows, in place of a transformer."""
+
+    SENTENCE_TRANSFORMERS = "StaticEmbedding"
+    MODEL2VEC = "model2vec"
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Description:
         base: the folder or hub id of the model that the transformer is an adapter (LoRA) of; None for a whole one.
         max_length: the longest input that it was tuned for.
         lowercase: whether text is lowercased first.
+        static: what there is in place of a transformer; None for a transformer.
         modules: class and subfolder of each module of `modules.json`, the transformer first; none for a plain model.
         prompts: texts that are put before every sentence, by name.
         default_prompt: the name of the one that `encode` takes by itself.
@@ -56,6 +68,7 @@ class Description:
     base: str | None = None
     max_length: int | None = None
     lowercase: bool = False
+    static: Static | None = None
     modules: tuple[tuple[str, str], ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
@@ -95,23 +108,26 @@ def description_of(source: Source) -> Description:
     """
     listed = source.json("modules.json")
     if listed is None:
-        return Description(base=_base(source, ""))
+        return _model2vec(source) or Description(base=_base(source, ""))
     try:
         modules = tuple((str(module["type"]), str(module["path"])) for module in listed)
         kind, subfolder = modules[0]
     except (LookupError, TypeError) as error:
         raise ModelError(f"model: modules.json of {source.name} cannot be read: {error!r}") from None
-    if kind.rpartition(".")[2] != "Transformer":
+    subfolder = "" if subfolder == "." else subfolder
+    static = Static.SENTENCE_TRANSFORMERS if kind.rpartition(".")[2] == Static.SENTENCE_TRANSFORMERS.value else None
+    if static is None and kind.rpartition(".")[2] != "Transformer":
         raise _other_beginning(source, kind, subfolder)
     foreign = None if kind.startswith("sentence_transformers.") else f"its first module {kind} is code of its own"
-    transformer = _transformer(source, subfolder)
+    transformer = {} if static else _transformer(source, subfolder)
     settings = source.json("config_sentence_transformers.json") or {}
     family = settings.get("model_type", "SentenceTransformer")
     ours = family == "SentenceTransformer"
     prompts = {"query": "", "document": "", **(settings.get("prompts") or {})} if ours else {}
     return Description(
         subfolder=subfolder,
-        base=_base(source, subfolder),
+        base=None if static else _base(source, subfolder),
+        static=static,
         max_length=transformer.get("max_seq_length"),
         lowercase=bool(transformer.get("do_lower_case", False)),
         modules=modules,
@@ -119,6 +135,21 @@ def description_of(source: Source) -> Description:
         default_prompt=settings.get("default_prompt_name") if ours else None,
         truncate_dim=settings.get("truncate_dim") if ours else None,
         no_output=foreign or why_no_output(family, transformer),
+    )
+
+
+def _model2vec(source: Source) -> Description | None:
+    """What model2vec's configuration says, of a folder without modules.json; None for other folders."""
+    config = source.json("config.json") or {}
+    if config.get("model_type") != Static.MODEL2VEC.value:
+        return None
+    kinds = ["StaticEmbedding", "Normalize"] if config.get("normalize") else ["StaticEmbedding"]
+    return Description(
+        static=Static.MODEL2VEC,
+        max_length=config.get("max_length", _MODEL2VEC_TOKENS),
+        modules=tuple(
+            (f"sentence_transformers.models.{kind}", "" if not at else kind) for at, kind in enumerate(kinds)
+        ),
     )
 
 

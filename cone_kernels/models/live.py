@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cone_kernels.models.description import Description, why_no_output
+from cone_kernels.models.description import Description, Static, why_no_output
 from cone_kernels.models.loaded import LoadedModel, evaluation, loaded_of, prompt_length, with_output
 from cone_kernels.models.output import Output, pooled_tokens
 from cone_kernels.models.source import ModelError, NoOutputError
@@ -63,28 +63,34 @@ def _of_sentence_transformer(
     if tokenizer is not None:
         raise ModelError("tokenizer: got one with a SentenceTransformer; it must be None, for that has its own")
     first, *after = model
-    if type(first).__name__ != "Transformer" or not hasattr(first, "auto_model"):
+    static = Static.SENTENCE_TRANSFORMERS if type(first).__name__ == Static.SENTENCE_TRANSFORMERS.value else None
+    if static is None and not (type(first).__name__ == "Transformer" and hasattr(first, "auto_model")):
         raise ModelError(
             f"model: got a SentenceTransformer that starts with a {type(first).__name__}; it must start "
-            "with a Transformer"
+            "with a Transformer or a StaticEmbedding"
         )
     kinds = tuple((f"{type(module).__module__}.{type(module).__name__}", "") for module in model)
-    transformer = text_encoder(first.auto_model)
-    keys = ("modality_config", "transformer_task", "processing_kwargs")
-    no_output = why_no_output("SentenceTransformer", {key: getattr(first, key, None) for key in keys})
-    if transformer is not first.auto_model:
-        no_output = f"sentence-transformers runs the whole {type(first.auto_model).__name__}"
+    no_output: str | None = None
+    if static is None:
+        transformer, tokenizer = text_encoder(first.auto_model), first.tokenizer
+        keys = ("modality_config", "transformer_task", "processing_kwargs")
+        no_output = why_no_output("SentenceTransformer", {key: getattr(first, key, None) for key in keys})
+        if transformer is not first.auto_model:
+            no_output = f"sentence-transformers runs the whole {type(first.auto_model).__name__}"
     description = Description(
-        max_length=first.max_seq_length,
+        max_length=first.max_seq_length if static is None else None,
+        static=static,
         modules=kinds,
         prompts={name: text or "" for name, text in model.prompts.items()},
         default_prompt=model.default_prompt_name,
         truncate_dim=model.truncate_dim,
         no_output=no_output,
     )
+    if static is not None:
+        transformer, tokenizer = _table_of(first, description)
     loaded = loaded_of(
         transformer,
-        first.tokenizer,
+        tokenizer,
         description,
         name=getattr(transformer.config, "_name_or_path", "") or type(transformer).__name__,
         weights_sha256=_sha256(transformer),
@@ -93,14 +99,18 @@ def _of_sentence_transformer(
 
     def output() -> Output:
         names = tuple(type(module).__name__ for module in model)
-        if not after or names[1] != "Pooling":
-            raise NoOutputError("no Pooling follows its transformer")
-        modes, skipped = pooled_tokens(after[0].pooling_mode, after[0].include_prompt, lambda: prompt_length(loaded))
-        steps = tuple(_OfVectors(module) for module in after[1:])
+        modes: tuple[str, ...] = ("mean",)
+        skipped, first_step = 0, 1
+        if static is None:
+            if not after or names[1] != "Pooling":
+                raise NoOutputError("no Pooling follows its transformer")
+            own, first_step = after[0], 2
+            modes, skipped = pooled_tokens(own.pooling_mode, own.include_prompt, lambda: prompt_length(loaded))
+        steps = tuple(_OfVectors(module) for module in after[first_step - 1 :])
         like = next(transformer.parameters())
         vectors = like.new_zeros(1, len(modes) * int(loaded.info["hidden_size"]))
         with evaluation(*steps), torch.inference_mode():
-            for name, step in zip(names[2:], steps, strict=True):
+            for name, step in zip(names[first_step:], steps, strict=True):
                 try:
                     vectors = step(vectors)
                 # A module may ask for anything else that sentence-transformers hands on.
@@ -108,10 +118,22 @@ def _of_sentence_transformer(
                     raise NoOutputError(
                         f"its module {name} does not map sentence vectors alone ({type(error).__name__}: {error})"
                     ) from error
-        own = _sha256(*steps) if any(True for step in steps for _ in step.parameters()) else None
-        return Output(names, modes, steps, vectors.shape[1], skipped, description.truncate_dim, own)
+        sha256 = _sha256(*steps) if any(True for step in steps for _ in step.parameters()) else None
+        return Output(names, modes, steps, vectors.shape[1], skipped, description.truncate_dim, sha256)
 
     return with_output(loaded, description, output, truncate_dim)
+
+
+def _table_of(first: Any, description: Description) -> tuple[nn.Module, Any]:
+    """The table of a StaticEmbedding of sentence-transformers, in its memory, and its tokenizer, copied."""
+    from tokenizers import Tokenizer
+
+    from cone_kernels.models.static import static_model
+
+    table = first.embedding.weight.detach()
+    copied = Tokenizer.from_str(first.tokenizer.to_str())
+    found = static_model(table, copied, description, table.dtype, type(first).__name__)
+    return found.model.eval(), found.tokenizer
 
 
 def _sha256(*modules: nn.Module) -> str:

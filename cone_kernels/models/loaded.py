@@ -37,10 +37,13 @@ class LoadedModel:
         max_length: the most tokens that a sentence may have, with special tokens; None where there is no limit.
         input_names: which of the tokenizer's outputs the model's forward takes.
         info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
-            dtype, attention, weights_sha256, max_length, compiled, prompt, output.
+            dtype, attention, weights_sha256, max_length, compiled, prompt, output; drops_unknown where it is so.
         output: how a model of sentence-transformers makes its own sentence vectors; None for other models, and where
             `info["output"]` has a reason.
         prompt: put before every sentence.
+        image_processor: of a model of images, what makes its input; it has no tokenizer then.
+        image_positions: how many positions its hidden states have of one image.
+        drops_unknown: words that the tokenizer does not know are left out of a sentence, as in a table of words.
     """
 
     model: torch.nn.Module
@@ -50,6 +53,9 @@ class LoadedModel:
     info: dict[str, Any]
     output: Output | None = None
     prompt: str = ""
+    drops_unknown: bool = False
+    image_processor: Any = None
+    image_positions: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +73,7 @@ def loaded_of(
     revision: str | None = None,
     weights_sha256: str | None = None,
     compiled: bool = False,
+    drops_unknown: bool = False,
 ) -> LoadedModel:
     """A model with its tokenizer, without an output so far.
 
@@ -74,7 +81,7 @@ def loaded_of(
         model, tokenizer: of transformers.
         description: what there is around the transformer.
         name, revision, weights_sha256, compiled: of its `info`.
-        prompt: put before every sentence.
+        prompt, drops_unknown: as in `LoadedModel`.
 
     Raises:
         ModelError: the tokenizer knows a small part of the model's vocabulary alone.
@@ -96,8 +103,10 @@ def loaded_of(
         "compiled": compiled,
         "prompt": prompt or None,
         "output": None,
+        **({"drops_unknown": True} if drops_unknown else {}),
     }
-    return LoadedModel(model, tokenizer, max_length, _input_names(model, tokenizer), info, prompt=prompt)
+    names = _input_names(model, tokenizer)
+    return LoadedModel(model, tokenizer, max_length, names, info, prompt=prompt, drops_unknown=drops_unknown)
 
 
 def with_output(
@@ -132,6 +141,9 @@ def with_output(
         return replace(loaded, info={**loaded.info, "output": {"modules": names, "reason": str(error)}})
     if truncate_dim is not None:
         output = output.truncated(truncate_dim)
+    if description.static and output.is_plain_mean:
+        why = "it is the mean of layer 0, which is measured there"
+        return replace(loaded, info={**loaded.info, "output": {"modules": names, "reason": why}})
     return replace(loaded, output=output, info={**loaded.info, "output": output.to_dict()})
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cone_kernels.files import sha256_of
 from cone_kernels.models.compiled_blocks import compile_blocks
-from cone_kernels.models.description import description_of
+from cone_kernels.models.description import Description, description_of
 from cone_kernels.models.loaded import LoadedModel, loaded_of, prompt_length, with_output
 from cone_kernels.models.source import ModelError, Source
 from cone_kernels.models.transformer import load_transformer, text_encoder
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     import torch
 
     from cone_kernels.models.output import Output
+    from cone_kernels.models.towers import Towers
 
+GGUF = ".gguf"
+_ONNX = (
+    "has ONNX weights, which this tool does not run; give the model that they were converted from, or measure the "
+    "vectors that they give by `cone vectors`, and hold them against the model's own by `cone rows`"
+)
+# Endings of text files of word vectors.
+WORD_VECTORS = (".txt", ".vec")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
@@ -41,10 +49,12 @@ def load_model(
 
     Encoder-decoder models give their encoder, CLIP and its kin the tower of texts; an adapter (LoRA) is loaded with its
     base. Folders of sentence-transformers are read too: their transformer, with the longest input it was tuned for, the
-    prompt that `encode` takes, and as `output` the modules after it.
+    prompt that `encode` takes, and as `output` the modules after it. Of a table of token vectors (StaticEmbedding,
+    model2vec, a text file of word vectors as GloVe's) the layers are one, the table.
 
     Args:
-        path_or_hub_id: a folder, or an id such as "mixedbread-ai/mxbai-embed-large-v1".
+        path_or_hub_id: a folder, a GGUF file, a text file of word vectors, or an id such as
+            "mixedbread-ai/mxbai-embed-large-v1".
         device: "cpu", "cuda", "cuda:1", ...; None takes the first GPU, or the CPU where there is none.
         dtype: what the model computes in, a torch dtype or its name; "auto" keeps the checkpoint's own.
         revision: branch, tag or commit of a hub id.
@@ -74,17 +84,11 @@ def load_model(
     chosen_dtype = _dtype(dtype)
     name = os.fspath(path_or_hub_id)
     _check_name(name)
-    with _quiet():
-        try:
-            source = Source(name, revision)
-            description = description_of(source)
-            whole, tokenizer = load_transformer(source, description, chosen_dtype, trust_remote_code, attention)
-            model = text_encoder(whole)
-        except ModelError:
-            raise
-        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
-        except Exception as error:
-            raise _explained(name, error) from error
+    with _explaining(name):
+        source = Source(name, revision)
+        description = description_of(source)
+        whole, tokenizer, drops_unknown = _loaded(source, description, chosen_dtype, trust_remote_code, attention)
+        model = text_encoder(whole)
     if model is not whole and description.no_output is None:
         description = replace(description, no_output=f"sentence-transformers runs the whole {type(whole).__name__}")
     model = model.eval().to(chosen_device)
@@ -104,6 +108,7 @@ def load_model(
         weights_sha256=sha256_of(*weights) if weights else None,
         prompt=description.prompt(prompt, prompt_name),
         compiled=torch_compile,
+        drops_unknown=drops_unknown,
     )
 
     def output() -> Output:
@@ -115,11 +120,88 @@ def load_model(
             description.modules,
             like,
             int(loaded.info["hidden_size"]),
+            static=description.static is not None,
             prompt_length=lambda: prompt_length(loaded),
             truncate_dim=truncated,
         )
 
     return with_output(loaded, description, output, truncate_dim)
+
+
+def load_image_model(
+    path_or_hub_id: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+    torch_compile: bool = False,
+) -> LoadedModel:
+    """Loads a model of images, of CLIP and its kin the tower of images, with its image processor.
+
+    Args:
+        path_or_hub_id, device, dtype, revision, trust_remote_code, attention, torch_compile: as in `load_model`.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError, ModelError: as `load_model`; the model takes no images.
+    """
+    _require_transformers()
+    from cone_kernels.models.images import image_model_of
+    from cone_kernels.models.transformer import load_image_model as load
+
+    name, chosen_device, chosen_dtype = os.fspath(path_or_hub_id), _device(device), _dtype(dtype)
+    _check_name(name)
+    source = Source(name, revision)
+    with _explaining(name):
+        model, image_processor = load(source, chosen_dtype, trust_remote_code, attention)
+    model = model.eval().to(chosen_device)
+    if torch_compile and compile_blocks(model) == 0:
+        raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
+    weights = source.weights()
+    about = {"revision": source.commit("") or revision, "weights_sha256": sha256_of(*weights) if weights else None}
+    return image_model_of(model, image_processor, name, **about, compiled=torch_compile)
+
+
+def load_towers(
+    path_or_hub_id: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Towers:
+    """Loads a model with a tower of texts and one of images, whole, with its tokenizer and its image processor.
+
+    Args:
+        path_or_hub_id, device, dtype, revision, trust_remote_code: as in `load_model`.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError, ModelError: as `load_model`; it has no two towers.
+    """
+    _require_transformers()
+    from cone_kernels.models.towers import Towers
+    from cone_kernels.models.transformer import load_image_processor
+
+    name, chosen_device, chosen_dtype = os.fspath(path_or_hub_id), _device(device), _dtype(dtype)
+    _check_name(name)
+    source = Source(name, revision)
+    with _explaining(name):
+        model, tokenizer = load_transformer(source, Description(), chosen_dtype, trust_remote_code, None)
+        towers = Towers(model.eval().to(chosen_device), tokenizer, None, name)
+        return replace(towers, image_processor=load_image_processor(source, trust_remote_code))
+
+
+def _loaded(
+    source: Source, description: Description, dtype: Any, trust_remote_code: bool, attention: str | None
+) -> tuple[Any, Any, bool]:
+    """The model, its tokenizer, and whether words that this does not know are left out of a sentence."""
+    if description.static is None and (source.whole is None or source.gguf is not None):
+        return *load_transformer(source, description, dtype, trust_remote_code, attention), False
+    if attention is not None:
+        raise ModelError(f"attention: got {attention!r}; it must be left out, for a table of token vectors has none")
+    from cone_kernels.models.static import load_static, load_word_vectors
+
+    found = load_word_vectors(source.whole, dtype) if source.whole else load_static(source, description, dtype)
+    return found.model, found.tokenizer, found.drops_unknown
 
 
 def _require_transformers() -> None:
@@ -167,7 +249,14 @@ def _check_name(name: str) -> None:
         raise ModelError("model: got an empty name; it must be a model's folder or a hub id")
     path = Path(name).expanduser()
     if path.is_file():
-        raise ModelError(f"model: {name} is a file; it must be a model's folder or a hub id")
+        if path.suffix.lower() in (GGUF, *WORD_VECTORS):
+            return
+        if path.suffix.lower() == ".onnx":
+            raise ModelError(f"model: {name} {_ONNX}")
+        raise ModelError(
+            f"model: {name} is a file; it must be a model's folder or a hub id, a GGUF file ({GGUF}), or a text file "
+            f"of word vectors ({' or '.join(WORD_VECTORS)})"
+        )
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"model: there is no folder {name!r}")
 
@@ -180,11 +269,13 @@ def _other_kind(folder: Path) -> str | None:
     """What a folder without a model of transformers has in place of one, in words; None where nothing is known."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return "is an adapter, and its base model cannot be loaded: it must be a folder here, or in the hub's cache"
+    if any(folder.rglob("*.onnx")) and not any(any(folder.rglob(f"*{end}")) for end in (".safetensors", ".bin", GGUF)):
+        return _ONNX
     if (folder / "config.json").is_file():
+        has_tokenizer = any(folder.glob("*token*")) or any(folder.glob("*vocab*"))
+        if (folder / "preprocessor_config.json").is_file() and not has_tokenizer:
+            return "has no tokenizer, as models of images and sounds; the corpus of one of images is a folder of images"
         return None
-    for ending, kind in (("gguf", "GGUF"), ("onnx", "ONNX")):
-        if any(folder.rglob(f"*.{ending}")):
-            return f"has no config.json but {kind} weights; it must be the model that they were converted from"
     return "has no config.json; it must be one that save_pretrained, or sentence-transformers, has written"
 
 
@@ -204,6 +295,26 @@ def _explained(name: str, error: Exception) -> ModelError:
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     where = "folder" if folder.is_dir() else "hub id"
     return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}")
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """A block that loads a model without a word; what goes wrong in it is said in one line.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        ModelError: the block raised anything.
+    """
+    with _quiet():
+        try:
+            yield
+        except ModelError:
+            raise
+        # A damaged or foreign folder can fail in any of the libraries below, each with errors of its own.
+        except Exception as error:
+            raise _explained(name, error) from error
 
 
 @contextmanager

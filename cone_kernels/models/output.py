@@ -123,6 +123,11 @@ class Output:
         return replace(self, truncate_dim=truncate_dim)
 
     @property
+    def is_plain_mean(self) -> bool:
+        """Whether the vectors are the means of the last hidden states and nothing more."""
+        return self.modes == ("mean",) and not (self.steps or self.skipped) and self.dim == self.full_dim
+
+    @property
     def dim(self) -> int:
         """The width of the vectors."""
         return self.full_dim if self.truncate_dim is None else min(self.full_dim, self.truncate_dim)
@@ -145,6 +150,7 @@ def output_of_folder(
     like: Tensor,
     hidden_size: int,
     *,
+    static: bool = False,
     prompt_length: Callable[[], int],
     truncate_dim: int | None,
 ) -> Output:
@@ -155,6 +161,7 @@ def output_of_folder(
         listed: the modules of its modules.json: class and subfolder of each, the transformer first.
         like: a weight of the transformer; the modules compute where that is, and in its type.
         hidden_size: D, the width of the last hidden states.
+        static: a table of token vectors is in place of the transformer, which pools by the mean itself.
         prompt_length: gives how many tokens the prompt has; called where the folder leaves it out of the pooling.
         truncate_dim: as in `Output`.
 
@@ -163,17 +170,11 @@ def output_of_folder(
         ModelError: a module's files are damaged, or missing.
     """
     names = tuple(kind.rpartition(".")[2] for kind, _ in listed)
-    if len(names) < 2 or _short(listed[1][0]) != "Pooling":
-        followed = f"its {names[1]}" if len(names) > 1 else "nothing"
-        raise NoOutputError(f"{followed} follows the transformer, where this tool knows a Pooling alone")
-    if source.file(inside(listed[1][1], "config.json")) is None:
-        raise NoOutputError(f"its {inside(listed[1][1], 'config.json')}, which says how it pools, is missing")
-    config = _config(source, listed[1][1])
-    modes, left_out = pooled_tokens(_modes(config), bool(config.get("include_prompt", True)), prompt_length)
+    modes, left_out = (("mean",), 0) if static else _pooling(source, listed, prompt_length)
     dim = len(modes) * hidden_size
     steps: list[nn.Module] = []
     weights: list[Path] = []
-    for kind, subfolder in listed[2:]:
+    for kind, subfolder in listed[1 if static else 2 :]:
         name = _short(kind)
         if name not in _STEPS:
             raise NoOutputError(f"this tool does not know its module {kind}")
@@ -186,6 +187,19 @@ def output_of_folder(
         steps.append(step.to(like.device, like.dtype).eval())
     sha256 = sha256_of(*weights) if weights else None
     return Output(names, modes, tuple(steps), dim, left_out, truncate_dim, sha256)
+
+
+def _pooling(
+    source: Source, listed: Sequence[tuple[str, str]], prompt_length: Callable[[], int]
+) -> tuple[tuple[str, ...], int]:
+    """The modes of the Pooling that follows the transformer, and how many tokens it skips."""
+    if len(listed) < 2 or _short(listed[1][0]) != "Pooling":
+        followed = f"its {listed[1][0].rpartition('.')[2]}" if len(listed) > 1 else "nothing"
+        raise NoOutputError(f"{followed} follows the transformer, where this tool knows a Pooling alone")
+    if source.file(inside(listed[1][1], "config.json")) is None:
+        raise NoOutputError(f"its {inside(listed[1][1], 'config.json')}, which says how it pools, is missing")
+    config = _config(source, listed[1][1])
+    return pooled_tokens(_modes(config), bool(config.get("include_prompt", True)), prompt_length)
 
 
 def _short(kind: str) -> str:

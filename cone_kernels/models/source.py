@@ -21,7 +21,7 @@ class Source:
     """Where the files of a model are.
 
     Attributes:
-        name: a folder, or the id of a repository of the hub.
+        name: a folder, one file that is the whole model, or the id of a repository of the hub.
         revision: branch, tag or commit of a repository.
     """
 
@@ -29,16 +29,42 @@ class Source:
     revision: str | None = None
 
     @property
+    def whole(self) -> Path | None:
+        """The file that is the whole model; None where there are others beside it."""
+        path = Path(self.name).expanduser()
+        return path if path.is_file() else None
+
+    @property
     def folder(self) -> Path | None:
-        """The folder; None for a repository of the hub."""
+        """The folder; None for a repository of the hub, and for one file."""
         path = Path(self.name).expanduser()
         return path if path.is_dir() else None
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that is the whole model, or the one of a folder without other weights; None for other models.
+
+        Raises:
+            ModelError: the folder has several.
+        """
+        if self.whole is not None:
+            return self.whole if self.whole.suffix.lower() == ".gguf" else None
+        if self.folder is None or self._weights_by_name(""):
+            return None
+        found = sorted(self.folder.glob("*.gguf"))
+        if len(found) > 1:
+            listed = ", ".join(path.name for path in found[:4]) + (", ..." if len(found) > 4 else "")
+            has = f"it has {len(found)} GGUF files; give one of them: {listed}"
+            raise ModelError(f"model: the folder {self.name!r} cannot be loaded: {has}")
+        return found[0] if found else None
 
     def file(self, filename: str) -> Path | None:
         """A file of the folder or repository, downloaded where need be; None where there is none."""
         if self.folder is not None:
             path = self.folder / filename
             return path if path.is_file() else None
+        if self.whole is not None:
+            return None
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -69,6 +95,12 @@ class Source:
 
     def weights(self, subfolder: str = "") -> list[Path]:
         """The files of weights, those of one kind, by name; empty where there are none."""
+        if self.whole is not None:
+            return [self.whole]
+        named = self._weights_by_name(subfolder)
+        return [self.gguf] if not (named or subfolder) and self.gguf is not None else named
+
+    def _weights_by_name(self, subfolder: str) -> list[Path]:
         for stem in ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin"):
             index = self.json(inside(subfolder, f"{stem}.index.json"))
             names = [stem] if index is None else sorted(set(index["weight_map"].values()))

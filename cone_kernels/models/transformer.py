@@ -8,7 +8,14 @@ from typing import Any
 
 from cone_kernels.models.description import Description
 from cone_kernels.models.source import ModelError, Source, inside
-from cone_kernels.models.transformers_names import ATTENTION_KEYWORD, DTYPE_KEYWORD, VARLEN
+from cone_kernels.models.transformers_names import (
+    ATTENTION_KEYWORD,
+    DTYPE_KEYWORD,
+    GGUF_KEYWORD,
+    PIXELS,
+    TOWERS,
+    VARLEN,
+)
 from cone_kernels.models.varlen_attention import register_varlen_attention
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -33,9 +40,13 @@ def load_transformer(
 
     location, shared = _location(source, description.subfolder)
     shared["trust_remote_code"] = trust_remote_code
+    if source.gguf is not None:
+        for package in ("gguf", "accelerate"):
+            _require(package, f"{source.name} is a GGUF file")
+        location, shared[GGUF_KEYWORD] = str(source.gguf.parent), source.gguf.name
     described, own = (location, shared), dict(shared)
     if description.base is not None:
-        _require_peft(source)
+        _require("peft", f"{source.name} is an adapter")
         described = (description.base, {"trust_remote_code": trust_remote_code})
     config = transformers.AutoConfig.from_pretrained(described[0], **described[1])
     has_tokenizer = any(source.file(inside(description.subfolder, name)) for name in _TOKENIZER_FILES)
@@ -49,18 +60,60 @@ def load_transformer(
     if encoder is not None and (config.is_encoder_decoder or encoder.__name__.endswith("EncoderModel")):
         loader = transformers.AutoModelForTextEncoding
         config.is_encoder_decoder = False
-    if attention is not None:
-        own[ATTENTION_KEYWORD] = attention
+    model = _weights(loader, source, location, {**own, "config": config}, dtype, attention)
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+def load_image_model(source: Source, dtype: Any, trust_remote_code: bool, attention: str | None) -> tuple[Any, Any]:
+    """The model of images, of CLIP and its kin the tower of images, and its image processor.
+
+    Args:
+        source, dtype, trust_remote_code, attention: as in `load_transformer`.
+
+    Raises:
+        ModelError: as `load_transformer`; the model takes no images.
+    """
+    import transformers
+
+    location, options = _location(source, "")
+    options["trust_remote_code"] = trust_remote_code
+    whole = _weights(transformers.AutoModel, source, location, options, dtype, attention)
+    has_towers = all(hasattr(whole, tower) and hasattr(whole, method) for tower, method in TOWERS.items())
+    model = getattr(whole, tuple(TOWERS)[1]) if has_towers else whole
+    if PIXELS not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"model: {source.name} is a {type(model).__name__}, which takes no images; the corpus has them"
+        )
+    return model, load_image_processor(source, trust_remote_code)
+
+
+def _weights(
+    loader: Any, source: Source, location: str, options: dict[str, Any], dtype: Any, attention: str | None
+) -> Any:
+    """The model with the weights of its checkpoint, all of which must be there."""
+    chosen = {DTYPE_KEYWORD: dtype} | ({} if attention is None else {ATTENTION_KEYWORD: attention})
     if attention == VARLEN:
         register_varlen_attention()
-    own[DTYPE_KEYWORD] = dtype
-    model, loading = loader.from_pretrained(location, config=config, output_loading_info=True, **own)
+    model, loading = loader.from_pretrained(location, output_loading_info=True, **options, **chosen)
     missing = sorted(key for key in loading["missing_keys"] if not _may_miss(model, key))
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ModelError(f"model: {len(missing)} weights of {source.name} are not in its checkpoint: {shown}")
-    model.config.use_cache = False
-    return model, tokenizer
+    return model
+
+
+def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
+    """What makes a model's input of images.
+
+    Args:
+        source: the files.
+        trust_remote_code: as in `load_model`.
+    """
+    import transformers
+
+    location, shared = _location(source, "")
+    return transformers.AutoImageProcessor.from_pretrained(location, trust_remote_code=trust_remote_code, **shared)
 
 
 def text_encoder(model: Any) -> Any:
@@ -71,7 +124,7 @@ def text_encoder(model: Any) -> Any:
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
         return model.get_encoder()
     tower = getattr(model, "text_model", None)
-    takes_images = "pixel_values" in inspect.signature(model.forward).parameters
+    takes_images = PIXELS in inspect.signature(model.forward).parameters
     return tower if tower is not None and takes_images and hasattr(model, "get_text_features") else model
 
 
@@ -84,10 +137,10 @@ def _location(source: Source, subfolder: str) -> tuple[str, dict[str, Any]]:
     return source.name, shared | ({"subfolder": subfolder} if subfolder else {})
 
 
-def _require_peft(source: Source) -> None:
-    if importlib.util.find_spec("peft") is None:
+def _require(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
         raise ModelError(
-            f"model: {source.name} is an adapter, which peft loads and which is not installed: pip install peft"
+            f"model: {what}; it needs the package {package}, which is not installed: pip install {package}"
         )
 
 

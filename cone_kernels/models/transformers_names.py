@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 # Arguments of a model's forward.
 TOKENS = ("input_ids", "inputs_embeds")
+PIXELS = "pixel_values"
+OTHER_INPUTS = (PIXELS, "input_features", "input_values")  # of images, spectrograms and waves
+INPUTS = (*TOKENS, *OTHER_INPUTS)
 ATTENTION_MASK = "attention_mask"
+PATCH_MASK = "pixel_attention_mask"  # SigLIP 2
 POSITIONS = "position_ids"
 SEQUENCE_NUMBERS = "seq_idx"  # of the sentences in one row, beside or in place of STARTS
 DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
@@ -40,6 +44,15 @@ SPECIAL_TOKENS = "special_tokens_mask"
 # What a class of tokenizers has of its own where a call does more than to ask the tokenizers library.
 ENCODING = ("__call__", "_encode_plus", "_convert_encoding")
 
+# Private methods of models of sounds: how many frames so many samples make; the mask of frames from that of samples.
+FRAMES_OF_SAMPLES = "_get_feat_extract_output_lengths"
+FRAME_MASK = "_get_feature_vector_attention_mask"
+# Kinds of models that let all frames see each other, whatever the mask of samples says, and have the first method.
+UNMASKED_SOUND = ("whisper",)
+
+# Models with a tower of texts and one of images have both of these, and the method of each that gives its vectors.
+TOWERS = {"text_model": "get_text_features", "vision_model": "get_image_features"}
+
 # Fields of a model's output: the layers; of an encoder-decoder model called as a whole, its encoder's.
 HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
 
@@ -47,6 +60,7 @@ HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
 ATTENTION_KEYWORD = "attn_implementation"
 ATTENTION_CHOSEN = "_attn_implementation"
 DTYPE_KEYWORD = "dtype"
+GGUF_KEYWORD = "gguf_file"
 # Part of the name of every attention that keeps the sentences of a flattened batch apart.
 FLASH = "flash"
 # What torch's own attention of that kind is registered as; transformers would look for a package of a name with FLASH.

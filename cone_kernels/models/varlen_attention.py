@@ -29,7 +29,8 @@ def packable(loaded: LoadedModel) -> LoadedModel:
         loaded: a model whose attention nobody has chosen; it is changed in place.
     """
     model: Any = loaded.model
-    if loaded.device.type != "cuda" or model.dtype.itemsize != 2:
+    is_chosen = hasattr(model, "set_attn_implementation")  # a table of token vectors has none
+    if loaded.device.type != "cuda" or not is_chosen or model.dtype.itemsize != 2:
         return loaded
     register_varlen_attention()
     model.set_attn_implementation(VARLEN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections import Counter
@@ -21,12 +20,17 @@ from cone_kernels.models.transformers_names import (
     ATTENTION_MASK,
     DECODER_TOKENS,
     INNER_MODEL,
+    INPUTS,
+    OTHER_INPUTS,
     RETURN_HIDDEN_STATES,
     RETURN_MAPPING,
-    TOKENS,
+    TOWERS,
 )
 
 MAX_TOKENS = 8
+MAX_SAMPLES = 1 << 15  # of a wave: two seconds at 16 kHz, so about a hundred frames
+# Rows of a tensor that tell it from others: all that a few tokens have, and some of the many of an image.
+_TOLD_BY = 64
 
 Path = tuple[int | str, ...]
 Kind = Literal["input", "output"]
@@ -47,7 +51,7 @@ class Event:
         started: when the call began, on the clock of the recording.
         seen: when the tensor was seen.
         tensor: the tensor itself.
-        value: a copy of it from then.
+        value: (n, D) a copy of all or some of its rows from then.
         version: how often torch had written to its memory by then.
         passed_through: what a module that returned its own input (dropout in eval mode) was given.
     """
@@ -62,6 +66,14 @@ class Event:
     value: Tensor
     version: int
     passed_through: Tensor | None = None
+
+    def begins_with(self, other: Tensor) -> bool:
+        """Whether `other` (1, T, D) is the first positions of this tensor (1, T', D), in its memory, others after."""
+        ours, theirs = self.tensor, other
+        if ours.dim() != 3 or theirs.dim() != 3 or (ours.dtype, ours.device) != (theirs.dtype, theirs.device):
+            return False
+        longer = ours.shape[0::2] == theirs.shape[0::2] and ours.shape[1] > theirs.shape[1]
+        return longer and ours.data_ptr() == theirs.data_ptr() and ours.stride() == theirs.stride()
 
     def is_memory_of(self, other: Tensor) -> bool:
         """Whether this tensor and `other` are the same elements of the same memory."""
@@ -86,7 +98,7 @@ class Recording:
         return self.clock
 
     def add(self, module: str, kind: Kind, call: int, path: Path, started: int, tensor: Tensor) -> Event:
-        value, version = tensor.clone(), _version(tensor)
+        value, version = _some_rows(tensor).clone(), _version(tensor)
         event = Event(module, kind, call, path, started, self.tick(), tensor, value, version)
         self.events.append(event)
         return event
@@ -98,11 +110,11 @@ class Recording:
             entries: the tensors, beside those of the events, that will be asked for; what they hold from now on counts.
         """
         tensors = [*entries, *(tensor for event in self.events for tensor in (event.tensor, event.value))]
-        self._numbers = _on_host({id(tensor): tensor for tensor in tensors})
+        self._numbers = _on_host({id(tensor): _some_rows(tensor) for tensor in tensors})
 
     def has_value_of(self, event: Event, entry: Tensor) -> bool:
         """Whether the tensor of the event held, when seen, the numbers that `entry` held at `fetch`."""
-        if not _alike(event.value, entry):
+        if not _alike(event.tensor, entry):
             return False
         a, b = self._numbers[id(event.value)].reshape(-1), self._numbers[id(entry)].reshape(-1)
         return bool(((a == b) | (a.isnan() & b.isnan())).all())
@@ -115,80 +127,17 @@ class Recording:
         return [e for e in self.events if (e.module, e.call, e.kind) == (module, call, kind)]
 
 
-def bind_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The arguments of a call by name, those of `**kwargs` too; None where the call does not fit `forward`."""
-    forward = model.forward
-    while not inspect.ismethod(forward) and hasattr(forward, "__wrapped__"):
-        forward = forward.__wrapped__
-    # The signature of a class's forward is the same for every call; only that of an instance's own is looked up anew.
-    function = getattr(forward, "__func__", None)
-    own = () if function is None else (model,)
-    signature = _Signature.of(forward) if function is None else _class_signature(function)
-    return signature.bind((*own, *args), kwargs, len(own))
-
-
-@dataclass(frozen=True)
-class _Signature:
-    """The signature of a forward, with what shows at once that a call of the usual kind fits it."""
-
-    whole: inspect.Signature
-    names: tuple[str, ...] | None  # of what may be passed by position or by name; None where others must be by position
-    by_name: frozenset[str]
-    required: frozenset[str]
-    takes_any: bool
-
-    @classmethod
-    def of(cls, forward: Callable[..., Any]) -> _Signature:
-        whole = inspect.signature(forward)
-        parameters = whole.parameters.values()
-        kinds = {p.kind for p in parameters}
-        usual = not kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}
-        named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        return cls(
-            whole,
-            tuple(p.name for p in named if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD) if usual else None,
-            frozenset(p.name for p in named),
-            frozenset(p.name for p in named if p.default is inspect.Parameter.empty),
-            inspect.Parameter.VAR_KEYWORD in kinds,
-        )
-
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], leave_out: int) -> dict[str, Any] | None:
-        """The arguments by name but for the first `leave_out`; None where they do not fit."""
-        if self.names is not None and len(args) <= len(self.names):
-            arguments = dict(zip(self.names, args, strict=False))
-            known = self.takes_any or kwargs.keys() <= self.by_name
-            if known and arguments.keys().isdisjoint(kwargs) and self.required <= arguments.keys() | kwargs.keys():
-                for name in self.names[:leave_out]:
-                    del arguments[name]
-                return arguments | dict(kwargs)
-        try:
-            bound = self.whole.bind(*args, **kwargs).arguments
-        except TypeError:
-            return None
-        arguments = {}
-        for name, value in list(bound.items())[leave_out:]:
-            if self.whole.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                arguments.update(value)
-            else:
-                arguments[name] = value
-        return arguments
-
-
-@functools.lru_cache(maxsize=16)
-def _class_signature(forward: Callable[..., Any]) -> _Signature:
-    return _Signature.of(forward)
-
-
 def record_forward(
     model: nn.Module,
     arguments: Mapping[str, Any],
     modules: Mapping[str, nn.Module],
     forward: Callable[..., Any] | None = None,
-) -> tuple[Recording, Any, int]:
-    """Run the first row's first tokens (2 to 8) with `output_hidden_states=True` and record `modules`.
+) -> tuple[Recording, Any, int | None]:
+    """Run the first row's first tokens (2 to 8), or its image or sound, with `output_hidden_states=True`, recorded.
 
-    Training flags, random state, gradient mode and autocast are as before when this returns. Returns the recording,
-    the model's output and the number of tokens. `forward` is the model's, where that is running already.
+    Training flags, random state, gradient mode and autocast are as before when this returns. Returns the recording of
+    `modules`, the model's output and the number of tokens, None of an image or a sound. `forward` is the model's, where
+    that is running already.
 
     Raises:
         RuntimeError: the model takes no `output_hidden_states`, its call no tokens, or the forward failed.
@@ -205,14 +154,15 @@ def record_forward(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            what = "the first row" if n_tokens is None else f"{n_tokens} tokens of the first row"
             raise RuntimeError(
-                f"model: {type(model).__name__} cannot be probed: a calibration forward on {n_tokens} tokens of "
-                f"the first row, with {sorted(kwargs)}, failed with {type(error).__name__}: {error}"
+                f"model: {type(model).__name__} cannot be probed: a calibration forward on {what}, with "
+                f"{sorted(kwargs)}, failed with {type(error).__name__}: {error}"
             ) from error
     return recording, output, n_tokens
 
 
-def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if RETURN_HIDDEN_STATES not in parameters and not takes_any:
@@ -220,7 +170,17 @@ def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[st
             f"model: {type(model).__name__}.forward takes no {RETURN_HIDDEN_STATES}, by which the probe finds the "
             f"layers; probe the Hugging Face model inside it (of a SentenceTransformer: model[0].{INNER_MODEL})"
         )
-    name = next(name for name in TOKENS if isinstance(arguments.get(name), Tensor))
+    if all(hasattr(model, tower) and hasattr(model, method) for tower, method in TOWERS.items()):
+        raise RuntimeError(
+            f"model: {type(model).__name__} has a tower of texts and one of images, each with layers of its own; probe "
+            f"one of them, {' or '.join(f'model.{tower}' for tower in TOWERS)}"
+        )
+    name = next(name for name in INPUTS if isinstance(arguments.get(name), Tensor))
+    if name in OTHER_INPUTS:
+        one = _call_of_one(arguments, name)
+        return one | {RETURN_HIDDEN_STATES: True} | (
+            {RETURN_MAPPING: True} if RETURN_MAPPING in parameters else {}
+        ), None
     tokens, mask = arguments[name], arguments.get(ATTENTION_MASK)
     # Inference tensors cannot be changed in place outside inference mode, so the row is cloned outside it.
     with torch.inference_mode(False):
@@ -241,6 +201,21 @@ def _short_call(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[st
                 if isinstance(arguments.get(decoder), Tensor):
                     kwargs[decoder] = arguments[decoder][:1, :MAX_TOKENS].clone()
     return kwargs, len(row)
+
+
+def _call_of_one(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The call of the first image or sound alone: all tensors with a row for each, and the plain values beside them."""
+    given = arguments[name]
+    is_wave = given.dim() == 2
+    kwargs: dict[str, Any] = {}
+    with torch.inference_mode(False):
+        for key, value in arguments.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(given):
+                row = value[:1, :MAX_SAMPLES] if is_wave and value.shape == given.shape else value[:1]
+                kwargs[key] = torch.ones_like(row) if is_wave and key == ATTENTION_MASK else row.clone()
+            elif isinstance(value, (bool, int, float, str)) and not key.startswith("output_"):
+                kwargs[key] = value
+    return kwargs
 
 
 @contextmanager
@@ -376,6 +351,12 @@ def _float_tensors(value: Any, depth: int, path: Path = ()) -> Iterator[tuple[Pa
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _some_rows(tensor: Tensor) -> Tensor:
+    """(n, D): all rows of a few, and some of many, the same ones of all tensors of this size."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows[:: max(1, len(rows) // _TOLD_BY)]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

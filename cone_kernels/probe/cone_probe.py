@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from cone_kernels.devices import to_device
 from cone_kernels.names import pooling_names
-from cone_kernels.probe.calibration import as_tuple, bind_arguments, calibrating
-from cone_kernels.probe.forward import BatchNotes, ProbedForward, checked_mask
+from cone_kernels.probe.batch_arguments import BatchNotes, checked_mask
+from cone_kernels.probe.bind_arguments import bind_arguments
+from cone_kernels.probe.calibration import as_tuple, calibrating
+from cone_kernels.probe.forward import ProbedForward
 from cone_kernels.probe.gathered import Gathered, Skipped
 from cone_kernels.probe.layer_hook import LayerHook
 from cone_kernels.probe.layer_points import LayerPoint
@@ -51,6 +53,10 @@ class ConeProbe:
     the encoder is probed. One forward is one batch of whole sentences: no key-value cache from earlier forwards; a
     batch flattened into one row (1, N) is recognised by its `cu_seq_lens_q`, `seq_idx` or `position_ids`. Forwards of
     several threads run one after the other while they are counted.
+
+    Of models that take `pixel_values`, `input_features` or `input_values` a sentence is one image or sound, its tokens
+    are the positions of the hidden states: class and register tokens (for the pooling mean_without_special they are
+    the special ones), patches, frames. A mask of a sound's samples becomes that of its frames as in the model.
 
     In a training job the layers are those of the forward as it ran, under its dropout and autocast; the state adds up
     all forwards, so it is of one model only as long as the weights stay (`reset`, or `ConeWatch`). Forwards within
@@ -327,7 +333,7 @@ class ConeProbe:
         self._n_forwards += 1
         notes, self._next = self._next, BatchNotes()
         self._refuse_half_added()
-        begun = ProbedForward.of(arguments, notes, self.n_sentences, (self._pooling, *self._poolings))
+        begun = ProbedForward.of(self._model, arguments, notes, self.n_sentences, (self._pooling, *self._poolings))
         if len(begun.sentence_ids) == 0:
             return None  # nothing but repeats
         self._forward = begun
@@ -400,7 +406,7 @@ class ConeProbe:
     def _hold(self, forward: ProbedForward, point: LayerPoint, hidden: Tensor) -> None:
         """Lets the tensor found at a layer's place wait to be added; ValueError where its shape does not fit."""
         if not forward.seen:
-            forward.move_to(hidden.device)
+            forward.begin(point, hidden)
         # The sums of a model that is spread over devices are on the device of its first layer.
         plain = to_device(hidden.detach() if hidden.requires_grad else hidden, forward.mask.device)
         rows = forward.rows_of(point, plain, self._known("layers").map.dim)

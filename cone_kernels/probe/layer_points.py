@@ -23,7 +23,8 @@ class LayerPoint:
 
     `module` is the qualified name of a submodule (`""` is the model itself), `call` counts its calls within one
     forward, `path` leads to the tensor in its output, or in `(args, kwargs)` for an input. `time_major`: the
-    tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends.
+    tensor there is (T, B, D). `kept`: nothing writes to it until the forward ends. `padded`: the model adds positions
+    after those of the batch, which it takes off the tuple at its end.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class LayerPoint:
     path: Path
     time_major: bool = False
     kept: bool = False
+    padded: bool = False
 
     def tensor_in(self, value: Any) -> Tensor:
         """The tensor at `path`.
@@ -75,12 +77,12 @@ def find_layer_points(
     before_final_norm: bool = False,
     forward: Callable[..., Any] | None = None,
 ) -> LayerMap:
-    """Find where each layer can be read, by one forward of at most eight tokens of the first row.
+    """Find where each layer can be read, by one forward of at most eight tokens of the first row, or of its image.
 
     Args:
         model: any module whose `forward` takes `output_hidden_states` and returns `hidden_states`, or
             `encoder_hidden_states` (an encoder-decoder model called as a whole: its encoder is what is found).
-        arguments: the arguments of the call at hand by name, with `input_ids` or `inputs_embeds`.
+        arguments: the arguments of the call at hand by name, with one of `transformers_names.INPUTS`.
         before_final_norm: read the last layer where the final norm takes it in.
         forward: what is called; default: the model's own.
 
@@ -89,8 +91,9 @@ def find_layer_points(
             it stands in the tuple, or the layers differ in width.
     """
     modules = {name: module for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
-    recording, output, n_tokens = record_forward(model, arguments, modules, forward)
+    recording, output, n_given = record_forward(model, arguments, modules, forward)
     entries = _hidden_states(model, output)
+    n_tokens = _n_positions(model, entries[0]) if n_given is None else n_given
     recording.fetch(entries)
     dim = _common_width(model, entries, n_tokens)
 
@@ -131,6 +134,7 @@ def find_layer_points(
             e.path,
             time_major=tuple(e.tensor.shape[:-1]) == (n_tokens, 1),
             kept=recording.was_kept(e, e.tensor),
+            padded=e.begins_with(entries[layer]),
         )
         for layer, (name, e) in enumerate(zip(names, chosen, strict=True))
     )
@@ -147,6 +151,17 @@ def _hidden_states(model: nn.Module, output: Any) -> Sequence[Tensor]:
         f"model: {type(model).__name__} cannot be probed: called with output_hidden_states=True it returned "
         f"{type(output).__name__} without {' or '.join(HIDDEN_STATES)}"
     )
+
+
+def _n_positions(model: nn.Module, entry: Tensor) -> int:
+    """How many positions the model makes of one image or sound; two at least, as (B, T, D) and (T, B, D) look alike of
+    one."""
+    if entry.dim() != 3 or len(entry) != 1 or entry.shape[1] < 2:
+        raise RuntimeError(
+            f"model: the hidden_states of {type(model).__name__} have shape {tuple(entry.shape)} for one image or "
+            "sound; it must be (1, T, D), a vector for each of two positions or more"
+        )
+    return entry.shape[1]
 
 
 def _common_width(model: nn.Module, entries: Sequence[Tensor], n_tokens: int) -> int:
@@ -168,14 +183,21 @@ def _common_width(model: nn.Module, entries: Sequence[Tensor], n_tokens: int) ->
 def _source(recording: Recording, entry: Tensor, ready_before: int) -> tuple[Event | None, int]:
     """The event that best stands for `entry`, and when `entry` was first seen.
 
-    Of the calls that returned it, the outermost that began after the layer before was ready (a block rather than
-    the norm at its end, and not the encoder around all blocks); else the first call of a submodule that took it in.
+    Of the calls that returned it, or it with padding of the model's own after it, the outermost that began after the
+    layer before was ready (a block rather than the norm at its end, and not the encoder around all blocks); else the
+    first call of a submodule that took it in.
     """
     aliases = [event for event in recording.events if event.is_memory_of(entry)]
     ready = min((event.seen for event in aliases), default=ready_before)
     kept = [event for event in aliases if recording.was_kept(event, entry)]
     outputs = [event for event in kept if event.kind == "output"]
     inputs = [event for event in kept if event.kind == "input" and event.module]
+    if not aliases:
+        padded = [e for e in recording.events if e.kind == "output" and e.module and e.begins_with(entry)]
+        first = next((e for e in padded if recording.was_kept(e, e.tensor)), None)
+        if first is not None:
+            around = [e for e in padded if ready_before < e.started <= first.started]
+            return (around[-1] if around else first), first.seen
     if not aliases:
         # The tuple holds a copy: the last call that returned these numbers is the layer all the same.
         equal = [e for e in recording.events if e.kind == "output" and recording.has_value_of(e, entry)]
@@ -198,6 +220,8 @@ def _taken_in_by_first_block(recording: Recording, entries: Sequence[Tensor], ch
     if len(chosen) > 1 and chosen[1].kind == "output":
         for event in recording.of_call(chosen[1].module, chosen[1].call, "input"):
             if event.is_memory_of(entries[0]) and recording.was_kept(event, entries[0]):
+                return event
+            if event.begins_with(entries[0]) and recording.was_kept(event, event.tensor):
                 return event
     return chosen[0]
 

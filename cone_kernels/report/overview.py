@@ -21,7 +21,7 @@ def overview_table(results: Node) -> Table:
         results: of the schema cone_kernels/run/1.
     """
     models, fixes = list(results["models"]), _fixes(results)
-    outputs = [model["layers"].get("output").known for model in models]
+    outputs = [model["layers"].get("output").get("sentence").known for model in models]
     last = "output" if all(outputs) else "output, or last layer" if any(outputs) else "last layer"
     columns = [Column("model", ("model",), "text"), Column("peak", ("peak", "peak_layer"))]
     columns += [Column(last, ("last", "last_stderr")), Column("pooling gap", ("gap", "gap_layer"))]
@@ -52,7 +52,7 @@ def _peak(model: Node) -> Parts:
 
 def _last(model: Node) -> Parts:
     layers = model["layers"]
-    row = layers["output"] if layers.get("output").known else layers["layers"][-1]
+    row = layers["output"] if layers.get("output").get("sentence").known else layers["layers"][-1]
     return estimate(row["sentence"].get("anisotropy"), row["sentence"].get("stderr"), _DIGITS)
 
 

@@ -48,6 +48,25 @@ def tokenized(loaded: LoadedModel, texts: list[str], **options: Any) -> Any:
     return loaded.tokenizer(_prompted(loaded, texts), **_PLAIN, **cut, **options)
 
 
+def counted_tokens(loaded: LoadedModel, texts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """The token ids of sentences that a run counts, and for each token 1 where the tokenizer added it.
+
+    Args:
+        loaded, texts: as in `tokenized`.
+    """
+    found = tokenized(loaded, texts, return_special_tokens_mask=True)
+    ids, added = found[_IDS], found[SPECIAL_TOKENS]
+    if not loaded.drops_unknown:
+        return ids, added
+    unknown = unknown_token(loaded.tokenizer)
+    known = [[token != unknown for token in row] for row in ids]
+
+    def left(rows: list[list[int]]) -> list[list[int]]:
+        return [list(itertools.compress(row, keep)) for row, keep in zip(rows, known, strict=True)]
+
+    return left(ids), left(added)
+
+
 def _prompted(loaded: LoadedModel, texts: list[str]) -> list[str]:
     return [loaded.prompt + text for text in texts] if loaded.prompt else texts
 
@@ -105,7 +124,13 @@ class EncodedShard:
             flat[_IDS][own] = flat[_IDS][np.random.default_rng(first_id).permutation(own)]
             special = special if special_tokens else None
         unknown = unknown_token(loaded.tokenizer)
-        n_unknown = 0 if unknown is None else int(np.count_nonzero(flat[_IDS] == unknown))
+        is_unknown = flat[_IDS] == (-1 if unknown is None else unknown)
+        n_unknown = int(np.count_nonzero(is_unknown))
+        if loaded.drops_unknown and n_unknown:
+            sentence = np.repeat(np.arange(len(lengths)), lengths)[~is_unknown]
+            lengths = np.bincount(sentence, minlength=len(lengths)).tolist()
+            flat = {name: column[~is_unknown] for name, column in flat.items()}
+            special = None if special is None else special[~is_unknown]
         given = None if groups is None else np.array(groups, dtype=np.int64)
         return cls(first_id, flat, lengths, special, truncated, n_unknown, given)
 

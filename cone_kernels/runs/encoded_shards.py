@@ -7,15 +7,16 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cone_kernels.runs.encoded_shard import EncodedShard
+from cone_kernels.runs.image_shard import ImageShard
 
 
 def encoded_shards(
     sentences: Iterable[str],
     size: int,
-    encode: Callable[..., EncodedShard],
+    encode: Callable[..., EncodedShard | ImageShard],
     runs_here: Callable[[int, int], bool],
     group: Callable[[], int | None] | None = None,
-) -> Generator[tuple[list[str], Future[EncodedShard] | None]]:
+) -> Generator[tuple[list[str], Future[EncodedShard | ImageShard] | None]]:
     """Cuts sentences into shards; one is read ahead and tokenized by a thread, which ends with the generator.
 
     Args:
@@ -36,7 +37,7 @@ def encoded_shards(
     """
     stream = iter(sentences)
     with ThreadPoolExecutor(1, "tokenizing") as thread:
-        ahead: tuple[list[str], Future[EncodedShard] | None] | None = None
+        ahead: tuple[list[str], Future[EncodedShard | ImageShard] | None] | None = None
         for number in itertools.count():
             texts, groups = [], []
             for text in itertools.islice(stream, size):

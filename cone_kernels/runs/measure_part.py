@@ -70,7 +70,7 @@ def measure_part(
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in RUN_OPTIONS}
     with reported(model, options) as progress:
         started, clock = datetime.now(timezone.utc), time.perf_counter()
-        loaded = loaded_model(model, options)
+        loaded = loaded_model(model, options, images=read.of_images)
         load_seconds = time.perf_counter() - clock
         (own,) = with_own_pooling([pooling], loaded.info)
         gathered |= {"pooling": own, "poolings": list(with_own_pooling(poolings, loaded.info))}
@@ -107,8 +107,12 @@ def _bytes_of_state(loaded: LoadedModel, gathered: Mapping[str, Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:
+def loaded_model(model: ModelLike, options: MeasureOptions, *, images: bool = False) -> LoadedModel:
     """The model as a run takes it, loaded or as it is given, or its baseline, as the options say.
+
+    Args:
+        model, options: as in `measure`.
+        images: whether the corpus is of images.
 
     Raises:
         ModuleNotFoundError, ModelError: it cannot be loaded.
@@ -116,7 +120,7 @@ def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:
         ValueError: an option does not go with what is given.
     """
     baseline = options.get("baseline")
-    loaded = _loaded_itself(model, options)
+    loaded = _loaded_itself(model, options, images)
     if baseline is None:
         return loaded
     from cone_kernels.models.baseline import baseline_of
@@ -124,19 +128,29 @@ def loaded_model(model: ModelLike, options: MeasureOptions) -> LoadedModel:
     return baseline_of(loaded, baseline)
 
 
-def _loaded_itself(model: ModelLike, options: MeasureOptions) -> LoadedModel:
+def _loaded_itself(model: ModelLike, options: MeasureOptions, images: bool) -> LoadedModel:
     from cone_kernels.models.loaded import LoadedModel
-    from cone_kernels.models.loading import load_model
+    from cone_kernels.models.loading import load_image_model, load_model
     from cone_kernels.models.varlen_attention import packable
 
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in LOAD_OPTIONS}
     if isinstance(model, (str, os.PathLike)):
         _refuse_given(chosen, ("tokenizer",), "a folder or a hub id, which has its own")
         del chosen["tokenizer"]
+        if images:
+            of_texts = ("prompt", "prompt_name", "truncate_dim")
+            _refuse_given(chosen, of_texts, "a corpus of images")
+            return load_image_model(model, **{name: chosen[name] for name in chosen if name not in of_texts})
         loaded = load_model(model, **chosen)
         return packable(loaded) if options.get("packed") and chosen["attention"] is None else loaded
+    if images and getattr(model, "image_processor", None) is None:
+        raise ValueError(
+            "corpus: got images; of a model in memory it must be texts, so give the model's folder or hub id"
+        )
     if isinstance(model, LoadedModel):
         _refuse_given(chosen, LOAD_OPTIONS, "a LoadedModel; give it to load_model")
+        if not images and model.image_processor is not None:
+            raise ValueError("corpus: got texts for a model of images; it must be a folder of images")
         return model
     from cone_kernels.models.live import live_model
 

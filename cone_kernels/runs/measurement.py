@@ -191,6 +191,7 @@ def measurement_of(
             "options": {**policies, **options},
             **machine(ran),
             "max_length": info["max_length"],
+            **({"drops_unknown": True} if info.get("drops_unknown") else {}),
             "state_fingerprint": state.fingerprint(),
         },
         layer_names=ran.layer_names,

@@ -363,6 +363,12 @@ def open_corpus(
     return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)
 
 
+def refuse_images(corpus: Corpus) -> None:
+    """Raises ValueError where a corpus is of images: what lies along an axis is told by the tokens of texts."""
+    if corpus.of_images:
+        raise ValueError("corpus: got images; it must be texts for what lies along an axis; `rotation` takes images")
+
+
 def _refuse_names_of_files(corpus: Iterable[Any]) -> None:
     """Refuses what would measure the names of files in place of the sentences in them.
 

@@ -21,6 +21,7 @@ from cone_kernels.runs.corpus_position import CorpusPosition
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.encoded_shards import encoded_shards
 from cone_kernels.runs.growing_part import GrowingPart
+from cone_kernels.runs.image_shard import ImageShard
 from cone_kernels.runs.mixing import refuse_unpackable
 from cone_kernels.runs.options import RunOptions
 from cone_kernels.runs.part import RunPart
@@ -36,6 +37,8 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 # Sorted by length, 8192 sentences of SNLI make batches of 2,151 tokens without padding, enough for a CPU; 65,536 make
 # batches of 54,608 tokens with 11 % of padding in 11 shapes, for a GPU.
 SHARD_SIZE = {"cpu": 8192, "cuda": 65536}
+# The pixels of a shard are in memory, and those of the next: 154 MB of 224 x 224 in float32.
+SHARD_IMAGES = 256
 
 # What of a corpus's settings decides which sentences come after those that a checkpoint has seen.
 _CORPUS_SETTINGS = (
@@ -176,7 +179,8 @@ class _CorpusPass:
 
     def _begun(self, options: RunOptions, gathered: dict[str, Any], budget: int | Literal["auto"]) -> GrowingPart:
         """The part before its first sentence, or that of the checkpoint that the run goes on from."""
-        shard_size = SHARD_SIZE[self._loaded.device.type] if options.shard_size is None else options.shard_size
+        usual = SHARD_SIZE[self._loaded.device.type] if self._loaded.image_processor is None else SHARD_IMAGES
+        shard_size = usual if options.shard_size is None else options.shard_size
         asked = {**gathered, "token_budget": budget, "batch_size": options.batch_size, "packed": options.packed}
         identity = _identity(self._loaded, self._sentences, {**asked, "shard_size": shard_size}, options)
         return GrowingPart(
@@ -218,7 +222,7 @@ class _CorpusPass:
         part = self.growing.end(**described)
         return Run.of(part, self.growing.state(self._empty), self._keeper.vectors)
 
-    def _take(self, number: int, shard: EncodedShard | None) -> None:
+    def _take(self, number: int, shard: EncodedShard | ImageShard | None) -> None:
         """Adds one more shard to the part: run here, or, where it is None, passed over for another process."""
         self.growing.take(
             number,

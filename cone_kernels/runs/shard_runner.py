@@ -18,6 +18,7 @@ from cone_kernels.names import OUTPUT
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.runs.batches import length_batches, packed_batches, padded_batches, padded_length
 from cone_kernels.runs.encoded_shard import EncodedShard
+from cone_kernels.runs.image_shard import ImageShard
 from cone_kernels.runs.mixing import heeds_padding, refuse_mixing
 from cone_kernels.runs.token_budget import find_token_budget, is_out_of_memory
 from cone_kernels.runs.vector_keeper import VectorKeeper
@@ -79,11 +80,13 @@ class ShardRunner:
     backends: dict[str, str] = field(default_factory=dict)
     n_shards: int = 0
 
-    def encode(self, first_id: int, texts: list[str], groups: list[int] | None = None) -> EncodedShard:
-        """The sentences of a shard as token ids, as `run_shard` takes them."""
+    def encode(self, first_id: int, texts: list[str], groups: list[int] | None = None) -> EncodedShard | ImageShard:
+        """The sentences of a shard as token ids, or the images as pixels, as `run_shard` takes them."""
+        if self.loaded.image_processor is not None:
+            return ImageShard.of(self.loaded, texts, first_id, groups=groups)
         return EncodedShard.of(self.loaded, texts, first_id, special_tokens=self.special_tokens, groups=groups)
 
-    def run_shard(self, shard: EncodedShard) -> ConeState:
+    def run_shard(self, shard: EncodedShard | ImageShard) -> ConeState:
         """The state of a shard, started again with a smaller budget as often as memory runs out.
 
         Raises:
@@ -118,18 +121,20 @@ class ShardRunner:
         self.keeper.begin_shard(0, 0)
         return state
 
-    def _prepare(self, shard: EncodedShard) -> None:
+    def _prepare(self, shard: EncodedShard | ImageShard) -> None:
         """Tries out on the first shard, uncounted, how sentences can be batched, and how large batches should be."""
         self.probe.pause()
-        if self.packed:
+        if isinstance(shard, ImageShard):
+            self.counts.token_budget = self.counts.token_budget or len(shard.lengths) * self.loaded.image_positions
+        elif self.packed:
             refuse_mixing(self.loaded, shard)
         elif self.loaded.device.type == "cuda":
             self.padded = heeds_padding(self.loaded, shard)
-        if self.counts.token_budget == 0:
+        if self.counts.token_budget == 0 and isinstance(shard, EncodedShard):
             self.counts.token_budget = find_token_budget(self.loaded, shard)
         self.probe.resume()
 
-    def _attempt(self, shard: EncodedShard) -> list[int] | None:
+    def _attempt(self, shard: EncodedShard | ImageShard) -> list[int] | None:
         """Runs all batches from nothing; returns the one that did not fit into memory, or None."""
         self.probe.reset()
         self.keeper.begin_shard(shard.first_id, len(shard.lengths))
@@ -157,7 +162,7 @@ class ShardRunner:
             self.on_batch(self)
         return None
 
-    def _length(self, shard: EncodedShard, batch: list[int]) -> int:
+    def _length(self, shard: EncodedShard | ImageShard, batch: list[int]) -> int:
         """T of a batch (B, T); 1 where it has no token."""
         longest = max(1, shard.lengths[batch[0]])
         if not self.padded:
@@ -165,15 +170,18 @@ class ShardRunner:
         most = self.loaded.max_length
         return padded_length(longest) if most is None else max(longest, min(padded_length(longest), most))
 
-    def _positions(self, shard: EncodedShard, batch: list[int]) -> int:
+    def _positions(self, shard: EncodedShard | ImageShard, batch: list[int]) -> int:
         """What the model is given for a batch: tokens and padding."""
         tokens = shard.n_tokens(batch) if self.packed else 0
         return tokens or len(batch) * self._length(shard, batch)
 
-    def _forward(self, shard: EncodedShard, batch: list[int], *, packed: bool) -> None:
+    def _forward(self, shard: EncodedShard | ImageShard, batch: list[int], *, packed: bool) -> None:
         """Runs the model over some sentences of a shard, named by their positions in it; the probe counts them."""
         ids, groups = torch.tensor(batch) + shard.first_id, shard.groups_of(batch)
-        if packed and shard.lengths[batch[0]] > 0:
+        if isinstance(shard, ImageShard):
+            inputs = shard.padded_inputs(batch, self.loaded)
+            self.probe.next_batch(ids, groups=groups)
+        elif packed and shard.lengths[batch[0]] > 0:
             inputs = shard.packed_inputs(batch, self.loaded)
             self.probe.next_batch(ids, special=shard.packed_special(batch), groups=groups)
         else:
@@ -185,7 +193,7 @@ class ShardRunner:
             self.probe.next_batch(ids, mask=seen, special=special, groups=groups)
         with torch.inference_mode():
             hidden = self.loaded.model(**inputs)[0]  # (B, T, D), or packed (1, N, D)
-        if self.loaded.output is not None:
+        if self.loaded.output is not None and isinstance(shard, EncodedShard):
             self._add_output(self.loaded.output, shard, batch, hidden)
 
     def _add_output(self, output: Output, shard: EncodedShard, batch: list[int], hidden: Tensor) -> None:

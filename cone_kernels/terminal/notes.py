@@ -55,9 +55,10 @@ def print_notes(console: Console, result: Shown) -> None:
         limit = f" at {manifest['max_length']} tokens" if "max_length" in manifest else ""
         console.print(f"truncated: {corpus['truncated']:,} sentences{limit}", style="yellow")
     if corpus["unknown_tokens"]:
-        share = corpus["unknown_tokens"] / corpus["tokens"]
-        what = f"{corpus['unknown_tokens']:,} of {corpus['tokens']:,} tokens ({share:.1%})"
-        console.print(f"unknown to the tokenizer: {what}", style="yellow")
+        left_out = bool(manifest.get("drops_unknown"))
+        tokens = corpus["tokens"] + left_out * corpus["unknown_tokens"]
+        what = f"{corpus['unknown_tokens']:,} of {tokens:,} tokens ({corpus['unknown_tokens'] / tokens:.1%})"
+        console.print(f"unknown to the tokenizer{' and left out' * left_out}: {what}", style="yellow")
     if corpus["left_out"]:
         what = f"left out: up to {corpus['left_out']:,} sentence vectors of a layer, zero or not finite"
         console.print(what, style="yellow")

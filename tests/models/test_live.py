@@ -212,7 +212,7 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path: Path, monkeypatch: pytest.
     assert len(hashes) == 2
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        ModelError, match="is an adapter, which peft loads and which is not installed: pip install peft"
+        ModelError, match="is an adapter; it needs the package peft, which is not installed: pip install peft"
     ):
         load_model(adapter, "cpu")
 

@@ -76,7 +76,7 @@ def test_text_is_not_lowercased_unasked(tmp_path: Path) -> None:
         ),
         (
             '[{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]',
-            "has no layers: each token has one vector",
+            r"has no table embedding.weight or embeddings of token vectors \(V, D\)",
         ),
         ('[{"type": "sentence_transformers.models.CLIPModel", "path": ""}]', "give the folder of CLIP itself"),
         (
@@ -309,8 +309,9 @@ def test_an_old_folder_with_a_vocabulary_alone_is_loaded(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"model.gguf": ""}, "has no config.json but GGUF weights; it must be the model that they were converted from"),
-        ({"onnx/model.onnx": ""}, "has no config.json but ONNX weights"),
+        ({"onnx/model.onnx": ""}, "has ONNX weights, which this tool does not run; .* `cone vectors`, .* `cone rows`"),
+        ({"config.json": '{"model_type": "bert"}', "model.onnx": ""}, "has ONNX weights, which this tool does not run"),
+        ({"a.gguf": "", "b.gguf": ""}, r"has 2 GGUF files; give one of them: a\.gguf, b\.gguf"),
         ({"notes.txt": ""}, "has no config.json; it must be one that save_pretrained"),
         ({"adapter_config.json": '{"base_model_name_or_path": "x/y"}'}, "is an adapter, and its base model cannot be"),
     ],

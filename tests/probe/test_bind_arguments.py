@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from cone_kernels.probe.calibration import bind_arguments
+from cone_kernels.probe.bind_arguments import bind_arguments
 
 
 def usual(self: Any, a: Any, b: Any = None, *, c: Any = 0) -> None: ...

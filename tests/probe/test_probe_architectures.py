@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cone_kernels.probe.cone_probe import ConeProbe
 from tests.support.recording_probe import RecordingProbe, assert_statistics_of
-from tests.support.tiny_models import ARCHITECTURES, LAYERS, tiny_batch, tiny_model
+from tests.support.tiny_models import ARCHITECTURES, LAYERS, ToyModel, tiny_batch, tiny_model
 
 PROBED = sorted(set(ARCHITECTURES) - {"squeezebert"})
 # Where the last entry of hidden_states follows a norm after the last block, that norm's name.
@@ -188,4 +188,34 @@ def test_a_layer_no_submodule_returns_is_refused() -> None:
 def test_layers_of_different_width_are_refused_by_name() -> None:
     model = tiny_model("opt", word_embed_proj_dim=16)
     with pytest.raises(RuntimeError, match=r"differ in width \(0: 32, 1: 32, 2: 32, 3: 16\)"), ConeProbe(model):
+        model(**tiny_batch())
+
+
+@pytest.mark.parametrize("architecture", ["longformer", "led"])
+@pytest.mark.parametrize("tokens", [16, 17, 31])
+def test_what_a_model_pads_inside_is_left_out_at_any_length(architecture: str, tokens: int) -> None:
+    model = tiny_model(architecture)
+    batch = tiny_batch("right", tokens=tokens)
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = batch["input_ids"][:, :3]
+    with RecordingProbe(model, poolings=["last", "max"]) as probe, torch.no_grad():
+        model(**batch)
+    states = tuple_of(model, batch)
+    assert states[0].shape[1] == tokens
+    for layer, state in enumerate(states):
+        assert torch.equal(probe.added[layer][0], state)
+    assert_statistics_of(probe.state, [(states, batch["attention_mask"])])
+
+
+def test_padding_of_the_models_own_in_another_place_is_refused() -> None:
+    class PadsBefore(ToyModel):
+        def start(self, hidden: Tensor, mask: Tensor) -> Tensor:
+            return nn.functional.pad(hidden, (0, 0, 3, 0))
+
+        def entry(self, hidden: Tensor, mask: Tensor) -> Tensor:
+            return hidden[:, 3:]
+
+    model = PadsBefore()
+    refused = "layer 1 of the hidden_states of PadsBefore cannot be probed"
+    with pytest.raises(RuntimeError, match=refused), ConeProbe(model), torch.no_grad():
         model(**tiny_batch())

@@ -33,6 +33,7 @@ _BART = {
     "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
 }
+_LED = {name: value for name, value in _BART.items() if name not in ("max_position_embeddings", "forced_eos_token_id")}
 _GPT2 = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "bos_token_id": 2, "eos_token_id": 3}
 
 # Test id -> model class, configuration class, settings. The settings name only what keeps the model small.
@@ -127,6 +128,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Model", "Olmo2Config", _LLAMA),
     "stablelm": ("StableLmModel", "StableLmConfig", _LLAMA),
     "eurobert": ("EuroBertModel", "EuroBertConfig", _LLAMA),
+    "longformer": ("LongformerModel", "LongformerConfig", {**_BERT, "attention_window": 16}),
+    "led": ("LEDModel", "LEDConfig", {**_LED, "attention_window": 16}),
     "mamba": (
         "MambaModel",
         "MambaConfig",

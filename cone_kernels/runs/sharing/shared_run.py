@@ -99,7 +99,7 @@ class SharedRun:
 
         @cache
         def load() -> LoadedModel:
-            return loaded or loaded_model(self._model, options)
+            return loaded or loaded_model(self._model, options, images=self._corpus.of_images)
 
         return measurement_of(
             ran,

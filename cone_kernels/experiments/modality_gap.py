@@ -1,0 +1,187 @@
+"""Images and texts in one space, as of CLIP and SigLIP: two cones, and the gap between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.corpora.sources import image_files
+from cone_kernels.experiments.level import levels_of
+from cone_kernels.experiments.modality_gap_result import ModalityGapResult, Tower, TowerLayer
+from cone_kernels.experiments.result import Estimate
+from cone_kernels.names import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from cone_kernels.corpora import Corpus
+    from cone_kernels.models.towers import Towers
+    from cone_kernels.state.cone_state import Moments
+
+
+def modality_gap(
+    model: str | os.PathLike[str] | nn.Module,
+    images: str | os.PathLike[str] | Iterable[Any],
+    texts: str | os.PathLike[str] | Corpus | Iterable[str],
+    *,
+    tokenizer: Any = None,
+    image_processor: Any = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModalityGapResult:
+    """Measures both towers of a model of images and texts at every layer, and the gap between their vectors.
+
+    Liang et al. 2022 ("Mind the gap") found that the vectors of images and of texts lie in two cones apart. Means are
+    those of the vectors at length 1, as the model compares them. A sentence of the sums is one image or one text.
+
+    Args:
+        model: a folder, a hub id, or a model in memory.
+        images: a folder of image files, or an iterable of paths, images of PIL, arrays, or processed tensors (C, H, W).
+        texts: a file, a `Corpus`, or sentences.
+        tokenizer, image_processor: of a model in memory; others have their own.
+        batch_size: images, and texts, of a forward.
+        device, dtype, revision, trust_remote_code: as in `load_model`.
+
+    Raises:
+        FileNotFoundError: there is no such folder of images, or no image in it, or no file of texts.
+        ModuleNotFoundError: Pillow is not installed, which image files need.
+        ModelError: the model cannot be loaded, or has no two towers.
+        ImageError: an image cannot be read.
+        ValueError: `batch_size` is below 1; there is no image, or no text.
+
+    Examples:
+        >>> result = modality_gap("openai/clip-vit-base-patch32", "photos", "captions.txt")
+        >>> result.cosine_of_means.value, result.images.output.anisotropy
+    """
+    import torch
+
+    from cone_kernels.doctor import versions
+    from cone_kernels.models.loaded import evaluation
+    from cone_kernels.models.loading import load_towers
+    from cone_kernels.models.towers import Towers
+    from cone_kernels.runs.options import open_corpus
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}; it must be 1 or more")
+    found, sentences = _images_of(images), open_corpus(texts, {})
+    if isinstance(model, torch.nn.Module):
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        if tokenizer is None or image_processor is None:
+            missing = "tokenizer" if tokenizer is None else "image_processor"
+            raise ValueError(f"{missing}: got none; it must be given with a model that is in memory already")
+        towers = Towers(model, tokenizer, image_processor, name)
+    else:
+        towers = load_towers(model, device, dtype, revision, trust_remote_code)
+    with evaluation(towers.model), torch.inference_mode():
+        tower_of_images = _measured(towers, towers.image_tower, found, batch_size, _run_images, "images")
+        tower_of_texts = _measured(towers, towers.text_tower, sentences, batch_size, _run_texts, "texts")
+    outputs = tower_of_images.state.output, tower_of_texts.state.output
+    assert outputs[0] is not None
+    assert outputs[1] is not None
+    return ModalityGapResult(
+        model={
+            "name": towers.name,
+            "architecture": type(towers.model).__name__,
+            "dtype": str(towers.model.dtype).removeprefix("torch."),
+        },
+        images=tower_of_images,
+        texts=tower_of_texts,
+        cosine_of_means=_estimate(outputs[0], outputs[1], _cosine),
+        gap=_estimate(outputs[0], outputs[1], lambda a, b: (a - b).norm(dim=-1)),
+        across=_estimate(outputs[0], outputs[1], lambda a, b: (a * b).sum(-1)),
+        manifest={"versions": versions(), "batch_size": batch_size, "corpus": sentences.summary.to_dict()},
+    )
+
+
+def _images_of(source: Any) -> Iterable[Any]:
+    """Images one by one: the files of a folder and below in the order of their paths, or what was given.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        TypeError: it is neither a folder nor an iterable of images.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images: there is no folder {os.fspath(source)!r}")
+        found = image_files(folder)
+        if not found:
+            raise FileNotFoundError(f"images: {folder} has no file in it that ends in {', '.join(IMAGE_SUFFIXES)}")
+        return found
+    if not isinstance(source, Iterable):
+        raise TypeError(f"images: got {type(source).__name__}; it must be a folder, or an iterable of images")
+    return source
+
+
+def _measured(
+    towers: Towers,
+    part: nn.Module,
+    items: Iterable[Any],
+    batch_size: int,
+    run: Callable[[Towers, Any, list[Any]], Tensor],
+    what: str,
+) -> Tower:
+    """One tower over its images or texts."""
+    import torch
+
+    from cone_kernels.models.towers import batches_of
+    from cone_kernels.probe.cone_probe import ConeProbe
+
+    probe, first = ConeProbe(part).attach(), 0
+    try:
+        for batch in batches_of(items, batch_size):
+            vectors = run(towers, probe, batch)
+            probe.state.add_output(vectors, torch.arange(first, first + len(batch)))
+            first += len(batch)
+    finally:
+        probe.detach()
+    if first == 0:
+        raise ValueError(f"{what}: got none; it must be one at least")
+    state = probe.state.on_cpu()
+    sentence, token = levels_of(state.sentence, what), levels_of(state.token)
+    assert state.output is not None
+    layers = zip(state.layers, probe.layer_names, sentence, token, strict=True)
+    (output,) = levels_of(state.output, what)
+    return Tower(type(part).__name__, tuple(TowerLayer(*layer) for layer in layers), output, state)
+
+
+def _run_images(towers: Towers, probe: Any, images: list[Any]) -> Tensor:
+    return towers.image_vectors(towers.image_inputs(images))
+
+
+def _run_texts(towers: Towers, probe: Any, texts: list[Any]) -> Tensor:
+    inputs, mask = towers.text_inputs(texts)
+    probe.next_batch(mask=mask)
+    return towers.text_vectors(inputs)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    cosine: Tensor = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    return cosine
+
+
+def _estimate(images: Moments, texts: Moments, of_means: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
+    """A value of the two means of unit vectors, (d,) each, and its error: the groups of each are left out in turn."""
+    from cone_kernels.sums import jackknife_stderr
+
+    whole = [_mean(moments) for moments in (images, texts)]
+    value = float(of_means(whole[0], whole[1]))
+    variance = 0.0
+    for at, moments in enumerate((images, texts)):
+        sums, counts = moments.unit_sum[0], moments.count[0]  # (G, d), (G,)
+        left = counts.sum() - counts
+        means = (sums.sum(0) - sums) / left[:, None]  # (G, d)
+        values = of_means(means, whole[1]) if at == 0 else of_means(whole[0], means)
+        variance += float(jackknife_stderr(values[None], (counts > 0)[None])[0]) ** 2
+    return Estimate(value, variance**0.5)
+
+
+def _mean(moments: Moments) -> Tensor:
+    mean: Tensor = moments.unit_sum[0].sum(0) / moments.count[0].sum()
+    return mean

@@ -1,0 +1,102 @@
+"""What `modality_gap` found: the cone of images, that of texts, and how far apart the two are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.result import Estimate
+
+if TYPE_CHECKING:
+    from cone_kernels.state.cone_state import ConeState
+
+SCHEMA = "cone_kernels/modality_gap/1"
+
+
+@dataclass(frozen=True)
+class TowerLayer:
+    """One layer of a tower, as a layer of `layers`: its number, the module, both levels."""
+
+    layer: int
+    name: str
+    sentence: Level
+    token: Level
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as JSON data."""
+        levels = {"sentence": self.sentence.to_dict(), "token": self.token.to_dict()}
+        return {"layer": self.layer, "name": self.name, **levels}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One tower.
+
+    Attributes:
+        architecture: the class of its module.
+        layers: a sentence is one text or one image, a token a position of the hidden states.
+        output: the level of the vectors in the space that both towers share.
+        state: the sums of its layers, and of its vectors as `output`.
+    """
+
+    architecture: str
+    layers: tuple[TowerLayer, ...]
+    output: Level
+    state: ConeState = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tower as JSON data."""
+        output = {"sentence": self.output.to_dict()}
+        return {"architecture": self.architecture, "layers": [row.to_dict() for row in self.layers], "output": output}
+
+
+@dataclass(frozen=True)
+class ModalityGapResult:
+    """What `modality_gap` found; standard errors are of images and texts drawn independently of each other.
+
+    Attributes:
+        model: `name`, `architecture`, `dtype`.
+        images, texts: the towers.
+        cosine_of_means: cosine between the mean of the images' unit vectors and that of the texts'.
+        gap: length of the difference of the two means, from 0 to 2 (Liang et al. 2022).
+        across: mean cosine of an image and a text at random.
+        manifest: versions.
+    """
+
+    model: dict[str, Any]
+    images: Tower
+    texts: Tower
+    cosine_of_means: Estimate
+    gap: Estimate
+    across: Estimate
+    manifest: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as strict JSON data."""
+        numbers = {name: getattr(self, name).to_dict() for name in ("cosine_of_means", "gap", "across")}
+        return {
+            "schema": SCHEMA,
+            "experiment": "modality_gap",
+            "model": self.model,
+            "images": self.images.to_dict(),
+            "texts": self.texts.to_dict(),
+            **numbers,
+            "summary": list(self.summary()),
+            "manifest": self.manifest,
+        }
+
+    def summary(self) -> tuple[str, ...]:
+        """The answer in plain sentences."""
+        inside = f"{self.images.output.anisotropy:.3f} and {self.texts.output.anisotropy:.3f}"
+        return (
+            f"The mean of the images and that of the texts have a cosine of {_said(self.cosine_of_means)}, and lie "
+            f"{_said(self.gap)} apart.",
+            f"Two images at random and two texts at random have a mean cosine of {inside}; an image and a text one of "
+            f"{_said(self.across)}.",
+        )
+
+
+def _said(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f}" + (f" ± {estimate.stderr:.3f}" if math.isfinite(estimate.stderr) else "")

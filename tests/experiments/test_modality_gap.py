@@ -1,0 +1,160 @@
+"""The two towers of CLIP and SigLIP, and the gap between their vectors, against NumPy in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from cone_kernels import experiments
+from cone_kernels.models import ModelError
+from cone_kernels.models.images import ImageError
+from cone_kernels.sums import jackknife_groups
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
+from tests.support.tiny_encoders import LAYERS, SIDE, WHOLE, tiny_encoder
+
+TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(70)]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of several kinds and sizes, one below, one that is hidden and a file that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "below").mkdir()
+    random = np.random.default_rng(0)
+    for at in range(41):
+        name = f"below/{at:02}.jpg" if at % 5 == 0 else f"{at:02}.png"
+        pixels = random.integers(0, 255, (20 + at % 3, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if at % 7 == 0 else "RGB").save(folder / name)
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+@pytest.fixture(scope="module", params=sorted(WHOLE))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("towers") / request.param
+    tiny_encoder(request.param).save_pretrained(found)
+    names = ["input_ids"] if request.param == "siglip" else ["input_ids", "attention_mask"]
+    word_tokenizer(model_input_names=names).save_pretrained(found)
+    sizes: dict[str, Any] = {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False}
+    transformers.CLIPImageProcessorPil(**sizes).save_pretrained(found)
+    return found
+
+
+def mean_cosine(rows: np.ndarray) -> float:
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return float(((units @ units.T).sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
+
+
+def features(folder: Path, photos: Path) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Vectors of images and of texts, and the last hidden states of each text's tokens and each image's positions."""
+    model: Any = transformers.AutoModel.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    files = sorted(path for path in photos.rglob("*") if path.suffix in (".png", ".jpg") and path.name[0] != ".")
+    opened = [Image.open(path).convert("RGB") for path in files]
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(opened, return_tensors="pt")["pixel_values"]
+    texts: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
+    with torch.no_grad():
+        images = model.get_image_features(pixel_values=pixels).pooler_output
+        positions = model.vision_model(pixels, output_hidden_states=True).hidden_states[-1]
+        for text in TEXTS:
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            n = ids.shape[1]
+            if folder.name == "siglip":
+                ids = torch.nn.functional.pad(ids, (0, 16 - n), value=tokenizer.pad_token_id)
+            texts.append(model.get_text_features(input_ids=ids).pooler_output[0].double().numpy())
+            states = model.text_model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+            tokens.append(states[0, :n].double().numpy())
+    return images.double().numpy(), np.stack(texts), tokens, list(positions.double().numpy())
+
+
+def test_both_towers_and_the_gap_are_those_of_plain_arithmetic(folder: Path, photos: Path) -> None:
+    result = experiments.modality_gap(folder, photos, TEXTS, batch_size=16, device="cpu")
+    images, texts, tokens, positions = features(folder, photos)
+    assert (len(images), len(texts)) == (41, 70)
+    means = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0) for rows in (images, texts)]
+    cosine = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+    assert abs(result.cosine_of_means.value - cosine) < 1e-6
+    assert abs(result.gap.value - np.linalg.norm(means[0] - means[1])) < 1e-6
+    assert abs(result.across.value - means[0] @ means[1]) < 1e-6
+    for tower, rows, hidden in ((result.images, images, positions), (result.texts, texts, tokens)):
+        assert tower.output.count == len(rows)
+        assert abs(tower.output.anisotropy - mean_cosine(rows)) < 1e-6
+        assert len(tower.layers) == LAYERS + 1
+        last = tower.layers[-1]
+        assert abs(last.sentence.anisotropy - mean_cosine(np.stack([row.mean(0) for row in hidden]))) < 1e-6
+        assert abs(last.token.anisotropy - mean_cosine(np.concatenate(hidden))) < 1e-6
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (found["schema"], found["experiment"]) == ("cone_kernels/modality_gap/1", "modality_gap")
+    assert found["images"]["layers"][0]["sentence"]["count"] == 41
+    assert f"cosine of {cosine:.3f} ±" in result.summary()[0]
+
+
+def test_the_error_is_that_of_leaving_groups_out(folder: Path, photos: Path) -> None:
+    result = experiments.modality_gap(folder, photos, TEXTS, device="cpu")
+    images, texts, _, _ = features(folder, photos)
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, texts)]
+    statistics: dict[str, Any] = {
+        "cosine_of_means": lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b),
+        "gap": lambda a, b: np.linalg.norm(a - b),
+        "across": lambda a, b: a @ b,
+    }
+    for name, statistic in statistics.items():
+        variance = 0.0
+        for at in (0, 1):
+            group_of = jackknife_groups(torch.arange(len(units[at]))).numpy()
+            pairs = ([units[0].mean(0), units[1].mean(0)] for _ in np.unique(group_of))
+            values = []
+            for group, pair in zip(np.unique(group_of), pairs, strict=True):
+                pair[at] = units[at][group_of != group].mean(0)
+                values.append(statistic(*pair))
+            variance += (len(values) - 1) / len(values) * ((values - np.mean(values)) ** 2).sum()
+        assert abs(getattr(result, name).stderr - variance**0.5) < 1e-7
+
+
+def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path) -> None:
+    wanted = experiments.modality_gap(folder, photos, TEXTS, device="cpu")
+    model = transformers.AutoModel.from_pretrained(folder).train()
+    given: dict[str, Any] = {
+        "tokenizer": transformers.AutoTokenizer.from_pretrained(folder),
+        "image_processor": transformers.AutoImageProcessor.from_pretrained(folder),
+    }
+    files = sorted(path for path in photos.rglob("[0-9]*"))
+    opened = [Image.open(path).convert("RGB") for path in files]
+    pixels: Tensor = given["image_processor"](opened, return_tensors="pt")["pixel_values"]
+    for images in (files, opened, pixels):
+        got = experiments.modality_gap(model, images, TEXTS, **given)
+        assert got.gap == wanted.gap
+    assert model.training
+    assert all(part.training for part in model.modules())
+    with pytest.raises(ValueError, match="image_processor: got none; it must be given with a model that is in memory"):
+        experiments.modality_gap(model, photos, TEXTS, tokenizer=given["tokenizer"])
+
+
+def test_what_cannot_be_measured_is_refused(folder: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for images, error, said in (
+        (tmp_path, ImageError, r"images: .*broken\.png cannot be read as an image"),
+        (tmp_path / "nowhere", FileNotFoundError, "images: there is no folder"),
+        (folder, FileNotFoundError, r"has no file in it that ends in \.jpg"),
+        (7, TypeError, "images: got int; it must be a folder, or an iterable of images"),
+        ([], ValueError, "images: got none; it must be one at least"),
+    ):
+        with pytest.raises(error, match=said):
+            experiments.modality_gap(folder, images, TEXTS, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size: got 0; it must be 1 or more"):
+        experiments.modality_gap(folder, photos, TEXTS, batch_size=0)
+    save_checkpoint(tmp_path / "bert")
+    with pytest.raises(ModelError, match="is a BertModel, which has no text_model; it must have a tower of texts and"):
+        experiments.modality_gap(tmp_path / "bert", photos, TEXTS, device="cpu")

@@ -1,0 +1,148 @@
+"""A folder of images as a corpus: what a model of images makes of it, against NumPy in float64, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+from PIL import Image
+
+from cone_kernels import experiments
+from cone_kernels.cli import main
+from cone_kernels.corpora import Corpus, CorpusError
+from cone_kernels.models import ModelError, load_model
+from cone_kernels.models.images import ImageError
+from cone_kernels.models.loading import load_image_model
+from cone_kernels.runs.runner import SHARD_IMAGES, run
+from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_encoders import LAYERS, SIDE, tiny_encoder
+
+COUNT = 23
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of models with their processor, and `photos`, with pictures in a folder below and one that is hidden."""
+    found = tmp_path_factory.mktemp("images")
+    sizes: dict[str, Any] = {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False}
+    for name in ("dinov2-registers", "clip"):
+        tiny_encoder(name).save_pretrained(found / name)
+        transformers.CLIPImageProcessorPil(**sizes).save_pretrained(found / name)
+    (found / "photos" / "below").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for at in range(COUNT):
+        name = f"below/{at:02}.JPG" if at % 5 == 0 else f"{at:02}.png"
+        Image.fromarray(random.integers(0, 255, (20 + at, 30, 3), dtype=np.uint8)).save(found / "photos" / name)
+    (found / "photos" / ".hidden.png").write_bytes(b"")
+    return found
+
+
+def hidden_states(folder: Path, photos: Path) -> list[np.ndarray]:
+    """Of each layer (n, T, D) float64, the images in the order of their paths."""
+    model: Any = transformers.AutoModel.from_pretrained(folder)
+    tower = model.vision_model if hasattr(model, "text_model") else model
+    files = sorted(path for path in photos.rglob("[0-9]*"))
+    opened = [Image.open(path).convert("RGB") for path in files]
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(opened, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        states = tower(pixels, output_hidden_states=True).hidden_states
+    return [state.double().numpy() for state in states]
+
+
+def mean_cosine(rows: np.ndarray) -> float:
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return float(((units @ units.T).sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
+
+
+@pytest.mark.parametrize("name", ["dinov2-registers", "clip"])
+def test_every_layer_is_that_of_plain_arithmetic(name: str, root: Path) -> None:
+    result = experiments.layers(root / name, root / "photos", device="cpu", threads=1)
+    wanted = hidden_states(root / name, root / "photos")
+    assert len(result.layers) == len(wanted) == LAYERS + 1
+    for layer, hidden in zip(result.layers, wanted, strict=True):
+        assert (layer.sentence.count, layer.token.count) == (COUNT, hidden.shape[0] * hidden.shape[1])
+        assert abs(layer.sentence.anisotropy - mean_cosine(hidden.mean(1))) < 1e-6
+        assert abs(layer.token.anisotropy - mean_cosine(np.concatenate(hidden))) < 1e-6
+    assert result.model["architecture"] == {"clip": "CLIPVisionModel"}.get(name, "Dinov2WithRegistersModel")
+    assert result.corpus["tokens"] == result.layers[0].token.count
+    pooled = experiments.layers(root / name, root / "photos", pooling="mean_without_special", device="cpu", threads=1)
+    patches = wanted[-1][:, 1 if name == "clip" else 4 :]
+    assert patches.shape[1] == 16
+    assert abs(pooled.layers[-1].sentence.anisotropy - mean_cosine(patches.mean(1))) < 1e-6
+
+
+def test_vectors_are_kept_and_cuts_do_not_show(root: Path) -> None:
+    loaded = load_image_model(root / "dinov2-registers", "cpu")
+    assert SHARD_IMAGES == 256
+    whole = run(loaded, Corpus(root / "photos"), keep_vectors=[-1], threads=1, batch_size=4, shard_size=8)
+    wanted = hidden_states(root / "dinov2-registers", root / "photos")[-1].mean(1)
+    kept = next(iter(whole.vectors.values())).read(0, COUNT).double().numpy()
+    assert np.abs(kept - wanted).max() < 1e-5
+    again = run(loaded, Corpus(str(root / "photos")), threads=1, batch_size=4, shard_size=8)
+    assert again.state.fingerprint() == whole.state.fingerprint()
+    assert whole.batches == 6
+    found = run(loaded, Corpus(root / "photos", limit=5), token_budget="auto", threads=1)
+    assert (found.sentences, found.batches) == (5, 1)
+
+
+def test_a_folder_of_texts_and_images_is_one_of_texts(root: Path, tmp_path: Path) -> None:
+    corpus = Corpus(root / "photos")
+    assert corpus.of_images
+    assert [Path(path).name for path in corpus][:6] == ["01.png", "02.png", "03.png", "04.png", "06.png", "07.png"]
+    (tmp_path / "a.txt").write_text("A text.")
+    (tmp_path / "b.png").write_bytes((root / "photos" / "01.png").read_bytes())
+    assert not Corpus(tmp_path).of_images
+    assert list(Corpus(tmp_path)) == ["A text."]
+    assert Corpus(tmp_path / "*.png").of_images
+    with pytest.raises(CorpusError, match="has images and texts; it must be of one kind"):
+        Corpus([tmp_path / "a.txt", tmp_path / "b.png"])
+    (tmp_path / "c.png").write_bytes(b"text")
+    with pytest.raises(CorpusError, match=r"c\.png does not begin as an image does"):
+        Corpus(tmp_path / "c.png")
+
+
+def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "bert")
+    for folder, corpus, error, said in (
+        (tmp_path / "bert", root / "photos", ModelError, "is a BertModel, which takes no images"),
+        (root / "dinov2-registers", ["A text."], ModelError, "has no tokenizer, as models of images and sounds"),
+        (load_image_model(root / "clip"), ["A text."], ValueError, "corpus: got texts for a model of images"),
+        (load_model(tmp_path / "bert"), root / "photos", ValueError, "corpus: got images; .* it must be texts"),
+    ):
+        with pytest.raises(error, match=said):
+            experiments.layers(folder, corpus)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prompt: got 'x' with a corpus of images; it must be left out"):
+        experiments.layers(root / "clip", root / "photos", prompt="x")
+    with pytest.raises(ValueError, match="corpus: got images; it must be texts for what lies along an axis"):
+        experiments.axis(root / "clip", root / "photos")
+    with pytest.raises(ValueError, match="corpus: got images; it must be texts for what lies along an axis"):
+        experiments.run([root / "clip"], root / "photos", out=tmp_path / "out")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cut.png").write_bytes((root / "photos" / "01.png").read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"images: .*cut\.png cannot be read as an image"):
+        experiments.layers(root / "clip", tmp_path / "photos")
+
+
+def test_commands_take_a_folder_of_images(root: Path, tmp_path: Path) -> None:
+    given = ["--corpus", str(root / "photos"), "--device", "cpu", "--threads", "1"]
+
+    def cone(*arguments: str | Path) -> str:
+        result = CliRunner().invoke(main, [*map(str, arguments), *given])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    model = root / "dinov2-registers"
+    cone("layers", "--model", model, "--json", tmp_path / "layers.json")
+    layers = json.loads((tmp_path / "layers.json").read_text())["layers"]
+    assert [(row["layer"], row["sentence"]["count"]) for row in layers] == [(at, COUNT) for at in range(LAYERS + 1)]
+    cone("pooling", "--model", model)
+    cone("rotation", "--model", model, "--model", root / "clip")
+    cone("center", "--model", model, "--output", tmp_path / "centering.safetensors")
