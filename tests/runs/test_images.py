@@ -121,6 +121,8 @@ def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> Non
             experiments.layers(folder, corpus)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prompt: got 'x' with a corpus of images; it must be left out"):
         experiments.layers(root / "clip", root / "photos", prompt="x")
+    with pytest.raises(ValueError, match="baseline: got 'shuffled-tokens' for a model of images"):
+        experiments.layers(root / "clip", root / "photos", baseline="shuffled-tokens")
     with pytest.raises(ValueError, match="corpus: got images; it must be texts for what lies along an axis"):
         experiments.axis(root / "clip", root / "photos")
     with pytest.raises(ValueError, match="corpus: got images; it must be texts for what lies along an axis"):
