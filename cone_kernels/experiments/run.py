@@ -145,6 +145,11 @@ class RunResult:
         names = ", ".join(model.layers.model["architecture"] for model in self.models)
         return f"RunResult({names} on {self.corpus['sentences']} sentences, written to {self.out})"
 
+    def _repr_html_(self) -> str:
+        from cone_kernels.report import fragment
+
+        return fragment(self.to_dict())
+
 
 def run(
     model: Sequence[ModelLike],
