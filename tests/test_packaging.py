@@ -57,6 +57,19 @@ def test_wheels_are_built_for_every_python_that_is_named() -> None:
     assert {f"manylinux-{machine}-image" for machine in matrix["machine"]} <= set(wheels["cibuildwheel"]["linux"])
 
 
+def test_the_conda_recipe_asks_for_what_pip_asks_for() -> None:
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text())
+    project, wanted = PROJECT["project"], recipe["requirements"]
+    (torch,) = project["optional-dependencies"]["torch"]
+    asked = {line.replace(">=", " >=") for line in (*project["dependencies"], f"py{torch}")}
+    assert asked == set(wanted["run"]) - {"python"}
+    build = {line.replace(">=", " >=") for line in PROJECT["build-system"]["requires"]}
+    assert build == set(wanted["host"]) - {"pip", "python"}
+    assert recipe["context"]["version"] == project["version"]
+    (script,) = recipe["build"]["python"]["entry_points"]
+    assert dict([script.split(" = ")]) == project["scripts"]
+
+
 def test_setup_imports_no_torch() -> None:
     assert "torch" not in {line.split()[1] for line in imports(ROOT / "setup.py")}
 
