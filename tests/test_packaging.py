@@ -95,6 +95,10 @@ def test_installs_where_there_is_no_torch_and_no_nvcc(tmp_path: Path) -> None:
 
     imported = run("-c", "import cone_kernels, cone_kernels._cpu as c, sys; print(c.supported_isas()[0])")
     assert imported.stdout.strip() == "baseline", imported.stderr
+    code = (
+        "import pathlib, cone_kernels as c; print(*sorted(p.name for p in pathlib.Path(c.__file__).parent.glob('*.*')))"
+    )
+    assert {"_cpu.pyi", "_cuda.pyi", "py.typed"} <= set(run("-c", code).stdout.split())
     assert run("-m", "cone_kernels", "--help").returncode == 0
     doctor = run("-m", "cone_kernels", "doctor")
     assert doctor.returncode == 0, doctor.stderr
