@@ -152,6 +152,7 @@ lock:
 	$(LOCK) --universal --extra demo --constraints requirements/test.txt --output-file requirements/demo.txt \
 	  --overrides requirements/left-out-of-demo.in
 	$(subst 3.10,3.11,$(UV_COMPILE)) --universal requirements/docs.in --output-file requirements/docs.txt
+	$(UV_COMPILE) --universal requirements/nvcc.in --output-file requirements/nvcc.txt
 	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt
 
 clean:

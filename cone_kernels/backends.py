@@ -218,7 +218,17 @@ def _cpu_capability() -> Capability:
     missing = _missing_torch()
     if not missing and importlib.util.find_spec("cone_kernels._cpu") is None:
         missing = "the extension cone_kernels._cpu is not built (pip install . builds it)"
-    return _capability(Backend.CPU, missing, ("cpu",))
+    return _capability(Backend.CPU, missing or _failure_to_load(), ("cpu",))
+
+
+def _failure_to_load() -> str:
+    """Why `_cpu` does not load, "" where it does; torch is loaded first, whose OpenMP library it takes."""
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("cone_kernels._cpu")
+    except ImportError as error:
+        return f"the extension cone_kernels._cpu does not load: {error}"
+    return ""
 
 
 def _triton_capability() -> Capability:

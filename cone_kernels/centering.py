@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cone_kernels import metrics
 from cone_kernels.names import METHODS, OUTPUT, CenteringMethod, Layer, place
-from cone_kernels.ops.arguments import Array, ArrayLike, float_tensor, like_input
+from cone_kernels.ops.arguments import Array, ArrayLike, float_tensor, is_array, like_input
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state import file as state_file
 from cone_kernels.state.cone_state import ConeState, Moments
@@ -103,7 +102,7 @@ class Centering:
             Centering(all-but-the-top of 3 components, 384 wide, output, from 1,000 sentences)
         """
         check_method(method, components, shrinkage)
-        if isinstance(state, (Tensor, np.ndarray)):
+        if is_array(state):
             moments = _moments_of(state, layer, second_moment=method != "mean")
             number: Layer = OUTPUT
         else:

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,13 @@ def cpu() -> dict[str, Any]:
 
         found["torch_threads"] = torch.get_num_threads()
     if importlib.util.find_spec("cone_kernels._cpu"):
-        from cone_kernels import _cpu
+        with suppress(
+            ImportError
+        ):  # of OpenMP's library, which comes with torch, where neither torch nor the system has it
+            from cone_kernels import _cpu
 
-        found["isa"] = _cpu.isa()
-        found["supported_isas"] = list(_cpu.supported_isas())
+            found["isa"] = _cpu.isa()
+            found["supported_isas"] = list(_cpu.supported_isas())
     return found
 
 

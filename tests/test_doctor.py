@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from cone_kernels import _cpu, doctor
+import cone_kernels
+from cone_kernels import _cpu, backends, doctor
 from cone_kernels.backends import capabilities
 from cone_kernels.cli import main
 
@@ -72,6 +76,27 @@ def test_without_torch_and_without_the_extension() -> None:
     assert "torch is not installed" in reasons["reference"]
     assert "torch is not installed" in found["bandwidth"]["method"]
     assert (found["cpu"]["torch_threads"], found["cpu"]["isa"], found["gpus"]) == (None, None, [])
+
+
+def test_an_extension_that_does_not_load_is_told_and_does_not_end_the_command(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unloadable(importlib.abc.Loader, importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+            return importlib.machinery.ModuleSpec(name, self) if name == "cone_kernels._cpu" else None
+
+        def exec_module(self, _: object) -> NoReturn:
+            raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "cone_kernels._cpu")
+    monkeypatch.delattr(cone_kernels, "_cpu")
+    monkeypatch.setattr(sys, "meta_path", [Unloadable(), *sys.meta_path])
+    monkeypatch.setattr(backends, "capabilities", backends.capabilities.__wrapped__)
+    done = CliRunner().invoke(main, ["doctor", "--json", "-"])
+    found = json.loads(done.stdout)
+    reasons = {backend["backend"]: backend["reason"] for backend in found["backends"]}
+    said = "the extension cone_kernels._cpu does not load: libgomp.so.1: cannot open shared object file"
+    assert (reasons["cpu"], found["cpu"]["isa"], found["cpu"]["supported_isas"]) == (said, None, [])
 
 
 def test_memory_is_the_systems(tmp_path: Path) -> None:

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cone_kernels import _cpu
 from tests.support.places import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_the_extension_neither_imports_nor_links_torch() -> None:
@@ -25,6 +35,39 @@ def test_torch_and_the_extension_share_one_openmp() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "1"
+
+
+def test_a_wheel_asks_for_nothing_that_torch_and_the_system_do_not_have() -> None:
+    """auditwheel leaves out libgomp.so.1, for torch has it; so it may ask for no newer OpenMP than torch's has."""
+    read = ["readelf", "--wide", "--dynamic", "--version-info", _cpu.__file__]
+    told = subprocess.run(read, capture_output=True, text=True, check=True).stdout
+    of_every_system = {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libstdc++.so.6"}
+    needed = {name for name in re.findall(r"Shared library: \[(.*)\]", told) if not name.startswith("ld-linux")}
+    assert needed - of_every_system == {"libgomp.so.1"}
+    assert set(re.findall(r"\bGOMP_[\d.]+", told)) <= {"GOMP_1.0", "GOMP_2.0", "GOMP_3.0", "GOMP_4.0", "GOMP_4.5"}
+
+
+def test_wheels_are_built_for_every_python_that_is_named() -> None:
+    project, wheels = (PROJECT[key] for key in ("project", "tool"))
+    named = re.findall(r":: (3\.\d+)$", "\n".join(project["classifiers"]), flags=re.MULTILINE)
+    assert [f"3.{minor}" for minor in re.findall(r"cp3(\d+)-", wheels["cibuildwheel"]["build"])] == named
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text())
+    matrix = workflow["jobs"]["wheel"]["strategy"]["matrix"]
+    assert [f"{name}-*" for name in matrix["python"]] == wheels["cibuildwheel"]["build"].split()
+    assert {f"manylinux-{machine}-image" for machine in matrix["machine"]} <= set(wheels["cibuildwheel"]["linux"])
+
+
+def test_the_conda_recipe_asks_for_what_pip_asks_for() -> None:
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text())
+    project, wanted = PROJECT["project"], recipe["requirements"]
+    (torch,) = project["optional-dependencies"]["torch"]
+    asked = {line.replace(">=", " >=") for line in (*project["dependencies"], f"py{torch}")}
+    assert asked == set(wanted["run"]) - {"python"}
+    build = {line.replace(">=", " >=") for line in PROJECT["build-system"]["requires"]}
+    assert build == set(wanted["host"]) - {"pip", "python"}
+    assert recipe["context"]["version"] == project["version"]
+    (script,) = recipe["build"]["python"]["entry_points"]
+    assert dict([script.split(" = ")]) == project["scripts"]
 
 
 def test_setup_imports_no_torch() -> None:
@@ -52,6 +95,10 @@ def test_installs_where_there_is_no_torch_and_no_nvcc(tmp_path: Path) -> None:
 
     imported = run("-c", "import cone_kernels, cone_kernels._cpu as c, sys; print(c.supported_isas()[0])")
     assert imported.stdout.strip() == "baseline", imported.stderr
+    code = (
+        "import pathlib, cone_kernels as c; print(*sorted(p.name for p in pathlib.Path(c.__file__).parent.glob('*.*')))"
+    )
+    assert {"_cpu.pyi", "_cuda.pyi", "py.typed"} <= set(run("-c", code).stdout.split())
     assert run("-m", "cone_kernels", "--help").returncode == 0
     doctor = run("-m", "cone_kernels", "doctor")
     assert doctor.returncode == 0, doctor.stderr

@@ -103,14 +103,14 @@ def test_what_torch_asks_for_is_locked_though_torch_is_not() -> None:
         assert_satisfied(lines, locked(name, python), set())
 
 
-@pytest.mark.parametrize("name", ["build", *LOCKS])
+@pytest.mark.parametrize("name", ["build", "nvcc", *LOCKS])
 def test_locks_hold_final_releases_only(name: str) -> None:
     pins = re.findall(r"^([\w.-]+)==(\S+)", lock(name).read_text(), flags=re.MULTILINE)
     assert pins
     assert not [pin for pin in pins if Version(pin[1]).is_prerelease]
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", ["nvcc", *LOCKS])
 def test_locks_say_nothing_of_the_machine_that_made_them(name: str) -> None:
     text = lock(name).read_text()
     for foreign in ("://", "/tmp", "/home", "/root", "--index", "--find-links", " @ ", "-e "):

@@ -13,7 +13,7 @@ PROGRAM = """
 import numpy as np
 import torch
 from cone_kernels import Centering, ConeProbe, ConeState, experiments, isotropy_loss, masked_mean_pool, metrics
-from cone_kernels import mean_pairwise_cosine, row_moments, second_moment, top_eigenvectors
+from cone_kernels import mean_pairwise_cosine, pool_moments, row_moments, second_moment, top_eigenvectors
 
 x, a = torch.randn(10, 4), np.ones((3, 4))
 reveal_type(mean_pairwise_cosine(x))  # Tensor
@@ -21,6 +21,8 @@ reveal_type(mean_pairwise_cosine(a))  # ndarray
 reveal_type(second_moment(torch.nn.Parameter(x)))  # Tensor
 reveal_type(masked_mean_pool(a[None]))  # ndarray
 reveal_type(row_moments(x)["count"])  # Tensor
+reveal_type(pool_moments(x[None]).pooled)  # Tensor
+reveal_type(pool_moments([a, a]).sums["count"])  # ndarray
 reveal_type(top_eigenvectors(covariance=a).vectors)  # ndarray
 reveal_type(Centering.fit(a)(x))  # Tensor
 reveal_type(Centering.fit(x).inverse(a))  # ndarray

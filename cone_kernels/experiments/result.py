@@ -63,6 +63,14 @@ class ExperimentResult(ABC):
         model = {"model": data["model"]["name"]} if "model" in data else {}
         return data_frame([model | row for row in ([kept] if self.table is None else data[self.table])])
 
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The table of `to_pandas` by Arrow's protocol: `polars.DataFrame(result)`, `pyarrow.table(result)`.
+
+        Raises:
+            ModuleNotFoundError: pandas or pyarrow is not installed.
+        """
+        return arrow_stream(self.to_pandas(), requested_schema)
+
     def _repr_html_(self) -> str:
         from cone_kernels.report import fragment
 
@@ -83,6 +91,19 @@ def data_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
     import pandas
 
     return pandas.json_normalize(list(rows), sep="_").infer_objects()
+
+
+def arrow_stream(table: DataFrame, requested_schema: object | None) -> object:
+    """A pandas table as the capsule of Arrow's stream protocol, which polars, DuckDB and others read.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    require("pyarrow", "parquet", "Arrow's protocol")
+    import pyarrow
+
+    stream: object = pyarrow.Table.from_pandas(table, preserve_index=False).__arrow_c_stream__(requested_schema)
+    return stream
 
 
 _ABOUT = ("schema", "experiment", "model", "corpus", "dependence", "summary", "manifest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -11,6 +12,30 @@ from torch import Tensor
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # What the kernels of the GPU backends read and write; the CPU's take float64 too.
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Rows(TypedDict):
+    """Rows (L, n, d) as bindings take them: the address of each layer, shape and strides in elements."""
+
+    layers: list[int]
+    dtype: int
+    n: int
+    d: int
+    row_stride: int
+    col_stride: int
+
+
+class HiddenStates(TypedDict):
+    """Layers (B, T, d) or (N, d) as bindings take them, with the mask or the sentences' first rows."""
+
+    layers: list[int]
+    dtype: int
+    n_sentences: int
+    n_tokens: int
+    d: int
+    strides: tuple[int, int, int]
+    mask: int
+    cu_seqlens: int
 
 
 def require_gpu_dtype(name: str, dtype: torch.dtype, backend: str) -> None:
@@ -35,7 +60,7 @@ def column_stride(x: Tensor) -> int:
     return 1 if x.shape[-1] == 1 else x.stride(-1)
 
 
-def rows_of(x: Tensor) -> dict[str, object]:
+def rows_of(x: Tensor) -> Rows:
     """Rows x (L, n, d), or (n, d) for one layer, as bindings take them."""
     base = x.data_ptr() or no_address(x)
     shape, strides = x.shape, x.stride()  # asked for once: each time takes the host as long as a row takes a kernel
@@ -55,7 +80,7 @@ def rows_of(x: Tensor) -> dict[str, object]:
 
 def hidden_states_of(
     layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: Tensor | None, n_sentences: int
-) -> dict[str, object]:
+) -> HiddenStates:
     """Layers (B, T, d) or (N, d), of one set of strides, as bindings take them."""
     first = layers[0]
     shape, strides = first.shape, first.stride()

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.dlpack import from_dlpack
+from typing_extensions import TypeIs
 
 from cone_kernels.devices import has_no_values, is_captured, to_device
 from cone_kernels.sums import GROUPS, jackknife_groups
@@ -26,8 +28,12 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_compiling = torch.compiler.is_compiling
 
 
-def as_tensor(name: str, value: ArrayLike) -> Tensor:
-    """A dense tensor of the caller's memory; NumPy arrays are wrapped, not copied (unless a stride is negative)."""
+def as_tensor(name: str, value: object) -> Tensor:
+    """A dense tensor of the caller's memory; NumPy arrays are wrapped, not copied (unless a stride is negative).
+
+    So are arrays of other libraries that have `__dlpack__` (JAX, CuPy); of what has `__array__` alone (pandas, xarray)
+    NumPy decides whether it is copied.
+    """
     if isinstance(value, Tensor):
         if value.is_nested:
             raise TypeError(
@@ -39,7 +45,19 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         return _wrapped(name, value)
-    raise TypeError(f"{name}: got {type(value).__name__}; it must be a torch.Tensor or a numpy.ndarray")
+    if hasattr(value, "__dlpack__"):
+        return _exchanged(name, value)
+    if hasattr(value, "__array__"):
+        return _wrapped(name, np.asarray(value))
+    raise TypeError(
+        f"{name}: got {type(value).__name__}; it must be a torch.Tensor or a numpy.ndarray, or have __dlpack__ or "
+        "__array__"
+    )
+
+
+def is_array(value: object) -> TypeIs[ArrayLike]:
+    """Whether `as_tensor` takes a value by its type: a sequence of arrays is none."""
+    return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "__dlpack__") or hasattr(value, "__array__")
 
 
 def _with_memory(name: str, tensor: Tensor) -> Tensor:
@@ -60,6 +78,16 @@ def _with_memory(name: str, tensor: Tensor) -> Tensor:
             "mode alone"
         )
     return tensor.resolve_neg()
+
+
+def _exchanged(name: str, value: Any) -> Tensor:
+    try:
+        return from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: got {type(value).__name__}, which torch cannot read by __dlpack__ ({error}); it must be a "
+            "torch.Tensor or a numpy.ndarray"
+        ) from None
 
 
 def _wrapped(name: str, array: np.ndarray[Any, Any]) -> Tensor:
@@ -111,7 +139,7 @@ def flatten_batch(x: Tensor, row_dims: int) -> Tensor:
 
 def hidden_layers(name: str, value: ArrayLike | Sequence[ArrayLike], row_dims: int, shape: str) -> list[Tensor]:
     """Hidden states as a list of layers of `row_dims` dimensions, alike in shape, dtype, device and strides."""
-    if isinstance(value, (Tensor, np.ndarray)):
+    if is_array(value):
         return list(flatten_batch(float_tensor(name, value, row_dims, shape), row_dims).unbind(0))
     layers = [float_tensor(f"{name}[{i}]", layer, row_dims, shape) for i, layer in enumerate(value)]
     for i, layer in enumerate(layers):
@@ -261,8 +289,10 @@ def differentiated_directly(tensor: Tensor) -> bool:
 
 
 def like_input(result: Tensor, *inputs: Any) -> Any:
-    """`result` as a NumPy array where the caller passed NumPy arrays, else as it is."""
+    """`result` as a NumPy array where the caller passed NumPy's, or what has `__array__` alone; else as it is."""
     first = inputs[0]
-    if not isinstance(first, (Tensor, np.ndarray)) and isinstance(first, Sequence):
+    if isinstance(first, Tensor):
+        return result
+    if not is_array(first) and isinstance(first, Sequence):
         first = first[0]
-    return result.numpy() if isinstance(first, np.ndarray) else result
+    return result.numpy() if isinstance(first, np.ndarray) or not hasattr(first, "__dlpack__") else result

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
+from typing_extensions import NamedTuple  # which torch needs; typing's own can be generic from Python 3.11
 
 from cone_kernels import backends
 from cone_kernels.ops.arguments import (
+    Array,
     ArrayLike,
+    as_tensor,
     first_groups,
     groups_of,
     hidden_layers,
+    is_array,
     like_input,
     require_device,
     require_groups,
@@ -24,25 +28,25 @@ from cone_kernels.ops.masked_mean_pool import token_selection
 from cone_kernels.sums import SENTENCE_FIELDS, TOKEN_FIELDS, zero_sums
 
 
-class PoolMoments(NamedTuple):
+class PoolMoments(NamedTuple, Generic[Array]):
     """What `pool_moments` returns; leading dimensions as the hidden states'."""
 
-    pooled: Any
+    pooled: Array
     """(..., B, D) float32, or float64 for float64 input: the mean of each sentence's tokens."""
-    sums: dict[str, Any]
+    sums: dict[str, Array]
     """The token level's plain sums by name; see `cone_kernels.sums`."""
-    status: Any
+    status: Array
     """(..., B) uint8: 0, or the sum of 1 (has a zero token), 2 (has one that is not finite), 4 (has no token)."""
 
 
 def pool_moments(
-    hidden_states: ArrayLike | Sequence[ArrayLike],
+    hidden_states: Array | Sequence[Array],
     mask: ArrayLike | None = None,
     *,
     cu_seqlens: ArrayLike | None = None,
     sentence_ids: ArrayLike | None = None,
     backend: str = "auto",
-) -> PoolMoments:
+) -> PoolMoments[Array]:
     """Pooled vectors, token-level sums and within-sentence sums, from one read of the tokens that count.
 
     Without a gradient: a backward through any of them raises. `masked_mean_pool` has one.
@@ -81,8 +85,9 @@ def pool_moments(
         groups = first_groups(n_sentences, layers[0])
     sums = zero_sums(TOKEN_FIELDS, len(layers), layers[0].shape[-1], device=device)
     pooled, status = pool_moments_(layers, mask, cu_seqlens, groups, list(sums.values()), backend)
-    stacked = hasattr(hidden_states, "shape")
-    batch = tuple(hidden_states.shape[:-row_dims]) if stacked else (len(layers),)  # type: ignore[union-attr]
+    batch: tuple[int, ...] = (len(layers),)
+    if is_array(hidden_states):
+        batch = tuple(as_tensor("hidden_states", hidden_states).shape[:-row_dims])
 
     def shaped(tensor: Tensor) -> Any:
         result = refused_gradients("pool_moments", tensor.reshape((*batch, *tensor.shape[1:])), layers)

@@ -56,10 +56,11 @@ def figure(result: dict[str, Any]) -> Figure:
 def fragment(result: dict[str, Any]) -> str:
     """One result as HTML that can stand in any page: its sentences, its figures as inline SVG, its tables.
 
-    Where matplotlib is missing, the fragment says so in place of the figures.
+    Of a run it is the first table and figure of the report. Where matplotlib is missing, the fragment says so in place
+    of the figures.
 
     Args:
-        result: as in `figure`.
+        result: as in `figure`, or JSON data of the schema cone_kernels/run/1.
 
     Raises:
         ValueError: as in `figure`.
@@ -71,15 +72,20 @@ def fragment(result: dict[str, Any]) -> str:
     from cone_kernels.report.section import experiment_of, fragment_html
     from cone_kernels.report.style import style_sheet
 
-    node = Node(result)
+    node, style = Node(result), style_sheet(page=False)
+    can_draw = find_spec("matplotlib") is not None
+    # Fragments of other results stand on the same page, and ids must differ.
+    prefix = f"cone-{hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:12]}"
+    if "experiment" not in result and "schema" in result:
+        from cone_kernels.report.page import run_fragment_html
+
+        return run_fragment_html(node, prefix, style, _draw_wide if can_draw else None)
     experiment, panels = experiment_of(node), None
-    if find_spec("matplotlib") is not None:
+    if can_draw:
         from cone_kernels.report.figures import PANELS
 
         panels = PANELS[experiment](node)
-    # Fragments of other results stand on the same page, and ids must differ.
-    digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
-    return fragment_html(node, panels, f"cone-{digest[:12]}", style_sheet(page=False), _draw_wide)
+    return fragment_html(node, panels, prefix, style, _draw_wide)
 
 
 def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:

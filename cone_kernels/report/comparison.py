@@ -26,7 +26,7 @@ NO_SECOND_MODEL = (
     "<code>cone run --model … --model …</code>."
 )
 _IN_OVERVIEW, _FIRST_AXIS = "curve", "axis-1"
-_MOST_BESIDE = 5  # models whose matrices are narrow enough to stand beside each other
+_MOST_BESIDE = 5  # models whose matrices stand beside each other, and of which lists are short enough to stand open
 
 
 def sections(results: Node, models: Sequence[Node], draw: Drawer) -> Iterator[tuple[str, str]]:
@@ -60,13 +60,14 @@ def _of_each_model(key: str, models: Sequence[Node], draw: Drawer) -> str:
     body = _undefined(key, models)
     if len(asked) > 1:
         body += _compared(key, [result for _, result in asked], draw)
+    by_itself: list[str] = []
     for at, result in asked:
         prefix = f"{key}-{at}" if several else key
         panels, found = PANELS[key](result), TABLES[key](result)
         if len(asked) > 1:
             kept = [panel for panel in panels if panel.name != _FIRST_AXIS]
             whole = findings(result) + figures_and_tables(kept, found, prefix, draw)
-            body += folded([name(result["model"]), ": its findings, figures and tables"], whole, kind="model")
+            by_itself.append(folded([name(result["model"]), ": its findings, figures and tables"], whole, kind="model"))
         else:
             heading = f"<h3>{markup([name(result['model'])])}</h3>" if several else ""
             more = [panel for panel in panels if panel.name.startswith("axis-") and panel.name != _FIRST_AXIS]
@@ -74,7 +75,13 @@ def _of_each_model(key: str, models: Sequence[Node], draw: Drawer) -> str:
             body += heading + findings(result) + figures_and_tables(kept, (), prefix, draw)
             words = "The other axes, and all tables" if more else "All tables"
             body += folded([words], figures_and_tables(more, found, prefix, draw))
+    body += _listed(by_itself, f"Each of the {len(by_itself)} models by itself")
     return body or NOT_ASKED
+
+
+def _listed(parts: Sequence[str], words: str) -> str:
+    """Parts one after the other, one a model; folded where they are many."""
+    return "".join(parts) if len(parts) <= _MOST_BESIDE else folded([words], "".join(parts))
 
 
 def _undefined(key: str, models: Sequence[Node]) -> str:
@@ -109,7 +116,10 @@ def _compared_axes(results: Sequence[Node], draw: Drawer) -> str:
         for at, (result, panel) in enumerate(firsts)
     ]
     caption = f'<p class="note">{markup(firsts[0][1].caption)}</p>' if firsts else ""
-    return _side_by_side(beside) + caption + table_html(_axes_table(results), "axis")
+    drawn = _side_by_side(beside) + caption
+    if len(beside) > _MOST_BESIDE:
+        drawn = folded([f"The first axes of the {len(beside)} models, drawn"], drawn)
+    return drawn + table_html(_axes_table(results), "axis")
 
 
 def _axes_table(results: Sequence[Node]) -> Table:
@@ -137,14 +147,15 @@ def _axes_table(results: Sequence[Node]) -> Table:
 
 
 def _rotation(rotation: Node, draw: Drawer) -> str:
-    """Of two models their pair; of more of them matrices too, which say nothing more of one pair."""
+    """Of two models their pair; of more of them matrices too, and of many the matrices alone: the pairs are folded."""
     from cone_kernels.report.figures import PANELS
 
     found, several = TABLES["rotation"](rotation), len(rotation["models"]) > 2
     panels = PANELS["rotation"](rotation) if several else []
     figures = [draw(panel, "rotation") for panel in panels]
-    shown = _side_by_side(figures) if len(rotation["models"]) <= _MOST_BESIDE else "".join(figures)
-    return findings(rotation) + shown + _tables(found, "rotation", {"pairs"})
+    if len(rotation["models"]) > _MOST_BESIDE:
+        return findings(rotation) + "".join(figures) + _tables(found, "rotation", ())
+    return findings(rotation) + _side_by_side(figures) + _tables(found, "rotation", {"pairs"})
 
 
 def _no_rotation(models: Sequence[Node]) -> str:

@@ -24,7 +24,7 @@ from cone_kernels.report.inline import (
 from cone_kernels.report.methods import METHODS_HTML
 from cone_kernels.report.node import Node
 from cone_kernels.report.overview import overview_table
-from cone_kernels.report.section import Drawer, experiment_of, figures_and_tables, findings
+from cone_kernels.report.section import NO_FIGURES, Drawer, experiment_of, figures_and_tables, findings
 from cone_kernels.report.table import Column, Table, table_html
 from cone_kernels.report.tables import TABLES
 
@@ -41,16 +41,32 @@ def page_html(results: Node, draw: Drawer) -> str:
     Raises:
         ValueError: the results are of another schema, or lack what they must have.
     """
-    if results["schema"].value != SCHEMA:
-        raise ValueError(f"results: got the schema {results['schema'].value!r}; it must be {SCHEMA!r}")
-    models = list(results["models"])
-    if not models:
-        raise ValueError("results: /models is empty; it must have at least one model")
+    models = _models(results)
     title, found = _title(models), list(sections(results, models, draw))
     contents = [("overview", "Overview"), *((key, heading_of(key)) for key, _ in found)]
     contents.append(("measured", "What was measured"))
     main = "".join((_overview(results, models, draw), *(html for _, html in found), _measured(results, models)))
     return document(title, _header(results, models, title), main, contents)
+
+
+def run_fragment_html(results: Node, prefix: str, style: str, draw: Drawer | None) -> str:
+    """The answer of a run in a page of others, a notebook: its first table and figure.
+
+    Args:
+        results: of the schema cone_kernels/run/1.
+        prefix: of every id.
+        style: the style sheet.
+        draw: gives a figure as HTML; None where matplotlib is not installed, and the fragment says so.
+
+    Raises:
+        ValueError: as `page_html`.
+    """
+    models = _models(results)
+    missing = "" if draw else f'<p class="note">{escape(NO_FIGURES)}</p>'
+    return (
+        f'<div class="cone cone-fragment"><style>{style}</style><h3>{markup(_title(models))}</h3>{missing}'
+        f"{_answer(results, models, prefix, draw)}</div>"
+    )
 
 
 def result_page_html(result: Node, draw: Drawer) -> str:
@@ -76,6 +92,15 @@ def result_page_html(result: Node, draw: Drawer) -> str:
     measured_as = f'<section id="measured"><h2>What was measured</h2>{METHODS_HTML}{listed}</section>'
     header = f"<header><h1>{markup(title)}</h1><p>{escape(EXPERIMENTS[key].question)}</p></header>"
     return document(title, header, section + measured_as)
+
+
+def _models(results: Node) -> list[Node]:
+    if results["schema"].value != SCHEMA:
+        raise ValueError(f"results: got the schema {results['schema'].value!r}; it must be {SCHEMA!r}")
+    models = list(results["models"])
+    if not models:
+        raise ValueError("results: /models is empty; it must have at least one model")
+    return models
 
 
 def _title(models: Sequence[Node]) -> Parts:
@@ -106,11 +131,17 @@ def _header(results: Node, models: Sequence[Node], title: Parts) -> str:
 
 
 def _overview(results: Node, models: Sequence[Node], draw: Drawer) -> str:
+    return f'<section id="overview" aria-label="Overview">{_answer(results, models, "run", draw)}</section>'
+
+
+def _answer(results: Node, models: Sequence[Node], prefix: str, draw: Drawer | None) -> str:
+    """The answer for every model in one table and, where it can be drawn, one figure."""
+    table = table_html(overview_table(results), prefix, cards=True)
+    if draw is None:
+        return table
     from cone_kernels.report.figures.models import overview_panel
 
-    table = table_html(overview_table(results), "run", cards=True)
-    figure = draw(overview_panel([model["layers"] for model in models]), "run")
-    return f'<section id="overview" aria-label="Overview">{table}{figure}</section>'
+    return table + draw(overview_panel([model["layers"] for model in models]), prefix)
 
 
 def _started(results: Node, models: Sequence[Node]) -> Iterator[Node]:

@@ -16,7 +16,7 @@ from cone_kernels.ops.arguments import float_tensor, given_groups, groups_of, hi
 from cone_kernels.ops.pool_moments import pool_and_row_moments_, pool_moments_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
-from cone_kernels.state.description import layers_in_words, model_in_words, second_moments_in_words
+from cone_kernels.state.description import as_table, layers_in_words, model_in_words, second_moments_in_words
 from cone_kernels.state.moments import Moments
 from cone_kernels.state.parts import OPTIONAL_KEYS, Parts, parts_of_file
 from cone_kernels.state.poolings import pool_layers, refuse_missing_special, rows_of
@@ -146,6 +146,9 @@ class ConeState:
         if self.output is not None:
             lines.append(f"  output: {self.output.dim:,} wide; {self.output.rows_in_words()}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return as_table(repr(self))
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""A state in a few words: the lines that `repr` shows."""
+"""A state in a few words: the lines that `repr` shows, and the table that a notebook shows."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,20 @@ def rows_in_words(level: str, sums: Mapping[str, Tensor]) -> str:
     left_out = [f"{_span(of[name])} {what}" for name, what in _LEFT_OUT.items() if any(of.get(name, ()))]
     lost = f"left out: {', '.join(left_out)}" if left_out else "none left out"
     return f"{_ROWS[level]}: {_span(of['count'])} counted; {lost}"
+
+
+def as_table(lines: str) -> str:
+    """The lines of a `repr`, the first of which says what it is of, as an HTML table.
+
+    Examples:
+        >>> as_table("Moments(token level)\\n  layers: 0 to 6")
+        '<table><caption>Moments(token level)</caption><tr><th style="text-align:left">layers</th>...'
+    """
+    head, *rows = html.escape(lines).split("\n  ")
+    left = 'style="text-align:left"'
+    cells = (row.partition(": ") for row in rows)
+    body = "".join(f"<tr><th {left}>{what}</th><td {left}>{said}</td></tr>" for what, _, said in cells)
+    return f"<table><caption>{head}</caption>{body}</table>"
 
 
 def second_moments_in_words(fields: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
-from cone_kernels.state.description import layers_in_words, rows_in_words, second_moments_in_words
+from cone_kernels.state.description import as_table, layers_in_words, rows_in_words, second_moments_in_words
 from cone_kernels.state.pending_rows import BLOCK_ROWS, PendingRows
 from cone_kernels.sums import (
     FOURTH_ORDER_FIELDS,
@@ -149,6 +149,9 @@ class Moments:
                 f"  second moments: {second_moments_in_words(self.fields)}",
             )
         )
+
+    def _repr_html_(self) -> str:
+        return as_table(repr(self))
 
     def rows_in_words(self) -> str:
         """How many rows were counted and left out, as `repr` says it: 'tokens: 15,123 counted; none left out'."""

@@ -25,6 +25,7 @@ from cone_kernels.experiments.axis_vectors import AxisVectors
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
 from cone_kernels.names import QUALITY_NOT_MEASURED
+from cone_kernels.report import fragment
 from cone_kernels.terminal.run import print_run
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
@@ -110,6 +111,11 @@ def test_the_command_ends_with_the_answer_for_every_model(ran: RunResult, result
     assert any(line.startswith("  peak ") for line in lines) == (width == 50)
     assert str(ran.out / "report.html") in shown.getvalue()
     assert len(lines) < 30
+
+
+def test_a_notebook_shows_the_answer_for_every_model(ran: RunResult, results: dict[str, Any]) -> None:
+    assert ran._repr_html_() == fragment(ran.to_dict())
+    assert f"{results['models'][0]['layers']['shape']['peak']['anisotropy']:.3f}" in ran._repr_html_()
 
 
 def test_state_and_vectors_can_be_read_again(out: Path, results: dict[str, Any]) -> None:

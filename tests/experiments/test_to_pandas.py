@@ -16,6 +16,7 @@ from cone_kernels.experiments.result import ExperimentResult
 from tests.support.tiny_checkpoints import save_checkpoint
 
 pytest.importorskip("pandas")
+pyarrow = pytest.importorskip("pyarrow")
 TEXTS = [f"w{4 + i % 50} w{5 + i * 7 % 60} w{6 + i * 3 % 70}" for i in range(30)]
 
 
@@ -33,6 +34,14 @@ def test_of_a_run_and_of_each_of_its_experiments(tmp_path: Path) -> None:
     np.testing.assert_equal(
         whole["sentence_anisotropy"].to_numpy(), [number(row["sentence_anisotropy"]) for row in written]
     )
+
+    every = [found, *(result for model in found.models for result in (*model.results.values(), *model.centerings))]
+    for result in every:
+        table, arrow = result.to_pandas(), pyarrow.table(result)
+        assert arrow.column_names == list(table.columns)
+        assert arrow.num_rows == len(table) > 0
+    arrow = pyarrow.table(found)["sentence_anisotropy"].to_numpy()
+    np.testing.assert_array_equal(arrow, whole["sentence_anisotropy"].to_numpy())
 
     model = found.models[0]
     layers, data = model.layers.to_pandas(), model.layers.to_dict()

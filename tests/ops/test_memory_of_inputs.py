@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cone_kernels
 from cone_kernels import (
+    Centering,
     ConeState,
     isotropy_loss,
     masked_mean_pool,
@@ -27,6 +29,7 @@ from cone_kernels import (
     second_moment,
     top_eigenvectors,
 )
+from cone_kernels.ops.arguments import as_tensor
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, zero_sums
@@ -178,6 +181,81 @@ def test_tensors_without_values_have_the_shape_of_the_result() -> None:
         x, mask = mode.from_tensor(normal(3, 4, 6)), mode.from_tensor(numbers)
         assert masked_mean_pool(x, mask).shape == (3, 6)
         assert pool_moments(x, mask).sums["unit_sum"].shape == (64, 6)
+
+
+class Exchanged:
+    """An array of a library that torch does not know, as JAX's and CuPy's: it has `__dlpack__`."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = np.asarray(array)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+class Converted:
+    """What NumPy can make an array of, as tables of pandas: it has `__array__` and is no sequence of arrays."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = np.asarray(array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.array
+
+
+# Each public op of rows (12, 6), or of the same as packed hidden states, and of numbers beside them.
+OF_ARRAYS: dict[str, Callable[[Any, Callable[[Any], Any]], Any]] = {
+    "mean_pairwise_cosine": lambda x, given: mean_pairwise_cosine(x),
+    "masked_mean_pool": lambda x, given: masked_mean_pool(x, cu_seqlens=given(STARTS)),
+    "row_moments": lambda x, given: row_moments(x, sentence_ids=given(STARTS.repeat(3)))["unit_sum"],
+    "pool_moments": lambda x, given: pool_moments(x, cu_seqlens=given(STARTS), sentence_ids=given(IDS)).pooled,
+    "pool_moments of a list": lambda x, given: pool_moments([x, x], cu_seqlens=given(STARTS)).sums["unit_sum"],
+    "second_moment": lambda x, given: second_moment(x, center=True),
+    "top_eigenvectors": lambda x, given: top_eigenvectors(x, 2).values,
+    "Centering": lambda x, given: Centering.fit(x)(x),
+}
+
+
+@pytest.mark.parametrize(("given", "result"), [(Exchanged, Tensor), (Converted, np.ndarray)])
+@pytest.mark.parametrize("op", OF_ARRAYS)
+def test_arrays_of_other_libraries_are_taken(op: str, given: Callable[[Any], Any], result: type) -> None:
+    x = normal(12, 6)
+    wanted = OF_ARRAYS[op](x, lambda numbers: numbers)
+    got = OF_ARRAYS[op](given(x), given)
+    assert type(got) is result
+    assert torch.equal(torch.as_tensor(got), wanted)
+
+
+def test_an_array_of_another_library_is_not_copied() -> None:
+    array = normal(3, 6).numpy()
+    for given in (Exchanged(array), Converted(array)):
+        assert as_tensor("x", given).data_ptr() == array.ctypes.data
+
+
+def test_a_mask_of_another_library_is_taken() -> None:
+    x = normal(3, 4, 6)
+    for mask in (Exchanged(MASK), Converted(MASK.long())):
+        assert torch.equal(masked_mean_pool(x, mask), masked_mean_pool(x, MASK))
+
+
+def test_tables_of_pandas() -> None:
+    x = normal(5, 3)
+    assert mean_pairwise_cosine(pandas.DataFrame(x.numpy())) == mean_pairwise_cosine(x)
+    with pytest.raises(TypeError, match="x: got a NumPy array of dtype object; it must be of a dtype of torch"):
+        mean_pairwise_cosine(pandas.DataFrame({"a": [1.0, 2.0], "b": ["a text", "another"]}))
+
+
+def test_memory_that_cannot_be_exchanged_is_refused_by_name() -> None:
+    class Kept(Exchanged):
+        def __dlpack__(self, **options: Any) -> Any:
+            raise BufferError("the memory is on another machine")
+
+    said = r"^x: got Kept, which torch cannot read by __dlpack__ \(the memory is on another machine\); it must be a"
+    with pytest.raises(TypeError, match=said):
+        mean_pairwise_cosine(Kept(np.ones((3, 6))))
 
 
 def traced_by_jit(op: str, x: Tensor) -> object:

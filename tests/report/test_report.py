@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import pytest
 
 from cone_kernels.report import write_report
+from cone_kernels.report.comparison import sections
 from cone_kernels.report.inline import Number, Text, one_line
 from cone_kernels.report.node import Node
 from cone_kernels.report.page import page_html
@@ -183,6 +184,27 @@ def test_what_is_of_one_model_is_folded_where_there_are_several() -> None:
             assert found.within("details")
             assert found.text not in opened
         assert {"layers": "tokens", "pooling": "levels", "axis": "axis-1"}[key] in opened
+
+
+def test_long_lists_of_models_are_folded() -> None:
+    """What stands open of a section grows with the models by its tables' rows alone; nothing of a model is left out."""
+    opened: dict[int, dict[str, int]] = {}
+    for count in (5, 10):
+        results = Node(run_results(models=count, n_layers=4))
+        opened[count] = {}
+        for key, html in sections(results, list(results["models"]), lambda panel, prefix: "<figure></figure>"):
+            section = read_html(html)
+            opened[count][key] = len(section.text_outside(lambda element: element.tag == "details"))
+            outer = [part for part in section.all("details") if not part.within("details")]
+            assert len(outer) <= 6, key
+            assert sum(not figure.within("details") for figure in section.all("figure")) <= 5, key
+            if key in ("layers", "pooling", "axis"):
+                names = {part.all("summary")[0].text.partition(":")[0] for part in section.all("details")}
+                assert {model["layers"]["model"]["name"].text for model in results["models"]} <= names
+                assert len(outer) == count or count == 10, key
+    for key, characters in opened[10].items():
+        assert characters <= 2 * opened[5][key], key
+    assert opened[10]["rotation"] < opened[5]["rotation"]  # the pairs are folded, the matrices are not
 
 
 def test_csv_holds_the_numbers_of_its_table_in_full(report: Report) -> None:

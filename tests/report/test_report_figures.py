@@ -270,6 +270,21 @@ def test_fragments_of_different_results_share_no_id() -> None:
     assert ids[0].isdisjoint(ids[1])
 
 
+def test_the_fragment_of_a_run_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = run_results(models=2)
+    page = fragment(results)
+    root = read_html(page)
+    assert [len(root.all(tag)) for tag in ("table", "svg", "h3")] == [1, 1, 1]
+    (table,) = root.all("table")
+    assert len(table.all("tr")) == 1 + len(results["models"])
+    for element in root.all("data"):
+        assert json.loads(element.attributes["value"]) == value_at(results, element.attributes["data-at"])
+    monkeypatch.setattr("cone_kernels.report.find_spec", lambda _: None)
+    plain = fragment(results)
+    assert "pip install 'cone_kernels[report]'" in read_html(plain).text
+    assert ("<svg" in page, "<svg" in plain) == (True, False)
+
+
 def test_an_unknown_experiment_is_refused() -> None:
     for make in (figure, fragment):
         with pytest.raises(ValueError, match="got the experiment 'gravity'; it must be one of layers, pooling"):

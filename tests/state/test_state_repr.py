@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cone_kernels import ConeState, Moments
+from tests.support.html_tree import read_html
 from tests.support.moment_cases import normal
 
 
@@ -23,6 +24,15 @@ def state_with_losses() -> ConeState:
     mask[50:53] = 0
     state.update(hidden, mask)
     return state
+
+
+def test_a_notebook_shows_the_same_as_a_table() -> None:
+    info = {"model": {"name": "<b>mine</b>"}}
+    for state in (state_with_losses(), state_with_losses().sentence, ConeState.empty([0], 2, info=info)):
+        table = read_html(state._repr_html_())
+        head, *lines = repr(state).splitlines()
+        assert table.all("caption")[0].text == head
+        assert [f"  {': '.join(cell.text for cell in row.all('th', 'td'))}" for row in table.all("tr")] == lines
 
 
 def test_a_state_says_what_it_holds() -> None:

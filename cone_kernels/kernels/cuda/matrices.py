@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -25,13 +26,14 @@ def second_moment(
     about_pilot: bool,
 ) -> None:
     """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
-    rows, factors = _rows(x), {"weights": address(weights), "pilot": address(pilot)}
-    size = _cuda.second_moment_workspace(**rows, **factors)
+    rows, weights_address, pilot_address = _rows(x), address(weights), address(pilot)
+    size = _cuda.second_moment_workspace(**rows, weights=weights_address, pilot=pilot_address)
     workspace = torch.empty(size, dtype=torch.float64, device=x.device)
     _cuda.second_moment(
         **rows,
-        **factors,
         use=address(use),
+        weights=weights_address,
+        pilot=pilot_address,
         about_pilot=about_pilot,
         moment=moment.data_ptr(),
         workspace=workspace.data_ptr(),
@@ -95,12 +97,22 @@ def _start(k: int, d: int, device: torch.device) -> Tensor:
     return start_block(k, d).to(device)
 
 
-def _rows(x: Tensor) -> dict[str, object]:
+class _Rows(TypedDict):
+    """Rows (L, n, d) as these bindings take them: the layers are as far apart as the first stride says."""
+
+    data: int
+    dtype: int
+    shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+
+
+def _rows(x: Tensor) -> _Rows:
     require_gpu_dtype("x", x.dtype, "cuda")
+    n_layers, n, d = x.shape
     strides = (x.stride(0), x.stride(1), column_stride(x))
-    return {"data": x.data_ptr(), "dtype": DTYPE_NUMBERS[x.dtype], "shape": tuple(x.shape), "strides": strides}
+    return {"data": x.data_ptr(), "dtype": DTYPE_NUMBERS[x.dtype], "shape": (n_layers, n, d), "strides": strides}
 
 
 @functools.cache
 def _most_shared(device: int) -> int:
-    return int(_cuda.most_shared_memory(device))
+    return _cuda.most_shared_memory(device)

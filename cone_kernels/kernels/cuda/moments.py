@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def row_moments(x: Tensor, groups: Tensor | None, sums: dict[str, Tensor]) -> Te
         **rows,
         segments=_segments(segments),
         sums=sum_addresses(sums),
-        partials=(*map(address, partials), slabs),
+        partials=_partials_and_slabs(partials, slabs),
         status=status.data_ptr(),
         queue=queue_of(x),
     )
@@ -94,14 +95,14 @@ def pool_moments(
     segments = Segments.of(groups, n_sentences, n_groups, len(layers), rows, _items_by_group)
     slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
     partials = _partials(first, segments, (len(layers), rows, first.shape[-1]), slabs, columns=True)
-    lists = _token_lists(mask)
+    positions, sizes = _token_lists(mask)
     _cuda.pool_moments(
         **hidden,
-        lists=(*map(address, lists), address(cu_seqlens)),
+        lists=(address(positions), address(sizes), address(cu_seqlens)),
         segments=_segments(segments),
         pooled=pooled.data_ptr(),
         sums=sum_addresses(sums),
-        partials=(*map(address, partials), slabs),
+        partials=_partials_and_slabs(partials, slabs),
         status=status.data_ptr(),
         queue=queue_of(first),
     )
@@ -165,11 +166,11 @@ def masked_mean_pool(layers: Sequence[Tensor], mask: Tensor | None, cu_seqlens: 
     first = layers[0]
     n_sentences = count_sentences(mask, cu_seqlens)
     hidden = hidden_states_of(layers, mask, cu_seqlens, n_sentences)
-    lists = _token_lists(mask)
+    positions, sizes = _token_lists(mask)
     pooled = torch.empty((len(layers), n_sentences, first.shape[-1]), dtype=torch.float32, device=first.device)
     _cuda.masked_mean_pool(
         **hidden,
-        lists=(*map(address, lists), address(cu_seqlens)),
+        lists=(address(positions), address(sizes), address(cu_seqlens)),
         pooled=pooled.data_ptr(),
         queue=queue_of(first),
     )
@@ -213,9 +214,10 @@ def masked_mean_pool_backward(
     return gradient
 
 
-def _partials(
-    like: Tensor, segments: Segments, shape: tuple[int, int, int], slabs: int, *, columns: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+_Partials: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]"
+
+
+def _partials(like: Tensor, segments: Segments, shape: tuple[int, int, int], slabs: int, *, columns: bool) -> _Partials:
     """Memory for the sums that the parts of rows of `shape` (L, n, d) leave: MomentPartials of the CUDA sources."""
     n_layers, n, d = shape
     by_slice = (n_layers, segments.groups, segments.slices)
@@ -229,6 +231,11 @@ def _partials(
         torch.zeros((*by_slice, slabs, _cuda.scalars), dtype=torch.float64, device=like.device),
         floats(n_layers, n) if slabs > 1 else None,
     )
+
+
+def _partials_and_slabs(partials: _Partials, slabs: int) -> tuple[int, int, int, int, int]:
+    columns, units, scalars, norms_sq = map(address, partials)
+    return columns, units, scalars, norms_sq, slabs
 
 
 def _token_lists(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -262,7 +269,7 @@ def _items_by_group(group_of: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return order, starts
 
 
-def _segments(segments: Segments) -> tuple[int, ...]:
+def _segments(segments: Segments) -> tuple[int, int, int, int, int, int]:
     order, starts = address(segments.order), address(segments.starts)
     return segments.items, segments.groups, segments.group_parts, segments.slices, order, starts
 

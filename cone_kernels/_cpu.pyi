@@ -1,0 +1,167 @@
+"""The CPU kernels over raw pointers; kernels/cpu.py is the only caller and has checked what they get.
+
+Tensors come as addresses, 0 for one that is not there; shapes and strides are in elements.
+"""
+
+from collections.abc import Mapping, Sequence
+
+threads: bool
+
+def force_isa(isa: str) -> None: ...
+def isa() -> str: ...
+def masked_mean_pool(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n_sentences: int,
+    n_tokens: int,
+    d: int,
+    strides: tuple[int, int, int],
+    mask: int,
+    cu_seqlens: int,
+    pooled: int,
+    threads: int,
+) -> None: ...
+def masked_mean_pool_backward(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    result_dtype: int,
+    n_tokens: int,
+    mask: int,
+    cu_seqlens: int,
+    grad_hidden: int,
+    threads: int,
+) -> None: ...
+def mean_pairwise_cosine(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    cosine: int,
+    left_out: int,
+    unit_sum: int,
+    count: int,
+    threads: int,
+) -> None: ...
+def mean_pairwise_cosine_backward(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    unit_sum: int,
+    scale: int,
+    grad_rows: int,
+    threads: int,
+) -> None: ...
+def pool_moments(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n_sentences: int,
+    n_tokens: int,
+    d: int,
+    strides: tuple[int, int, int],
+    mask: int,
+    cu_seqlens: int,
+    groups_of_sentences: int,
+    groups: int,
+    pooled: int,
+    sums: Mapping[str, int],
+    status: int,
+    threads: int,
+) -> None: ...
+def pooled_cosine(
+    layer: int,
+    dtype: int,
+    n_sentences: int,
+    n_tokens: int,
+    d: int,
+    strides: tuple[int, int, int],
+    mask: int,
+    cu_seqlens: int,
+    pooled: int,
+    unit_sum: int,
+    threads: int,
+    /,
+) -> tuple[float, int, float]: ...
+def pooled_cosine_backward(
+    rows: int,
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    unit_sum: int,
+    scale: float,
+    n_tokens: int,
+    mask: int,
+    cu_seqlens: int,
+    grad_hidden: int,
+    threads: int,
+    /,
+) -> None: ...
+def row_moments(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    groups_of_rows: int,
+    groups: int,
+    sums: Mapping[str, int],
+    status: int,
+    threads: int,
+) -> None: ...
+def second_moment(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    use: int,
+    weights: int,
+    pilot: int,
+    about_pilot: bool,
+    moment: int,
+    threads: int,
+) -> None: ...
+def supported_isas() -> list[str]: ...
+def top_eigenvectors(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    covariance: bool,
+    center: bool,
+    k: int,
+    tolerance: float,
+    max_iterations: int,
+    start: int,
+    block: int,
+    values: int,
+    vectors: int,
+    residuals: int,
+    iterations: int,
+    next_value: int,
+    mean: int,
+    converged: int,
+    threads: int,
+) -> None: ...
