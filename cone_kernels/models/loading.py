@@ -91,9 +91,7 @@ def load_model(
         model = text_encoder(whole)
     if model is not whole and description.no_output is None:
         description = replace(description, no_output=f"sentence-transformers runs the whole {type(whole).__name__}")
-    model = model.eval().to(chosen_device)
-    if torch_compile and compile_blocks(model) == 0:
-        raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
+    model = _placed(model, chosen_device, torch_compile)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     weights = source.weights(description.subfolder)
@@ -154,9 +152,7 @@ def load_image_model(
     source = Source(name, revision)
     with _explaining(name):
         model, image_processor = load(source, chosen_dtype, trust_remote_code, attention)
-    model = model.eval().to(chosen_device)
-    if torch_compile and compile_blocks(model) == 0:
-        raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
+    model = _placed(model, chosen_device, torch_compile)
     weights = source.weights()
     about = {"revision": source.commit("") or revision, "weights_sha256": sha256_of(*weights) if weights else None}
     return image_model_of(model, image_processor, name, **about, compiled=torch_compile)
@@ -202,6 +198,14 @@ def _loaded(
 
     found = load_word_vectors(source.whole, dtype) if source.whole else load_static(source, description, dtype)
     return found.model, found.tokenizer, found.drops_unknown
+
+
+def _placed(model: Any, device: torch.device, torch_compile: bool) -> Any:
+    """The model on a device, for evaluation, its blocks compiled where that is asked for."""
+    model = model.eval().to(device)
+    if torch_compile and compile_blocks(model) == 0:
+        raise ModelError(f"torch_compile: {type(model).__name__} has no list of blocks to compile")
+    return model
 
 
 def _require_transformers() -> None:

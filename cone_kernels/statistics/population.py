@@ -22,7 +22,7 @@ SMALL = 0.05
 """A part of a rank that may be missing where the rank is still called that of the model."""
 
 # What is missing is 1.0 to 1.4 times the first-order bias where that is below SMALL: on the seven layers of
-# all-MiniLM-L6-v2, n = 1000 and 4000 of 12,982 sentences (docs/how_many_sentences.md).
+# all-MiniLM-L6-v2, n = 1000 to 4000 of 12,982 sentences (docs/how_many_sentences.md).
 _HIGHER_ORDERS = 0.4
 
 # Of fewer rows an error says nothing: on those layers half of the 95% intervals of n = 5 held the truth, of 20 and more
