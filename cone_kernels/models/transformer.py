@@ -110,10 +110,11 @@ def load_image_processor(source: Source, trust_remote_code: bool) -> Any:
         source: the files.
         trust_remote_code: as in `load_model`.
     """
-    import transformers
+    # transformers 5.8's own name for it refuses, without torchvision, what this one loads.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     location, shared = _location(source, "")
-    return transformers.AutoImageProcessor.from_pretrained(location, trust_remote_code=trust_remote_code, **shared)
+    return AutoImageProcessor.from_pretrained(location, trust_remote_code=trust_remote_code, **shared)
 
 
 def text_encoder(model: Any) -> Any:

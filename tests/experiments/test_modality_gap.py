@@ -12,6 +12,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cone_kernels import experiments
 from cone_kernels.models import ModelError
@@ -62,7 +63,7 @@ def features(folder: Path, photos: Path) -> tuple[np.ndarray, np.ndarray, list[n
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     files = sorted(path for path in photos.rglob("*") if path.suffix in (".png", ".jpg") and path.name[0] != ".")
     opened = [Image.open(path).convert("RGB") for path in files]
-    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(opened, return_tensors="pt")["pixel_values"]
+    pixels = AutoImageProcessor.from_pretrained(folder)(opened, return_tensors="pt")["pixel_values"]
     texts: list[np.ndarray] = []
     tokens: list[np.ndarray] = []
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path) -> N
     model = transformers.AutoModel.from_pretrained(folder).train()
     given: dict[str, Any] = {
         "tokenizer": transformers.AutoTokenizer.from_pretrained(folder),
-        "image_processor": transformers.AutoImageProcessor.from_pretrained(folder),
+        "image_processor": AutoImageProcessor.from_pretrained(folder),
     }
     files = sorted(path for path in photos.rglob("[0-9]*"))
     opened = [Image.open(path).convert("RGB") for path in files]

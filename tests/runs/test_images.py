@@ -12,6 +12,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 from PIL import Image
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cone_kernels import experiments
 from cone_kernels.cli import main
@@ -51,7 +52,7 @@ def hidden_states(folder: Path, photos: Path) -> list[np.ndarray]:
     tower = model.vision_model if hasattr(model, "text_model") else model
     files = sorted(path for path in photos.rglob("[0-9]*"))
     opened = [Image.open(path).convert("RGB") for path in files]
-    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(opened, return_tensors="pt")["pixel_values"]
+    pixels = AutoImageProcessor.from_pretrained(folder)(opened, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
     return [state.double().numpy() for state in states]
