@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cone_kernels.corpora import Corpus, CorpusError
+from cone_kernels.corpora import lines as readers
 
 SENTENCES = ["b", "a, b", "b", ' "quoted" ', "   ", "", "é\u2028x", "a"]
 DISTINCT = ["b", "a, b", ' "quoted" ', "é\u2028x", "a"]
@@ -242,6 +243,16 @@ def test_an_array_of_objects_is_as_many_records(tmp_path: Path) -> None:
     )
 
 
+def test_an_element_over_lines_is_no_longer_than_a_line_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE", 40)
+    path = write(
+        tmp_path / "a.jsonl", b'[{"text": "a"},\n{"text":\n"b",\n' + b'"other": 1,\n' * 9 + b'"id": 1},\n{"text": "c"}]'
+    )
+    corpus = Corpus(path)
+    assert list(corpus) == ["a"]
+    assert corpus.summary.examples == (f"{path}:2: dropped, not JSON, from here on: over 40 characters",)
+
+
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8)
 
 
@@ -259,6 +270,7 @@ def test_an_array_over_lines_gives_back_what_was_written(
     ("text", "sentences", "examples"),
     [
         ('[\n{"text": "a"},\n3,\n{"text":\n"b"}\n]\n', ["a", "b"], ["3: dropped, a JSON int; it must be an object"]),
+        ('[{"text":\n"a"}, {"id": 1}]', ["a"], ["2: dropped, field 'text' is missing"]),
         ('\n [{"text": "a"},\n', ["a"], ["2: dropped, not JSON, from here on: the array is not closed"]),
         (
             '[{"text": "a"},\n{"text": b},\n{"text": "c"}]',
