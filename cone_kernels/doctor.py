@@ -86,9 +86,8 @@ def cpu() -> dict[str, Any]:
 
         found["torch_threads"] = torch.get_num_threads()
     if importlib.util.find_spec("cone_kernels._cpu"):
-        with suppress(
-            ImportError
-        ):  # of OpenMP's library, which comes with torch, where neither torch nor the system has it
+        # Where neither torch nor the system has OpenMP's library, it does not load.
+        with suppress(ImportError):
             from cone_kernels import _cpu
 
             found["isa"] = _cpu.isa()

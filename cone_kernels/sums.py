@@ -28,7 +28,7 @@ SENTENCE_SIZE_FIELDS = ("sentence_sq_sum", "sentence_size_sq_sum", "n_sentences"
 TOKEN_FIELDS = (*ROW_FIELDS, *SENTENCE_SIZE_FIELDS)
 SENTENCE_FIELDS = (*ROW_FIELDS, "n_empty")
 SECOND_MOMENT_FIELDS = ("second_moment", "unit_second_moment")
-# Kept beside Σ x xᵀ: what its estimates need to hold for rows of any lengths, see `statistics.of_more_rows`.
+# Kept beside Σ x xᵀ: what its estimates need to hold for rows of any lengths, see `statistics.population`.
 FOURTH_ORDER_FIELDS = ("cubic_sum", "quartic_sum")
 PRODUCT_FIELDS = (*SECOND_MOMENT_FIELDS, *FOURTH_ORDER_FIELDS)
 

@@ -237,5 +237,5 @@ def _kept_in_words(steps: Sequence[LayerStep], dim: int) -> list[str]:
             f"{most.axes_random:.2f}{others}."
         )
     elif steps and all(step.axes_verdict == "keeps" for step in steps):
-        lines.append("So do the spaces of their top axes.")
+        lines.append("The space of the top axes stays at every step.")
     return lines

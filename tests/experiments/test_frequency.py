@@ -82,7 +82,8 @@ def test_drawn_directions_have_the_covariance() -> None:
     drawn = drawn_directions(torch.diag(values))
     assert drawn.norm(dim=1).tolist() == pytest.approx([1] * len(drawn))
     assert float(drawn[:, 2].abs().max()) < 1e-4
-    assert 0.6 < float(drawn[:, 0].square().mean()) < 0.95
+    # Of normal numbers with deviations 3 and 1 the mean of x²/(x² + y²) is 3/(3 + 1); of so many, give or take 0.035.
+    assert float(drawn[:, 0].square().mean()) == pytest.approx(0.75, abs=0.1)
 
 
 def test_embeddings_go_through_the_models_map() -> None:

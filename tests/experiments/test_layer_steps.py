@@ -114,6 +114,19 @@ def test_words_json_and_report_say_it(steps: tuple[LayerStep, ...]) -> None:
     assert "What each layer changes of the one before" in fragment(data)
 
 
+def test_axes_that_stay_are_said_to_stay_though_the_mean_turns() -> None:
+    """One covariance of few strong directions at every layer, and another mean at each."""
+    scale = torch.ones(D, dtype=torch.float64)
+    scale[2:4] = torch.tensor([30.0, 20.0])
+    hidden = (normal(1, 600, D, dtype=torch.float64, seed=1, shift=0) * scale).repeat(3, 1, 1)
+    for layer in range(3):
+        hidden[layer, :, 4 + layer] += 60
+    of_rows = state(hidden)
+    said = steps_in_words(layer_steps(of_rows.sentence, of_rows.layers), D)
+    assert any("The mean direction turns at 2 of 2 steps" in line for line in said)
+    assert said[-1] == "The space of the top axes stays at every step."
+
+
 def test_steps_of_one_size_are_not_told_apart() -> None:
     """Null: the mean goes around a circle in even steps, so each has a third of the change."""
     told = 0

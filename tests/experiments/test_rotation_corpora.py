@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 from click.testing import CliRunner
 from torch import Tensor
@@ -14,6 +16,7 @@ from cone_kernels.cli import main
 from cone_kernels.experiments.rotation import rotation, rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.report import write_report
+from cone_kernels.sums import jackknife_blocks, jackknife_groups
 from tests.experiments.test_rotation import SENTENCES, of_rows, orthogonal
 from tests.support.moment_cases import normal
 from tests.support.recording_probe import plain_anisotropy
@@ -74,10 +77,19 @@ def test_numbers_are_those_of_a_plain_computation() -> None:
     assert means.overlap.value == pytest.approx(cosine**2, rel=1e-12)
     assert found.centered_anisotropy[0][1] == pytest.approx(plain_anisotropy(a - b.mean(0)), abs=1e-12)
     assert found.to_dict()["corpora"]["carried"][0][1]["estimate"] == found.centered_anisotropy[0][1]
-    # The halves are neither empty nor the whole: the one is centred by the mean of the other.
-    level = found.corpora.halves[0]
-    assert 80 < level.count < 120
-    assert abs(level.anisotropy - found.centered_anisotropy[0][0]) > 1e-6
+    for x, level in zip((a, b), found.corpora.halves, strict=True):
+        groups = jackknife_groups(torch.arange(len(x)))
+        half = jackknife_blocks(torch.bincount(groups, minlength=64))[groups] % 2
+        # The one half is centred by the mean of the other.
+        assert level.count == int((half == 0).sum())
+        assert level.anisotropy == pytest.approx(plain_anisotropy(x[half == 0] - x[half == 1].mean(0)), abs=1e-12)
+    claim = found.corpora.carried[0][1]
+    assert claim is not None
+    assert claim.null == found.corpora.halves[0].anisotropy
+    # Both have an error, and what is left of two corpora is judged together (Šidák).
+    error = math.hypot(found.centered_stderr[0][1], found.corpora.halves[0].stderr)
+    blocks = int(jackknife_blocks(torch.bincount(jackknife_groups(torch.arange(200)), minlength=64)).max()) + 1
+    assert claim.bound == pytest.approx(error * scipy.stats.t.ppf(0.5 + 0.95**0.5 / 2, blocks - 1), rel=1e-6)
 
 
 def test_a_mean_that_moves_a_little_is_said_to() -> None:

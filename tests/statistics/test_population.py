@@ -17,6 +17,7 @@ from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.metrics import Geometry
 from cone_kernels.state.file import StateFileError
 from cone_kernels.statistics.population import Population
+from tests.support.moment_cases import normal
 
 
 def geometry_of(x: Tensor) -> Geometry:
@@ -104,6 +105,23 @@ def test_of_as_many_rows_as_a_rank_has_directions_it_lacks_much() -> None:
             assert found.lack(rank).verdict == "greater"
             assert found.to_dict()[rank]["enough"] == "no"
             assert (found.needed(rank) or 0) > n
+
+
+def entropy_of(matrix: Tensor, power: float) -> Tensor:
+    values = torch.linalg.eigvalsh(matrix) ** power
+    return torch.special.entr(values / values.sum()).sum()
+
+
+@pytest.mark.parametrize(("rank", "power"), [("effective_rank", 1.0), ("rank_me", 0.5)])
+def test_what_a_rank_lacks_is_half_the_curvature_of_its_entropy(rank: str, power: float) -> None:
+    """By autograd, for normal rows: entries of the sample matrix vary as the products of the whole one over n."""
+    x = normal(40, 4, dtype=torch.float64, shift=0) * torch.tensor([4.0, 2.0, 1.5, 0.5], dtype=torch.float64)
+    found = geometry_of(x)
+    m = x.mT @ x if rank == "rank_me" else x.mT.cov()
+    curvature = torch.autograd.functional.hessian(lambda matrix: entropy_of((matrix + matrix.mT) / 2, power), m)
+    spread = torch.einsum("ik,jl->ijkl", m, m) + torch.einsum("il,jk->ijkl", m, m)
+    wanted = -float((curvature * spread).sum()) / 2 / len(x)
+    assert getattr(found.population, f"{rank}_lack") == pytest.approx(wanted, rel=1e-6)
 
 
 def test_rows_that_have_no_shape_say_so() -> None:

@@ -2,6 +2,7 @@
 // blocks, and the last tile of a layer to be done makes the cosine of them.
 #include "cuda/common/device.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/common/layers.cuh"
 #include "cuda/moments/partial_rows.cuh"
 #include "cuda/moments/row_ring.cuh"
 

@@ -74,8 +74,9 @@ __global__ void __launch_bounds__(kMostThreads)
 }  // namespace
 
 void mean_pairwise_cosine_backward(const MeanPairwiseCosineBackwardArgs& args, const Queue& queue) {
-  if (warps_take_rows(args)) return mean_pairwise_cosine_backward_by_warps(args, queue);
   const RowView& rows = args.rows;
+  if (args.n_layers == 0 || rows.n == 0 || rows.d == 0) return;
+  if (warps_take_rows(args)) return mean_pairwise_cosine_backward_by_warps(args, queue);
   const int64_t warps = (rows.d + kWarpColumns - 1) / kWarpColumns;
   const int threads = int(std::min(warps * kWarpSize, int64_t{kMostThreads}));
   const bool wide = rows.d > int64_t{kMostThreads} * kColumns;

@@ -147,6 +147,13 @@ def test_without_a_pair_the_gradient_is_zero_though_the_cosine_is_nan(n: int) ->
     assert bool((x.grad == 0).all())
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 8), (0, 5, 7), (2, 0, 8), (2, 5, 0), (0, 0, 0)])
+def test_of_nothing_there_is_no_gradient(shape: tuple[int, int, int]) -> None:
+    layers, n, d = shape
+    unit_sum, count = torch.zeros(layers, d, dtype=torch.float64), torch.full((layers,), n)
+    assert cosine_gradient(torch.zeros(shape), unit_sum, count, torch.ones(layers), "cuda").shape == shape
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pooling_equals_autograd_of_the_formula(dtype: torch.dtype) -> None:
     mask = scattered_mask(6, 7)
