@@ -15,7 +15,32 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class ExperimentResult(ABC):
+class Shown(ABC):
+    """What has JSON data and a table: it is shown by a notebook, and read by what knows Arrow."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The result as strict JSON data: what is not defined is null, and a reason next to it says why."""
+
+    @abstractmethod
+    def to_pandas(self) -> DataFrame:
+        """The numbers as a flat table."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The table of `to_pandas` by Arrow's protocol: `polars.DataFrame(result)`, `pyarrow.table(result)`.
+
+        Raises:
+            ModuleNotFoundError: pandas or pyarrow is not installed.
+        """
+        return arrow_stream(self.to_pandas(), requested_schema)
+
+    def _repr_html_(self) -> str:
+        from cone_kernels.report import fragment
+
+        return fragment(self.to_dict())
+
+
+class ExperimentResult(Shown):
     """Base of the results; each is a frozen dataclass.
 
     Attributes:
@@ -27,10 +52,6 @@ class ExperimentResult(ABC):
     table: ClassVar[str | None] = "layers"
     corpus: dict[str, Any]
     manifest: dict[str, Any]
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """The result as strict JSON data: what is not defined is null, and a reason next to it says why."""
 
     @abstractmethod
     def summary(self) -> tuple[str, ...]:
@@ -62,19 +83,6 @@ class ExperimentResult(ABC):
         kept = {name: value for name, value in data.items() if name not in _ABOUT}
         model = {"model": data["model"]["name"]} if "model" in data else {}
         return data_frame([model | row for row in ([kept] if self.table is None else data[self.table])])
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The table of `to_pandas` by Arrow's protocol: `polars.DataFrame(result)`, `pyarrow.table(result)`.
-
-        Raises:
-            ModuleNotFoundError: pandas or pyarrow is not installed.
-        """
-        return arrow_stream(self.to_pandas(), requested_schema)
-
-    def _repr_html_(self) -> str:
-        from cone_kernels.report import fragment
-
-        return fragment(self.to_dict())
 
 
 def data_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:

@@ -21,7 +21,7 @@ from cone_kernels.experiments.layers_result import LayersResult
 from cone_kernels.experiments.layers_table import TableFormat, encoded_table, layer_rows, table_format
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.quality_result import Quality
-from cone_kernels.experiments.result import ExperimentResult, arrow_stream, data_frame
+from cone_kernels.experiments.result import ExperimentResult, Shown, data_frame
 from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.extras import require
@@ -91,7 +91,7 @@ class ModelResults:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Shown):
     """What `run` found.
 
     Attributes:
@@ -144,19 +144,6 @@ class RunResult:
     def __repr__(self) -> str:
         names = ", ".join(model.layers.model["architecture"] for model in self.models)
         return f"RunResult({names} on {self.corpus['sentences']} sentences, written to {self.out})"
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The table of `to_pandas` by Arrow's protocol: `polars.DataFrame(result)`, `pyarrow.table(result)`.
-
-        Raises:
-            ModuleNotFoundError: pandas or pyarrow is not installed.
-        """
-        return arrow_stream(self.to_pandas(), requested_schema)
-
-    def _repr_html_(self) -> str:
-        from cone_kernels.report import fragment
-
-        return fragment(self.to_dict())
 
 
 def run(
