@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cone_kernels import ConeState, Moments
 from cone_kernels.centering import Centering
-from cone_kernels.experiments.centering import level_after
+from cone_kernels.experiments.level import level_after
 from cone_kernels.names import METHODS
 from cone_kernels.runs.sentence_vectors import SentenceVectors
 from cone_kernels.state.file import StateFileError

@@ -258,8 +258,15 @@ class Corpus:
 
     @property
     def read_once(self) -> bool:
-        """Whether it can be read only once, because standard input is a part of it."""
-        return any(source.once for source in self._sources)
+        """Whether it can be read only once."""
+        return self.read_once_because is not None
+
+    @property
+    def read_once_because(self) -> str | None:
+        """What of it can be read only once, "standard input" or "an iterator"; None where nothing is so."""
+        if isinstance(self._sentences, Iterator):
+            return "an iterator"
+        return "standard input" if any(source.once for source in self._sources) else None
 
     @property
     def in_files(self) -> bool:
@@ -318,9 +325,9 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]:
         if self.read_once and self._was_read:
-            raise CorpusError(
-                "corpus: standard input has been read, which can be done once; write it to a file to read it again"
-            )
+            kept = "write it to a file" if self._sources else "make it a list"
+            what = f"{self.read_once_because} has been read, which can be done once"
+            raise CorpusError(f"corpus: {what}; {kept} to read it again")
         self._was_read = True
         self._tally = tally = _Tally(self._reading())
         sentences = self._distinct(tally) if self.dedup else self._candidates(tally)
@@ -338,6 +345,27 @@ class Corpus:
             if tally.complete:
                 return
         tally.complete = True
+
+    def drawn(self, size: int, *, among: int) -> list[tuple[str, int | None]]:
+        """Some of its first sentences, drawn without replacement, in its order; `summary` stays that of the last pass.
+
+        With `sample` or `shuffle` too they are the first in the files, so that no corpus is read to its end for them.
+
+        Args:
+            size: how many; all where there are fewer.
+            among: from how many sentences they are drawn.
+
+        Returns:
+            The text of each, and its jackknife group, None without `group_by`.
+
+        Examples:
+            >>> Corpus("snli_dev.jsonl").drawn(2, among=1000)
+            [('A woman is ...', None), ('Two men ...', None)]
+        """
+        tally = _Tally(self._reading())
+        sentences = self._distinct(tally) if self.dedup else self._candidates(tally)
+        found, _ = draw(itertools.islice(sentences, min(among, self.limit or among)), size, seed=0)
+        return [(text, None if self.group_by is None else group) for text, _, group in found]
 
     def _distinct(self, tally: _Tally) -> Iterator[Sentence]:
         with closing(SeenDigests(self.dedup_memory)) as seen:

@@ -13,7 +13,7 @@ from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.cone_claims import cone_claims
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
-from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.experiments.level import level_after, levels_of
 from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure import measure as run_model
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
-    from cone_kernels.centering import Centering
     from cone_kernels.corpora.pairs import LabelledPairs
     from cone_kernels.models.loaded import ModelLike
     from cone_kernels.runs.sentence_vectors import SentenceVectors
@@ -250,36 +249,3 @@ def _used(vectors: SentenceVectors, groups: Callable[[Tensor], Tensor]) -> Block
             yield rows[used], groups(used.nonzero()[:, 0] + first)
 
     return blocks
-
-
-def level_after(
-    vectors: SentenceVectors,
-    centering: Centering | None = None,
-    *,
-    groups: Callable[[Tensor], Tensor] | None = None,
-) -> Level:
-    """The sentence level of vectors after a centering, in float64, one block in memory at a time.
-
-    Vectors that are zero or not finite before the centering are left out, as they are of the state.
-
-    Args:
-        vectors: of the sentences.
-        centering: None leaves them as they are.
-        groups: gives the jackknife groups of sentences by their indices; None is `jackknife_groups`.
-
-    Examples:
-        >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
-    """
-    from cone_kernels.runs.sentence_vectors import used_rows
-    from cone_kernels.state.cone_state import Moments
-    from cone_kernels.sums import jackknife_groups
-
-    groups = jackknife_groups if groups is None else groups
-    moments = Moments.empty("sentence", [0], vectors.dim)
-    for first, block in vectors.blocks():
-        rows = block.double()
-        used = used_rows(rows)
-        ids = used.nonzero()[:, 0] + first
-        opened = rows[used] if centering is None else centering(rows[used])
-        moments.add_rows(slice(None), opened[None], groups(ids), "auto")
-    return levels_of(moments)[0]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.cone_claims import ConeClaims
+from cone_kernels.experiments.cone_claims import ConeClaims, share_claims
 from cone_kernels.experiments.layer_steps import layer_steps
-from cone_kernels.experiments.layers_result import MOST_LEFT_OUT, Layer, LayersResult, Output, RogueDimension
+from cone_kernels.experiments.layers_result import Layer, LayersResult, Output
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
+from cone_kernels.experiments.rogue_dimensions import RogueDimension, WithoutRogue, rogue_dimensions
+from cone_kernels.experiments.without_rogue import of_sentences
+from cone_kernels.names import OUTPUT
+from cone_kernels.names import Layer as LayerName
 from cone_kernels.runs.measure import measured
 from cone_kernels.runs.measurement import Measurement, threads_of
 from cone_kernels.runs.options import ShardOptions
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from cone_kernels.metrics import Geometry
     from cone_kernels.models.loaded import ModelLike
     from cone_kernels.state.cone_state import ConeState, Moments
+    from cone_kernels.statistics.claims import Claim
 
 
 def layers(
@@ -38,6 +43,9 @@ def layers(
     **options: Unpack[ShardOptions],
 ) -> LayersResult:
     """Measures the cone at every layer, and in a model's own output where it has one, in one pass over the corpus.
+
+    Where a few dimensions carry much of a layer's mean cosine, 256 of the sentences are drawn and run once more, for
+    what it is without them.
 
     Args:
         model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
@@ -72,11 +80,20 @@ def layers(
     gathered: dict[str, Any] = {"second_moment": second_moment, "pooling": pooling}
     measurement = measured(model, corpus, state, **gathered, save_state=save_state, **options)
     with threads_of(measurement):
-        return layers_of(measurement, rogue=rogue, published=published)
+        return layers_of(measurement, rogue=rogue, published=published, options=options)
 
 
-def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = False) -> LayersResult:
-    """The result of a measurement; see `layers`."""
+def layers_of(
+    measurement: Measurement, *, rogue: int = 3, published: bool = False, options: Mapping[str, Any] | None = None
+) -> LayersResult:
+    """The result of a measurement; see `layers`.
+
+    Args:
+        measurement: of a model, or a saved state.
+        rogue, published: as in `layers`.
+        options: those of the measurement, where the model may run a draw of its sentences once more: for what is left
+            without the rogue dimensions where these carry much of the mean cosine. None: the sums alone tell it.
+    """
     state = measurement.state
     sentence, token = levels_of(state.sentence), levels_of(state.token)
     rows = []
@@ -85,7 +102,7 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
         moments = state.sentence.select(number)
         found = shape_of(moments, rogue, sentence[at].anisotropy)
         rows.append(Layer(number, name, sentence[at], token[at], *found))
-    return LayersResult(
+    result = LayersResult(
         model=measurement.model,
         corpus=measurement.corpus,
         layers=tuple(rows),
@@ -96,6 +113,7 @@ def layers_of(measurement: Measurement, *, rogue: int = 3, published: bool = Fal
         output=_output(measurement, rogue),
         steps=layer_steps(state.sentence, state.layers),
     )
+    return result if options is None else _exact(result, measurement, rogue, options)
 
 
 def _output(measurement: Measurement, rogue: int) -> Output | None:
@@ -107,30 +125,34 @@ def _output(measurement: Measurement, rogue: int) -> Output | None:
     return Output(about, level, *shape_of(moments, rogue, level.anisotropy))
 
 
+def _exact(result: LayersResult, measurement: Measurement, rogue: int, options: Mapping[str, Any]) -> LayersResult:
+    """The result with what is left without rogue dimensions vector by vector, where these carry much of a layer."""
+    claims = [*result.claims.share, *_shares_of_output(measurement, rogue)]
+    if all(claim.verdict != "greater" for claim in claims):
+        return result
+    places: dict[LayerName, Layer | Output] = {row.layer: row for row in result.layers}
+    places |= {} if result.output is None else {OUTPUT: result.output}
+    dimensions = {
+        name: [one.dimension for one in row.rogue_dimensions] for name, row in places.items() if row.rogue_dimensions
+    }
+    found = of_sentences(measurement, dimensions, options)
+    layers = tuple(replace(row, without_rogue=found.get(row.layer, row.without_rogue)) for row in result.layers)
+    output = result.output
+    if output is not None and OUTPUT in found:
+        output = replace(output, without_rogue=found[OUTPUT])
+    return replace(result, layers=layers, output=output)
+
+
+def _shares_of_output(measurement: Measurement, rogue: int) -> list[Claim]:
+    return [] if measurement.state.output is None else share_claims(measurement.state.output, rogue)
+
+
 def shape_of(
     moments: Moments, rogue: int, anisotropy: float
-) -> tuple[tuple[RogueDimension, ...], float, Geometry | None]:
-    """Rogue dimensions of one layer, its anisotropy without them (NaN where the sums do not tell it to two decimals),
-    and its geometry where second moments are kept."""
+) -> tuple[tuple[RogueDimension, ...], WithoutRogue, Geometry | None]:
+    """Rogue dimensions of one layer, its anisotropy without them as the sums tell it, and its geometry where second
+    moments are kept."""
     from cone_kernels import metrics
 
     geometry = metrics.geometry(moments) if "second_moment" in moments.fields else None
-    return (*_rogue_dimensions(moments, rogue, anisotropy), geometry)
-
-
-def _rogue_dimensions(moments: Moments, rogue: int, anisotropy: float) -> tuple[tuple[RogueDimension, ...], float]:
-    from cone_kernels import metrics
-
-    contributions = metrics.contributions(moments)[0]  # (d,)
-    if not rogue or not math.isfinite(anisotropy):
-        return (), math.nan
-    largest = contributions.topk(min(rogue, len(contributions)))
-    share = 1 / anisotropy if anisotropy > 0 else math.nan
-    found = tuple(
-        RogueDimension(j, value, value * share)
-        for j, value in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
-    )
-    left_out = float(moments.unit_sq_sum[0, largest.indices].sum() / moments.count.sum())
-    left = anisotropy - float(largest.values.sum())
-    told = len(found) < len(contributions) and left_out <= MOST_LEFT_OUT
-    return found, left / (1 - left_out) if told else math.nan
+    return (*rogue_dimensions(moments, rogue, anisotropy), geometry)

@@ -14,6 +14,7 @@ from cone_kernels.experiments.layer_steps import LayerStep, steps_in_words
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.experiments.result import ExperimentResult, finite
+from cone_kernels.experiments.rogue_dimensions import NOT_KNOWN, RogueDimension, WithoutRogue
 from cone_kernels.names import BASELINES, POOLINGS, listed_words, numbered
 from cone_kernels.statistics.claims import Claim
 
@@ -22,33 +23,6 @@ if TYPE_CHECKING:
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/layers/2"
-
-MOST_LEFT_OUT = 0.3
-"""Of the squared length of the unit vectors, what dimensions may hold whose absence is told from the sums alone.
-
-Below it the ratio of means is within 0.0042 of the exact value: on all layers of all-MiniLM-L6-v2 without the first
-1, 3 and 10 dimensions, and with three of them made 3 to 300 times as large, alike or of lognormal sizes. Above it was
-off by up to 0.39 where activations are massive.
-"""
-
-
-@dataclass(frozen=True)
-class RogueDimension:
-    """A dimension that much of the mean cosine comes from.
-
-    Attributes:
-        dimension: its index.
-        contribution: c_j, what it adds to the anisotropy; all dimensions add up to it exactly.
-        share: c_j / A; NaN where A is 0 or below.
-    """
-
-    dimension: int
-    contribution: float
-    share: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The dimension as JSON data."""
-        return {"dimension": self.dimension, "contribution": finite(self.contribution), "share": finite(self.share)}
 
 
 @dataclass(frozen=True)
@@ -59,9 +33,7 @@ class Layer:
         layer, name: the number, and the module.
         sentence, token: the levels.
         rogue_dimensions: those that contribute most at the sentence level, descending.
-        anisotropy_without_rogue: the mean cosine of what is left of the vectors without those dimensions, from the
-            sums alone: (A − Σc_j) / (mean of 1 − Σu_j²), a ratio of means in place of a mean of ratios, right to two
-            decimals; NaN where those dimensions hold more than `MOST_LEFT_OUT` of the squared length.
+        without_rogue: the mean cosine of what is left of the vectors without those dimensions.
         geometry: None where the second moment was not kept.
     """
 
@@ -70,7 +42,7 @@ class Layer:
     sentence: Level
     token: Level
     rogue_dimensions: tuple[RogueDimension, ...] = ()
-    anisotropy_without_rogue: float = math.nan
+    without_rogue: WithoutRogue = NOT_KNOWN
     geometry: Geometry | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,13 +63,13 @@ class Output:
     Attributes:
         about: modules, pooling, dim, prompt; where it was not measured, the modules and the `reason`.
         sentence: the level; None where it was not measured.
-        rogue_dimensions, anisotropy_without_rogue, geometry: as those of a `Layer`.
+        rogue_dimensions, without_rogue, geometry: as those of a `Layer`.
     """
 
     about: dict[str, Any]
     sentence: Level | None = None
     rogue_dimensions: tuple[RogueDimension, ...] = ()
-    anisotropy_without_rogue: float = math.nan
+    without_rogue: WithoutRogue = NOT_KNOWN
     geometry: Geometry | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +106,7 @@ class Shaped(Protocol):
     def rogue_dimensions(self) -> tuple[RogueDimension, ...]: ...
 
     @property
-    def anisotropy_without_rogue(self) -> float: ...
+    def without_rogue(self) -> WithoutRogue: ...
 
     @property
     def geometry(self) -> Geometry | None: ...
@@ -144,7 +116,7 @@ def shape_to_dict(row: Shaped) -> dict[str, Any]:
     """The shape as JSON data."""
     return {
         "rogue_dimensions": [rogue.to_dict() for rogue in row.rogue_dimensions],
-        "anisotropy_without_rogue": finite(row.anisotropy_without_rogue),
+        **row.without_rogue.to_dict(),
         "geometry": _geometry(row.geometry),
         "population": None if row.geometry is None else row.geometry.population.to_dict(),
     }
@@ -342,9 +314,8 @@ def _rogue_summary(result: LayersResult, with_cone: Sequence[int]) -> list[str]:
     names = listed_words([str(rogue.dimension) for rogue in row.rogue_dimensions])
     which = f"dimension {names} carries" if len(row.rogue_dimensions) == 1 else f"dimensions {names} carry"
     said = f"A few dimensions do much of it: at layer {row.layer}, {which} {shares[most]:.0%} of the mean cosine"
-    if not math.isfinite(row.anisotropy_without_rogue):
-        return [f"{said}; they hold so much of the vectors that these sums do not tell it without them."]
-    return [f"{said}, which would be about {row.anisotropy_without_rogue:.2f} without them."]
+    without = row.without_rogue.in_words(len(row.rogue_dimensions), row.sentence.count, "sentences")
+    return [f"{said}{without}."]
 
 
 def _geometry_summary(last: Layer) -> list[str]:

@@ -44,7 +44,7 @@ def layer_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             row = {"model": model["layers"]["model"]["name"], "layer": layer["layer"], "name": layer["name"]}
             for level in ("sentence", "token"):
                 row |= {f"{level}_{field}": layer[level][field] for field in _LEVEL_FIELDS}
-            row["anisotropy_without_rogue"] = layer["anisotropy_without_rogue"]
+            row |= {name: layer[name] for name in ("anisotropy_without_rogue", "anisotropy_without_rogue_stderr")}
             for name in ("gap", "within", "between", "predicted"):
                 row |= {name: pooled[name]["value"], f"{name}_stderr": pooled[name]["stderr"]}
             for name, level in pooled["poolings"].items():

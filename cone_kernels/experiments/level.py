@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.result import finite
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cone_kernels.runs.sentence_vectors import SentenceVectors
     from cone_kernels.state.cone_state import Moments
 
 
@@ -66,3 +70,35 @@ def levels_of(moments: Moments, rows: str | None = None) -> list[Level]:
         numbers = {name: values[at] for name, values in counts.items()}
         levels.append(Level(anisotropy[at], stderr[at], mean_norm=mean_norm[at], reason=reason, **numbers))
     return levels
+
+
+def level_after(
+    vectors: SentenceVectors,
+    centering: Callable[[Tensor], Tensor] | None = None,
+    groups: Callable[[Tensor], Tensor] | None = None,
+) -> Level:
+    """The sentence level of vectors after a centering, in float64, one block in memory at a time.
+
+    Vectors that are zero or not finite before the centering are left out, as they are of the state.
+
+    Args:
+        vectors: of the sentences.
+        centering: a `Centering`, or another map of rows (n, D); None leaves them as they are.
+        groups: gives the jackknife groups of sentences by their indices; None is `jackknife_groups`.
+
+    Examples:
+        >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
+    """
+    from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.state.cone_state import Moments
+    from cone_kernels.sums import jackknife_groups
+
+    groups = jackknife_groups if groups is None else groups
+    moments = Moments.empty("sentence", [0], vectors.dim)
+    for first, block in vectors.blocks():
+        rows = block.double()
+        used = used_rows(rows)
+        ids = used.nonzero()[:, 0] + first
+        opened = rows[used] if centering is None else centering(rows[used])
+        moments.add_rows(slice(None), opened[None], groups(ids), "auto")
+    return levels_of(moments)[0]

@@ -23,6 +23,7 @@ from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.files import require_room
 from cone_kernels.names import OUTPUT, QUALITY_METHODS, Layer
 from cone_kernels.runs.measure import measure
+from cone_kernels.runs.options import SAME_RUN
 from cone_kernels.statistics.estimates import Estimates, joined
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 SIZES = (20, 100, 300, 1000)
 """How many texts the methods are fitted on, besides all of them."""
 
-# What of a run the texts of the pairs are measured with too; all else is of the corpus alone.
-_RUN_OPTIONS = ("backend", "token_budget", "packed", "threads", "shard_size", "progress")
 # A layer in float32, and what is mapped of it in float64.
 _COPIES = 4
 
@@ -239,7 +238,7 @@ def _vectors(
     assert loaded is not None
     layers: list[Layer] = list(measurement.state.layers)
     layers += [OUTPUT] if with_output and measurement.state.output is not None else []
-    chosen: dict[str, Any] = {name: options[name] for name in _RUN_OPTIONS if name in options}
+    chosen: dict[str, Any] = {name: options[name] for name in SAME_RUN if name in options}
     found = measure(loaded, list(pairs.texts), pooling=pooling, keep_vectors=layers, **chosen)
     if found.corpus["sentences"] != len(pairs.texts):
         raise ValueError(f"pairs: got {found.corpus['sentences']} of the {len(pairs.texts)} texts back; it must be all")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axes_pair import AxesPair, Chance, Matrix
-from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.dependence import Dependence
-from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.experiments.level import Level, level_after, levels_of
 from cone_kernels.experiments.rotation_corpora import corpora_of, joined_corpus, names_of_corpora
 from cone_kernels.experiments.rotation_result import ComparedModel, RotationResult
 from cone_kernels.names import OUTPUT, Layer, place

@@ -228,7 +228,7 @@ def run(
             results.append(
                 ModelResults(
                     results={
-                        name: _experiment(name)(measured, **settings.get(name, {}))
+                        name: _experiment(name)(measured, **settings.get(name, {}), **_run_again(name, rest))
                         for name in experiments_in_run("each model")
                         if name != "axis" or undefined is None
                     },
@@ -275,6 +275,11 @@ def _quality(
     from cone_kernels.experiments.quality import quality_of
 
     return quality_of(measured, pairs, layer=measured.layer(layer), poolings=poolings, options=options)
+
+
+def _run_again(name: str, options: Any) -> dict[str, Any]:
+    """The options of the run, for the experiment that may run a few of the sentences once more."""
+    return {"options": options} if name == "layers" else {}
 
 
 def _experiment(name: str) -> Callable[..., ExperimentResult]:

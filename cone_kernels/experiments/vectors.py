@@ -11,6 +11,7 @@ from cone_kernels.experiments.layers import shape_of
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.solved_axes import extremes_of, solved_axes, window
 from cone_kernels.experiments.vectors_result import VectorAxes, VectorAxis, VectorProjection, VectorsResult
+from cone_kernels.experiments.without_rogue import of_vectors
 from cone_kernels.names import OUTPUT, VectorFormat
 from cone_kernels.runs.measure_vectors import VectorsOptions, measure_vectors
 from cone_kernels.runs.measurement import Measurement, from_state, threads_of
@@ -134,18 +135,21 @@ def vectors_of(
     moments = state.output
     (level,) = levels_of(moments, rows="vectors")
     found, without, geometry = shape_of(moments, rogue, level.anisotropy)
+    share = next(iter(share_claims(moments, rogue)), None)
+    if source is not None and not source.read_once and share is not None and share.verdict == "greater":
+        without = of_vectors(source, measurement.corpus["sentences"], [one.dimension for one in found])
     return VectorsResult(
         vectors={"name": measurement.name, "rows": measurement.corpus["sentences"], **_described(measurement)},
         corpus=measurement.corpus,
         level=level,
         rogue_dimensions=found,
-        anisotropy_without_rogue=without,
+        without_rogue=without,
         geometry=geometry,
         axis=None if axis is None or source is None else _axes(measurement, source, axis, top),
         manifest={**measurement.manifest, "vectors": {"rogue": rogue, "axis": axis, "top": top}},
         state=state,
         cone=cone_claims(moments)[0],
-        share=next(iter(share_claims(moments, rogue)), None),
+        share=share,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cone_kernels.experiments.axis_result import degrees, excerpt
 from cone_kernels.experiments.dependence import Dependence
-from cone_kernels.experiments.layers_result import RogueDimension, shape_to_dict
+from cone_kernels.experiments.layers_result import shape_to_dict
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.experiments.result import ExperimentResult, finite
@@ -17,6 +17,7 @@ from cone_kernels.names import listed_words
 from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
+    from cone_kernels.experiments.rogue_dimensions import RogueDimension, WithoutRogue
     from cone_kernels.metrics import Geometry
     from cone_kernels.state.cone_state import ConeState
 
@@ -101,7 +102,7 @@ class VectorsResult(ExperimentResult):
         vectors: what was measured: `name`, `rows`, `dim`, `dtype`, `scale`, `fingerprint`.
         corpus: how many there were, and what was left out.
         level: the anisotropy and what it was computed from.
-        rogue_dimensions, anisotropy_without_rogue, geometry: as those of a `Layer` of `layers`.
+        rogue_dimensions, without_rogue, geometry: as those of a `Layer` of `layers`.
         axis: the top axes; None where none were asked for.
         manifest: versions, backend, times and options.
         state: the sums that all of it was computed from.
@@ -118,7 +119,7 @@ class VectorsResult(ExperimentResult):
     corpus: dict[str, Any]
     level: Level
     rogue_dimensions: tuple[RogueDimension, ...]
-    anisotropy_without_rogue: float
+    without_rogue: WithoutRogue
     geometry: Geometry | None
     axis: VectorAxes | None
     manifest: dict[str, Any]
@@ -186,9 +187,7 @@ def _rogue(result: VectorsResult) -> Iterator[str]:
         return
     names = listed_words([str(rogue.dimension) for rogue in result.rogue_dimensions])
     one = len(result.rogue_dimensions) == 1
-    without = ""
-    if math.isfinite(result.anisotropy_without_rogue):
-        without = f", which would be about {result.anisotropy_without_rogue:.2f} without {'it' if one else 'them'}"
+    without = result.without_rogue.in_words(len(result.rogue_dimensions), result.level.count, "vectors")
     yield (
         f"{'One dimension does' if one else 'A few dimensions do'} much of it: "
         f"{f'dimension {names} carries' if one else f'dimensions {names} carry'} {share:.0%} of the mean cosine"

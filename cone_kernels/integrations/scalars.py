@@ -122,7 +122,7 @@ def _shape(moments: Moments) -> dict[str, float]:
         "least_deviation": float(deviations.min()),
         "rogue_share": sum(one.share for one in rogue),
         "rogue_dimension": float(rogue[0].dimension) if rogue else float("nan"),
-        "anisotropy_without_rogue": without,
+        "anisotropy_without_rogue": without.value,
     }
 
 

@@ -223,6 +223,9 @@ RUN_OPTIONS = tuple(
 )
 """The keywords of an experiment that are options of the run in one process, but for `progress`."""
 
+SAME_RUN = ("backend", "token_budget", "packed", "threads", "shard_size", "progress")
+"""What of a run other sentences are measured with too by the same model; all else is of its corpus."""
+
 DEFAULTS: dict[str, Any] = {
     "limit": None,
     "field": None,
@@ -408,5 +411,7 @@ def _corpus_options(options: MeasureOptions) -> dict[str, Any]:
 
 def _readable(corpus: Corpus, again: bool) -> Corpus:
     if again and corpus.read_once:
-        raise CorpusError("corpus: got standard input, which can be read once, and this reads it again; give a file")
+        kept = "a list" if corpus.read_once_because == "an iterator" else "a file"
+        what = f"got {corpus.read_once_because}, which can be read once, and this reads it again"
+        raise CorpusError(f"corpus: {what}; give {kept}")
     return corpus

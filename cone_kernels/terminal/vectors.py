@@ -37,8 +37,9 @@ def print_vectors(console: Console, result: VectorsResult) -> None:
     if result.rogue_dimensions:
         shares = [f" ({one.share:.0%} of it)" if math.isfinite(one.share) else "" for one in result.rogue_dimensions]
         rogue = [f"{one.dimension}{share}" for one, share in zip(result.rogue_dimensions, shares, strict=True)]
-        without = result.anisotropy_without_rogue
-        told = f"; without them about {without:.2f}" if math.isfinite(without) else ""
+        without = result.without_rogue
+        rough = "" if without.count else "about "
+        told = f"; without them {rough}{without.value:.2f}" if math.isfinite(without.value) else ""
         table.add_row("dimensions", f"{', '.join(rogue)}{told}")
     for name, metric in GEOMETRY.items() if result.geometry else ():
         table.add_row(metric.label, geometry_value(name, result.geometry))

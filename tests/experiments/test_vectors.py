@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from cone_kernels import Centering, ConeState
 from cone_kernels.experiments import center, compare, layers, rotation, vectors
-from cone_kernels.experiments.layers_result import MOST_LEFT_OUT
 from cone_kernels.report import fragment
 from cone_kernels.sums import jackknife_groups
 from cone_kernels.vector_files import VectorFileError, Vectors
@@ -54,6 +53,9 @@ def plain(array: Array) -> dict[str, Any]:
         cosines = unit @ unit.T
         return float((cosines.sum() - np.trace(cosines)) / (len(unit) * (len(unit) - 1)))
 
+    def unit_of(kept: Array) -> Array:
+        return kept / np.linalg.norm(kept, axis=1, keepdims=True)
+
     left = np.array([anisotropy(u[groups != group]) for group in np.unique(groups)])
     total, n = anisotropy(u), len(u)
     contributions = (u.sum(0) ** 2 - (u**2).sum(0)) / (n * (n - 1))
@@ -66,8 +68,7 @@ def plain(array: Array) -> dict[str, Any]:
         "mean_norm": float(norms[used].mean()),
         "count": n,
         "rogue": largest.tolist(),
-        "left_out": (u[:, largest] ** 2).sum() / n,
-        "without": (total - contributions[largest].sum()) / (1 - (u[:, largest] ** 2).sum() / n),
+        "without": anisotropy(unit_of(np.delete(x, largest, 1))),
         "participation_ratio": float(values.sum() ** 2 / (values**2).sum()),
         "projections": (x - x.mean(0)) @ axes[:, -1],
         "eigenvalues": values[::-1],
@@ -85,8 +86,8 @@ def test_every_format_gives_the_numbers_of_numpy(tmp_path: Path, case: str, kind
     for what in ("anisotropy", "stderr", "mean_norm", "count"):
         assert getattr(result.level, what) == pytest.approx(wanted[what], rel=exact * 10, abs=exact)
     assert [one.dimension for one in result.rogue_dimensions] == wanted["rogue"]
-    without = wanted["without"] if wanted["left_out"] <= MOST_LEFT_OUT else math.nan
-    assert result.anisotropy_without_rogue == pytest.approx(without, abs=exact, nan_ok=True)
+    assert result.without_rogue.value == pytest.approx(wanted["without"], abs=exact)
+    assert result.without_rogue.count == wanted["count"]
     assert result.geometry is not None
     assert result.geometry.participation_ratio == pytest.approx(wanted["participation_ratio"], rel=1e-5)
     assert result.axis is not None

@@ -74,6 +74,16 @@ def shared(name: str) -> dict[str, Any]:
     return {"model": model, "corpus": corpus, "manifest": manifest}
 
 
+WITHOUT_ROGUE = tuple(f"anisotropy_without_rogue{suffix}" for suffix in ("", "_stderr", "_count"))
+
+
+def without_rogue(value: float, random_: random.Random) -> dict[str, Any]:
+    """Vector by vector over 256 sentences, or from the sums alone."""
+    error = random_.uniform(0.001, 0.01)
+    found = (value, error, 256) if random_.random() < 0.7 else (value, None, 0)
+    return dict(zip(WITHOUT_ROGUE, found, strict=True))
+
+
 def layers_result(name: str = "org/model-one", n_layers: int = 7, seed: int = 0) -> dict[str, Any]:
     """All that `layers` can write."""
     random_ = random.Random(seed)
@@ -107,7 +117,7 @@ def layers_result(name: str = "org/model-one", n_layers: int = 7, seed: int = 0)
                 "sentence": level(sentence[at], random_),
                 "token": level(token[at], random_, 12403),
                 "rogue_dimensions": listed,
-                "anisotropy_without_rogue": sentence[at] * 0.9,
+                **without_rogue(sentence[at] * 0.9, random_),
                 "geometry": geometry,
                 "population": population,
             }
@@ -405,7 +415,7 @@ def vectors_result(ids: bool = True) -> dict[str, Any]:
         "experiment": "vectors",
         "vectors": about,
         "sentence": {**layer["sentence"], "n_zero": 3},
-        **{name: layer[name] for name in ("rogue_dimensions", "anisotropy_without_rogue", "geometry", "population")},
+        **{name: layer[name] for name in ("rogue_dimensions", *WITHOUT_ROGUE, "geometry", "population")},
         "axis": {"components": components, "mean_cosine": 0.2, "reasons": ["the eigengap of axis 2 is <not> defined"]},
         "summary": ["Two of these vectors & others."],
         "manifest": shared("")["manifest"],
@@ -417,7 +427,7 @@ def judged_results(models: int = 2, n_layers: int = 7) -> dict[str, Any]:
     results, random_ = run_results(models, n_layers), random.Random(8)
     for model in results["models"][: max(1, models - 1)]:
         (own,) = layers_result(n_layers=1)["layers"]
-        kept = ("sentence", "rogue_dimensions", "anisotropy_without_rogue", "geometry", "population")
+        kept = ("sentence", "rogue_dimensions", *WITHOUT_ROGUE, "geometry", "population")
         modules = {"modules": ["Transformer", "Pooling"], "pooling": "mean", "dim": 384, "prompt": None}
         model["layers"]["output"] = {**modules, **{name: own[name] for name in kept}}
     for fix in results["centering"][:2]:

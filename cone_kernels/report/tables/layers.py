@@ -10,11 +10,20 @@ from cone_kernels.report.node import Node
 from cone_kernels.report.population import POPULATION_COLUMNS, POPULATION_NOTE, population_cells
 from cone_kernels.report.table import Column, Table, reasons
 
+_WITHOUT = ("anisotropy_without_rogue", "anisotropy_without_rogue_stderr")
+
 
 def tables(result: Node) -> list[Table]:
     """The tables that the result has the numbers for."""
     found = (_curve(result), *_geometry(result), *_rogue(result), _steps(result), *_published(result))
     return [table for table in found if table.rows]
+
+
+def without_rogue(row: Node) -> Parts:
+    """The mean cosine without the dimensions that carry most of it: with its error, or about, from the sums alone."""
+    value, error = (row.get(key) for key in _WITHOUT)
+    rough = value.known and not error.known
+    return ("about ", *estimate(value, error, 2)) if rough else estimate(value, error)
 
 
 def _curve(result: Node) -> Table:
@@ -29,7 +38,7 @@ def _curve(result: Node) -> Table:
     columns = [Column("layer", ("layer",)), Column("output of", ("name",), "text")]
     for level in ("sentence", "token"):
         columns.append(Column(f"{level}s", (f"{level}_anisotropy", f"{level}_stderr")))
-    columns += [Column("about, without rogue dimensions", ("anisotropy_without_rogue",))] * without
+    columns += [Column("without rogue dimensions", _WITHOUT)] * without
     for level in ("sentence", "token"):
         columns.append(Column(f"mean norm, {level}s", (f"{level}_mean_norm",)))
     counts = [level for level in ("sentence", "token") if len({row[level].get("count").value for row in layers}) > 1]
@@ -41,7 +50,7 @@ def _curve(result: Node) -> Table:
         levels = [row["sentence"], row["token"]]
         cells: list[Parts] = [[count(row["layer"])], [code(row["name"])]]
         cells += [estimate(level.get("anisotropy"), level.get("stderr")) for level in levels]
-        cells += [[fixed(row.get("anisotropy_without_rogue"), 2)]] * without
+        cells += [without_rogue(row)] * without
         cells += [[significant(level.get("mean_norm"))] for level in levels]
         cells += [[count(row[level].get("count"))] for level in counts]
         cells += [[count(row[level].get(key))] for level, key in left_out]
@@ -98,7 +107,7 @@ def _output(output: Node, width: int, without: bool, counts: list[str], left_out
     level = output["sentence"]
     modules = joined([[text(module)] for module in output.get("modules").entries])
     cells: list[Parts] = [[OUTPUT], modules, estimate(level.get("anisotropy"), level.get("stderr")), []]
-    cells += [[fixed(output.get("anisotropy_without_rogue"), 2)]] * without
+    cells += [without_rogue(output)] * without
     cells += [[significant(level.get("mean_norm"))], []]
     cells += [[count(level.get("count"))] if of == "sentence" else [] for of in counts]
     cells += [[count(level.get(key))] if of == "sentence" else [] for of, key in left_out]

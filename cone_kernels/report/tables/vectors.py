@@ -10,6 +10,7 @@ from cone_kernels.report.node import Node
 from cone_kernels.report.population import POPULATION_COLUMNS, POPULATION_NOTE, population_cells
 from cone_kernels.report.table import Column, Table, reasons
 from cone_kernels.report.tables.axis import AXIS_COLUMNS, axis_cells
+from cone_kernels.report.tables.layers import without_rogue
 from cone_kernels.report.words import ordinal
 
 
@@ -28,7 +29,7 @@ def _cone(result: Node) -> Table:
         [["mean norm"], [significant(level.get("mean_norm"))]],
         [["used"], [count(level["count"])]],
     ]
-    rows += [[["about, without rogue dimensions"], [fixed(result.get("anisotropy_without_rogue"), 2)]]]
+    rows += [[["without rogue dimensions"], without_rogue(result)]]
     for key, words in (("n_zero", "left out, zero"), ("n_nonfinite", "left out, not finite")):
         rows += [[[words], [count(level[key])]]] if level[key].value else []
     columns = [Column("of the vectors", ("name",), "text"), Column("value", ("value",))]
