@@ -17,7 +17,7 @@ from cone_kernels.experiments.frequency import (
     of_sentences,
     of_tokens,
 )
-from cone_kernels.experiments.solved_axes import SolvedAxes, extremes_of, solved_axes, used_blocks, window
+from cone_kernels.experiments.solved_axes import SolvedAxes, extremes_of, solved_axes, window
 from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, VARIABLES, Layer, place
 from cone_kernels.runs.measure import measure
@@ -229,6 +229,7 @@ def _correlations(
     the projections on the axes and on the directions drawn (r, d)."""
     import torch
 
+    from cone_kernels.runs.sentence_vectors import used_blocks
     from cone_kernels.statistics.correlation import Correlation
     from cone_kernels.statistics.extremes import project
 
@@ -237,13 +238,15 @@ def _correlations(
     found = {name: Correlation(len(solved.directions), resolution.get(name, 0.0)) for name in VARIABLES}
     both = torch.cat([solved.directions, drawn])
     of_random = Correlation(len(both))
-    blocks = used_blocks(kept.blocks(window(kept.dim)))
-    for (_, rows, norms, used), (lengths, frequency) in zip(blocks, tokens.windows(), strict=True):
-        projections = project(rows[used], solved.directions, solved.mean)
-        variables = {"length": lengths[used], "token_frequency": frequency[used], "norm": norms}
+    blocks, first = used_blocks(kept.blocks(window(kept.dim))), 0
+    for (indices, rows), (lengths, frequency) in zip(blocks, tokens.windows(), strict=True):
+        used = indices - first
+        projections = project(rows, solved.directions, solved.mean)
+        variables = {"length": lengths[used], "token_frequency": frequency[used], "norm": rows.norm(dim=1)}
         for name, values in variables.items():
             found[name].add(projections, values)
-        of_random.add((rows[used] - solved.mean) @ both.mT, frequency[used])
+        of_random.add((rows - solved.mean) @ both.mT, frequency[used])
+        first += len(lengths)
     return {name: correlation.r for name, correlation in found.items()}, of_random
 
 

@@ -12,7 +12,7 @@ from cone_kernels.experiments.cone_claims import cone_claims
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
 from cone_kernels.experiments.level import Level, levels_of
-from cone_kernels.experiments.solved_axes import used_blocks, window
+from cone_kernels.experiments.solved_axes import window
 from cone_kernels.files import writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
 from cone_kernels.runs.measure_vectors import measure_vectors
@@ -105,22 +105,25 @@ def center_vectors(
 
 def _used(source: Vectors, rows: int) -> Blocks:
     """The vectors that are in the sums, with their groups; they are read at every call."""
+    from cone_kernels.runs.sentence_vectors import used_blocks
     from cone_kernels.sums import jackknife_groups
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-        for first, block, _, used in used_blocks(source.blocks(0, rows, window(source.dim))):
-            yield block[used].double(), jackknife_groups(used.nonzero()[:, 0] + first)
+        for indices, found in used_blocks(source.blocks(0, rows, window(source.dim))):
+            yield found, jackknife_groups(indices)
 
     return blocks
 
 
 def _opened(source: Vectors, rows: int, centering: Centering, take: Callable[[Tensor], None] | None) -> Level:
     """The level of the vectors after the centering, in float64; each block is handed on, where it is to be written."""
+    from cone_kernels.runs.sentence_vectors import used_rows
     from cone_kernels.state.cone_state import Moments
 
     moments = Moments.empty("sentence", [0], source.dim)
-    for first, block, _, used in used_blocks(source.blocks(0, rows, window(source.dim))):
-        opened = centering(block.double())
+    for first, block in source.blocks(0, rows, window(source.dim)):
+        given = block.double()
+        opened, used = centering(given), used_rows(given)
         moments.update(opened[used], sentence_ids=used.nonzero()[:, 0] + first)
         if take is not None:
             take(opened)

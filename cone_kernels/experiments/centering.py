@@ -240,12 +240,10 @@ def _output(measurement: Measurement) -> str:
 
 def _used(vectors: SentenceVectors, groups: Callable[[Tensor], Tensor]) -> Blocks:
     """The vectors that are in the sums, with their groups."""
-    from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.runs.sentence_vectors import used_blocks
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-        for first, block in vectors.blocks():
-            rows = block.double()
-            used = used_rows(rows)
-            yield rows[used], groups(used.nonzero()[:, 0] + first)
+        for ids, rows in used_blocks(vectors.blocks()):
+            yield rows, groups(ids)
 
     return blocks

@@ -89,16 +89,13 @@ def level_after(
     Examples:
         >>> level_after(measurement.vectors[6], Centering.fit(measurement.state)).anisotropy
     """
-    from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.runs.sentence_vectors import used_blocks
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.sums import jackknife_groups
 
     groups = jackknife_groups if groups is None else groups
     moments = Moments.empty("sentence", [0], vectors.dim)
-    for first, block in vectors.blocks():
-        rows = block.double()
-        used = used_rows(rows)
-        ids = used.nonzero()[:, 0] + first
-        opened = rows[used] if centering is None else centering(rows[used])
+    for ids, rows in used_blocks(vectors.blocks()):
+        opened = rows if centering is None else centering(rows)
         moments.add_rows(slice(None), opened[None], groups(ids), "auto")
     return levels_of(moments)[0]

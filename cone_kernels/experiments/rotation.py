@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from cone_kernels.corpora import Corpus
-from cone_kernels.experiments.axes_pair import AxesPair, Chance, Matrix
+from cone_kernels.experiments.axes_pair import Chance, Matrix
+from cone_kernels.experiments.compared_cones import (
+    ComparedCone,
+    angles_of,
+    axis_cosine_of,
+    centered_level,
+    functional_cosine_of,
+    mean_cosine_of,
+    pair_of,
+    symmetric,
+)
 from cone_kernels.experiments.dependence import Dependence
-from cone_kernels.experiments.level import Level, level_after, levels_of
+from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.rotation_corpora import corpora_of, joined_corpus, names_of_corpora
-from cone_kernels.experiments.rotation_result import ComparedModel, RotationResult
-from cone_kernels.names import OUTPUT, Layer, place
+from cone_kernels.experiments.rotation_result import RotationResult
+from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus, threads_of
 from cone_kernels.runs.options import (
@@ -28,23 +38,10 @@ from cone_kernels.runs.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from typing_extensions import Unpack
 
-    from cone_kernels.centering import Centering
     from cone_kernels.models.loaded import ModelLike
-    from cone_kernels.runs.sentence_vectors import SentenceVectors
-    from cone_kernels.state.cone_state import ConeState, Moments
-    from cone_kernels.statistics.subspaces import SampledAxes
-
-# Gives the jackknife groups of sentences by their indices.
-_Groups: TypeAlias = "Callable[[Tensor], Tensor]"
-
-# Angles between axes are off by their residuals over their eigengaps, so the axes are taken to more digits than usual.
-_TOLERANCE = 1e-12
-
-# The top k axes span no subspace of their own where the last eigenvalue is to the first what rounding is.
-_LEAST_EIGENVALUE = 1e-8
+    from cone_kernels.state.cone_state import ConeState
 
 
 def rotation(
@@ -168,16 +165,16 @@ def rotation_of(
     given = _layers(layer, len(measurements), k)
     layers = [found.layer(number) for found, number in zip(measurements, given, strict=True)]
     names = names_of_corpora(measurements) if over_corpora else _labels(measurements, layers)
-    cones = [_Cone.of(*each, k) for each in zip(measurements, layers, names, strict=True)]
+    cones = [ComparedCone.of(*each, k) for each in zip(measurements, layers, names, strict=True)]
     chance = {
         dim: Chance(directions.random_cosine_mean(dim), directions.random_cosine_quantile(0.95, dim))
         for dim in {cone.dim for cone in cones}
     }
-    axis_cosine = _symmetric(cones, _axis_cosine)
-    centered = [[_centered_level(a, b) for b in cones] for a in cones]
-    functional_cosine = _symmetric(cones, _functional_cosine)
+    axis_cosine = symmetric(cones, axis_cosine_of)
+    centered = [[centered_level(a, b) for b in cones] for a in cones]
+    functional_cosine = symmetric(cones, functional_cosine_of)
     several = len(cones) * (len(cones) - 1) // 2
-    pairs = {(i, j): _pair(cones[i], cones[j], k, several) for i, j in combinations(range(len(cones)), 2)}
+    pairs = {(i, j): pair_of(cones[i], cones[j], k, several) for i, j in combinations(range(len(cones)), 2)}
     return RotationResult(
         models=tuple(cone.compared for cone in cones),
         corpus=joined_corpus(measurements, names) if over_corpora else shared_corpus(measurements),
@@ -186,8 +183,8 @@ def rotation_of(
         pairs=tuple(
             tuple(None if i == j else pairs[min(i, j), max(i, j)] for j in range(len(cones))) for i in range(len(cones))
         ),
-        mean_cosine=_symmetric(cones, _mean_cosine),
-        principal_angles=tuple(tuple(_angles(a, b) for b in cones) for a in cones),
+        mean_cosine=symmetric(cones, mean_cosine_of),
+        principal_angles=tuple(tuple(angles_of(a, b) for b in cones) for a in cones),
         centered_anisotropy=tuple(tuple(level.anisotropy if level else math.nan for level in row) for row in centered),
         centered_stderr=tuple(tuple(level.stderr if level else math.nan for level in row) for row in centered),
         functional_cosine=functional_cosine,
@@ -240,165 +237,9 @@ def _labels(measurements: Sequence[Measurement], layers: Sequence[Layer]) -> lis
     return with_layers if len(set(with_layers)) == len(with_layers) else labels(measurements)
 
 
-@dataclass(frozen=True, eq=False)
-class _Cone:
-    """What is compared of one model at one layer."""
-
-    compared: ComparedModel
-    axes: Tensor  # (k, d) float64, the top centred eigenvectors
-    sampled: SampledAxes  # all of them, and what the choice of sentences does to the first k
-    spanned: bool  # whether the sentences vary in all k of these directions
-    centering: Centering
-    vectors: SentenceVectors | None
-    groups: _Groups
-
-    @property
-    def name(self) -> str:
-        return self.compared.name
-
-    @property
-    def dim(self) -> int:
-        return self.compared.hidden_size
-
-    @classmethod
-    def of(cls, measurement: Measurement, layer: Layer, label: str, k: int) -> _Cone:
-        from cone_kernels import metrics
-        from cone_kernels.centering import Centering
-        from cone_kernels.ops.top_eigenvectors import top_eigenvectors
-
-        moments = measurement.moments(layer)
-        if "second_moment" not in moments.fields:
-            raise ValueError(
-                f"state: got {label} without second moments; it must hold them, for its axis is computed from them"
-            )
-        count = int(moments.count.sum())
-        if count < 2:
-            raise ValueError(
-                f"corpus: got {count} sentence vectors of {label} at {place(layer)}; it must be at least two"
-            )
-        covariance = metrics.covariance(moments)[0].cpu()
-        groups = measurement.groups()
-        vectors = measurement.kept_vectors(layer) if "fingerprint" in measurement.corpus else None
-        found = top_eigenvectors(covariance=covariance, k=k, tolerance=_TOLERANCE)
-        if not float(found.values[0]) > 0:
-            raise ValueError(f"corpus: got equal sentence vectors of {label} at {place(layer)}; they must vary")
-        compared = ComparedModel(
-            name=label,
-            source=str(measurement.model["name"]),
-            architecture=measurement.model.get("architecture"),
-            weights_sha256=measurement.model.get("weights_sha256"),
-            hidden_size=moments.dim,
-            layer=layer,
-            layer_name=measurement.layer_name(layer),
-            level=levels_of(moments)[0],
-            explained_variance_ratio=float(metrics.explained_variance_ratio(covariance, found.values)[0]),
-            corpus_fingerprint=measurement.corpus.get("fingerprint"),
-        )
-        return cls(
-            compared,
-            axes=found.vectors,
-            spanned=count > k and float(found.values[-1]) >= _LEAST_EIGENVALUE * float(found.values[0]),
-            centering=Centering.fit(moments),
-            vectors=vectors,
-            groups=groups,
-            sampled=_sampled(moments, vectors, covariance, k, groups),
-        )
-
-
-def _sampled(
-    moments: Moments, vectors: SentenceVectors | None, covariance: Tensor, k: int, groups: _Groups
-) -> SampledAxes:
-    """By jackknife over blocks of sentences; without vectors, as if sentences were independent and normal."""
-    from cone_kernels import metrics
-    from cone_kernels.runs.sentence_vectors import used_rows
-    from cone_kernels.statistics.subspaces import SampledAxes
-    from cone_kernels.sums import GROUPS, jackknife_blocks
-
-    if vectors is None:
-        return SampledAxes.of_covariance(covariance, int(moments.count.sum()), k, GROUPS)
-    blocks = jackknife_blocks(moments.count[0])
-
-    def grouped() -> Iterator[tuple[Tensor, Tensor]]:
-        for first, block in vectors.blocks():
-            used = used_rows(block.double())
-            yield block[used], blocks[groups(used.nonzero()[:, 0] + first)]
-
-    return SampledAxes.of_rows(covariance, metrics.mean_vector(moments)[0].cpu(), k, grouped(), int(blocks.max()) + 1)
-
-
-def _pair(a: _Cone, b: _Cone, k: int, pairs: int) -> AxesPair | None:
-    """What may be said of the axes of two models, of `pairs` that are compared; None where they have no angle."""
-    from cone_kernels.statistics.significance import student_bound
-    from cone_kernels.statistics.subspaces import compared_axes, drawn_overlaps, overlap
-
-    if a.dim != b.dim:
-        return None
-    paired = a.vectors is not None and b.vectors is not None
-    paired = paired and a.compared.corpus_fingerprint == b.compared.corpus_fingerprint
-    m = compared_axes(a.sampled, b.sampled, k)
-    found, first = (overlap(a.sampled.space(axes), b.sampled.space(axes), paired) for axes in (m, 1))
-    drawn = drawn_overlaps(a.sampled, b.sampled, found.axes)
-    cosine = math.sqrt(first.value)
-    return AxesPair(
-        overlap=found,
-        bound=student_bound(found.stderr, found.degrees, pairs),
-        # d√O = dO / (2√O)
-        axis_stderr=first.stderr / (2 * cosine) if cosine > 0 else math.nan,
-        halves=(a.sampled.half_overlap(found.axes), b.sampled.half_overlap(found.axes)),
-        drawn=Chance(float(drawn.mean()), float(drawn.quantile(0.95))),
-        sentences=min(a.compared.level.count, b.compared.level.count),
-    )
-
-
-def _symmetric(cones: Sequence[_Cone], compare: Callable[[_Cone, _Cone], float]) -> Matrix:
-    found = {(i, j): compare(cones[i], cones[j]) for i in range(len(cones)) for j in range(i, len(cones))}
-    return tuple(tuple(found[min(i, j), max(i, j)] for j in range(len(cones))) for i in range(len(cones)))
-
-
-def _axis_cosine(a: _Cone, b: _Cone) -> float:
-    from cone_kernels.statistics.directions import axis_cosine
-
-    return axis_cosine(a.axes[0], b.axes[0]) if a.dim == b.dim else math.nan
-
-
-def _mean_cosine(a: _Cone, b: _Cone) -> float:
-    from cone_kernels.statistics.directions import axis_cosine
-
-    defined = a.dim == b.dim and bool(a.centering.mean.any()) and bool(b.centering.mean.any())
-    return axis_cosine(a.centering.mean, b.centering.mean) if defined else math.nan
-
-
-def _angles(a: _Cone, b: _Cone) -> tuple[float, ...] | None:
-    from cone_kernels.statistics.directions import principal_angles
-
-    return tuple(principal_angles(a.axes, b.axes).tolist()) if a.dim == b.dim and a.spanned and b.spanned else None
-
-
-def _centered_level(a: _Cone, b: _Cone) -> Level | None:
-    """The sentence level of the one after subtracting the mean of the other."""
-    if a.dim != b.dim or a.vectors is None:
-        return None
-    return level_after(a.vectors, b.centering, groups=a.groups)
-
-
-def _functional_cosine(a: _Cone, b: _Cone) -> float:
-    """|r| of the projections on both first axes, over the sentences that have a vector in both models."""
-    from cone_kernels.runs.sentence_vectors import used_rows
-    from cone_kernels.statistics.correlation import Correlation
-
-    if a.vectors is None or b.vectors is None or a.compared.corpus_fingerprint != b.compared.corpus_fingerprint:
-        return math.nan
-    correlation = Correlation(1)
-    for (_, first), (_, second) in zip(a.vectors.blocks(), b.vectors.blocks(), strict=True):
-        rows_a, rows_b = first.double(), second.double()
-        used = used_rows(rows_a) & used_rows(rows_b)
-        along_a = (rows_a[used] - a.centering.mean) @ a.axes[0]  # (n,)
-        along_b = (rows_b[used] - b.centering.mean) @ b.axes[0]
-        correlation.add(along_a[:, None], along_b)
-    return abs(float(correlation.r[0]))
-
-
-def _reasons(cones: Sequence[_Cone], centered: Sequence[Sequence[Level | None]], functional: Matrix) -> list[str]:
+def _reasons(
+    cones: Sequence[ComparedCone], centered: Sequence[Sequence[Level | None]], functional: Matrix
+) -> list[str]:
     found = []
     widths = sorted({cone.dim for cone in cones})
     if len(widths) > 1:

@@ -86,19 +86,16 @@ def _half_level(vectors: SentenceVectors, groups: Callable[[Tensor], Tensor], bl
     """The level of one half of the sentences after subtracting the mean of the other half."""
     import torch
 
-    from cone_kernels.runs.sentence_vectors import used_rows
+    from cone_kernels.runs.sentence_vectors import used_blocks
     from cone_kernels.state.cone_state import Moments
 
     total, count = torch.zeros(vectors.dim, dtype=torch.float64), 0
-    for first, block in vectors.blocks():
-        rows = block.double()
-        ids = used_rows(rows).nonzero()[:, 0]
-        fitted = rows[ids[blocks[groups(ids + first)] % 2 == 1]]
+    for ids, rows in used_blocks(vectors.blocks()):
+        fitted = rows[blocks[groups(ids)] % 2 == 1]
         total, count = total + fitted.sum(0), count + len(fitted)
     moments = Moments.empty("sentence", [0], vectors.dim)
-    for first, block in vectors.blocks():
-        rows = block.double()
-        ids = used_rows(rows).nonzero()[:, 0]
-        ids = ids[blocks[groups(ids + first)] % 2 == 0]
-        moments.add_rows(slice(None), (rows[ids] - total / count)[None], groups(ids + first), "auto")
+    for ids, rows in used_blocks(vectors.blocks()):
+        numbers = groups(ids)
+        judged = blocks[numbers] % 2 == 0
+        moments.add_rows(slice(None), (rows[judged] - total / count)[None], numbers[judged], "auto")
     return levels_of(moments)[0]

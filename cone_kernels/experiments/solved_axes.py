@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,15 +120,6 @@ def window(dim: int) -> int:
     return min(8192, block_rows(dim))
 
 
-def used_blocks(blocks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """(number of the first row, rows (n, d), lengths of the used ones, which are used (n,)) of every block."""
-    from cone_kernels.runs.sentence_vectors import used_rows
-
-    for first, rows in blocks:
-        used = used_rows(rows.double())
-        yield first, rows, rows[used].double().norm(dim=1), used
-
-
 def extremes_of(blocks: Iterable[tuple[int, Tensor]], solved: SolvedAxes, count: int) -> Extremes:
     """The rows furthest along each axis, of those that the sums are of.
 
@@ -137,9 +128,10 @@ def extremes_of(blocks: Iterable[tuple[int, Tensor]], solved: SolvedAxes, count:
         solved: the axes.
         count: how many at each end.
     """
+    from cone_kernels.runs.sentence_vectors import used_blocks
     from cone_kernels.statistics.extremes import Extremes, project
 
     extremes = Extremes(count, len(solved.directions))
-    for first, rows, _, used in used_blocks(blocks):
-        extremes.add(used.nonzero()[:, 0] + first, project(rows[used], solved.directions, solved.mean))
+    for indices, rows in used_blocks(blocks):
+        extremes.add(indices, project(rows, solved.directions, solved.mean))
     return extremes

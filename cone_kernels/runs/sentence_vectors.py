@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -227,3 +227,18 @@ def used_rows(rows: Tensor) -> Tensor:
     """Which of the rows (n, D), float64, are in the sums of a state: (n,) bool, False for zero and not finite rows."""
     squares = rows.square().sum(1)
     return squares.isfinite() & (squares >= torch.finfo(torch.float64).tiny)
+
+
+def used_blocks(blocks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every block the vectors that are in the sums of a state: their indices (m,), and they, (m, D) float64.
+
+    Args:
+        blocks: (index of the first vector, vectors (n, D)), as `SentenceVectors.blocks` gives them.
+
+    Examples:
+        >>> total = sum(rows.sum(0) for _, rows in used_blocks(vectors.blocks()))  # (384,)
+    """
+    for first, block in blocks:
+        rows = block.double()
+        used = used_rows(rows)
+        yield used.nonzero()[:, 0] + first, rows[used]
