@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cone_kernels.corpora import columns, images, lines
+from cone_kernels.corpora.arguments import (
+    UTF_8,
+    check_policies,
+    checked_delimiter,
+    checked_encoding,
+    checked_fields,
+    name_of,
+)
 from cone_kernels.corpora.reading import (
     MAX_SENTENCE,
     CorpusError,
@@ -22,17 +28,14 @@ from cone_kernels.corpora.reading import (
     first_record_fields,
     record_texts,
 )
-from cone_kernels.corpora.sample import MAX_SEED, Sentence, draw, shuffled
-from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, MIN_DEDUP_MEMORY, SeenDigests
+from cone_kernels.corpora.sample import Sentence, draw, shuffled
+from cone_kernels.corpora.seen import DEDUP_MEMORY, DIGEST_BYTES, SeenDigests
 from cone_kernels.corpora.sources import IMAGE, Reader, Source, find_sources
 from cone_kernels.corpora.summary import CorpusSummary
 from cone_kernels.names import TEXT_FORMATS, TextFormat
 
 _READERS: dict[str, Reader] = {**lines.READERS, **columns.READERS, **images.READERS}
-_NAMES_SHOWN = 3
 _SEPARATED = ("csv", "tsv")
-_UTF_8 = "utf-8"
-_ASCII = bytes(range(128)).decode("ascii")
 
 
 @dataclass
@@ -120,16 +123,16 @@ class Corpus:
         dedup: bool = True,
         dedup_memory: int = DEDUP_MEMORY,
         delimiter: str | None = None,
-        encoding: str = _UTF_8,
+        encoding: str = UTF_8,
         errors: Encoding = "replace",
         malformed: Malformed = "drop",
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         self._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
-        self.delimiter, self.encoding = _checked_delimiter(delimiter), _checked_encoding(encoding)
+        self.delimiter, self.encoding = checked_delimiter(delimiter), checked_encoding(encoding)
         self.group_by = group_by
-        self.fields = _checked_fields(fields)
-        self.name = _name_of(paths)
+        self.fields = checked_fields(fields)
+        self.name = name_of(paths)
         self._sentences: Iterable[str] | Iterable[Mapping[str, object]] | None = None
         self._sources = find_sources(paths, format)
         self._was_read = False
@@ -181,9 +184,9 @@ class Corpus:
             raise TypeError("sentences: got one string; it must be an iterable of sentences")
         corpus = cls.__new__(cls)
         corpus.name = name
-        corpus.fields = _checked_fields(fields)
+        corpus.fields = checked_fields(fields)
         corpus.group_by = group_by
-        corpus.delimiter, corpus.encoding = None, _UTF_8
+        corpus.delimiter, corpus.encoding = None, UTF_8
         corpus._sentences = sentences
         corpus._sources = ()
         corpus._was_read = False
@@ -201,25 +204,7 @@ class Corpus:
         errors: Encoding,
         malformed: Malformed,
     ) -> None:
-        for name, value in (("limit", limit), ("sample", sample)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1, or None for all sentences")
-        if sample is not None and limit is not None:
-            raise ValueError(f"sample: got {sample} with limit={limit}; it must be None, or limit must be")
-        if sample is not None and not dedup:
-            raise ValueError(f"sample: got {sample} with dedup=False; it must be drawn from distinct sentences")
-        if shuffle and not dedup:
-            raise ValueError("shuffle: got True with dedup=False; it must be of distinct sentences")
-        if seed is not None and sample is None and not shuffle:
-            raise ValueError(f"seed: got {seed} without sample or shuffle; it must be None, as only these have a seed")
-        if seed is not None and not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed: got {seed}; it must be from 0 to {MAX_SEED}")
-        if dedup_memory < MIN_DEDUP_MEMORY:
-            raise ValueError(f"dedup_memory: got {dedup_memory}; it must be at least {MIN_DEDUP_MEMORY} bytes")
-        if errors not in {"replace", "drop", "raise"}:
-            raise ValueError(f"errors: got {errors!r}; it must be replace, drop or raise")
-        if malformed not in {"drop", "raise"}:
-            raise ValueError(f"malformed: got {malformed!r}; it must be drop or raise")
+        check_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
         self.limit = limit
         self.sample = sample
         self.shuffle = shuffle
@@ -240,8 +225,8 @@ class Corpus:
         if self.delimiter is not None and source.format not in _SEPARATED:
             what = f"delimiter: got {self.delimiter!r}; it must be None"
             raise CorpusError(f"{what}, as {source.name} is no file of separated cells ({', '.join(_SEPARATED)})")
-        if self.encoding != _UTF_8 and source.format not in TEXT_FORMATS:
-            what = f"encoding: got {self.encoding!r}; it must be {_UTF_8}"
+        if self.encoding != UTF_8 and source.format not in TEXT_FORMATS:
+            what = f"encoding: got {self.encoding!r}; it must be {UTF_8}"
             raise CorpusError(f"{what}, as {source.name} says itself how its texts are encoded")
         if not source.once:
             reader.check(source, self._reading())
@@ -423,38 +408,3 @@ class Corpus:
                 raise CorpusError(f"fields: got some; it must be None, as {reading.where(index)} is a string")
             else:
                 yield index, item
-
-
-def _checked_fields(fields: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(fields, str):
-        raise TypeError(f"fields: got the string {fields!r}; it must be a sequence of field names")
-    if fields and len(set(fields)) < len(fields):
-        raise ValueError(f"fields: got {', '.join(fields)}; each must be named once")
-    return tuple(fields) if fields else None
-
-
-def _checked_delimiter(delimiter: str | None) -> str | None:
-    if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n'):
-        raise ValueError(f"delimiter: got {delimiter!r}; it must be one character of ASCII, no quote and no line feed")
-    return delimiter
-
-
-def _checked_encoding(encoding: str) -> str:
-    """The name of the encoding as Python spells it; lines, cells and JSON are found by the bytes of ASCII."""
-    try:
-        name = codecs.lookup(encoding).name
-        has_ascii = _ASCII.encode(name) == _ASCII.encode()
-    except (LookupError, UnicodeError):
-        raise ValueError(f"encoding: got {encoding!r}; it must be one that Python knows, such as latin-1") from None
-    if not has_ascii:
-        raise ValueError(
-            f"encoding: got {encoding!r}; it must be one that has ASCII as it is, so convert the file first"
-        )
-    return name
-
-
-def _name_of(paths: Sequence[str | os.PathLike[str]]) -> str:
-    """The last parts of the paths: "a.txt", "a.txt, b.txt", "a.txt, b.txt, c.txt and 4 more"."""
-    names = [Path(path).name or os.fspath(path) for path in paths]
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
