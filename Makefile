@@ -44,7 +44,7 @@ $(VENV)/.packages: requirements/test.txt $(VENV)/.demo-packages
 # The demo runs on this CPU; building for other processors and for GPUs takes longer than all the rest and is left to the
 # tests.
 $(VENV)/.demo-built: $(VENV)/.build-packages $(SOURCES)
-	CONE_CUDA=$${CONE_CUDA:-0} CONE_ISAS=$${CONE_ISAS:-native} $(BIN)/python $(EDITABLE) . --no-deps
+	CONE_CUDA=$${CONE_CUDA:-0} CONE_ISAS=$${CONE_ISAS:-best} $(BIN)/python $(EDITABLE) . --no-deps
 	touch $@
 
 $(VENV)/.built: $(VENV)/.packages $(SOURCES)

@@ -1,8 +1,9 @@
 """Builds the C++ and CUDA extensions. Metadata is in pyproject.toml; torch is neither imported nor linked.
 
-CONE_CUDA=auto|0|1   build cone_kernels._cuda where nvcc is found (auto), never (0), or fail without nvcc (1)
-CONE_ISAS=all|native build cone_kernels._cpu for every instruction set, or for those that this processor has
-CONE_CUDA_ARCHS      the compute capabilities to build for, default "80;90"; GPUs beyond the highest run its PTX
+CONE_CUDA=auto|0|1         build cone_kernels._cuda where nvcc is found (auto), never (0), or fail without nvcc (1)
+CONE_ISAS=all|native|best  build cone_kernels._cpu for every instruction set (all), those that this processor has, or
+                           the best of these alone
+CONE_CUDA_ARCHS            the compute capabilities to build for, default "80;90"; GPUs beyond the highest run its PTX
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CSRC = Path("csrc")
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0", "-Wall"]
 
 # Every op's source in csrc/cpu/ is compiled once per instruction set; csrc/cpu/isa.h chooses among them at run time.
+BASELINE: dict[str, list[str]] = {"baseline": []}
 X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
@@ -55,29 +57,31 @@ class BuildExtensions(build_ext):
             self.build_cuda(ext)
             return
         isas = self.wanted_isas()
-        # These know which instruction sets there are, and the baseline's have each op's entry, which calls one of them.
+        # These know which instruction sets there are; the first one's have each op's entry, which calls one of them.
         have = [(f"CONE_HAVE_{isa.upper()}", "1") for isa in isas]
-        macros = {"common": have, "baseline": [*have, ("CONE_ISA", "baseline"), ("CONE_DEFINES_FORWARDS", "1")]}
+        first = next(iter(isas))
+        macros = {isa: [("CONE_ISA", isa)] for isa in isas} | {"common": have}
+        macros[first] += [*have, ("CONE_DEFINES_FORWARDS", "1")]
         openmp = ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
         if not openmp:
             print("cone_kernels: the compiler has no OpenMP; the CPU kernels will run on one thread")
         # What needs no instruction set comes first: inline functions that several objects share are taken from the
         # first one that has them.
         jobs: list[tuple[Path, str, list[str]]] = [(CSRC / name, "common", []) for name in COMMON_SOURCES]
-        jobs += [(CSRC / "cpu" / name, "baseline", []) for name in OP_SOURCES]
         jobs += [(CSRC / "cpu" / name, isa, flags) for isa, flags in isas.items() for name in OP_SOURCES]
         changed = last_change("*.h")
 
         def build(job: tuple[Path, str, list[str]]) -> list[str]:
             source, isa, flags = job
-            folder = self.objects() / (f"cpu-{isa}" if isa in isas else "-".join(["cpu", isa, *isas]))
+            among = f"-of-{'-'.join(isas)}" if isa in ("common", first) else ""
+            folder = self.objects() / f"cpu-{isa}{among}"
             targets = self.compiler.object_filenames([str(source)], output_dir=str(folder))
             if not self.force and is_newer(Path(targets[0]), changed, source):
                 return targets
             return self.compiler.compile(
                 [str(source)],
                 output_dir=str(folder),
-                macros=macros.get(isa, [("CONE_ISA", isa)]),
+                macros=macros[isa],
                 include_dirs=[str(CSRC / "include"), str(CSRC), *ext.include_dirs, *self.include_dirs],
                 extra_postargs=[*FLAGS, *openmp, *flags],
             )
@@ -93,14 +97,16 @@ class BuildExtensions(build_ext):
         return ROOT / "build" / f"{sys.implementation.cache_tag}-pybind11-{pybind11.__version__}"
 
     def wanted_isas(self) -> dict[str, list[str]]:
-        """The compiler's flags of every instruction set to build for beside the baseline, as CONE_ISAS asks."""
+        """The compiler's flags of every instruction set to build for, the best one last, as CONE_ISAS asks."""
         choice = os.environ.get("CONE_ISAS", "all")
-        if choice not in {"all", "native"}:
-            sys.exit(f"CONE_ISAS: got {choice!r}; it must be all or native")
+        if choice not in {"all", "native", "best"}:
+            sys.exit(f"CONE_ISAS: got {choice!r}; it must be all, native or best")
         if platform.machine().lower() not in {"x86_64", "amd64"}:
-            return {}
-        accepted = {isa: flags for isa, flags in X86_ISAS.items() if self.accepts(flags)}
-        return accepted if choice == "all" else {isa: flags for isa, flags in accepted.items() if self.runs(flags)}
+            return BASELINE
+        isas = BASELINE | {isa: flags for isa, flags in X86_ISAS.items() if self.accepts(flags)}
+        if choice != "all":
+            isas = {isa: flags for isa, flags in isas.items() if not flags or self.runs(flags)}
+        return dict([isas.popitem()]) if choice == "best" else isas
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler builds and links an empty program with these flags."""

@@ -5,17 +5,36 @@
 
 namespace cone {
 
-bool isa_supported(Isa isa) {
+namespace {
+
+bool is_built(Isa isa) {
   switch (isa) {
+#ifdef CONE_HAVE_BASELINE
     case Isa::kBaseline:
       return true;
+#endif
 #ifdef CONE_HAVE_AVX2
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return true;
 #endif
 #ifdef CONE_HAVE_AVX512
     case Isa::kAvx512:
-      return isa_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+bool is_known(Isa isa) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return true;
+#if defined(__x86_64__) || defined(_M_X64)
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::kAvx512:
+      return is_known(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
     default:
@@ -23,9 +42,15 @@ bool isa_supported(Isa isa) {
   }
 }
 
+}  // namespace
+
+bool isa_supported(Isa isa) { return is_built(isa) && is_known(isa); }
+
 Isa best_isa() {
-  if (isa_supported(Isa::kAvx512)) return Isa::kAvx512;
-  return isa_supported(Isa::kAvx2) ? Isa::kAvx2 : Isa::kBaseline;
+  for (const Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline})
+    if (isa_supported(isa)) return isa;
+  throw std::runtime_error(
+      "isa: got a build without instructions that this processor has; build it here, or with CONE_ISAS=all");
 }
 
 namespace {
