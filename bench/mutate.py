@@ -11,14 +11,16 @@ import argparse
 import ast
 import copy
 import itertools
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # What decides numbers and claims.
 DECIDE = (
     *("metrics.py", "sums.py", "axes.py", "centering.py", "state/*.py", "statistics/*.py", "experiments/*.py"),
-    *("runs/measurement.py", "runs/checkpoint.py", "runs/shard_tree.py", "probe/cone_probe.py"),
+    *("runs/measurement.py", "runs/checkpoint.py", "runs/shard_tree.py", "runs/mixing.py", "runs/part.py"),
+    *("loss/*.py", "probe/*.py", "ops/*.py", "models/output.py", "models/baseline.py", "corpora/pair*.py"),
+    *("corpora/seen.py", "corpora/sample.py", "integrations/alerts.py", "integrations/scalars.py"),
+    *("integrations/step_means.py", "integrations/held_out.py"),
 )
 # Tests that start machines or browsers of their own, or look at pages alone.
 LEFT_OUT = ("gpu", "triton", "cuda", "simt", "sharing", "browser", "report")
@@ -37,6 +42,11 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or,
     ast.Or: ast.And, ast.USub: ast.UAdd, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+CALLED_INSTEAD = {"min": "max", "max": "min", "any": "all", "all": "any"}
+# A module that fewer test files name is run by the tests of its users beside it too.
+FEW = 3
+# pytest's exit code where no test was found.
+NO_TEST = 5
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,18 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
         other = copy.deepcopy(node)
         other.op = SWAPPED[type(node.op)]()  # type: ignore[assignment]
         yield other
-    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        if isinstance(node, ast.BoolOp):
+            for left_out in range(len(node.values)):
+                kept = [value for place, value in enumerate(node.values) if place != left_out]
+                yield kept[0] if len(kept) == 1 else ast.BoolOp(node.op, kept)
+    elif isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            other = copy.deepcopy(node)
+            other.ops[place] = SWAPPED[type(operator)]()  # type: ignore[call-overload]
+            yield other
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLED_INSTEAD:
         other = copy.deepcopy(node)
-        other.ops = [SWAPPED[type(node.ops[0])]()]  # type: ignore[list-item]
+        other.func = ast.Name(CALLED_INSTEAD[node.func.id], ast.Load())
         yield other
     elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
         value = not node.value if isinstance(node.value, bool) else node.value + 1
@@ -114,8 +133,17 @@ def _put(tree: ast.Module, at: ast.AST, changed: ast.AST) -> None:
 
 
 def files_that_test(module: Path) -> list[str]:
-    """The test files that name a module, those that are called like it first; where there is none, its users'."""
-    stem, dotted = module.stem, ".".join(module.relative_to(ROOT).with_suffix("").parts)
+    """The test files that name a module, those that are called like it first; then, where they are few, its users'."""
+    files = _files_that_name(module)
+    if len(files) < FEW:
+        files += itertools.chain.from_iterable(map(_files_that_name, _users(module, module.parent)))
+    return list(dict.fromkeys(files)) or list(
+        dict.fromkeys(itertools.chain.from_iterable(map(files_that_test, _users(module, ROOT / "cone_kernels"))))
+    )
+
+
+def _files_that_name(module: Path) -> list[str]:
+    stem, dotted = module.stem, _dotted(module)
     topic = stem.split("_result")[0].split("_claims")[0]
     ranked = []
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -126,31 +154,59 @@ def files_that_test(module: Path) -> list[str]:
         called_like_it = topic in file.stem or file.parent.name == module.parent.name != "experiments"
         if called_like_it or dotted in text or f"experiments.{topic}(" in text or f"import {topic}" in text:
             ranked.append((topic not in file.stem, not called_like_it, name))
-    if not ranked:
-        users = [user for user in (ROOT / "cone_kernels").rglob("*.py") if f"{dotted} import" in user.read_text()]
-        return list(
-            dict.fromkeys(itertools.chain.from_iterable(files_that_test(user) for user in users if user != module))
-        )
     return [name for *_, name in sorted(ranked)]
 
 
-def noticed(of: Path, source: str, copy_of_root: Path, seconds: float) -> bool | None:
-    """Whether a test fails with this source of a module; None where the tests take longer than so many seconds."""
-    module = copy_of_root / of.relative_to(ROOT)
+def _users(module: Path, of: Path) -> list[Path]:
+    files = [file for file in sorted(of.rglob("*.py")) if file.stem != "__init__"]
+    return [file for file in files if f"{_dotted(module)} import" in file.read_text()]
+
+
+def _dotted(module: Path) -> str:
+    return ".".join(module.relative_to(ROOT).with_suffix("").parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests of one fault said: "noticed", "SURVIVED", "not finished" or "not begun"; and those that failed."""
+
+    said: str
+    failed: tuple[str, ...] = ()
+
+
+def outcome_of(of: Path, source: str, copy_of_root: Path, seconds: float) -> Outcome:
+    """Whether a test fails with this source of a module, and which; tests that do not end did not fail."""
+    module, cache = copy_of_root / of.relative_to(ROOT), copy_of_root / ".pytest_cache"
     whole = module.read_text()
+    shutil.rmtree(cache, ignore_errors=True)
     module.write_text(source)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files_that_test(of)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy_of_root)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.run(command, cwd=copy_of_root, env=environment, timeout=seconds, **quiet).returncode not in (
-            0,
-            5,
-        )
-    except subprocess.TimeoutExpired:
-        return None
+        code = _pytest(copy_of_root, files_that_test(of), seconds)
     finally:
         module.write_text(whole)
+    if code in (None, 0, NO_TEST):
+        return Outcome("not finished" if code is None else "SURVIVED")
+    failed = cache / "v" / "cache" / "lastfailed"
+    return Outcome("noticed", tuple(json.loads(failed.read_text())) if failed.exists() else ())
+
+
+def _pytest(root: Path, tests: Iterable[str], seconds: float | None = None) -> int | None:
+    """pytest's exit code; None where it takes longer than so many seconds."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # A session of its own: the processes that tests start end with it.
+    with subprocess.Popen(command, cwd=root, env=environment, start_new_session=True, **quiet) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None
+
+
+def failing_anyway(tests: Iterable[str], copy_of_root: Path) -> set[str]:
+    """Which of the tests fail without any fault: what they noticed does not count."""
+    return {test for test in tests if _pytest(copy_of_root, [test])}
 
 
 def main() -> None:
@@ -171,24 +227,32 @@ def main() -> None:
         copies = [Path(folder, str(number)) for number in range(asked.processes)]
         for root in copies:
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results"))
+        Path(folder, "shared").symlink_to(ROOT.parent / "shared")  # the sentences that lie beside a checkout
 
-        def run(fault: Fault) -> bool | str | None:
+        def run(fault: Fault) -> Outcome:
             if time.monotonic() > end:
-                return "not begun"
+                return Outcome("not begun")
             root, (source, words) = copies.pop(), fault.source()
             try:
-                found = noticed(fault.module, source, root, asked.each)
+                found = outcome_of(fault.module, source, root, asked.each)
             finally:
                 copies.append(root)
-            said = {True: "noticed", False: "SURVIVED", None: "not finished"}[found]
-            print(f"{said:12}  {' '.join(words.split())[:300]}", flush=True)
+            print(f"{found.said:12}  {' '.join(words.split())[:300]}  {' '.join(found.failed)}", flush=True)
             return found
 
         outcomes = list(threads.map(run, sample))
-    caught, survived, open_ = (outcomes.count(outcome) for outcome in (True, False, None))
+        failing = failing_anyway(sorted({test for outcome in outcomes for test in outcome.failed}), copies[0])
+    for test in failing:
+        print(f"fails without a fault too: {test}")
+    of_itself = sum(bool(failing.intersection(outcome.failed)) for outcome in outcomes)
+    said = [outcome.said for outcome in outcomes]
+    caught, survived = said.count("noticed") - of_itself, said.count("SURVIVED")
     share = 100 * caught / max(1, caught + survived)
     print(f"{caught} of {caught + survived} faults noticed ({share:.0f} %), of {len(everything):,} that there can be;")
-    print(f"{open_} not finished in {asked.each:.0f} s, {outcomes.count('not begun')} not begun; seed {asked.seed}")
+    print(
+        f"{said.count('not finished')} not finished in {asked.each:.0f} s, {said.count('not begun')} not begun, "
+        f"{of_itself} of which a test failed that fails anyway; seed {asked.seed}"
+    )
 
 
 if __name__ == "__main__":
