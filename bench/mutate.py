@@ -84,6 +84,9 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
             skipped |= {id(part) for hint in hints if hint is not None for part in ast.walk(hint)}
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             skipped |= {id(part) for part in ast.walk(node)}
+        # How a class or a function is made, such as a frozen dataclass.
+        for decorator in getattr(node, "decorator_list", ()):
+            skipped |= {id(part) for part in ast.walk(decorator)}
         if isinstance(node, (ast.JoinedStr, ast.Raise)):  # words
             skipped |= {id(part) for child in ast.iter_child_nodes(node) for part in ast.walk(child)}
     for node in ast.walk(tree):

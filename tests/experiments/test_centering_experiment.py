@@ -139,6 +139,23 @@ def test_a_state_fits_and_a_corpus_measures(folder: Path, tmp_path: Path) -> Non
     assert found.held_out.before == pytest.approx(found.before.anisotropy, abs=1e-9)
 
 
+def test_a_state_of_the_same_sentences_proves_nothing_on_them(folder: Path, tmp_path: Path) -> None:
+    """What is fitted on the very rows is judged in quarters, also where the fit comes from a file."""
+    path = tmp_path / "same.safetensors"
+    texts = [f"{text} w{4 + at}" for at in range(4) for text in SENTENCES]
+    measure(folder, texts, second_moment=True, save_state=path)
+    plain, found = (center(folder, texts, state=state, method="whitening") for state in (None, path))
+    assert isinstance(found.held_out, Judged)
+    assert found.held_out.folds == 4
+    assert found.held_out == plain.held_out
+    rows = rows_around(0.5, 300)
+    vectors(rows).state.save(path)
+    plain, found = (center(vectors=rows, state=state) for state in (None, path))
+    assert isinstance(found.held_out, Judged)
+    assert found.held_out.folds == 4
+    assert found.held_out == plain.held_out
+
+
 def test_what_is_not_defined_has_a_reason(folder: Path) -> None:
     data = center(folder, ["w5 w6"]).to_dict()
     assert (data["before"], data["after"]) == ({"value": None, "stderr": None},) * 2

@@ -83,6 +83,23 @@ def test_a_group_is_in_one_fold_and_folds_are_alike_in_size() -> None:
     assert (items.text_fold[items.pairs] == items.fold[:, None]).all()
 
 
+def test_large_groups_are_placed_first_and_small_ones_fill_up() -> None:
+    """One premise with 24 hypotheses and 48 with one: the large one alone, and 16 in each other fold."""
+    pairs = tuple((0, 49 + at) for at in range(24)) + tuple((1 + at, 73 + at) for at in range(48))
+    labels = tuple(float(at % 2) for at in range(72))
+    texts = tuple(f"t{at}" for at in range(121))
+    items = items_of(replace(labelled(4), texts=texts, pairs=pairs, labels=labels))
+    assert sorted(torch.bincount(items.fold).tolist()) == [16, 16, 16, 24]
+
+
+def test_as_many_directions_as_were_asked_for_are_taken_away() -> None:
+    moments = moments_of(rows_of(labelled(30)))
+    for asked in (1, 4, 10):  # 10 of 12 are more than are tried where none are asked for
+        found = fits_of(moments, asked, None)["all-but-the-top"]
+        assert isinstance(found, Centering)
+        assert found.components == asked
+
+
 def test_cosines_after_a_centring_are_those_of_mapped_vectors() -> None:
     pairs = labelled(30)
     items, rows = items_of(pairs), rows_of(pairs)

@@ -264,6 +264,23 @@ def test_a_subspace_that_the_sentences_do_not_span_has_no_angles() -> None:
     assert found.reasons == ("principal_angles of flat: its sentence vectors vary in fewer directions than k",)
 
 
+def test_a_mean_of_zero_has_no_direction() -> None:
+    half = torch.round(4 * normal(25, 6, dtype=torch.float64, shift=0))
+    half[half.abs().sum(1) == 0] = 1
+    found = rotation_of([of_rows(torch.cat([half, -half]), "even"), of_rows(half.repeat(2, 1) + 3, "full")], k=2)
+    assert np.isnan(found.mean_cosine).tolist() == [[True, True], [True, False]]
+    assert found.reasons == ("mean_cosine of even: the mean of its sentence vectors is zero",)
+
+
+def test_few_sentences_that_have_a_vector_in_both_models_are_told() -> None:
+    rows = normal(40, 6, dtype=torch.float64)
+    first, second = rows.clone(), rows.clone()
+    first[:20], second[21:] = 0, 0
+    found = rotation_of([of_rows(first, "a"), of_rows(second, "b")], k=1)
+    assert math.isnan(found.functional_cosine[0][1])
+    assert "functional_cosine of a and b: they have too few sentence vectors in common" in found.reasons
+
+
 # The spread of vectors with two axes that are nearly alike, then a gap.
 SPREAD = torch.tensor([3.0, 2.95, *torch.linspace(1.2, 0.3, 18).tolist()], dtype=torch.float64)
 

@@ -237,7 +237,10 @@ def test_the_prompt_is_chosen_as_encode_does(
 def test_truncate_dim_of_the_user_comes_before_the_folder_s(minilm: Path, tmp_path: Path) -> None:
     folder = save_encoder(tmp_path / "model", minilm, settings={"truncate_dim": 100})
     assert load_model(folder, "cpu").info["output"]["dim"] == 100
-    assert load_model(folder, "cpu", truncate_dim=30).info["output"]["dim"] == 30
+    loaded = load_model(folder, "cpu", truncate_dim=30)
+    assert loaded.info["output"]["dim"] == 30
+    assert loaded.output is not None
+    assert [loaded.output.truncated(width).dim for width in (1, 384)] == [1, 384]
 
 
 @pytest.mark.parametrize(
