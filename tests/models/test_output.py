@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,16 @@ def test_what_does_not_fit_is_refused(minilm: Path, tmp_path: Path, case: Any, o
     folder = save_encoder(tmp_path / "model", minilm, **case)
     with pytest.raises(ModelError, match=words):
         load_model(folder, "cpu", **options)
+
+
+@pytest.mark.parametrize(("then", "followed"), [([("Normalize", {})], "its Normalize"), ([], "nothing")])
+def test_without_a_pooling_there_is_no_output(tmp_path: Path, then: Any, followed: str) -> None:
+    save_checkpoint(tmp_path / "plain")
+    folder = save_encoder(tmp_path / "model", tmp_path / "plain", then=then, dim=32)
+    listed = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([listed[0], *listed[2:]]))
+    reason = load_model(folder, "cpu").info["output"]["reason"]
+    assert f"{followed} follows the transformer, where this tool knows a Pooling alone" in reason
 
 
 def test_options_of_an_output_are_refused_for_a_model_without_one(tmp_path: Path) -> None:
