@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,23 +179,22 @@ class Outcome:
 
 def outcome_of(of: Path, source: str, copy_of_root: Path, seconds: float) -> Outcome:
     """Whether a test fails with this source of a module, and which; tests that do not end did not fail."""
-    module, cache = copy_of_root / of.relative_to(ROOT), copy_of_root / ".pytest_cache"
+    module = copy_of_root / of.relative_to(ROOT)
     whole = module.read_text()
-    shutil.rmtree(cache, ignore_errors=True)
     module.write_text(source)
     try:
-        code = _pytest(copy_of_root, files_that_test(of), seconds)
+        code = _pytest(copy_of_root, ["-x", *files_that_test(of)], seconds)
     finally:
         module.write_text(whole)
     if code in (None, 0, NO_TEST):
         return Outcome("not finished" if code is None else "SURVIVED")
-    failed = cache / "v" / "cache" / "lastfailed"
-    return Outcome("noticed", tuple(json.loads(failed.read_text())) if failed.exists() else ())
+    return Outcome("noticed", tuple(_failed(copy_of_root)))
 
 
-def _pytest(root: Path, tests: Iterable[str], seconds: float | None = None) -> int | None:
+def _pytest(root: Path, arguments: Iterable[str], seconds: float | None = None) -> int | None:
     """pytest's exit code; None where it takes longer than so many seconds."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", *tests]
+    shutil.rmtree(root / ".pytest_cache", ignore_errors=True)
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # A session of its own: the processes that tests start end with it.
@@ -207,9 +206,15 @@ def _pytest(root: Path, tests: Iterable[str], seconds: float | None = None) -> i
             return None
 
 
-def failing_anyway(tests: Iterable[str], copy_of_root: Path) -> set[str]:
+def _failed(root: Path) -> list[str]:
+    """The tests that failed in the last run; none where it ended before a test."""
+    noted = root / ".pytest_cache" / "v" / "cache" / "lastfailed"
+    return list(json.loads(noted.read_text())) if noted.exists() else []
+
+
+def failing_anyway(tests: Sequence[str], copy_of_root: Path) -> set[str]:
     """Which of the tests fail without any fault: what they noticed does not count."""
-    return {test for test in tests if _pytest(copy_of_root, [test])}
+    return set(_failed(copy_of_root)) if tests and _pytest(copy_of_root, tests) else set()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.axes_pair import AxesPair, Chance, Matrix
 from cone_kernels.experiments.centering import level_after
 from cone_kernels.experiments.dependence import Dependence
-from cone_kernels.experiments.level import Level, levels_of
+from cone_kernels.experiments.level import Level, levels_of, seen_by_group
 from cone_kernels.experiments.rotation_corpora import corpora_of, joined_corpus, names_of_corpora
 from cone_kernels.experiments.rotation_result import ComparedModel, RotationResult
 from cone_kernels.names import OUTPUT, Layer, place
@@ -317,7 +317,8 @@ def _sampled(
 
     if vectors is None:
         return SampledAxes.of_covariance(covariance, int(moments.count.sum()), k, GROUPS)
-    blocks = jackknife_blocks(moments.count[0])
+    # The same blocks for every model, whichever sentences it has no vector for: their errors are paired.
+    blocks = jackknife_blocks(seen_by_group(moments))
 
     def grouped() -> Iterator[tuple[Tensor, Tensor]]:
         for first, block in vectors.blocks():

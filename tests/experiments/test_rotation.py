@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -412,3 +412,20 @@ def test_a_corpus_that_changes_is_refused(folder: Path) -> None:
 
     with pytest.raises(ValueError, match="corpus: got other sentences when it was read again"):
         rotation([folder, folder], Corpus.from_sentences(Growing()))
+
+
+@pytest.mark.parametrize("left_out", [[0], range(3, 11)])
+def test_errors_are_paired_where_a_model_has_no_vector_for_some_sentences(left_out: Sequence[int]) -> None:
+    """What the choice of sentences does to two models of the same vectors cancels, but for those left out."""
+    rows = spread_rows(300, 0)
+    second = rows.clone()
+    second[list(left_out)] = 0
+    found = rotation_of([of_rows(rows, "a"), of_rows(second, "b")], k=2)
+    pair = found.pairs[0][1]
+    assert pair is not None
+    assert found.verdict[0][1] == "share"
+    own = rotation_of([of_rows(rows, "a"), of_rows(rows, "b")], k=2).pairs[0][1]
+    apart = rotation_of([of_rows(rows, "a"), of_rows(spread_rows(300, 1), "b", fingerprint="two")], k=2).pairs[0][1]
+    assert own is not None
+    assert apart is not None
+    assert own.overlap.noise <= pair.overlap.noise < apart.overlap.noise / 10
