@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cone_kernels.probe.calibration import Path
 from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.probe.layer_points import LayerPoint
 from tests.support.recording_probe import RecordingProbe, assert_statistics_of, hidden_states
 from tests.support.tiny_models import ToyModel, tiny_batch
 
@@ -171,6 +173,13 @@ def test_blocks_may_return_a_tuple_in_one_forward_and_a_tensor_in_the_next(first
             model(**batch, output_attentions=attentions)
     for layer, state in enumerate(hidden_states(model, batch)):
         assert [torch.equal(added, state) for added in probe.added[layer]] == [True, True]
+
+
+@pytest.mark.parametrize("path", [(1,), ("hidden_states", 0)])
+def test_a_tensor_in_place_of_what_held_the_layer_is_refused(path: Path) -> None:
+    point = LayerPoint(layer=2, name="blocks.1", module="blocks.1", kind="output", call=0, path=path)
+    with pytest.raises(RuntimeError, match=r"layer 2 \(blocks.1\): output .* is NoneType in this forward"):
+        point.tensor_in(torch.zeros(()))
 
 
 class Holes(ToyModel):
