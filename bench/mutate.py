@@ -1,8 +1,10 @@
 """How many faults the tests notice: `make mutate` puts them, one at a time, into a copy of the package.
 
-A fault is one changed operator, comparison, constant or condition, or one statement left out, in a module that decides
-numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that name its module, the closest
-first. A fault that no test notices is a survivor: it needs a test, or a reason why it changes nothing.
+A fault is one changed operator, comparison, constant or condition, or one statement or condition left out, in a module
+that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that name its module,
+the closest first; what a test noticed that fails without the fault too does not count. A fault that no test notices is
+a survivor: it needs a test, or a reason why it changes nothing. What came of it is kept in
+`bench/results/mutations.json`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +71,12 @@ class Fault:
         where = f"{self.module.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         _put(tree, node, changed)
         return ast.unparse(ast.fix_missing_locations(tree)), f"{where}: {words}"
+
+
+def modules() -> list[Path]:
+    """What decides numbers and claims, without the files that hand on a package's names."""
+    found = {path for pattern in DECIDE for path in (ROOT / "cone_kernels").glob(pattern)}
+    return sorted(path for path in found if path.stem != "__init__")
 
 
 def faults_of(module: Path) -> list[Fault]:
@@ -153,7 +162,7 @@ def _files_that_name(module: Path) -> list[str]:
         name = str(file.relative_to(ROOT))
         if any(word in name for word in LEFT_OUT):
             continue
-        text = file.read_text()
+        text = _text(file)
         called_like_it = topic in file.stem or file.parent.name == module.parent.name != "experiments"
         if called_like_it or dotted in text or f"experiments.{topic}(" in text or f"import {topic}" in text:
             ranked.append((topic not in file.stem, not called_like_it, name))
@@ -162,7 +171,12 @@ def _files_that_name(module: Path) -> list[str]:
 
 def _users(module: Path, of: Path) -> list[Path]:
     files = [file for file in sorted(of.rglob("*.py")) if file.stem != "__init__"]
-    return [file for file in files if f"{_dotted(module)} import" in file.read_text()]
+    return [file for file in files if f"{_dotted(module)} import" in _text(file)]
+
+
+@cache
+def _text(file: Path) -> str:
+    return file.read_text()
 
 
 def _dotted(module: Path) -> str:
@@ -177,13 +191,13 @@ class Outcome:
     failed: tuple[str, ...] = ()
 
 
-def outcome_of(of: Path, source: str, copy_of_root: Path, seconds: float) -> Outcome:
-    """Whether a test fails with this source of a module, and which; tests that do not end did not fail."""
+def outcome_of(of: Path, source: str, copy_of_root: Path, seconds: float, tests: Sequence[str]) -> Outcome:
+    """Whether one of the tests fails with this source of a module, and which; tests that do not end did not fail."""
     module = copy_of_root / of.relative_to(ROOT)
     whole = module.read_text()
     module.write_text(source)
     try:
-        code = _pytest(copy_of_root, ["-x", *files_that_test(of)], seconds)
+        code = _pytest(copy_of_root, ["-x", *tests], seconds)
     finally:
         module.write_text(whole)
     if code in (None, 0, NO_TEST):
@@ -227,8 +241,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="modules whose path holds this")
     asked = parser.parse_args()
-    modules = sorted({path for pattern in DECIDE for path in (ROOT / "cone_kernels").glob(pattern)})
-    everything = [fault for module in modules if (asked.only or "") in str(module) for fault in faults_of(module)]
+    everything = [fault for module in modules() if (asked.only or "") in str(module) for fault in faults_of(module)]
     sample = random.Random(asked.seed).sample(everything, min(asked.sample, len(everything)))
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as threads:
@@ -242,7 +255,7 @@ def main() -> None:
                 return Outcome("not begun")
             root, (source, words) = copies.pop(), fault.source()
             try:
-                found = outcome_of(fault.module, source, root, asked.each)
+                found = outcome_of(fault.module, source, root, asked.each, files_that_test(fault.module))
             finally:
                 copies.append(root)
             print(f"{found.said:12}  {' '.join(words.split())[:300]}  {' '.join(found.failed)}", flush=True)

@@ -245,6 +245,13 @@ def test_a_quarter_is_judged_by_what_the_others_fit(method: CenteringMethod) -> 
     assert judged.fitted_on == min(int((fold != number).sum()) for number in range(4))
 
 
+def test_two_blocks_of_rows_for_each_quarter_are_the_fewest() -> None:
+    """64 rows are eight blocks, and 63 are seven."""
+    few, enough = (center(vectors=rows_around(0.3, n)).held_out for n in (63, 64))
+    assert few == "there are too few rows to judge it on others than those it is fitted on: 63"
+    assert isinstance(enough, Judged)
+
+
 def test_the_held_out_value_is_that_of_new_rows_and_not_that_of_the_rows_fitted_on() -> None:
     """In-sample −1/(n−1) whatever the data; held out, what a mean of so few rows does to others."""
     fitted, new = [], []
