@@ -1,8 +1,10 @@
 """How many faults the tests notice: `make mutate` puts them, one at a time, into a copy of the package.
 
-A fault is one changed operator, comparison, constant or condition, or one statement left out, in a module that decides
-numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that name its module, the closest
-first. A fault that no test notices is a survivor: it needs a test, or a reason why it changes nothing.
+A fault is one changed operator, comparison, constant or condition, or one statement or condition left out, in a module
+that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that name its module,
+the closest first; what a test noticed that fails without the fault too does not count. A fault that no test notices is
+a survivor: it needs a test, or a reason why it changes nothing. What came of it is kept in
+`bench/results/mutations.json`.
 """
 
 from __future__ import annotations
@@ -11,23 +13,29 @@ import argparse
 import ast
 import copy
 import itertools
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides numbers and claims.
 DECIDE = (
     *("metrics.py", "sums.py", "axes.py", "centering.py", "state/*.py", "statistics/*.py", "experiments/*.py"),
-    *("runs/measurement.py", "runs/checkpoint.py", "runs/shard_tree.py", "probe/cone_probe.py"),
+    *("runs/measurement.py", "runs/checkpoint.py", "runs/shard_tree.py", "runs/mixing.py", "runs/part.py"),
+    *("loss/*.py", "probe/*.py", "ops/*.py", "models/output.py", "models/baseline.py", "corpora/pair*.py"),
+    *("corpora/seen.py", "corpora/sample.py", "integrations/alerts.py", "integrations/scalars.py"),
+    *("integrations/step_means.py", "integrations/held_out.py"),
 )
 # Tests that start machines or browsers of their own, or look at pages alone.
 LEFT_OUT = ("gpu", "triton", "cuda", "simt", "sharing", "browser", "report")
@@ -37,6 +45,11 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or,
     ast.Or: ast.And, ast.USub: ast.UAdd, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+CALLED_INSTEAD = {"min": "max", "max": "min", "any": "all", "all": "any"}
+# A module that fewer test files name is run by the tests of its users beside it too.
+FEW = 3
+# pytest's exit code where no test was found.
+NO_TEST = 5
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,12 @@ class Fault:
         return ast.unparse(ast.fix_missing_locations(tree)), f"{where}: {words}"
 
 
+def modules() -> list[Path]:
+    """What decides numbers and claims, without the files that hand on a package's names."""
+    found = {path for pattern in DECIDE for path in (ROOT / "cone_kernels").glob(pattern)}
+    return sorted(path for path in found if path.stem != "__init__")
+
+
 def faults_of(module: Path) -> list[Fault]:
     """Every fault that can be put into a module."""
     return [Fault(module, number) for number, _ in enumerate(_changes(ast.parse(module.read_text())))]
@@ -74,6 +93,9 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
             skipped |= {id(part) for hint in hints if hint is not None for part in ast.walk(hint)}
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             skipped |= {id(part) for part in ast.walk(node)}
+        # How a class or a function is made, such as a frozen dataclass.
+        for decorator in getattr(node, "decorator_list", ()):
+            skipped |= {id(part) for part in ast.walk(decorator)}
         if isinstance(node, (ast.JoinedStr, ast.Raise)):  # words
             skipped |= {id(part) for child in ast.iter_child_nodes(node) for part in ast.walk(child)}
     for node in ast.walk(tree):
@@ -88,9 +110,18 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
         other = copy.deepcopy(node)
         other.op = SWAPPED[type(node.op)]()  # type: ignore[assignment]
         yield other
-    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        if isinstance(node, ast.BoolOp):
+            for left_out in range(len(node.values)):
+                kept = [value for place, value in enumerate(node.values) if place != left_out]
+                yield kept[0] if len(kept) == 1 else ast.BoolOp(node.op, kept)
+    elif isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            other = copy.deepcopy(node)
+            other.ops[place] = SWAPPED[type(operator)]()  # type: ignore[call-overload]
+            yield other
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLED_INSTEAD:
         other = copy.deepcopy(node)
-        other.ops = [SWAPPED[type(node.ops[0])]()]  # type: ignore[list-item]
+        other.func = ast.Name(CALLED_INSTEAD[node.func.id], ast.Load())
         yield other
     elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
         value = not node.value if isinstance(node.value, bool) else node.value + 1
@@ -114,43 +145,90 @@ def _put(tree: ast.Module, at: ast.AST, changed: ast.AST) -> None:
 
 
 def files_that_test(module: Path) -> list[str]:
-    """The test files that name a module, those that are called like it first; where there is none, its users'."""
-    stem, dotted = module.stem, ".".join(module.relative_to(ROOT).with_suffix("").parts)
+    """The test files that name a module, those that are called like it first; then, where they are few, its users'."""
+    files = _files_that_name(module)
+    if len(files) < FEW:
+        files += itertools.chain.from_iterable(map(_files_that_name, _users(module, module.parent)))
+    return list(dict.fromkeys(files)) or list(
+        dict.fromkeys(itertools.chain.from_iterable(map(files_that_test, _users(module, ROOT / "cone_kernels"))))
+    )
+
+
+def _files_that_name(module: Path) -> list[str]:
+    stem, dotted = module.stem, _dotted(module)
     topic = stem.split("_result")[0].split("_claims")[0]
     ranked = []
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         name = str(file.relative_to(ROOT))
         if any(word in name for word in LEFT_OUT):
             continue
-        text = file.read_text()
+        text = _text(file)
         called_like_it = topic in file.stem or file.parent.name == module.parent.name != "experiments"
         if called_like_it or dotted in text or f"experiments.{topic}(" in text or f"import {topic}" in text:
             ranked.append((topic not in file.stem, not called_like_it, name))
-    if not ranked:
-        users = [user for user in (ROOT / "cone_kernels").rglob("*.py") if f"{dotted} import" in user.read_text()]
-        return list(
-            dict.fromkeys(itertools.chain.from_iterable(files_that_test(user) for user in users if user != module))
-        )
     return [name for *_, name in sorted(ranked)]
 
 
-def noticed(of: Path, source: str, copy_of_root: Path, seconds: float) -> bool | None:
-    """Whether a test fails with this source of a module; None where the tests take longer than so many seconds."""
+def _users(module: Path, of: Path) -> list[Path]:
+    files = [file for file in sorted(of.rglob("*.py")) if file.stem != "__init__"]
+    return [file for file in files if f"{_dotted(module)} import" in _text(file)]
+
+
+@cache
+def _text(file: Path) -> str:
+    return file.read_text()
+
+
+def _dotted(module: Path) -> str:
+    return ".".join(module.relative_to(ROOT).with_suffix("").parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests of one fault said: "noticed", "SURVIVED", "not finished" or "not begun"; and those that failed."""
+
+    said: str
+    failed: tuple[str, ...] = ()
+
+
+def outcome_of(of: Path, source: str, copy_of_root: Path, seconds: float, tests: Sequence[str]) -> Outcome:
+    """Whether one of the tests fails with this source of a module, and which; tests that do not end did not fail."""
     module = copy_of_root / of.relative_to(ROOT)
     whole = module.read_text()
     module.write_text(source)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files_that_test(of)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy_of_root)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.run(command, cwd=copy_of_root, env=environment, timeout=seconds, **quiet).returncode not in (
-            0,
-            5,
-        )
-    except subprocess.TimeoutExpired:
-        return None
+        code = _pytest(copy_of_root, ["-x", *tests], seconds)
     finally:
         module.write_text(whole)
+    if code in (None, 0, NO_TEST):
+        return Outcome("not finished" if code is None else "SURVIVED")
+    return Outcome("noticed", tuple(_failed(copy_of_root)))
+
+
+def _pytest(root: Path, arguments: Iterable[str], seconds: float | None = None) -> int | None:
+    """pytest's exit code; None where it takes longer than so many seconds."""
+    shutil.rmtree(root / ".pytest_cache", ignore_errors=True)
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # A session of its own: the processes that tests start end with it.
+    with subprocess.Popen(command, cwd=root, env=environment, start_new_session=True, **quiet) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None
+
+
+def _failed(root: Path) -> list[str]:
+    """The tests that failed in the last run; none where it ended before a test."""
+    noted = root / ".pytest_cache" / "v" / "cache" / "lastfailed"
+    return list(json.loads(noted.read_text())) if noted.exists() else []
+
+
+def failing_anyway(tests: Sequence[str], copy_of_root: Path) -> set[str]:
+    """Which of the tests fail without any fault: what they noticed does not count."""
+    return set(_failed(copy_of_root)) if tests and _pytest(copy_of_root, tests) else set()
 
 
 def main() -> None:
@@ -163,32 +241,39 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="modules whose path holds this")
     asked = parser.parse_args()
-    modules = sorted({path for pattern in DECIDE for path in (ROOT / "cone_kernels").glob(pattern)})
-    everything = [fault for module in modules if (asked.only or "") in str(module) for fault in faults_of(module)]
+    everything = [fault for module in modules() if (asked.only or "") in str(module) for fault in faults_of(module)]
     sample = random.Random(asked.seed).sample(everything, min(asked.sample, len(everything)))
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as threads:
         copies = [Path(folder, str(number)) for number in range(asked.processes)]
         for root in copies:
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results"))
+        Path(folder, "shared").symlink_to(ROOT.parent / "shared")  # the sentences that lie beside a checkout
 
-        def run(fault: Fault) -> bool | str | None:
+        def run(fault: Fault) -> Outcome:
             if time.monotonic() > end:
-                return "not begun"
+                return Outcome("not begun")
             root, (source, words) = copies.pop(), fault.source()
             try:
-                found = noticed(fault.module, source, root, asked.each)
+                found = outcome_of(fault.module, source, root, asked.each, files_that_test(fault.module))
             finally:
                 copies.append(root)
-            said = {True: "noticed", False: "SURVIVED", None: "not finished"}[found]
-            print(f"{said:12}  {' '.join(words.split())[:300]}", flush=True)
+            print(f"{found.said:12}  {' '.join(words.split())[:300]}  {' '.join(found.failed)}", flush=True)
             return found
 
         outcomes = list(threads.map(run, sample))
-    caught, survived, open_ = (outcomes.count(outcome) for outcome in (True, False, None))
+        failing = failing_anyway(sorted({test for outcome in outcomes for test in outcome.failed}), copies[0])
+    for test in failing:
+        print(f"fails without a fault too: {test}")
+    of_itself = sum(bool(failing.intersection(outcome.failed)) for outcome in outcomes)
+    said = [outcome.said for outcome in outcomes]
+    caught, survived = said.count("noticed") - of_itself, said.count("SURVIVED")
     share = 100 * caught / max(1, caught + survived)
     print(f"{caught} of {caught + survived} faults noticed ({share:.0f} %), of {len(everything):,} that there can be;")
-    print(f"{open_} not finished in {asked.each:.0f} s, {outcomes.count('not begun')} not begun; seed {asked.seed}")
+    print(
+        f"{said.count('not finished')} not finished in {asked.each:.0f} s, {said.count('not begun')} not begun, "
+        f"{of_itself} of which a test failed that fails anyway; seed {asked.seed}"
+    )
 
 
 if __name__ == "__main__":

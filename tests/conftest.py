@@ -53,7 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Brings the files of LONGEST forward; the order within a file stays."""
+    """Brings the files of LONGEST forward where processes share the files; the order within a file stays."""
+    if SIDE_BY_SIDE == 1:
+        return
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 

@@ -238,3 +238,60 @@ def test_the_geometry_of_one_row_is_not_defined() -> None:
         assert bool(metric(covariance).isnan())
     both = torch.stack([covariance[0], torch.eye(4).double()])
     assert metrics.effective_rank(both)[1] == pytest.approx(4)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_what_is_defined_of_so_few_rows_has_its_value_and_the_rest_has_none(n: int) -> None:
+    rows = normal(3, 4, dtype=torch.float64)[:n]
+    moments = Moments.empty("sentence", [0], 4, second_moment=True, unit_second_moment=True)
+    moments.update(rows)
+    x, lengths = rows.numpy(), np.linalg.norm(rows.numpy(), axis=1)
+    nothing = np.full(4, np.nan)
+    wanted = {
+        "mean_norm": lengths.mean() if n else np.nan,
+        "mean_vector": x.mean(0) if n else nothing,
+        "norm_deviation": lengths.std(ddof=1) if n > 1 else np.nan,
+        "deviations": x.std(0, ddof=1) if n > 1 else nothing,
+        "covariance": np.cov(x.T) if n > 1 else np.full((4, 4), np.nan),
+        "anisotropy": mean_pair(rows) if n > 1 else np.nan,
+        "contributions": (unit(rows).sum(0).square() - unit(rows).square().sum(0)).numpy() / (n * (n - 1))
+        if n > 1
+        else nothing,
+    }
+    for name, value in wanted.items():
+        np.testing.assert_allclose(getattr(metrics, name)(moments)[0], value, rtol=1e-9, atol=1e-12, err_msg=name)
+    cosines = unit(rows) @ unit(rows).T
+    pairs = cosines[~torch.eye(n, dtype=torch.bool)]
+    spread = float(metrics.cosine_variance(moments))
+    assert spread == pytest.approx(float(pairs.var(correction=0)), abs=1e-12) if n > 1 else math.isnan(spread)
+    assert (metrics.geometry(moments) is None) == (n < 2)
+    # The jackknife needs groups that leave pairs behind.
+    assert math.isnan(float(metrics.anisotropy_stderr(moments))) == (n < 3)
+
+
+def test_the_fewest_tokens_that_make_a_pair_within_and_between_sentences() -> None:
+    hidden, mask = normal(2, 2, 4, dtype=torch.float64), torch.tensor([[1, 1], [1, 0]])
+    cosine = torch.nn.functional.cosine_similarity
+    for sentences, within, between in (
+        ([0], cosine(hidden[0, 0], hidden[0, 1], dim=0), None),
+        ([1], None, None),
+        ([0, 1], cosine(hidden[0, 0], hidden[0, 1], dim=0), cosine(hidden[0], hidden[1, :1], dim=1).mean()),
+    ):
+        state = ConeState.empty([0], 4)
+        state.update([hidden[sentences]], mask[sentences])
+        for statistic, value in (
+            (metrics.within_sentence_cosine, within),
+            (metrics.between_sentence_cosine, between),
+        ):
+            found = float(statistic(state.token))
+            assert math.isnan(found) if value is None else found == pytest.approx(float(value), rel=1e-12)
+
+
+def test_a_covariance_of_nothing_and_one_of_one_dimension_have_no_shape() -> None:
+    nothing, single = torch.zeros(3, 3, dtype=torch.float64), torch.tensor([[2.0]], dtype=torch.float64)
+    assert math.isnan(float(metrics.participation_ratio(nothing)))
+    assert math.isnan(float(metrics.iso_score(single)))
+    assert bool(metrics.explained_variance_ratio(nothing, torch.zeros(1, dtype=torch.float64)).isnan())
+    assert float(metrics.participation_ratio(single)) == 1
+    # 2 dimensions are the fewest that can be alike or not.
+    assert float(metrics.iso_score(torch.eye(2, dtype=torch.float64))) == pytest.approx(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.cone_claims import cone_claims
 from cone_kernels.experiments.dependence import Dependence
-from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
+from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged, of_same_rows
 from cone_kernels.experiments.level import Level, levels_of
 from cone_kernels.experiments.solved_axes import window
 from cone_kernels.files import writing
@@ -75,7 +75,7 @@ def center_vectors(
         with to as take:
             after = _opened(source, rows, centering, take)
         moments = measurement.moments(OUTPUT)
-        same = fitted_on is None or fitted_on.state.fingerprint() == measurement.state.fingerprint()
+        same = fitted_on is None or of_same_rows(fitted_on.moments(fitted_on.layer(layer)), moments)
         blocks = _used(source, rows)
         found = cross_fitted(blocks, moments, fit) if same else judged(blocks, moments, [centering])
     if output is not None:

@@ -12,7 +12,7 @@ from cone_kernels.corpora.pairs import opened_pairs
 from cone_kernels.experiments.centering_result import CenteringResult
 from cone_kernels.experiments.cone_claims import cone_claims
 from cone_kernels.experiments.dependence import Dependence
-from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged
+from cone_kernels.experiments.held_out import Blocks, cross_fitted, judged, of_same_rows
 from cone_kernels.experiments.level import level_after, levels_of
 from cone_kernels.files import require_local, writing
 from cone_kernels.names import OUTPUT, CenteringMethod, Layer
@@ -191,7 +191,7 @@ def center_of(
         before, after = (level_after(vectors, one, groups=groups) for one in (None, centering))
         blocks = _used(vectors, groups)
         fit: dict[str, Any] = {"method": method, "components": components, "shrinkage": shrinkage}
-        same = source.manifest.get("state_fingerprint") == measurement.manifest.get("state_fingerprint")
+        same = of_same_rows(source.moments(source.layer(number if layer is None else layer)), moments)
         found = cross_fitted(blocks, moments, fit) if same else judged(blocks, moments, [centering])
     else:
         before = levels_of(measurement.moments(number))[0]

@@ -18,6 +18,7 @@ from cone_kernels.experiments.compare_result import (
 )
 from cone_kernels.experiments.cone_change import cone_changes
 from cone_kernels.experiments.dependence import Dependence
+from cone_kernels.experiments.level import seen_by_group
 from cone_kernels.experiments.top_axes import axes_overlap, top_axes
 from cone_kernels.names import OUTPUT, Layer
 from cone_kernels.runs.measurement import Measurement, from_state, labels, shared_corpus
@@ -188,7 +189,7 @@ def _without_output(a: ConeState, b: ConeState, names: Sequence[str]) -> str | N
 
 def _pairing(a: ConeState, b: ConeState, asked: bool | None) -> tuple[bool, str]:
     """Whether the jackknife is taken on the difference, and why."""
-    seen = [_seen(state.sentence if state.layers else state.output) for state in (a, b)]
+    seen = [seen_by_group(_first(state)) for state in (a, b)]
     other_sentences = not seen[0].equal(seen[1])
     if asked and other_sentences:
         counts = " and ".join(str(int(one.sum())) for one in seen)
@@ -208,16 +209,8 @@ def _pairing(a: ConeState, b: ConeState, asked: bool | None) -> tuple[bool, str]
     return True, "the states have the same numbers of sentences and tokens in every jackknife group"
 
 
-def _seen(moments: Moments | None) -> Tensor:
-    """(G,) the rows used or left out of the first layer, by group."""
-    assert moments is not None
-    names = ("count", "n_zero", "n_nonfinite", *(("n_empty",) if moments.level == "sentence" else ()))
-    by_group: Tensor = sum(getattr(moments, name)[0].cpu() for name in names)
-    return by_group
-
-
 def _same_lengths(a: Moments, b: Moments) -> bool:
-    if not _seen(a).equal(_seen(b)):
+    if not seen_by_group(a).equal(seen_by_group(b)):
         return False
     left_out = any(bool((moments.n_zero + moments.n_nonfinite)[0].any()) for moments in (a, b))
     # ΣT² is of the tokens used, so it tells nothing where one state left out some that the other used.
@@ -248,7 +241,14 @@ def _blocks(state: ConeState) -> Tensor:
     """(G,) the block of each group, by how the sentences, or given vectors, are spread over them."""
     from cone_kernels.sums import jackknife_blocks
 
-    return jackknife_blocks(_seen(state.sentence if state.layers else state.output))
+    return jackknife_blocks(seen_by_group(_first(state)))
+
+
+def _first(state: ConeState) -> Moments:
+    """The sums that every state has: of sentence vectors, or of given vectors."""
+    moments = state.sentence if state.layers else state.output
+    assert moments is not None
+    return moments
 
 
 def _changes(a: ConeState, b: ConeState, paired: bool, alpha: float, with_output: bool) -> dict[str, list[Change]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from cone_kernels.experiments.axes_pair import AxesPair, Chance, Matrix
-from cone_kernels.experiments.level import Level, level_after, levels_of
+from cone_kernels.experiments.level import Level, level_after, levels_of, seen_by_group
 from cone_kernels.experiments.rotation_result import ComparedModel
 from cone_kernels.names import Layer, place
 
@@ -128,7 +128,8 @@ def _sampled(
 
     if vectors is None:
         return SampledAxes.of_covariance(covariance, int(moments.count.sum()), k, GROUPS)
-    blocks = jackknife_blocks(moments.count[0])
+    # The same blocks for every model, whichever sentences it has no vector for: their errors are paired.
+    blocks = jackknife_blocks(seen_by_group(moments))
 
     def grouped() -> Iterator[tuple[Tensor, Tensor]]:
         for ids, rows in used_blocks(vectors.blocks()):

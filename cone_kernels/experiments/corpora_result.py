@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import chain, combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.axes_pair import SHARED, AxesPair, Matrix, SharedAxes, alike, overlaps, range_in_words
@@ -99,7 +99,14 @@ class Corpora:
         """
         for i, j in combinations(range(len(names)), 2):
             pair, means = pairs[i][j], self.means[i][j]
-            if pair is not None and means is not None:
+            if pair is None or means is None:
+                continue
+            if not _known(pair, means):
+                yield (
+                    f"{names[i]} and {names[j]} have too few sentences to tell whether the axis and the mean of "
+                    f"{self.model} at {place(layer)} move with the corpus."
+                )
+            else:
                 yield (
                     f"From {names[i]} to {names[j]} the {_axes(pair)} of {self.model} at "
                     f"{place(layer)} {_moves(pair)}: {overlaps([pair])}, and two halves of "
@@ -108,12 +115,18 @@ class Corpora:
                 )
         for i, j in permutations(range(len(names)), 2):
             claim = self.carried[i][j]
-            if claim is not None and not math.isnan(claim.estimate):
+            if claim is not None and all(map(math.isfinite, (claim.estimate, claim.null, claim.bound))):
                 yield (
                     f"Subtracting the mean of {names[j]} leaves {names[i]} a mean cosine of "
                     f"{claim.estimate:.4f} (s.e. {stderr[i][j]:.4f}), {_LEAVES[claim.verdict]} that of "
                     f"another half of its own sentences ({claim.null:.4f}, s.e. {self.halves[i].stderr:.4f})."
                 )
+
+
+def _known(*pairs: AxesPair | MeansPair) -> bool:
+    """Whether all that is told of them is: few sentences give no error, and one block of them no halves."""
+    numbers = ((pair.overlap.corrected, pair.bound, *pair.halves) for pair in pairs)
+    return all(map(math.isfinite, chain.from_iterable(numbers)))
 
 
 def _moves(pair: AxesPair | MeansPair) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Three quarters of the rows fit a centering that is judged on the fourth, in turn.
 FOLDS = 4
+# By how much, for each row, sums of the same rows may differ: another processor rounds otherwise.
+_SAME_ROWS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,19 @@ class Judged:
 
 Blocks = Callable[[], Iterable[tuple["Tensor", "Tensor"]]]
 """Gives, at every call, the rows (n, d) that count and their jackknife groups (n,), block by block."""
+
+
+def of_same_rows(a: Moments, b: Moments) -> bool:
+    """Whether the sums of two layers are of the same rows: group for group as many, with the same sum at length 1.
+
+    Args:
+        a, b: sums of one layer each, whatever second moments they have.
+    """
+    if a.dim != b.dim:
+        return False
+    counts, others = a.count.cpu(), b.count.cpu()
+    apart = (a.unit_sum.cpu() - b.unit_sum.cpu()).norm(dim=-1)
+    return bool((counts == others).all()) and bool((apart <= _SAME_ROWS * counts).all())
 
 
 def cross_fitted(blocks: Blocks, moments: Moments, fit: dict[str, Any]) -> Judged | str:

@@ -286,7 +286,8 @@ def _ending(result: LayersResult, before: int, last: int) -> str:
         return f"There is no crash at the end: the last step goes {step}."
     needed = claim.needed(rows[1].sentence.count)
     more = "" if needed is None else f"; about {needed:,} sentences would decide it"
-    return f"Whether it crashes or closes by {CRASH} at the end is undecided ({step}, ± {claim.bound:.2f}){more}."
+    error = f"± {claim.bound:.2f}" if math.isfinite(claim.bound) else "its error is not known of so few sentences"
+    return f"Whether it crashes or closes by {CRASH} at the end is undecided ({step}, {error}){more}."
 
 
 def _averaging(result: LayersResult, shape: CurveShape) -> list[str]:

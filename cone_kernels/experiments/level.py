@@ -45,6 +45,16 @@ class Level:
         return found | ({"reason": self.reason} if self.reason else {})
 
 
+def seen_by_group(moments: Moments) -> Tensor:
+    """(G,) int64, on the CPU: the rows of the first layer that were used or left out, by jackknife group.
+
+    Of the same rows it is the same, whichever of them a model gives no vector for.
+    """
+    names = ("count", "n_zero", "n_nonfinite", *(("n_empty",) if moments.level == "sentence" else ()))
+    by_group: Tensor = sum(getattr(moments, name)[0].cpu() for name in names)
+    return by_group
+
+
 def levels_of(moments: Moments, rows: str | None = None) -> list[Level]:
     """Every layer of the sums.
 

@@ -89,12 +89,16 @@ class ModalityGapResult:
 
     def summary(self) -> tuple[str, ...]:
         """The answer in plain sentences."""
-        inside = f"{self.images.output.anisotropy:.3f} and {self.texts.output.anisotropy:.3f}"
+        both = {"images": self.images.output.anisotropy, "texts": self.texts.output.anisotropy}
+        inside = {name: value for name, value in both.items() if math.isfinite(value)}  # a single one has no other
+        pairs, across = " and ".join(f"two {name} at random" for name in inside).capitalize(), _said(self.across)
+        cosines = " and ".join(f"{value:.3f}" for value in inside.values())
         return (
             f"The mean of the images and that of the texts have a cosine of {_said(self.cosine_of_means)}, and lie "
             f"{_said(self.gap)} apart.",
-            f"Two images at random and two texts at random have a mean cosine of {inside}; an image and a text one of "
-            f"{_said(self.across)}.",
+            f"{pairs} have a mean cosine of {cosines}; an image and a text one of {across}."
+            if inside
+            else f"An image and a text at random have a mean cosine of {across}.",
         )
 
 

@@ -159,7 +159,7 @@ def _top(moments: Moments, components: int | None) -> Centering | str:
     """All-but-the-top of as many directions as anything here asks for."""
     # Of n rows no more than n - 1 directions vary.
     most = min(COMPONENTS[-1], moments.dim // 2, int(moments.count.sum()) - 1)
-    return _fitted(moments, "all-but-the-top", components=max(most, components or 1, 1))
+    return _fitted(moments, "all-but-the-top", components=max(most, components or 1))
 
 
 def _by_gap(top: Centering, moments: Moments) -> int:

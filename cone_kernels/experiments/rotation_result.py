@@ -247,8 +247,8 @@ def _of_widths(result: RotationResult) -> Iterator[str]:
 def _of_means(result: RotationResult) -> Iterator[str]:
     for i, model in enumerate(result.models):
         before, own = model.level, result.centered_anisotropy[i][i]
-        opened = before.anisotropy - own
-        if not opened >= max(_LEAST_CONE, 3 * math.hypot(before.stderr, result.centered_stderr[i][i])):
+        opened, error = before.anisotropy - own, math.hypot(before.stderr, result.centered_stderr[i][i])
+        if not (opened >= _LEAST_CONE and opened >= 3 * error):  # nor where the error is not known
             continue
         others = [j for j, value in enumerate(result.centered_anisotropy[i]) if j != i and not math.isnan(value)]
         left = {j: (result.centered_anisotropy[i][j] - own) / opened for j in others}

@@ -146,7 +146,9 @@ def _below(distance: Estimate) -> Literal["yes", "no", "undecided"]:
 
 def _summary(result: RowsResult) -> Iterator[str]:
     yield _verdict(result)
-    if result.cosine is not None:
+    if result.cosine is not None and not math.isfinite(result.cosine.stderr):
+        yield f"A row and its twin have a cosine of {result.cosine.value:.6f}; of one row no error is known."
+    elif result.cosine is not None:
         yield (
             f"A row and its twin have a mean cosine of {result.cosine.value:.6f} ± {result.cosine.stderr:.2g}, a row "
             f"and another's twin one of {result.permuted:.3f}; one row in a hundred has less than "

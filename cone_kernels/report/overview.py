@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cone_kernels.report.inline import Parts, count, estimate, fixed, name, plain, text
+from cone_kernels.report.inline import Parts, count, estimate, fixed, name, plain, stderr, text
 from cone_kernels.report.node import Node, known
 from cone_kernels.report.table import Column, Table
 from cone_kernels.report.words import centering_method, deployed_quality, widest_gap
@@ -71,7 +71,9 @@ def _shared(rotation: Node, at: int) -> Parts:
     if not known(overlap, verdict) or not overlap[0][at].known:
         return [fixed(Node(None, f"{rotation.pointer}/overlap/0/{at}/corrected"))]
     found = overlap[0][at]
-    return [*estimate(found["corrected"], found["stderr"], _DIGITS), ", ", text(verdict[0][at])]
+    # The verdict is there where the numbers are not: of axes that the sentences do not determine.
+    value, error = fixed(found["corrected"], _DIGITS), stderr(found["stderr"], _DIGITS)
+    return [value, " ± ", error, ", ", text(verdict[0][at])]
 
 
 def _fixes(results: Node) -> list[Node | None]:

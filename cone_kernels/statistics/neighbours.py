@@ -71,5 +71,5 @@ class EvenlySpaced:
             cosines[torch.arange(len(queries)), queries] = -torch.inf
             nearest.append(cosines.topk(k, dim=1).indices)
         shared = (nearest[0][:, :, None] == nearest[1][:, None, :]).sum((1, 2)).double() / k
-        error = float(shared.std()) / math.sqrt(len(shared)) if len(shared) > 1 else math.nan
+        error = float(shared.std()) / math.sqrt(len(shared))
         return NeighbourOverlap(k, len(queries), n, float(shared.mean()), error, k / (n - 1))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.fuzz import CASES, altered
-from bench.mutate import faults_of, files_that_test
+from bench.mutate import Outcome, _changes, failing_anyway, faults_of, files_that_test, modules, outcome_of
 from tests.support.places import ROOT
 
 
@@ -44,8 +44,40 @@ def test_annotations_and_words_are_left_alone(tmp_path: Path) -> None:
     module = tmp_path / "m.py"
     module.write_text('def f(x: "tuple[1, 2]", y: int = 3) -> int:\n    raise ValueError(f"got {x + 1}")\n')
     assert len(faults_of(module)) == 2  # the default, and the raise that is left out
+    module.write_text("@dataclass(frozen=True)\nclass A:\n    pass\n")
+    assert faults_of(module) == []
+
+
+def test_parts_of_a_condition_are_left_out_and_every_comparison_of_a_chain_is_changed() -> None:
+    tree = ast.parse("x = a and b and min(c)\ny = 0 < a <= b\n")
+    changed = [ast.unparse(other) for _, other in _changes(tree)]
+    wanted = ["a or b or min(c)", "b and min(c)", "a and min(c)", "a and b", "max(c)", "0 <= a <= b", "0 < a < b", "1"]
+    assert sorted(changed) == sorted(wanted)
 
 
 def test_every_module_that_decides_has_tests() -> None:
-    assert "tests/test_metrics.py" in files_that_test(ROOT / "cone_kernels" / "metrics.py")
-    assert "tests/experiments/test_axis.py" in files_that_test(ROOT / "cone_kernels" / "experiments" / "solved_axes.py")
+    tests_of = {module: files_that_test(module) for module in modules()}
+    assert [module for module, tests in tests_of.items() if not tests] == []
+    package = ROOT / "cone_kernels"
+    assert "tests/test_metrics.py" in tests_of[package / "metrics.py"]
+    assert "tests/experiments/test_axis.py" in tests_of[package / "experiments" / "solved_axes.py"]
+    assert "tests/experiments/test_axis.py" in tests_of[package / "experiments" / "corpus_tokens.py"]
+    assert tests_of[package / "loss" / "uniformity.py"][0] == "tests/loss/test_uniformity.py"
+
+
+def test_a_fault_counts_where_a_test_fails_with_it_alone(tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    for name, text in {
+        "cone_kernels/__init__.py": "",
+        "cone_kernels/sums.py": "ONE = 1\n",
+        "test_good.py": "from cone_kernels.sums import ONE\n\n\ndef test_one():\n    assert ONE == 1\n",
+        "test_bad.py": "def test_two():\n    assert 1 == 2\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    tests = ["test_good.py"]
+    module = ROOT / "cone_kernels" / "sums.py"
+    assert outcome_of(module, "ONE = 2\n", root, 60, tests) == Outcome("noticed", ("test_good.py::test_one",))
+    assert outcome_of(module, "while True:\n    pass\n", root, 1, tests) == Outcome("not finished")
+    assert (root / "cone_kernels/sums.py").read_text() == "ONE = 1\n"
+    assert failing_anyway(["test_good.py::test_one", "test_bad.py::test_two"], root) == {"test_bad.py::test_two"}

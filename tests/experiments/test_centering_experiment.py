@@ -139,6 +139,23 @@ def test_a_state_fits_and_a_corpus_measures(folder: Path, tmp_path: Path) -> Non
     assert found.held_out.before == pytest.approx(found.before.anisotropy, abs=1e-9)
 
 
+def test_a_state_of_the_same_sentences_proves_nothing_on_them(folder: Path, tmp_path: Path) -> None:
+    """What is fitted on the very rows is judged in quarters, also where the fit comes from a file."""
+    path = tmp_path / "same.safetensors"
+    texts = [f"{text} w{4 + at}" for at in range(4) for text in SENTENCES]
+    measure(folder, texts, second_moment=True, save_state=path)
+    plain, found = (center(folder, texts, state=state, method="whitening") for state in (None, path))
+    assert isinstance(found.held_out, Judged)
+    assert found.held_out.folds == 4
+    assert found.held_out == plain.held_out
+    rows = rows_around(0.5, 300)
+    vectors(rows).state.save(path)
+    plain, found = (center(vectors=rows, state=state) for state in (None, path))
+    assert isinstance(found.held_out, Judged)
+    assert found.held_out.folds == 4
+    assert found.held_out == plain.held_out
+
+
 def test_what_is_not_defined_has_a_reason(folder: Path) -> None:
     data = center(folder, ["w5 w6"]).to_dict()
     assert (data["before"], data["after"]) == ({"value": None, "stderr": None},) * 2
@@ -166,6 +183,11 @@ def result(
     [
         ({"value": 0.01}, "It opens the cone: what is left is not told from 0."),
         ({"value": 0.14}, "It opens the cone: 20.0% of it is left."),
+        # Two standard errors on either side of 0.
+        ({"value": 0.018}, "It opens the cone: what is left is not told from 0."),
+        ({"value": 0.023}, "It opens the cone: 3.3% of it is left."),
+        ({"value": -0.018}, "It opens the cone: what is left is not told from 0."),
+        ({"value": -0.023}, "Two sentences point apart on average now."),
         ({"value": 0.8}, "It closes the cone further: 300 sentences are too few to fit it on."),
         ({"value": -0.3}, "Two sentences point apart on average now."),
         (
@@ -221,6 +243,13 @@ def test_a_quarter_is_judged_by_what_the_others_fit(method: CenteringMethod) -> 
     assert (judged.before, judged.value) == pytest.approx([one / pairs for one in total], abs=1e-9)
     assert judged.folds == 4
     assert judged.fitted_on == min(int((fold != number).sum()) for number in range(4))
+
+
+def test_two_blocks_of_rows_for_each_quarter_are_the_fewest() -> None:
+    """64 rows are eight blocks, and 63 are seven."""
+    few, enough = (center(vectors=rows_around(0.3, n)).held_out for n in (63, 64))
+    assert few == "there are too few rows to judge it on others than those it is fitted on: 63"
+    assert isinstance(enough, Judged)
 
 
 def test_the_held_out_value_is_that_of_new_rows_and_not_that_of_the_rows_fitted_on() -> None:

@@ -35,6 +35,24 @@ def test_a_wobble_is_no_swing() -> None:
     assert (shape.builds, shape.dips, shape.crash, shape.peak) == ((), (), None, 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "builds", "crashes", "alike"),
+    [
+        ([0.5, 0.517], 0, False, (1,)),
+        ([0.5, 0.523], 1, False, (1,)),
+        ([0.5, 0.7, 0.61], 1, False, (1,)),
+        ([0.5, 0.7, 0.58], 1, True, (1,)),
+        ([0.5, 0.7, 0.688], 1, False, (1,)),
+        ([0.5, 0.7, 0.692], 1, False, (1, 2)),
+    ],
+)
+def test_what_is_worth_a_word(values: list[float], builds: int, crashes: bool, alike: tuple[int, ...]) -> None:
+    """A swing of 0.02, a crash of 0.1, heights that are 0.01 apart: somewhat less is none, and somewhat more is one."""
+    shape = curve_shape(range(len(values)), values)
+    assert shape is not None
+    assert (len(shape.builds), shape.crash is not None, shape.alike) == (builds, crashes, alike)
+
+
 def test_a_swing_within_its_error_is_none() -> None:
     values = [0.5, 0.7, 0.6, 0.8, 0.6]
     exact, noisy = (curve_shape(range(5), values, [[bound] * 5] * 5) for bound in (0.004, 0.4))

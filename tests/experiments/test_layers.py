@@ -248,6 +248,14 @@ def test_of_five_sentences_nothing_is_told() -> None:
     assert said == "Of the layers nothing is told from noise by 5 sentences: they are too few."
 
 
+@pytest.mark.parametrize("n", [6, 20])
+def test_of_few_sentences_no_error_is_told_that_is_not_known(n: int) -> None:
+    rows = torch.randn(3, n, 16, generator=torch.Generator().manual_seed(0)) + 2
+    *_, ending = layers(state=state_of(rows)).summary()
+    assert ending.startswith("Whether it crashes or closes by 0.1 at the end is undecided (from 0.")
+    assert ending.endswith(" at layer 2, its error is not known of so few sentences).")
+
+
 def test_layers_of_the_same_sentences_are_compared_sentence_by_sentence() -> None:
     """A step far below the errors of the two layers, which both owe to the choice of sentences."""
     generator = torch.Generator().manual_seed(0)

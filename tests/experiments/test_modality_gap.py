@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,26 @@ def test_both_towers_and_the_gap_are_those_of_plain_arithmetic(folder: Path, pho
     assert (found["schema"], found["experiment"]) == ("cone_kernels/modality_gap/1", "modality_gap")
     assert found["images"]["layers"][0]["sentence"]["count"] == 41
     assert f"cosine of {cosine:.3f} ±" in result.summary()[0]
+    within, across = (mean_cosine(images), mean_cosine(texts)), f"{means[0] @ means[1]:.3f}"
+    assert result.summary()[1].startswith(
+        f"Two images at random and two texts at random have a mean cosine of {within[0]:.3f} and {within[1]:.3f}; an "
+        f"image and a text one of {across} ±"
+    )
+    # Of a single image, or a single text, no two can be picked.
+    one = {
+        name: replace(tower, output=replace(tower.output, anisotropy=math.nan))
+        for name, tower in (("images", result.images), ("texts", result.texts))
+    }
+    assert (
+        replace(result, images=one["images"])
+        .summary()[1]
+        .startswith(f"Two texts at random have a mean cosine of {within[1]:.3f}; an image and a text one of {across} ±")
+    )
+    assert (
+        replace(result, **one)
+        .summary()[1]
+        .startswith(f"An image and a text at random have a mean cosine of {across} ±")
+    )
 
 
 def test_the_error_is_that_of_leaving_groups_out(folder: Path, photos: Path) -> None:

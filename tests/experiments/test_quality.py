@@ -22,7 +22,7 @@ from cone_kernels.corpora.pairs import LabelledPairs
 from cone_kernels.corpora.reading import CorpusError
 from cone_kernels.experiments import quality
 from cone_kernels.experiments.held_out import FOLDS
-from cone_kernels.experiments.pair_cosines import PairCosines
+from cone_kernels.experiments.pair_cosines import PairCosines, _cosines
 from cone_kernels.experiments.quality import Judged, layers_of, of_layer
 from cone_kernels.experiments.quality_fits import LayerFits, Settings, fits_of, moments_of
 from cone_kernels.experiments.quality_result import Place, Quality, verdict_of
@@ -81,6 +81,39 @@ def test_a_group_is_in_one_fold_and_folds_are_alike_in_size() -> None:
         assert len(set(items.fold[items.group == group].tolist())) == 1
     assert torch.bincount(items.fold).tolist() == [30] * FOLDS
     assert (items.text_fold[items.pairs] == items.fold[:, None]).all()
+
+
+def test_large_groups_are_placed_first_and_small_ones_fill_up() -> None:
+    """One premise with 24 hypotheses and 48 with one: the large one alone, and 16 in each other fold."""
+    pairs = tuple((0, 49 + at) for at in range(24)) + tuple((1 + at, 73 + at) for at in range(48))
+    labels = tuple(float(at % 2) for at in range(72))
+    texts = tuple(f"t{at}" for at in range(121))
+    items = items_of(replace(labelled(4), texts=texts, pairs=pairs, labels=labels))
+    assert sorted(torch.bincount(items.fold).tolist()) == [16, 16, 16, 24]
+
+
+def test_as_many_directions_as_were_asked_for_are_taken_away() -> None:
+    moments = moments_of(rows_of(labelled(30)))
+    for asked in (1, 4, 10):  # 10 of 12 are more than are tried where none are asked for
+        found = fits_of(moments, asked, None)["all-but-the-top"]
+        assert isinstance(found, Centering)
+        assert found.components == asked
+
+
+def test_partial_mean_removal_takes_half_of_the_mean_away() -> None:
+    rows = rows_of(labelled(30))
+    found = fits_of(moments_of(rows), 1, None)["partial-mean"]
+    assert isinstance(found, Centering)
+    torch.testing.assert_close(found(rows), rows - rows.mean(0) / 2, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_what_rounding_leaves_of_a_long_vector_that_is_mapped_to_zero_is_no_direction(gone: int) -> None:
+    """Of a vector of length 1e8 a map leaves 1e-6; the other one is short, and is not taken for the measure of both."""
+    before, after = torch.ones(3, 1, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)
+    before[1 + gone], after[1 + gone], after[0] = 1e16, 1e-12, 1e-6
+    assert float(_cosines(after, before)) == 0
+    assert float(_cosines(after)) == pytest.approx(1)
 
 
 def test_cosines_after_a_centring_are_those_of_mapped_vectors() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,6 +264,23 @@ def test_a_subspace_that_the_sentences_do_not_span_has_no_angles() -> None:
     assert found.reasons == ("principal_angles of flat: its sentence vectors vary in fewer directions than k",)
 
 
+def test_a_mean_of_zero_has_no_direction() -> None:
+    half = torch.round(4 * normal(25, 6, dtype=torch.float64, shift=0))
+    half[half.abs().sum(1) == 0] = 1
+    found = rotation_of([of_rows(torch.cat([half, -half]), "even"), of_rows(half.repeat(2, 1) + 3, "full")], k=2)
+    assert np.isnan(found.mean_cosine).tolist() == [[True, True], [True, False]]
+    assert found.reasons == ("mean_cosine of even: the mean of its sentence vectors is zero",)
+
+
+def test_few_sentences_that_have_a_vector_in_both_models_are_told() -> None:
+    rows = normal(40, 6, dtype=torch.float64)
+    first, second = rows.clone(), rows.clone()
+    first[:20], second[21:] = 0, 0
+    found = rotation_of([of_rows(first, "a"), of_rows(second, "b")], k=1)
+    assert math.isnan(found.functional_cosine[0][1])
+    assert "functional_cosine of a and b: they have too few sentence vectors in common" in found.reasons
+
+
 # The spread of vectors with two axes that are nearly alike, then a gap.
 SPREAD = torch.tensor([3.0, 2.95, *torch.linspace(1.2, 0.3, 18).tolist()], dtype=torch.float64)
 
@@ -395,3 +412,20 @@ def test_a_corpus_that_changes_is_refused(folder: Path) -> None:
 
     with pytest.raises(ValueError, match="corpus: got other sentences when it was read again"):
         rotation([folder, folder], Corpus.from_sentences(Growing()))
+
+
+@pytest.mark.parametrize("left_out", [[0], range(3, 11)])
+def test_errors_are_paired_where_a_model_has_no_vector_for_some_sentences(left_out: Sequence[int]) -> None:
+    """What the choice of sentences does to two models of the same vectors cancels, but for those left out."""
+    rows = spread_rows(300, 0)
+    second = rows.clone()
+    second[list(left_out)] = 0
+    found = rotation_of([of_rows(rows, "a"), of_rows(second, "b")], k=2)
+    pair = found.pairs[0][1]
+    assert pair is not None
+    assert found.verdict[0][1] == "share"
+    own = rotation_of([of_rows(rows, "a"), of_rows(rows, "b")], k=2).pairs[0][1]
+    apart = rotation_of([of_rows(rows, "a"), of_rows(spread_rows(300, 1), "b", fingerprint="two")], k=2).pairs[0][1]
+    assert own is not None
+    assert apart is not None
+    assert own.overlap.noise <= pair.overlap.noise < apart.overlap.noise / 10

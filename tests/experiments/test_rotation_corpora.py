@@ -99,6 +99,17 @@ def test_a_mean_that_moves_a_little_is_said_to() -> None:
     assert "the mean moves with the corpus, but stays above |cos| 0.9" in found.summary()[0]
 
 
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_few_sentences_are_said_to_be_few(n: int) -> None:
+    """No halves of one block of sentences, and no number in words that is not known."""
+    found = over(rows(1, n=n), rows(2, n=n))
+    assert found.summary() == (
+        "rows (1) and rows (2) have too few sentences to tell whether the axis and the mean of m at layer 0 move with "
+        "the corpus.",
+    )
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")

@@ -80,7 +80,7 @@ def test_the_rotation_is_that_of_scipy_on_the_other_folds() -> None:
     assert rotation.stderr == pytest.approx(np.std(wanted, ddof=1) / 2, rel=1e-9)
 
 
-@pytest.mark.parametrize(("n", "most"), [(30, 64), (64, 64), (65, 64), (1000, 64)])
+@pytest.mark.parametrize(("n", "most"), [(6, 64), (30, 64), (64, 64), (65, 64), (1000, 64)])
 def test_neighbours_are_those_of_a_plain_search(n: int, most: int) -> None:
     a = cone(n)
     b = a + 0.7 * cone(n, seed=1)
@@ -100,6 +100,9 @@ def test_neighbours_are_those_of_a_plain_search(n: int, most: int) -> None:
     assert found is not None
     assert (found.among, found.queries) == (len(shared), len(shared))
     assert found.overlap == pytest.approx(np.mean(shared), abs=1e-12)
+    assert found.stderr == pytest.approx(np.std(shared, ddof=1) / len(shared) ** 0.5, rel=1e-12)
+    if n == 6:  # with one row less all others are the four nearest of each
+        assert kept.overlap(5) is None
     assert found.chance == 4 / (len(shared) - 1)
 
 
@@ -129,6 +132,11 @@ def test_a_known_relation_is_told(name: str) -> None:
     assert found.verdict == verdict
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["verdict"] == verdict
     assert verdict in fragment(found.to_dict())
+
+
+def test_one_row_has_no_error_and_no_other_to_be_compared_with() -> None:
+    found = experiments.rows(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]]))
+    assert found.summary()[1:] == ("A row and its twin have a cosine of 0.707107; of one row no error is known.",)
 
 
 def test_too_few_rows_leave_a_rotation_undecided() -> None:

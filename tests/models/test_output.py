@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,10 @@ def test_the_prompt_is_chosen_as_encode_does(
 def test_truncate_dim_of_the_user_comes_before_the_folder_s(minilm: Path, tmp_path: Path) -> None:
     folder = save_encoder(tmp_path / "model", minilm, settings={"truncate_dim": 100})
     assert load_model(folder, "cpu").info["output"]["dim"] == 100
-    assert load_model(folder, "cpu", truncate_dim=30).info["output"]["dim"] == 30
+    loaded = load_model(folder, "cpu", truncate_dim=30)
+    assert loaded.info["output"]["dim"] == 30
+    assert loaded.output is not None
+    assert [loaded.output.truncated(width).dim for width in (1, 384)] == [1, 384]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +258,16 @@ def test_what_does_not_fit_is_refused(minilm: Path, tmp_path: Path, case: Any, o
     folder = save_encoder(tmp_path / "model", minilm, **case)
     with pytest.raises(ModelError, match=words):
         load_model(folder, "cpu", **options)
+
+
+@pytest.mark.parametrize(("then", "followed"), [([("Normalize", {})], "its Normalize"), ([], "nothing")])
+def test_without_a_pooling_there_is_no_output(tmp_path: Path, then: Any, followed: str) -> None:
+    save_checkpoint(tmp_path / "plain")
+    folder = save_encoder(tmp_path / "model", tmp_path / "plain", then=then, dim=32)
+    listed = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([listed[0], *listed[2:]]))
+    reason = load_model(folder, "cpu").info["output"]["reason"]
+    assert f"{followed} follows the transformer, where this tool knows a Pooling alone" in reason
 
 
 def test_options_of_an_output_are_refused_for_a_model_without_one(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cone_kernels.probe.calibration import Path
 from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.probe.layer_points import LayerPoint
 from tests.support.recording_probe import RecordingProbe, assert_statistics_of, hidden_states
 from tests.support.tiny_models import ToyModel, tiny_batch
 
@@ -114,3 +116,102 @@ def test_layers_with_fewer_vectors_than_tokens_are_refused() -> None:
         ConeProbe(model),
     ):
         model(**tiny_batch())
+
+
+class TurnsBlocks(ToyModel):
+    """The embeddings are (B, T, D), and what the blocks take and return is (T, B, D)."""
+
+    def start(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        self.embedded = hidden
+        return hidden
+
+    def after_block(self, index: int, hidden: Tensor) -> Tensor:
+        return hidden.transpose(0, 1).contiguous() if index == 0 else hidden
+
+    def entry(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden if hidden is self.embedded else hidden.transpose(0, 1)
+
+
+def test_layers_that_are_turned_are_told_from_others_of_the_same_shape() -> None:
+    model = TurnsBlocks().eval()
+    batch = tiny_batch(sentences=5, tokens=5)  # (B, T, D) and (T, B, D) are of one shape and have one layout
+    with RecordingProbe(model) as probe, torch.no_grad():
+        model(**batch)
+    for layer, state in enumerate(hidden_states(model, batch)):
+        assert torch.equal(probe.added[layer][0], state)
+
+
+class Attends(ToyModel):
+    """Blocks return a tuple with their attentions where these are asked for, and a tensor elsewhere."""
+
+    class Block(nn.Linear):
+        attends = False
+
+        def forward(self, hidden: Tensor) -> Any:
+            made = super().forward(hidden)
+            return (made, made.mean(-1)) if self.attends else made
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block(8, 8) for _ in range(3))
+
+    def after_block(self, index: int, hidden: Any) -> Tensor:
+        return hidden[0] if isinstance(hidden, tuple) else hidden
+
+    def forward(self, *arguments: Any, output_attentions: bool = False, **options: Any) -> dict[str, Any]:
+        for block in self.blocks:
+            block.attends = output_attentions
+        return super().forward(*arguments, **options)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_blocks_may_return_a_tuple_in_one_forward_and_a_tensor_in_the_next(first: bool) -> None:
+    model = Attends()
+    batch = tiny_batch()
+    with RecordingProbe(model) as probe, torch.no_grad():
+        for attentions in (first, not first):
+            model(**batch, output_attentions=attentions)
+    for layer, state in enumerate(hidden_states(model, batch)):
+        assert [torch.equal(added, state) for added in probe.added[layer]] == [True, True]
+
+
+@pytest.mark.parametrize("path", [(1,), ("hidden_states", 0)])
+def test_a_tensor_in_place_of_what_held_the_layer_is_refused(path: Path) -> None:
+    point = LayerPoint(layer=2, name="blocks.1", module="blocks.1", kind="output", call=0, path=path)
+    with pytest.raises(RuntimeError, match=r"layer 2 \(blocks.1\): output .* is NoneType in this forward"):
+        point.tensor_in(torch.zeros(()))
+
+
+class Holes(ToyModel):
+    """Blocks whose outputs are not numbers in dimension 0; `fills` puts zeros there before the next one."""
+
+    fills = False
+
+    class Block(nn.Linear):
+        def forward(self, hidden: Tensor) -> Tensor:
+            made = super().forward(hidden.nan_to_num(0.0))
+            made[..., 0] = torch.nan
+            return made
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block(8, 8) for _ in range(3))
+
+    def after_block(self, index: int, hidden: Tensor) -> Tensor:
+        return hidden.nan_to_num(0.0) if self.fills else hidden
+
+    def entry(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden.clone()
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_what_is_no_number_is_matched_with_its_like_alone(fills: bool) -> None:
+    model = Holes()
+    model.fills = fills
+    if fills:
+        with pytest.raises(RuntimeError, match="layer 1 of the hidden_states of Holes"), ConeProbe(model):
+            model(**tiny_batch())
+        return
+    with ConeProbe(model) as probe, torch.no_grad():
+        model(**tiny_batch())
+    assert probe.layer_names == ("embeddings", "blocks.0", "blocks.1", "output of the model")

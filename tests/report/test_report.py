@@ -124,6 +124,12 @@ def test_the_overview_has_the_answer_for_every_model() -> None:
     assert rows[1][1] == ["/models/1/layers/shape/peak/anisotropy"]
     assert rows[1][4][0] == "/rotation/overlap/0/1/corrected"
     assert rows[2][2][0] == "/models/2/layers/layers/3/sentence/anisotropy"
+    # Axes that the sentences do not determine have a verdict alone.
+    results["rotation"]["overlap"][0][1] |= {"corrected": None, "stderr": None}
+    results["rotation"]["verdict"][0][1] = "undecided"
+    undecided = read_html(page_html(Node(results), lambda panel, prefix: ""))
+    table = next(element for element in undecided.all("table") if element.attributes.get("class") == "cards")
+    assert table.all("tbody")[0].all("tr")[1].all("td")[3].text == "– ± –, undecided"
     assert (rows[1][5], rows[1][6]) == ([], [])
 
 

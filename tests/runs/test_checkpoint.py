@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,6 +228,25 @@ def test_room_is_looked_for_ahead(loaded: LoadedModel, tmp_path: Path, monkeypat
     with pytest.raises(OSError, match=r"must have room for \d+ MB, and \d+ MB are free$"):
         run(loaded, TEXTS, checkpoint=tmp_path / "c", **OPTIONS)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("expected", "shards"), [(1000, 7), (None, 2)])
+def test_as_much_room_as_the_whole_run_takes(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: int | None, shards: int
+) -> None:
+    """Three files with a node for each bit of the number of shards, and the vectors of the sentences to come."""
+    part = run(loaded, TEXTS[:8], shard_size=8).part
+    wanted = 3 * part.nbytes() * shards + ((expected or 8) - 8) * 100
+    usage = shutil.disk_usage(tmp_path)
+    keeper: Any = SimpleNamespace(sentence_bytes=100)
+    for free in (wanted, wanted - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        file = Checkpoint(tmp_path / "c", keeper, every=math.inf)
+        if free < wanted:
+            with pytest.raises(OSError, match="must have room for"):
+                file.shard_done(part, expected)
+        else:
+            file.shard_done(part, expected)
 
 
 def test_room_that_others_have_taken_meanwhile_is_told_before_a_checkpoint_is_begun(

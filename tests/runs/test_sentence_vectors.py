@@ -11,8 +11,9 @@ import torch
 from cone_kernels.experiments import measure
 from cone_kernels.models import load_model
 from cone_kernels.runs.runner import run
-from cone_kernels.runs.sentence_vectors import SentenceVectors
+from cone_kernels.runs.sentence_vectors import SentenceVectors, used_rows
 from cone_kernels.runs.vector_keeper import VectorKeeper, layer_number
+from cone_kernels.state.moments import Moments
 from tests.support.tiny_checkpoints import save_checkpoint
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
@@ -47,6 +48,14 @@ def test_rows_that_are_not_finite_are_nan() -> None:
     found = whole(SentenceVectors.from_rows(rows))
     assert found.dtype == torch.float64
     assert found.isnan().all(1).tolist() == [False, True, False]
+
+
+def test_the_rows_that_are_used_are_those_that_a_state_counts() -> None:
+    """Also at the ends of float64, where the square of a length is no number or below the least normal one."""
+    lengths = torch.tensor([1.0, 0.0, torch.nan, torch.inf, 1e200, 1e150, 1e-150, 1e-160], dtype=torch.float64)
+    rows = torch.nn.functional.pad(lengths[:, None], (0, 2))
+    status = Moments.empty("sentence", [0], 3).update(rows)
+    assert used_rows(rows).tolist() == (status[0] == 0).tolist() == [True, *[False] * 4, True, True, False]
 
 
 def test_refusals() -> None:

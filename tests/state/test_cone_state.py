@@ -343,6 +343,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
     ("change", "words"),
     [
         (lambda t, i: t.update({"token.count": -t["token.count"]}), "token.count|count has a negative count"),
+        (lambda t, i: t["sentence.n_zero"].fill_(2**48 + 1), "n_zero has a count above"),
         (lambda t, i: t.update({"token.sum": t["token.sum"] * torch.nan}), "sum has values that are not finite"),
         (lambda t, i: t.update({"token.sum": t["token.sum"].float()}), "sum has shape"),
         (lambda t, i: t.update({"token.sum": t["token.sum"][:, :2].contiguous()}), "sum has shape"),

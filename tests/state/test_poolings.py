@@ -204,6 +204,7 @@ def test_names() -> None:
             "special: got values other than 0 and 1",
         ),
         (lambda: ConeState.empty([0], 4, poolings=["median"]), "pooling: got 'median'"),
+        (lambda: ConeState.empty([0], 4, pooling="median"), "pooling: got 'median'"),
         (
             lambda: ConeState.empty([0], 4, poolings=["cls"]).pooled("max"),
             "pooling: got 'max'; it must be one that the state keeps: mean, cls",
