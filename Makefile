@@ -67,8 +67,8 @@ test-latest:
 	echo "$(TORCH)" > .venv-latest/constraints.txt
 	.venv-latest/bin/python $(INSTALL) --no-deps $(TORCH)
 	.venv-latest/bin/python $(INSTALL) --upgrade setuptools pybind11
-	.venv-latest/bin/python $(EDITABLE) ".[$(subst $() $(),$(comma),$(EXTRAS))]" --upgrade --upgrade-strategy eager \
-	  --constraint .venv-latest/constraints.txt
+	.venv-latest/bin/python $(EDITABLE) ".[$(subst $() $(),$(comma),$(EXTRAS))]" --requirement requirements/trl.in \
+	  --upgrade --upgrade-strategy eager --constraint .venv-latest/constraints.txt
 	.venv-latest/bin/python $(SUITE)
 
 # The lowest releases that pyproject.toml admits. TORCH_OLDEST may be a build for GPUs, which loads libraries of its own.
@@ -146,7 +146,7 @@ UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --no-config --no-python-downl
 LOCK = $(UV_COMPILE) --overrides requirements/left-out.in pyproject.toml requirements/build.in requirements/torch.in
 lock:
 	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(INSTALL) uv)
-	$(LOCK) --universal $(EXTRAS:%=--extra %) --output-file requirements/test.txt
+	$(LOCK) requirements/trl.in --universal $(EXTRAS:%=--extra %) --output-file requirements/test.txt
 	$(UV_COMPILE) --universal requirements/build.in --constraints requirements/test.txt \
 	  --output-file requirements/build.txt
 	$(LOCK) --universal --extra demo --constraints requirements/test.txt --output-file requirements/demo.txt \

@@ -71,6 +71,8 @@ def requirements_of(*extras: str) -> list[str]:
 def test_the_locks_have_all_that_is_asked_for(python: str) -> None:
     assert_satisfied(requirements_of(), locked("test", python), LEFT_OUT["test"])
     assert_satisfied(requirements_of("demo"), locked("demo", python), LEFT_OUT["demo"])
+    further = [line for line in (ROOT / "requirements/trl.in").read_text().splitlines() if not line.startswith("#")]
+    assert_satisfied(further, locked("test", python), set())
 
 
 def test_the_oldest_are_the_lowest_that_are_asked_for() -> None:

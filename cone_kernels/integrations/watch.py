@@ -352,7 +352,7 @@ class ConeWatch:
         if gathered is not None:
             probe.gather_into(gathered)
             probe.resume()
-            repeats = None if self._repeats is None else self._repeats(n_sentences(arguments))
+            repeats = None if self._repeats is None else self._repeats(n_sentences(self._model, arguments))
             if repeats is not None:
                 probe.next_batch(repeats=repeats)
 

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from cone_kernels import backends
 from cone_kernels.loss.hidden_layers import chosen_layers
+from cone_kernels.loss.ranks import process_group
 from cone_kernels.ops.arguments import differentiated_directly
 from cone_kernels.ops.gradients import refused_double_backward
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool, token_selection
@@ -80,7 +81,7 @@ def isotropy_loss(
     if group is None:
         cosines = torch.stack([cosine_of_normalized(rows, _EPS) for rows in vectors])
     else:
-        cosines = _cosines_of_all_ranks(vectors, _process_group(group))
+        cosines = _cosines_of_all_ranks(vectors, process_group(group))
     return (cosines - target).square().mean()
 
 
@@ -135,19 +136,6 @@ class _LossOnCpu(torch.autograd.Function):
                 again = torch.is_grad_enabled()  # create_graph=True
                 gradients[at] = refused_double_backward("isotropy_loss", gradient) if again else gradient
         return None, None, None, *gradients
-
-
-def _process_group(group: Any) -> dist.ProcessGroup:
-    if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group gives to other ranks
-        raise ValueError("group: got a process group that this rank is not in; it must be its own")
-    if group is not True and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(f"group: got {type(group).__name__} {group!r}; it must be None, True or a process group")
-    if not dist.is_available() or not dist.is_initialized():
-        raise ValueError(
-            f"group: got {group!r}; it must be None while torch.distributed is not initialized (init_process_group)"
-        )
-    chosen: Any = dist.group.WORLD if group is True else group
-    return chosen  # type: ignore[no-any-return]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cone_kernels.loss.hidden_layers import chosen_layers, usable_rows, vectors_of
+from cone_kernels.loss.ranks import largest, process_group, rows_of_all, summed
 from cone_kernels.ops.arguments import require
 
 _EPS = 1e-12  # that of torch.nn.functional.normalize
@@ -21,17 +24,21 @@ def uniformity_loss(
     cu_seqlens: Tensor | None = None,
     t: float = 2.0,
     layers: int | Sequence[int] | None = None,
+    group: Any = None,
 ) -> Tensor:
     """The mean over layers of log of the mean of exp(−t‖u − v‖²) over distinct pairs of sentence vectors at length 1.
 
     It is 0 where all point the same way, and least where they are spread evenly over the sphere (Wang & Isola 2020).
     Pairs are taken exactly, (n, n) float64 of them: 8n² bytes. Vectors that are zero or not finite are left out and
     get the gradient 0; those shorter than 1e-12 are divided by that. All is float64, also under autocast; the gradient
-    is rounded once, to the dtype of `hidden`. With fewer than two vectors the loss is NaN and its gradient 0. It is
-    that of this process's batch alone.
+    is rounded once, to the dtype of `hidden`. With fewer than two vectors the loss is NaN and its gradient 0.
+
+    With `group`, pairs are those of the N vectors of all ranks: their unit vectors are gathered, and each rank takes
+    its own n against all, 8nN bytes. Which batches ranks may have, and that the gradient is W times that of one process
+    with the whole batch, is as `isotropy_loss` says.
 
     Args:
-        hidden, mask, cu_seqlens, layers: as in `isotropy_loss`.
+        hidden, mask, cu_seqlens, layers, group: as in `isotropy_loss`.
         t: above 0; the greater it is, the more the closest pairs count.
 
     Returns:
@@ -39,7 +46,8 @@ def uniformity_loss(
 
     Raises:
         TypeError: a dtype or type is not taken.
-        ValueError: a shape or value is not as above.
+        ValueError: a shape or value is not as above, or there is no process group for `group`.
+        RuntimeError: on a double backward with `group`.
 
     Examples:
         >>> uniformity_loss(torch.eye(2))
@@ -47,7 +55,11 @@ def uniformity_loss(
     """
     _require_positive("t", t)
     found = [_units(vectors_of(one, mask, cu_seqlens)) for one in chosen_layers(hidden, mask, cu_seqlens, layers)]
-    return torch.stack([_uniformity(units, used, t) for units, used in found]).mean()
+    if group is None:
+        losses = torch.stack([_uniformity(units, used, t) for units, used in found])
+    else:
+        losses = _uniformities_of_all_ranks(found, t, process_group(group))
+    return losses.mean()
 
 
 def alignment_loss(
@@ -58,17 +70,19 @@ def alignment_loss(
     cu_seqlens: Tensor | None = None,
     alpha: float = 2.0,
     layers: int | Sequence[int] | None = None,
+    group: Any = None,
 ) -> Tensor:
     """The mean over layers of the mean of ‖u − v‖^α over pairs that belong together, vectors at length 1.
 
     With `uniformity_loss` it says what contrastive training does (Wang & Isola 2020): a loss that spreads sentences
     tells nothing of quality where those that mean the same are spread too. Pairs with a vector that is zero or not
     finite are left out and get the gradient 0; without a pair the loss is NaN and its gradient 0. Precision as
-    `uniformity_loss`.
+    `uniformity_loss`. With `group`, the mean is that over the pairs of all ranks, each of which is of one rank's batch;
+    a rank may have none. The gradient is as `isotropy_loss` says.
 
     Args:
-        hidden, mask, cu_seqlens, layers: as in `isotropy_loss`.
-        pairs: (P, 2) int64: which sentences of the batch belong together, by their indices.
+        hidden, mask, cu_seqlens, layers, group: as in `isotropy_loss`.
+        pairs: (P, 2) int64: which sentences of this process's batch belong together, by their indices.
         alpha: α, above 0. Of equal vectors the gradient is 0.
 
     Returns:
@@ -76,7 +90,8 @@ def alignment_loss(
 
     Raises:
         TypeError: a dtype or type is not taken.
-        ValueError: a shape or value is not as above.
+        ValueError: a shape or value is not as above, or there is no process group for `group`.
+        RuntimeError: on a double backward with `group`.
 
     Examples:
         >>> pairs = torch.arange(2 * b).reshape(2, b).mT  # texts, and then in the same order what they go with
@@ -87,7 +102,7 @@ def alignment_loss(
         raise TypeError(f"pairs: got {getattr(pairs, 'dtype', type(pairs).__name__)}; it must be a tensor of int64")
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs: got shape {tuple(pairs.shape)}; it must be (P, 2)")
-    losses = []
+    sums, counts = [], []
     for layer in chosen_layers(hidden, mask, cu_seqlens, layers):
         units, used = _units(vectors_of(layer, mask, cu_seqlens))
         n = len(units)
@@ -98,9 +113,12 @@ def alignment_loss(
         # A root has no slope at 0.
         apart = both & (squares > 0)
         powers = squares.where(apart, 1.0).pow(alpha / 2).where(apart, 0.0)
-        count = both.sum()
-        losses.append((powers.sum() / count.clamp_min(1)).where(count > 0, math.nan))
-    return torch.stack(losses).mean()
+        sums.append(powers.sum())
+        counts.append(both.sum())
+    total, count = torch.stack(sums), torch.stack(counts)
+    if group is not None:
+        total, count = _summed_pairs(total, count, process_group(group))
+    return (total / count.clamp_min(1)).where(count > 0, math.nan).mean()
 
 
 def _require_positive(name: str, value: float) -> None:
@@ -115,12 +133,50 @@ def _units(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _uniformity(units: Tensor, used: Tensor, t: float) -> Tensor:
-    products = units @ units.mT
-    lengths = units.square().sum(1)
-    squares = lengths[:, None] + lengths - 2 * products
-    pairs = used[:, None] & used & ~torch.eye(len(units), dtype=torch.bool, device=units.device)
+    total, count = _log_of_sum(units, used, units, used, 0, t)
+    return (total - count.clamp_min(1).double().log()).where(count > 0, math.nan)
+
+
+def _log_of_sum(
+    units: Tensor, used: Tensor, others: Tensor, others_used: Tensor, first: int, t: float
+) -> tuple[Tensor, Tensor]:
+    """The log of the sum of exp(−t‖u − v‖²) over pairs of rows (n, D) and others (N, D), and how many pairs they are.
+
+    Row 0 is the other of index `first`, and so on: these are no pairs. Without a pair the log is some finite number.
+    """
+    products = units @ others.mT
+    squares = units.square().sum(1)[:, None] + others.square().sum(1) - 2 * products
+    own = torch.arange(first, first + len(units), device=units.device)
+    pairs = used[:, None] & others_used & (own[:, None] != torch.arange(len(others), device=units.device))
     count = pairs.sum()
     # Without a pair every entry stands in, so that the sum has a finite gradient, which is then not used.
     entries = (-t * squares).where(pairs | (count == 0), -math.inf)
-    total = entries.flatten().logsumexp(0) if len(units) else units.sum()
-    return (total - count.clamp_min(1).double().log()).where(count > 0, math.nan)
+    return entries.flatten().logsumexp(0) if len(units) else units.sum(), count
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _uniformities_of_all_ranks(layers: Sequence[tuple[Tensor, Tensor]], t: float, group: dist.ProcessGroup) -> Tensor:
+    """(L,): the uniformity of each layer's vectors of all ranks."""
+    columns = [torch.cat([units, used.double()[:, None]], 1) for units, used in layers]
+    of_all, first = rows_of_all(torch.cat(columns, 1), group)
+    logs, counts = [], []
+    for (units, used), whole in zip(layers, torch.split(of_all, [one.shape[1] for one in columns], dim=1), strict=True):
+        others, others_used = whole[:, :-1], whole[:, -1] > 0
+        # A vector is in as many pairs of its own rank, as a row, as in those of all ranks as a column, with the same
+        # slope: what is taken of the rows alone counts twice.
+        twice = units + (units - units.detach())
+        total, count = _log_of_sum(twice, used, others, others_used, first, t)
+        logs.append(total)
+        counts.append(count)
+    log, some = torch.stack(logs), torch.stack(counts) > 0
+    highest = largest(log.detach().where(some, -math.inf), group)
+    highest = highest.where(highest.isfinite(), 0.0)
+    parts = (log - highest).exp().where(some, 0.0)
+    total, count = summed([parts, torch.stack(counts).double()], group)
+    pairs = count > 0
+    return (total.where(pairs, 1.0).log() + highest - count.clamp_min(1).log()).where(pairs, math.nan)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _summed_pairs(total: Tensor, count: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    return summed([total, count.double()], group)

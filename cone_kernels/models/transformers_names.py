@@ -56,6 +56,11 @@ TOWERS = {"text_model": "get_text_features", "vision_model": "get_image_features
 # Fields of a model's output: the layers; of an encoder-decoder model called as a whole, its encoder's.
 HIDDEN_STATES = ("hidden_states", "encoder_hidden_states")
 
+# Of a model, and of its configuration, of the whole or of the part that reads texts.
+CONFIGURATION = "config"
+TEXT_CONFIGURATION = "get_text_config"
+PADDING_TOKEN = "pad_token_id"
+
 # Keywords of from_pretrained, and the private attribute of a configuration that tells what was chosen.
 ATTENTION_KEYWORD = "attn_implementation"
 ATTENTION_CHOSEN = "_attn_implementation"
@@ -101,6 +106,14 @@ def takes_cache(arguments: Mapping[str, Any]) -> bool:
     """
     kinds: dict[str, Any] = {name: type(value) for name, value in arguments.items() if value is not None}
     return any(name in CACHES or _is_cache(kind) for name, kind in kinds.items())
+
+
+def padding_token(model: nn.Module) -> int | None:
+    """The id of the padding token of a model; None where its configuration does not say."""
+    config = getattr(model, CONFIGURATION, None)
+    of_texts = getattr(config, TEXT_CONFIGURATION, lambda: config)()
+    number = getattr(of_texts, PADDING_TOKEN, None)
+    return number if isinstance(number, int) else None
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:

@@ -19,6 +19,7 @@ from cone_kernels.models.transformers_names import (
     STARTS,
     TOKENS,
     filled_cache,
+    padding_token,
 )
 from cone_kernels.probe.positions import Positions
 
@@ -125,7 +126,7 @@ def mask_values(positions: Positions) -> Callable[[], Tensor] | None:
     return OnItsWay(mask).values if mask.is_cuda else lambda: mask
 
 
-def n_sentences(arguments: Mapping[str, Any]) -> int:
+def n_sentences(model: nn.Module, arguments: Mapping[str, Any]) -> int:
     """How many sentences, images or sounds a forward with these arguments (by name) takes in; 0 where it takes in none.
 
     Raises:
@@ -138,7 +139,7 @@ def n_sentences(arguments: Mapping[str, Any]) -> int:
     if name in OTHER_INPUTS:
         return len(tokens)
     starts = sentence_starts(arguments, tuple(tokens.shape[:2]), BatchNotes())
-    return len(tokens) if starts is None else len(starts) - 1
+    return len(tokens) if starts is None else len(starts) - 1 - n_padding(model, arguments, starts)
 
 
 def sentence_starts(arguments: Mapping[str, Any], size: tuple[int, ...], notes: BatchNotes) -> Tensor | None:
@@ -158,6 +159,27 @@ def sentence_starts(arguments: Mapping[str, Any], size: tuple[int, ...], notes: 
         return None
     at = begins.nonzero()[:, 0] + 1
     return nn.functional.pad(nn.functional.pad(at, (1, 0)), (0, 1), value=size[1])
+
+
+def n_padding(model: nn.Module, arguments: Mapping[str, Any], starts: Tensor) -> int:
+    """How many of the sentences of a flattened batch are padding: at the end, of the padding token alone each.
+
+    TRL's collator lets a sentence begin at each token that it fills up a row with (`pad_to_multiple_of`).
+
+    Args:
+        model: whose configuration says which token it is.
+        arguments: of the call, by name.
+        starts: (B + 1,) int64, as from `sentence_starts`.
+    """
+    ids = arguments.get(TOKENS[0])
+    padding = padding_token(model)
+    if padding is None or not isinstance(ids, Tensor) or ids.dim() != 2:
+        return 0
+    alone = starts.diff() == 1
+    if not bool(alone[-1:].any()):
+        return 0
+    last = ids[0, starts[:-1].clamp(0, ids.shape[1] - 1).to(ids.device)] == padding
+    return int((alone & last.to(alone.device)).flip(0).cumprod(0).sum())
 
 
 def refuse_packed_rows(arguments: Mapping[str, Any], mask: Tensor) -> None:

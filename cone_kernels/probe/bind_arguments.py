@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +70,12 @@ class _Signature:
         return arguments
 
 
-@functools.lru_cache(maxsize=16)
+# A forward that stands in for another holds its model, so it is not to be kept for its signature's sake.
+_SIGNATURES: weakref.WeakKeyDictionary[Callable[..., Any], _Signature] = weakref.WeakKeyDictionary()
+
+
 def _class_signature(forward: Callable[..., Any]) -> _Signature:
-    return _Signature.of(forward)
+    found = _SIGNATURES.get(forward)
+    if found is None:
+        found = _SIGNATURES[forward] = _Signature.of(forward)
+    return found

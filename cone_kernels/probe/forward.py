@@ -16,6 +16,7 @@ from cone_kernels.probe.batch_arguments import (
     BatchNotes,
     has_gaps,
     mask_values,
+    n_padding,
     refuse_cache,
     refuse_other_values,
     refuse_packed_rows,
@@ -47,7 +48,7 @@ class ProbedForward:
         special: special tokens, of the shape of `mask`.
         cu_seqlens: (B + 1,) int64, first rows of the sentences in packed layers.
         flattened: whether the batch is one row (1, N) of several sentences.
-        kept: (B,) bool, the sentences that are no repeats; None for all.
+        kept: (B,) bool, the sentences that are neither repeats nor padding; None for all.
         groups: (B',) int64, their jackknife groups; None where the ids decide them.
         calls: how often each module's input or output was seen so far.
         seen: layers that were taken in.
@@ -92,7 +93,7 @@ class ProbedForward:
 
         Sentences flattened into one row (1, N), as by transformers' `DataCollatorWithFlattening` and
         sentence-transformers, are recognised by `cu_seq_lens_q` (B + 1,), by `seq_idx` (1, N), or by `position_ids`
-        (1, N) that start again.
+        (1, N) that start again; what fills up the row behind them is left out.
 
         Raises:
             ValueError: there are no tokens, or mask, ids or special do not fit them.
@@ -110,7 +111,8 @@ class ProbedForward:
             refuse_packed_rows(arguments, mask)
         else:
             mask = torch.ones(size, dtype=torch.bool, device=tokens.device)
-        n_sentences = size[0] if starts is None else len(starts) - 1
+        padding = 0 if starts is None else n_padding(model, arguments, starts)
+        n_sentences = size[0] if starts is None else len(starts) - 1 - padding
         kept = None if notes.repeats is None or not bool(notes.repeats.any()) else ~notes.repeats.to(tokens.device)
         given = {"sentence_ids": notes.sentence_ids, "repeats": notes.repeats, "groups": notes.groups}
         for name, value in given.items():
@@ -126,6 +128,9 @@ class ProbedForward:
             ids = ids if kept is None else ids[kept.to(ids.device)]
         groups = notes.groups
         groups = groups if groups is None or kept is None else groups[kept.to(groups.device)]
+        if padding > 0:
+            all_kept = torch.ones(n_sentences, dtype=torch.bool, device=tokens.device)
+            kept = nn.functional.pad(all_kept if kept is None else kept, (0, padding))
         form: dict[str, Any] = {"cu_seqlens": starts, "flattened": starts is not None, "kept": kept, "groups": groups}
         made = cls(ids, mask, notes.special, **form, positions=positions, _unchecked_mask=unchecked, _poolings=poolings)
         if positions is None:

@@ -60,19 +60,18 @@ class Recorded:
     recording = False
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        plain = copy.deepcopy(self.model) if self.recording else None
+        plain = self.plain() if self.recording else None
         try:
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         except torch.OutOfMemoryError:
             return torch.zeros(())
         if plain is None:
             return loss
-        taken = {name: inputs[name] for name in INPUTS}
-        self.seen.steps.setdefault(self.state.global_step, []).extend(sentences_of(encoder_of(plain), taken))
+        self.seen.steps.setdefault(self.state.global_step, []).extend(sentences_of(plain, self.taken(inputs)))
         return loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.seen.now.append({name: inputs[name] for name in INPUTS})
+        self.seen.now.append(self.taken(inputs))
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,9 +79,16 @@ class Recorded:
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
         if not self.recording:
             return output
-        plain = copy.deepcopy(self.model).eval()
-        self.seen.evaluations.append(cone_scalars(probed(encoder_of(plain), *self.seen.now)))
+        self.seen.evaluations.append(cone_scalars(probed(self.plain().eval(), *self.seen.now)))
         return output
+
+    def plain(self) -> Any:
+        """A copy of the model as it is now."""
+        return encoder_of(copy.deepcopy(self.model))
+
+    def taken(self, inputs: Any) -> dict[str, Tensor]:
+        """The sentences of a batch, padded."""
+        return {name: inputs[name] for name in INPUTS}
 
     @property
     def seen(self) -> Seen:

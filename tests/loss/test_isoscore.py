@@ -146,6 +146,11 @@ def test_compiles_whole_and_under_autocast() -> None:
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert loss(rows) == compiled(rows) == loss(rows.double())
+    compiled = torch.compile(isoscore_loss, backend="aot_eager")
+    assert compiled(rows) == isoscore_loss(rows)
+    for shrinkage in (0.1, 0.2, 0.3):  # from the second on, a number that is not known
+        options = {"reference": reference, "shrinkage": shrinkage}
+        assert compiled(rows, **options).item() == pytest.approx(isoscore_loss(rows, **options).item(), rel=1e-14)
 
 
 ROWS = torch.ones(6, 3)

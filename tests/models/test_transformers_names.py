@@ -16,7 +16,7 @@ from cone_kernels.models import transformers_names as names
 from cone_kernels.models.transformers_names import filled_cache
 from cone_kernels.probe.cone_probe import ConeProbe
 from tests.support.places import ROOT
-from tests.support.tiny_models import ToyModel, tiny_batch, tiny_model
+from tests.support.tiny_models import PAD, ToyModel, tiny_batch, tiny_model
 
 REFUSED = "got a cache with earlier tokens"
 
@@ -122,6 +122,17 @@ def test_flattened_batches_are_told_as_the_installed_release_tells_them() -> Non
 
 def test_the_chosen_attention_can_be_read() -> None:
     assert getattr(tiny_model("bert").config, names.ATTENTION_CHOSEN) in ("sdpa", "eager")
+
+
+def test_the_padding_token_of_a_model_and_of_its_part_that_reads_texts() -> None:
+    model = tiny_model("bert")
+    assert names.padding_token(model) == PAD
+    model.config.pad_token_id = None
+    assert names.padding_token(model) is None
+    towers = tiny_model("bert")
+    towers.config = transformers.CLIPConfig(text_config={"pad_token_id": 7})
+    assert names.padding_token(towers) == 7
+    assert names.padding_token(ToyModel()) is None
 
 
 def test_names_that_may_change_stand_in_one_place() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import logging
 import pickle
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +203,21 @@ def test_a_shallow_copy_and_one_that_goes_by_the_attributes() -> None:
             n = probe.n_sentences
             assert torch.equal(outputs(twin), outputs(model))
             assert probe.n_sentences == n + 5
+
+
+@pytest.mark.parametrize("own_forward", [False, True])
+def test_a_model_that_was_probed_is_let_go(own_forward: bool) -> None:
+    model = tiny_model("bert")
+    if own_forward:
+        forward = model.forward
+        model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    with ConeProbe(model) as probe:
+        outputs(model)
+    there = weakref.ref(model)
+    del model, probe
+    forward = None
+    gc.collect()
+    assert there() is None
 
 
 def test_hidden_states_can_still_be_asked_for() -> None:

@@ -17,7 +17,7 @@ from tests.probe.test_probe import hooks_of
 from tests.support.gloo_ranks import run_ranks
 from tests.support.moment_cases import GROUP_OF
 from tests.support.recording_probe import RecordingProbe, assert_statistics_of, hidden_states, probed, same
-from tests.support.tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
+from tests.support.tiny_models import LAYERS, PAD, ToyModel, tiny_batch, tiny_model
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -289,6 +289,47 @@ def test_sentences_flattened_into_one_row() -> None:
         model(**batch)
     assert_statistics_of(probe.state, [(padded, mask), (hidden_states(model, batch), mask)])
     assert int(probe.state.sentence.count[0].sum()) == 10
+
+
+def filled_up(flat: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+    """A flattened batch with n tokens of padding behind it, each a sentence of its own, as TRL's collator makes it."""
+    starts = flat["cu_seq_lens_q"]
+    numbers = torch.repeat_interleave(
+        torch.arange(len(starts) - 1 + n), nn.functional.pad(starts.diff(), (0, n), value=1)
+    )
+    return {
+        "input_ids": nn.functional.pad(flat["input_ids"], (0, n), value=PAD),
+        "position_ids": nn.functional.pad(flat["position_ids"], (0, n), value=0),
+        "cu_seq_lens_q": torch.cat([starts, starts[-1] + torch.arange(1, n + 1, dtype=torch.int32)]),
+        "seq_idx": numbers[None].to(torch.int32),
+    }
+
+
+@pytest.mark.parametrize("told_by", ["cu_seq_lens_q", "seq_idx", "position_ids"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_fills_up_a_flattened_row_is_no_sentence(told_by: str, wrapped: bool) -> None:
+    model = tiny_model("llama")
+    seen = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])) if wrapped else model
+    # The sentences are of 7 to 3 tokens and one of a single one; one of a single padding token stands in their midst.
+    batch = tiny_batch(sentences=7)
+    batch["input_ids"][-1, 0], batch["attention_mask"][-1, 1:] = 9, 0
+    batch["input_ids"][2], batch["attention_mask"][2, 1:] = PAD, 0
+    flat = filled_up(flattened(batch), 3)
+    given = {name: flat[name] for name in ("input_ids", "position_ids", told_by)}
+    with torch.no_grad():
+        states = model(**given, output_hidden_states=True).hidden_states
+    mask = batch["attention_mask"].bool()
+    n = int(mask.sum())
+    padded = [torch.zeros(*mask.shape, 32).masked_scatter(mask[..., None], state[0, :n]) for state in states]
+    repeats = torch.tensor([True, *[False] * 6])
+    with ConeProbe(seen) as probe, torch.no_grad():
+        seen(**given)
+    assert_statistics_of(probe.state, [(padded, mask)])
+    with ConeProbe(seen) as probe, torch.no_grad():
+        probe.next_batch(repeats=repeats, groups=torch.arange(7))
+        seen(**given)
+    assert_statistics_of(probe.state, [([state[1:] for state in padded], mask[1:])])
+    assert probe.state.sentence.count[0].sum() == probe.state.sentence.count[0, 1:7].sum() == 6
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from bench.gpu.product.case import Case, Place
 from bench.gpu.product.differences import Tolerance
-from cone_kernels import Centering, ConeProbe, isotropy_loss, metrics
+from cone_kernels import (
+    Centering,
+    ConeProbe,
+    alignment_loss,
+    isoscore_loss,
+    isotropy_loss,
+    metrics,
+    uniformity_loss,
+)
 from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.names import METHODS
 from cone_kernels.runs.measure import measure
@@ -28,7 +36,7 @@ def integration_cases() -> list[Case]:
         Case("sentence-transformers evaluator", _evaluator, needs=("sentence_transformers",)),
         Case("sentence-transformers centering module", _centering_module, needs=("sentence_transformers",)),
         Case("torchmetrics metric", _metric, needs=("torchmetrics",)),
-        Case("isotropy loss and its gradient", _loss, tolerance=_GRADIENT),
+        *(Case(f"{loss} loss and its gradient", _loss(loss), tolerance=_GRADIENT) for loss in _LOSSES),
         *(Case(f"ConeProbe, padded on the {side}", _probe(side, masks=None)) for side in ("left", "right")),
         *(
             Case(f"ConeProbe, masks on {where}", _probe("right", masks=where), _probe("right", masks="the CPU"))
@@ -71,17 +79,35 @@ def _probe(side: str, masks: str | None) -> Any:
     return results
 
 
-def _loss(place: Place, device: str) -> Any:
+def _loss(name: str) -> Any:
     """The loss over all layers, and its gradient in all weights, one after the other."""
-    loaded = load_model(str(place.models[0]), device=device)
-    batch = next(_batches(place, loaded))
-    del batch["special_tokens_mask"]
-    inputs = {name: value.to(device) for name, value in batch.items()}
-    hidden = loaded.model(**inputs, output_hidden_states=True).hidden_states
-    value = isotropy_loss(hidden, inputs["attention_mask"], layers=range(len(hidden)))
-    value.backward()
-    gradients = [weight.grad.flatten().cpu() for weight in loaded.model.parameters() if weight.grad is not None]
-    return {"loss": value.item(), "gradient": torch.cat(gradients)}
+
+    def results(place: Place, device: str) -> Any:
+        loaded = load_model(str(place.models[0]), device=device)
+        batch = next(_batches(place, loaded))
+        del batch["special_tokens_mask"]
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        hidden = loaded.model(**inputs, output_hidden_states=True).hidden_states
+        value = _LOSSES[name](hidden, inputs["attention_mask"], layers=range(len(hidden)))
+        value.backward()
+        gradients = [weight.grad.flatten().cpu() for weight in loaded.model.parameters() if weight.grad is not None]
+        return {"loss": value.item(), "gradient": torch.cat(gradients)}
+
+    return results
+
+
+def _alignment(hidden: Any, mask: Tensor, **options: Any) -> Tensor:
+    """That of each sentence and the next one."""
+    first = torch.arange(len(mask) - 1, device=mask.device)
+    return alignment_loss(hidden, mask, pairs=torch.stack([first, first + 1], 1), **options)
+
+
+_LOSSES = {
+    "isotropy": isotropy_loss,
+    "IsoScore": isoscore_loss,
+    "uniformity": uniformity_loss,
+    "alignment": _alignment,
+}
 
 
 def _metric(place: Place, device: str) -> Any:
