@@ -163,8 +163,8 @@ def _spread(nth: Integers, sentences: Integers, word: Integers) -> Integers:
     Neighbours are often alike, as a premise and its hypotheses.
     """
     several = sentences > KEPT
-    number = np.where(several, nth * KEPT // sentences, nth)
-    kept = np.where(several, nth == (2 * number + 1) * sentences // (2 * KEPT), nth < sentences)
+    number = np.where(several, -(-nth * KEPT // sentences), nth)
+    kept = np.where(several, (number < KEPT) & (nth == number * sentences // KEPT), nth < sentences)
     return np.where(kept, word * KEPT + number, -1)
 
 

@@ -253,7 +253,7 @@ class _Batch:
         tokens = np.arange(len(numbers)) if tokens is None else tokens
         tokens = tokens[np.lexsort((self.groups[tokens], numbers[tokens]))]
         found, starts = np.unique(numbers[tokens], return_index=True)
-        ends = [*starts[1:].tolist(), len(tokens)]
+        ends = [*starts.tolist(), len(tokens)][1:]
         spans = list(zip(found.tolist(), starts.tolist(), ends, strict=True))
         return _Rows(self.rows[_on(tokens, self.rows)], _on(self.groups[tokens], self.rows), spans)
 
