@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cone_kernels.names import TOKEN_DIVISIONS, label_of
-from cone_kernels.report.inline import Parts, count, estimate, percent, text
+from cone_kernels.report.inline import Parts, count, estimate, fixed, percent, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table
 
@@ -12,8 +12,8 @@ _SIDE_BY_SIDE = 8
 _MEASURES = {
     "baseline": "any two tokens",
     "self_adjusted": "self-similarity",
-    "intra_adjusted": "intra-sentence",
     "explained_adjusted": "explained variance",
+    "intra_sentence": "intra-sentence",
 }
 
 
@@ -62,12 +62,17 @@ def _some(layers: list[Node]) -> list[Node]:
 def _similarity(result: Node) -> Table:
     columns = [Column("layer", ("layer",))]
     columns += [Column(heading, (key, f"{key}_stderr")) for key, heading in _MEASURES.items()]
+    columns.append(Column("of drawn tokens", ("intra_of_drawn",)))
     rows: list[list[Parts]] = [
         [
             [count(row["layer"])],
             *(estimate(row["similarity"][key]["value"], row["similarity"][key]["stderr"]) for key in _MEASURES),
+            [fixed(row["similarity"]["intra_of_drawn"])],
         ]
         for row in result["layers"].entries
     ]
-    note: Parts = ["Less those of any two tokens of different sentences, or of drawn tokens; ± standard errors."]
+    note: Parts = [
+        "Self-similarity is less the cosine of any two tokens, explained variance less that of drawn tokens; "
+        "intra-sentence similarity stands beside that of sentences of drawn tokens. ± standard errors."
+    ]
     return Table("tokens-similarity", ["How contextual words are (Ethayarajh 2019)"], columns, rows, [note])
