@@ -103,6 +103,7 @@ def tokens_of(measurement: Measurement, plan: TokenPlan, gathered: Mapping[int, 
         gathered: by layer, as `TokenSums.layers` gives it.
     """
     from cone_kernels.runs.token_plan import DRAWN, KEPT, LEAST_SENTENCES
+    from cone_kernels.runs.token_sums import NORM_UNIT
     from cone_kernels.statistics.estimates import common_direction
     from cone_kernels.sums import jackknife_blocks
 
@@ -116,7 +117,7 @@ def tokens_of(measurement: Measurement, plan: TokenPlan, gathered: Mapping[int, 
     levels = zip(state.layers, measurement.layer_names, levels_of(state.token), cones, similarity, strict=True)
     for number, name, level, cone, words in levels:
         typical = _typical_exponent(gathered[number].divisions["norm"])
-        begins = math.nan if typical is None else 2.0 ** (typical - 1)
+        begins = math.nan if typical is None else NORM_UNIT * 2.0 ** (typical - 1)
         layers.append(TokensLayer(number, name, level, cone, begins, words))
         for by in TOKEN_DIVISIONS:
             named = _named(by, gathered[number].divisions[by], typical, special)

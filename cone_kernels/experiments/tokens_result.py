@@ -230,35 +230,48 @@ def _of_division(by: str, classes: Sequence[TokenClass], layers: Sequence[Tokens
     numbers = [row.layer for row in layers]
     at = [one.layer for one in more if one.name == most.name]
     others = f" (more than their share at {numbered(at, numbers)})" if len(at) > 1 else ""
-    whole = next(row.token.anisotropy for row in layers if row.layer == most.layer)
-    verdicts = {"greater": ", a wider cone", "less": ", a tighter cone", "equal": ", hardly another"}
+    layer = next(row for row in layers if row.layer == most.layer)
+    verdicts = {"greater": ", a wider cone", "less": ", a tighter cone", "equal": ", about the same"}
     return (
-        f"By {phrase}, {_named(most)} exceed their share of the tokens most, at layer {most.layer}{others}: "
-        f"{most.tokens_share:.1%} of the tokens make {most.share.value:.1%} ± {most.share.stderr:.1%} of the cone. "
-        f"Without them the mean cosine is {most.without.value:.3f} in place of {whole:.3f}"
-        f"{verdicts.get(most.opens.verdict, '')}."
+        f"By {phrase}, {_named(most, layer.typical_norm)} exceed their share of the tokens most, at layer "
+        f"{most.layer}{others}: {most.tokens_share:.1%} of the tokens make {most.share.value:.1%} ± "
+        f"{most.share.stderr:.1%} of the cone. Without them the mean cosine is {most.without.value:.3f} in place of "
+        f"{layer.token.anisotropy:.3f}{verdicts.get(most.opens.verdict, '')}."
     )
 
 
-def _named(one: TokenClass) -> str:
-    forms = {
-        "special": "tokens of the text" if one.name == "text" else f"the {one.name} tokens",
-        "position": f"the tokens in place “{one.name}”",
-        "frequency": f"the tokens of ranks {one.name}",
-        "norm": f"the tokens {one.name} times as long as typical ones",
-    }
-    return "the special tokens" if one.name == "special" else forms[one.by]
+def _named(one: TokenClass, typical_norm: float) -> str:
+    if one.name == "special":
+        return "the special tokens"
+    if one.by == "special":
+        return "the tokens of the text" if one.name == "text" else f"the {one.name} tokens"
+    if one.by == "norm":
+        return f"the tokens of norms {_norms(one.name, typical_norm)}"
+    return f"the tokens in place “{one.name}”" if one.by == "position" else f"the tokens of ranks {one.name}"
+
+
+def _norms(name: str, typical_norm: float) -> str:
+    """A class of norms in numbers; "1 to 2" begins at the typical norm."""
+    classes = TOKEN_DIVISIONS["norm"].classes
+    begins = typical_norm * 2.0 ** (classes.index(name) - classes.index("1 to 2"))
+    if name == classes[0]:
+        return f"below {2 * begins:.3g}"
+    return f"of {begins:.3g} and more" if name == MASSIVE else f"from {begins:.3g} to {2 * begins:.3g}"
 
 
 def _massive(classes: Sequence[TokenClass], layers: Sequence[TokensLayer]) -> str:
     found = [one for one in classes if one.by == "norm" and one.name == MASSIVE]
     if not found:
-        return "No token at any layer is 16 times as long as typical ones: there are no massive activations."
-    most = max(found, key=lambda one: one.share.value if math.isfinite(one.share.value) else -math.inf)
+        return "No token at any layer is 16 times as long as the median one: there are no massive activations."
     at = numbered([one.layer for one in found], [row.layer for row in layers])
+    there = f"Tokens more than 8 times as long as the median one, massive activations, are there at {at}"
+    cones = {row.layer for row in layers if row.cone.verdict == "greater"}
+    most = max((one for one in found if one.layer in cones), key=lambda one: one.share.value, default=None)
+    if most is None:
+        return f"{there}."
     return (
-        f"Tokens 16 times as long as typical ones and longer, massive activations, are there at {at}; at layer "
-        f"{most.layer} they are {most.tokens_share:.1%} of the tokens and make {most.share.value:.1%} of the cone."
+        f"{there}; at layer {most.layer} they are {most.tokens_share:.1%} of the tokens and make "
+        f"{most.share.value:.1%} of the cone."
     )
 
 

@@ -21,6 +21,10 @@ from cone_kernels.runs.token_plan import DRAWN, KEPT, Integers, TokenClasses, To
 from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import COSINE_FIELDS, GROUPS, zero_sums
 
+NORM_UNIT = 0.8
+"""Times a power of two, where a class of norms begins. After a layer norm without weights all tokens have the length
+√d, which must not be where a class begins, or rounding would divide them: 0.64·4^e is no whole number."""
+
 CosineSums: TypeAlias = dict[str, Tensor]
 """Sums of some tokens by name, those of `COSINE_FIELDS`, of one layer: `unit_sum` is (1, G, d), the others (1, G)."""
 
@@ -74,7 +78,7 @@ class LayerTokens:
 
     Attributes:
         divisions: for each name of `TOKEN_DIVISIONS` the sums of its classes by number: as in `TokenClasses`, and of
-            "norm" the exponent e of norms from 2^(e−1) on and below 2^e.
+            "norm" the exponent e of norms from `NORM_UNIT`·2^(e−1) on and below `NORM_UNIT`·2^e.
         words: sums with the words in place of the groups.
         sentences: sums over sentences.
         kept: (W * `KEPT` + `DRAWN`, d) hidden states of single tokens; NaN where there is none.
@@ -246,7 +250,7 @@ class _Batch:
         """The tokens in the order of the exponents of their norms; those without one are in no class."""
         norms = torch.linalg.vector_norm(hidden[self.rows], dim=1, dtype=torch.float64).cpu()
         used = norms.isfinite() & (norms.square() >= torch.finfo(torch.float64).tiny)
-        exponents = torch.frexp(norms).exponent.numpy().astype(np.int64)
+        exponents = torch.frexp(norms / NORM_UNIT).exponent.numpy().astype(np.int64)
         return self._ordered(exponents, np.flatnonzero(used.numpy()))
 
     def _ordered(self, numbers: Integers, tokens: Integers | None = None) -> _Rows:

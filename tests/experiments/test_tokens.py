@@ -21,9 +21,11 @@ from cone_kernels.experiments.tokens_result import MASSIVE, TokenClass, TokensRe
 from cone_kernels.models import load_model
 from cone_kernels.names import TOKEN_DIVISIONS
 from cone_kernels.runs import token_plan
+from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.options import RunOptions
 from cone_kernels.runs.token_plan import KEPT, LEAST_SENTENCES, TokenPlan
 from cone_kernels.runs.token_sums import TokenSums
+from cone_kernels.state.sentence_batch import SentenceBatch
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,7 +87,7 @@ class Plain:
                 for one, s in zip(self.ids, self.special, strict=True)
             ]
         norms = self.states[:, layer].norm(dim=1).tolist()
-        exponents = [math.floor(math.log2(one)) for one in norms]
+        exponents = [math.floor(math.log2(one / 0.8)) for one in norms]
         typical = sorted(exponents)[(len(exponents) + 1) // 2 - 1]
         classes = TOKEN_DIVISIONS["norm"].classes
         return [classes[min(max(one - typical + 2, 0), len(classes) - 1)] for one in exponents]
@@ -244,6 +246,34 @@ def test_errors_are_those_of_the_jackknife(folder: Path, result: TokensResult) -
     assert one.share.stderr == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"dtype": "float64"}, {"dtype": "bfloat16"}, {"baseline": "shuffled-tokens"}])
+def test_other_precisions_and_baselines(options: dict[str, str], folder: Path, result: TokensResult) -> None:
+    found = tokens(folder, TEXTS, **OPTIONS, **options)  # type: ignore[arg-type]
+    assert [one.name for one in found.classes if one.by != "norm"] == [
+        one.name for one in result.classes if one.by != "norm"
+    ]
+    if options.get("dtype") == "float64":
+        assert numbers(found)["classes"] == about(numbers(result)["classes"])
+    if options.get("dtype") == "bfloat16":
+        for one in result.classes:
+            other = found.at(one.layer, one.by, one.name)
+            if one.by != "norm":
+                assert other is not None
+                assert other.share.value == pytest.approx(one.share.value, abs=0.02)
+
+
+def test_word_vectors_have_one_layer_and_no_special_token(tmp_path: Path) -> None:
+    """Of a word there is one vector: its occurrences are all the same."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(WORDS), 8, generator=generator) + 1
+    lines = [f"{word} {' '.join(f'{one:.4f}' for one in row.tolist())}" for word, row in zip(WORDS, rows, strict=True)]
+    (tmp_path / "words.vec").write_text("\n".join([f"{len(WORDS)} 8", *lines]))
+    found = tokens(tmp_path / "words.vec", TEXTS, **OPTIONS)
+    assert {one.name for one in found.classes if one.by == "special"} == {"text"}
+    assert found.layers[0].similarity.self_similarity.value == pytest.approx(1, abs=1e-6)
+    assert found.layers[0].similarity.explained.value == pytest.approx(1, abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def massive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose [SEP] is huge at the embeddings, and points where all tokens do."""
@@ -271,6 +301,24 @@ def test_massive_activations_are_found(massive: Path) -> None:
     assert "massive activations, are there at layer" in said
     assert f"make {one.share.value:.1%} of the cone" in said
     assert "the [SEP] tokens exceed their share" in said
+
+
+def test_tokens_of_one_length_are_one_class() -> None:
+    """Of width 64 all have the length 8, but for rounding: no class of norms begins there."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(30, 64, generator=generator, dtype=torch.float64), dim=1) * 8
+    rows[0] *= 2
+    plan = TokenPlan.of_counts(*(np.zeros(0, np.int64) for _ in range(4)))
+    sums = TokenSums(plan)
+    columns = {"input_ids": np.zeros(30, np.int64)}
+    shard = EncodedShard(0, columns, [10] * 3, np.ones(30, np.int64), 0)
+    sums.begin_shard(shard)
+    sums.begin_batch(shard, [0, 1, 2])
+    batch = SentenceBatch.of(rows.reshape(3, 10, 64), torch.ones(3, 10, dtype=torch.bool), None, None)
+    sums.take(0, rows.reshape(3, 10, 64), batch)
+    sums.end_shard()
+    counts = {number: int(one["count"].sum()) for number, one in sums.layers[0].divisions["norm"].items()}
+    assert sorted(counts.values()) == [1, 29]
 
 
 def test_no_massive_activations_are_said(result: TokensResult) -> None:
