@@ -115,6 +115,22 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class TokenDivision:
+    """By what the tokens of a corpus are divided into classes; `cone_kernels.runs.token_sums` sums each.
+
+    Attributes:
+        label: in tables.
+        phrase: in a sentence, after "by".
+        classes: their names in order; the tokenizer names further ones of the special tokens. A norm is a multiple of
+            where the class of the median token begins, and each class ends at twice its beginning.
+    """
+
+    label: str
+    phrase: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class GeometryMetric:
     """A number that says how the vectors of a layer spread; a field of `cone_kernels.metrics.Geometry`.
 
@@ -133,6 +149,7 @@ EXPERIMENTS = {
     "layers": Experiment("Layers", "How tight is the cone at every layer?", "layers", "each model"),
     "pooling": Experiment("Pooling", "How much of the cone comes from averaging tokens?", "pooling", "each model"),
     "axis": Experiment("Axis", "What lies along the main axis of the cone?", "axis", "each model"),
+    "tokens": Experiment("Tokens", "Which tokens make the cone?", "tokens"),
     "rotation": Experiment("Rotation", "Do models share their axis?", "rotation", "all models"),
     "centering": Experiment("The fix", "What does centring do to the cone?", "center", "each method"),
     "vectors": Experiment("Vectors", "How tight is the cone of vectors that are there already?", "vectors"),
@@ -190,6 +207,23 @@ VARIABLES = {
     "length": Variable("sentence length", "sentence length in tokens"),
     "token_frequency": Variable("frequency of its tokens", "mean log frequency of the sentence's tokens in the corpus"),
     "norm": Variable("norm of its vector", "norm of the sentence vector"),
+}
+
+TOKEN_DIVISIONS = {
+    "special": TokenDivision("special tokens", "what they are", ("text",)),
+    "position": TokenDivision(
+        "place",
+        "their place in the sentence",
+        ("first", "second", "3 to 4", "5 to 8", "9 to 16", "17 to 32", "33 to 64", "65 and on", "last"),
+    ),
+    "frequency": TokenDivision(
+        "rank",
+        "how common they are in the corpus",
+        ("special", "1 to 10", "11 to 100", "101 to 1,000", "1,001 to 10,000", "10,001 and on"),
+    ),
+    "norm": TokenDivision(
+        "norm", "their norm", ("below 0.5", "0.5 to 1", "1 to 2", "2 to 4", "4 to 8", "8 to 16", "16 and more")
+    ),
 }
 
 GEOMETRY = {

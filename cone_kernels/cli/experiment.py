@@ -169,6 +169,7 @@ def _rank(options: Any) -> int:
     """
     from cone_kernels.runs.options import rank_of
 
-    if not options["distributed"] and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        raise click.ClickException("torchrun starts several processes; each would do all of it with --no-distributed")
+    if not options.get("distributed") and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        instead = "each would do all of it with --no-distributed" if "distributed" in options else "this is done by one"
+        raise click.ClickException(f"torchrun starts several processes; {instead}")
     return rank_of(options)

@@ -41,7 +41,8 @@ GROUPS = (
     ),
     Group(
         "Speed",
-        ("--device cuda:1 --token-budget auto --workers 4", "--workers 4 --threads 2"),
+        ("--device cuda:1 --token-budget auto --workers 4", "--workers 4 --threads 2",
+         "--device cuda:1 --token-budget auto --threads 2"),
         ("device", "backend", "token_budget", "packed", "workers", "ray", "distributed", "threads", "shard_size",
          "shard"),
     ),

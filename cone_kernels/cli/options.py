@@ -236,6 +236,21 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
     )
 
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads of a process; equal bits need equal threads.  [default: all, shared among workers]",
+)
+
+shard_size_option = click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Sentences of a shard.  [default: 8192, on a GPU 65536]",
+)
+
+
 def shared_options() -> Callable[[_Command], _Command]:
     """Many processes and checkpoints: the keywords of `SharedOptions`."""
     options = (
@@ -251,18 +266,8 @@ def shared_options() -> Callable[[_Command], _Command]:
             default=lambda: "TORCHELASTIC_RUN_ID" in os.environ,
             help="Share the work with the other ranks; rank 0 writes.  [default: under torchrun]",
         ),
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="CPU threads of a process; equal bits need equal threads.  [default: all, shared among workers]",
-        ),
-        click.option(
-            "--shard-size",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Sentences of a shard.  [default: 8192, on a GPU 65536]",
-        ),
+        threads_option,
+        shard_size_option,
         *_checkpoint_options,
     )
     return _all_of(options)

@@ -22,6 +22,7 @@ from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.rotation_result import RotationResult
 from cone_kernels.experiments.rows_result import RowsResult
 from cone_kernels.experiments.run import RunResult
+from cone_kernels.experiments.tokens_result import TokensResult
 from cone_kernels.experiments.vectors_result import VectorsResult
 from cone_kernels.names import EXPERIMENTS
 from cone_kernels.runs.measure import measure
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cone_kernels.experiments.rotation import rotation
     from cone_kernels.experiments.rows import rows
     from cone_kernels.experiments.run import run
+    from cone_kernels.experiments.tokens import tokens
     from cone_kernels.experiments.vectors import vectors
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "RotationResult",
     "RowsResult",
     "RunResult",
+    "TokensResult",
     "VectorsResult",
     "axis",
     "center",
@@ -62,6 +65,7 @@ __all__ = [
     "rotation",
     "rows",
     "run",
+    "tokens",
     "vectors",
 ]
 

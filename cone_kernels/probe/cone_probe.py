@@ -24,6 +24,7 @@ from cone_kernels.probe.probed_layers import ProbedLayers
 from cone_kernels.probe.watched_forward import WatchedForward, in_backward, refuse_compiled, unwrapped
 from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.description import second_moments_in_words
+from cone_kernels.state.sentence_batch import SentenceBatch
 
 During = Literal["always", "training", "evaluation"]
 Errors = Literal["raise", "skip"]
@@ -80,6 +81,8 @@ class ConeProbe:
         on_pooled: called with each layer's number, the batch's sentence ids (B,) and its sentence vectors (B, D), a row
             of NaN for a sentence without a token; the vectors are the caller's to keep. On a GPU it is called with the
             stream current that made them.
+        on_hidden: called with each layer's number, its hidden states, (B, T, D) or packed (N, D), and their
+            `SentenceBatch`, on the same stream. The hidden states are the model's: to be read in the call, not kept.
 
     Raises:
         TypeError: `model` is no `torch.nn.Module`.
@@ -113,6 +116,7 @@ class ConeProbe:
         every: int = 1,
         during: During = "always",
         on_pooled: Callable[[int, Tensor, Tensor], None] | None = None,
+        on_hidden: Callable[[int, Tensor, SentenceBatch], None] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every: got {every}; it must be 1 (each forward) or more")
@@ -139,7 +143,7 @@ class ConeProbe:
         self._backend = backend
         self._every = every
         self._during = during
-        self._on_pooled = on_pooled
+        self._on_pooled, self._on_hidden = on_pooled, on_hidden
         self._gathered = Gathered()
         self._found: ProbedLayers | None = None
         self._looked = False  # for the layers, since attach()
@@ -433,6 +437,9 @@ class ConeProbe:
             if self._on_pooled is not None:
                 for layer, pooled in zip(layers, added.pooled, strict=True):
                     self._on_pooled(layer, forward.sentence_ids, pooled)
+            if self._on_hidden is not None:
+                for layer, rows in zip(layers, hidden, strict=True):
+                    self._on_hidden(layer, rows, forward.batch_of(rows))
         if self._strict:
             forward.status.update(zip(layers, added.status, strict=True))
         self._seconds += time.perf_counter() - started

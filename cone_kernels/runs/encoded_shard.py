@@ -161,7 +161,7 @@ class EncodedShard:
         pads = {_IDS: loaded.tokenizer.pad_token_id or 0}
         longest = int(self._lengths[batch].max())
         width = max(1, longest) if length is None else length
-        tokens = self._tokens(batch)
+        tokens = self.tokens_of(batch)
         mask = self._mask(batch, width)
         rows = {name: _padded(column[tokens], mask, pads.get(name, 0)) for name, column in self.columns.items()}
         if longest == 0:
@@ -194,11 +194,11 @@ class EncodedShard:
         """(B, T) on the CPU: 1 where the tokenizer added the token, in sentences padded to this length T with 0."""
         if self.special is None:
             return None
-        return _padded(self.special[self._tokens(batch)], self._mask(batch, length), 0)
+        return _padded(self.special[self.tokens_of(batch)], self._mask(batch, length), 0)
 
     def packed_special(self, batch: list[int]) -> torch.Tensor | None:
         """(1, N) on the CPU: 1 where the tokenizer added the token, in sentences that follow each other in one row."""
-        return None if self.special is None else torch.from_numpy(self.special[self._tokens(batch)])[None]
+        return None if self.special is None else torch.from_numpy(self.special[self.tokens_of(batch)])[None]
 
     def packed_inputs(self, batch: list[int], loaded: LoadedModel) -> dict[str, Any]:
         """The model's inputs for sentences that follow each other in one row of N tokens, each (1, N).
@@ -210,7 +210,7 @@ class EncodedShard:
             batch: their positions in the shard.
             loaded: the model.
         """
-        lengths, tokens = self._lengths[batch], self._tokens(batch)
+        lengths, tokens = self._lengths[batch], self.tokens_of(batch)
         rows = {name: torch.from_numpy(column[tokens])[None] for name, column in self.columns.items()}
         rows[POSITIONS] = torch.from_numpy(first_position(loaded.model) + _counted(lengths))[None]
         starts = torch.tensor([0, *itertools.accumulate(lengths.tolist())], dtype=torch.int32)
@@ -226,8 +226,8 @@ class EncodedShard:
         """Where the tokens of each sentence begin in a column."""
         return np.cumsum(self._lengths) - self._lengths
 
-    def _tokens(self, batch: list[int]) -> NDArray[np.int64]:
-        """Where the tokens of some sentences, one sentence after the other, are in a column."""
+    def tokens_of(self, batch: list[int]) -> NDArray[np.int64]:
+        """(n,) where the tokens of these sentences, one sentence after the other, are in a column."""
         lengths = self._lengths[batch]
         return np.repeat(self._starts[batch], lengths) + _counted(lengths)
 

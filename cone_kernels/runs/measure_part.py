@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from cone_kernels.models.loaded import LoadedModel, ModelLike
     from cone_kernels.runs.progress import Progress
+    from cone_kernels.runs.token_sums import TokenSums
 
 
 def measure_part(
@@ -39,6 +40,7 @@ def measure_part(
     pooling: str = "mean",
     poolings: Sequence[str] = (),
     keep_vectors: Sequence[Layer | None] = (),
+    token_sums: TokenSums | None = None,
     save_state: str | os.PathLike[str] | None = None,
     **options: Unpack[ShardOptions],
 ) -> Measurement:
@@ -46,6 +48,7 @@ def measure_part(
 
     Args:
         model, corpus, second_moment, unit_second_moment, pooling, poolings, keep_vectors: as in `measure`.
+        token_sums: as in `RunOptions`.
         save_state: where to write the state; with `shard` the `RunPart`, and kept vectors next to it.
         options: as in `measure`, without `workers`, `ray` and `distributed`.
 
@@ -80,7 +83,7 @@ def measure_part(
         }
         if save_state is not None:
             require_room("save_state", save_state, _bytes_of_state(loaded, gathered))
-        ran = run(loaded, read, progress=progress, **gathered, **vectors, **chosen)
+        ran = run(loaded, read, progress=progress, token_sums=token_sums, **gathered, **vectors, **chosen)
     if save_state is not None:
         with writing(save_state):
             (ran.state if shard is None else ran.part).save(save_state)

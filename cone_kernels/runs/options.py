@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from cone_kernels.runs.progress import Progress
+    from cone_kernels.runs.token_sums import TokenSums
 
 
 class CorpusOptions(TypedDict, total=False):
@@ -140,6 +141,7 @@ class RunOptions:
         second_moment, unit_second_moment, before_final_norm, pooling, poolings, strict: as in `ConeProbe`.
         keep_vectors: layers whose sentence vectors are kept, in temporary files; -1 is the last one, and "output" are
             the vectors that the model itself gives.
+        token_sums: gathers the tokens by class; of a run in one process and without a checkpoint.
         vectors_prefix: keep them in files that stay, those of layer 3 in PREFIX.layer-3; a checkpoint takes its place.
 
     Raises:
@@ -161,6 +163,7 @@ class RunOptions:
     poolings: str | Sequence[str] = ()
     keep_vectors: Sequence[Layer] = ()
     vectors_prefix: str | os.PathLike[str] | None = None
+    token_sums: TokenSums | None = None
     strict: bool = False
     backend: str = "auto"
     threads: int | None = None
@@ -185,6 +188,11 @@ class RunOptions:
             raise ValueError(
                 f"token_budget: got 'auto' with shard {self.shard!r}; it must be a number, as each process would find "
                 "one of its own"
+            )
+        if self.token_sums is not None and (processes > 1 or self.checkpoint):
+            name = "shard" if processes > 1 else "checkpoint"
+            raise ValueError(
+                f"{name}: got {getattr(self, name)} with token_sums, which one whole run gathers; leave it out"
             )
         if self.resume and not self.checkpoint:
             raise ValueError("resume: got True without a checkpoint; name the file of the run to go on with")

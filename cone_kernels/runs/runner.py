@@ -158,7 +158,8 @@ class _CorpusPass:
         gathered = _gathered(options)
         layers = [measured_layer(layer, loaded.info) for layer in options.keep_vectors]
         of_layers = keep if any(layer != OUTPUT for layer in layers) else None
-        self._probe = probe = ConeProbe(loaded.model, **gathered, on_pooled=of_layers)
+        on_hidden = None if options.token_sums is None else options.token_sums.take
+        self._probe = probe = ConeProbe(loaded.model, **gathered, on_pooled=of_layers, on_hidden=on_hidden)
         budget = TOKEN_BUDGET[loaded.device.type] if options.token_budget is None else options.token_budget
         self.growing = self._begun(options, gathered, budget)
         before = self.growing.part
@@ -168,11 +169,13 @@ class _CorpusPass:
             loaded,
             probe,
             Counts(**before.counts) if before.counts else Counts(0 if budget == "auto" else budget),
-            special_tokens=needs_special([gathered["pooling"], *gathered["poolings"]]),
+            special_tokens=needs_special([gathered["pooling"], *gathered["poolings"]])
+            or options.token_sums is not None,
             batch_size=options.batch_size,
             packed=options.packed,
             keeper=keeper,
             on_batch=self._clock.report,
+            token_sums=options.token_sums,
         )
         self._runner.backends.update(before.facts.get("backends", {}))
         self._empty: ConeState | None = None

@@ -21,6 +21,7 @@ from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.image_shard import ImageShard
 from cone_kernels.runs.mixing import heeds_padding, refuse_mixing
 from cone_kernels.runs.token_budget import find_token_budget, is_out_of_memory
+from cone_kernels.runs.token_sums import TokenSums
 from cone_kernels.runs.vector_keeper import VectorKeeper
 from cone_kernels.state.cone_state import ConeState
 
@@ -61,6 +62,7 @@ class ShardRunner:
         padded: batches are full and of few shapes, their sentences padded; else each is of one exact length. Set by
             the first shard: a GPU plans its attention anew for every shape, which a CPU does not.
         keeper: takes the sentence vectors.
+        token_sums: gathers the tokens by class; None where that is not asked for.
         on_batch: called with this object after every batch.
         under_way: sentences, tokens and positions of the shard that is not done; it may have to start again.
         backends: which backend ran each op.
@@ -75,6 +77,7 @@ class ShardRunner:
     packed: bool
     keeper: VectorKeeper
     on_batch: Callable[[ShardRunner], None]
+    token_sums: TokenSums | None = None
     padded: bool = False
     under_way: Counts = field(default_factory=lambda: Counts(0))
     backends: dict[str, str] = field(default_factory=dict)
@@ -102,6 +105,8 @@ class ShardRunner:
                     torch.cuda.empty_cache()
         self.n_shards += 1
         self.keeper.end_shard()
+        if self.token_sums is not None:
+            self.token_sums.end_shard()
         self.counts.sentences += self.under_way.sentences
         self.counts.tokens += self.under_way.tokens
         self.counts.positions += self.under_way.positions
@@ -138,6 +143,8 @@ class ShardRunner:
         """Runs all batches from nothing; returns the one that did not fit into memory, or None."""
         self.probe.reset()
         self.keeper.begin_shard(shard.first_id, len(shard.lengths))
+        if self.token_sums is not None and isinstance(shard, EncodedShard):
+            self.token_sums.begin_shard(shard)
         self.under_way = Counts(0)
         batches = packed_batches if self.packed else padded_batches if self.padded else length_batches
         for batch in batches(shard.lengths, self.counts.token_budget, self.batch_size):
@@ -178,6 +185,8 @@ class ShardRunner:
     def _forward(self, shard: EncodedShard | ImageShard, batch: list[int], *, packed: bool) -> None:
         """Runs the model over some sentences of a shard, named by their positions in it; the probe counts them."""
         ids, groups = torch.tensor(batch) + shard.first_id, shard.groups_of(batch)
+        if self.token_sums is not None and isinstance(shard, EncodedShard):
+            self.token_sums.begin_batch(shard, batch)
         if isinstance(shard, ImageShard):
             inputs = shard.padded_inputs(batch, self.loaded)
             self.probe.next_batch(ids, groups=groups)

@@ -26,7 +26,7 @@ from cone_kernels import ConeState, __version__, experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import CorpusError
 from cone_kernels.corpora.captions import captions
-from cone_kernels.runs.options import ShardOptions, SharedOptions
+from cone_kernels.runs.options import MeasureOptions, ShardOptions, SharedOptions
 from cone_kernels.terminal.console import bar
 from tests.support.forked import run_python, started_python
 from tests.support.tiny_checkpoints import save_checkpoint
@@ -443,14 +443,14 @@ def test_a_terminal_of_ascii_gets_ascii(state: Path) -> None:
     assert stdout.isascii()
 
 
-@pytest.mark.parametrize("name", ["layers", "pooling", "axis", "rotation", "center", "run"])
+@pytest.mark.parametrize("name", ["layers", "pooling", "axis", "tokens", "rotation", "center", "run"])
 def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert command is not None
     of_the_terminal = {"json_out", "max_bad", "debug", "verbose", "help", "no_prompt"}
     flags = {parameter.name for parameter in command.params} - of_the_terminal
     parameters = inspect.signature(getattr(experiments, name)).parameters
-    options = {"Unpack[SharedOptions]": SharedOptions, "Unpack[ShardOptions]": ShardOptions}
+    options = {f"Unpack[{kind.__name__}]": kind for kind in (MeasureOptions, SharedOptions, ShardOptions)}
     keywords = set(parameters) | set(options[parameters["options"].annotation].__annotations__)
     # `corpora` are what --corpus gives where it is repeated with one model.
     assert flags == keywords - {"options", "progress", "tokenizer", "corpora"}

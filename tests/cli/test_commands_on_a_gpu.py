@@ -33,6 +33,7 @@ COMMANDS = [
     ["center", "--method", "all-but-the-top", "--components", "2"],
     ["center", "--method", "whitening", "--shrinkage", "0.2"],
     ["rotation", "--k", "2"],
+    ["tokens"],
 ]
 
 

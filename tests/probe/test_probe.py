@@ -19,6 +19,7 @@ from cone_kernels.probe import forward as probed_forward
 from cone_kernels.probe.calibration import as_tuple
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.probe.layer_points import find_layer_points
+from cone_kernels.state.sentence_batch import SentenceBatch
 from tests.support.moment_cases import GROUP_OF
 from tests.support.recording_probe import RecordingProbe, assert_statistics_of, hidden_states, probed, same
 from tests.support.tiny_models import LAYERS, ToyModel, tiny_batch, tiny_model
@@ -463,3 +464,21 @@ def test_layers_of_a_forward_that_failed_are_not_held() -> None:
         assert layers[0].expired()
         model(**tiny_batch())
     assert int(probe.state.sentence.count[0].sum()) == 10
+
+
+def test_hidden_states_are_shown_as_they_are_added_with_their_batch() -> None:
+    model = tiny_model("bert")
+    ids = torch.randint(4, 90, (3, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 6, [1] * 2 + [0] * 4, [1] * 4 + [0] * 2])
+    seen: dict[int, tuple[torch.Tensor, list[int], list[int]]] = {}
+
+    def keep(layer: int, hidden: torch.Tensor, batch: SentenceBatch) -> None:
+        seen[layer] = hidden.clone(), batch.tokens.sizes.tolist(), batch.sentence_ids.tolist()
+
+    with ConeProbe(model, on_hidden=keep) as probe, torch.inference_mode():
+        probe.next_batch([5, 6, 7])
+        found = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    assert list(seen) == list(range(len(found)))
+    for layer, hidden in enumerate(found):
+        torch.testing.assert_close(seen[layer][0], hidden, rtol=0, atol=0)
+        assert seen[layer][1:] == ([6, 2, 4], [5, 6, 7])

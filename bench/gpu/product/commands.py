@@ -83,6 +83,7 @@ def command_cases() -> list[Case]:
         Case("pooling", _command("pooling")),
         Case("pooling --pooling all", _command("pooling", "--pooling", "all")),
         Case("axis --k 2 --save-vectors", _axis),
+        Case("tokens", _command("tokens")),
         *(Case(f"center --method {method}", _command("center", "--method", method)) for method in METHODS),
         Case("layers --checkpoint, then --resume", _resumed, moments),
         Case("layers --shard of two, then merge and show", _merged, _shown),
