@@ -16,6 +16,11 @@ _MEASURES = {
     "intra_sentence": "intra-sentence",
 }
 
+_LEGEND = (
+    "Of the cosines of all pairs of tokens, the part that a class makes, and its part of the tokens. + more than "
+    "that and − less, told from noise; all classes of all layers are judged together."
+)
+
 
 def tables(result: Node) -> list[Table]:
     """What each class makes of the cone at the layers, and Ethayarajh's measures."""
@@ -39,9 +44,9 @@ def _shares(result: Node, by: str) -> Table:
             continue
         cells: list[Parts] = [_cell(found.get(layer["layer"].value)) for layer in layers]
         rows.append([[text(next(iter(found.values()))["name"])], *cells])
-    return Table(
-        f"tokens-{by}", [f"Share of the cone and of the tokens, by {label_of(TOKEN_DIVISIONS, by)}"], columns, rows
-    )
+    title: Parts = [f"Share of the cone and of the tokens, by {label_of(TOKEN_DIVISIONS, by)}"]
+    notes = [[_LEGEND]] if by == next(iter(TOKEN_DIVISIONS)) else []
+    return Table(f"tokens-{by}", title, columns, rows, notes)
 
 
 def _cell(one: Node | None) -> Parts:
