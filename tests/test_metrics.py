@@ -83,7 +83,7 @@ def test_prediction_is_exact_for_orthonormal_noise_of_one_length() -> None:
 
 @pytest.mark.parametrize("lengths", ["poisson", "lognormal"])
 def test_where_averaging_is_the_whole_story_it_is_predicted_whatever_the_lengths(lengths: str) -> None:
-    """Tokens of a common direction, one of their sentence and noise; of the mean length alone one would say too much."""
+    """Tokens of a common direction, of their sentence and noise: the mean length alone would say too much."""
     n, dim, generator = 600, 200, np.random.default_rng(3)
     sizes = generator.poisson(3.0, n) + 1 if lengths == "poisson" else generator.lognormal(1.5, 1.2, n).astype(int) + 1
     common, own = (generator.standard_normal((size, dim)) / dim**0.5 for size in (1, n))
@@ -95,8 +95,9 @@ def test_where_averaging_is_the_whole_story_it_is_predicted_whatever_the_lengths
     gap, stderr = float(metrics.pooling_gap(state)), float(metrics.predicted_anisotropy_stderr(state.token))
     assert 0 < stderr < 0.02
     assert predicted == pytest.approx(true, abs=1e-9)  # tokens of length 1: nothing else tells sentences from tokens
-    size, within, between = sizes.mean(), *(
-        float(metric(state.token)) for metric in (metrics.within_sentence_cosine, metrics.between_sentence_cosine)
+    size, within, between = (
+        sizes.mean(),
+        *(float(metric(state.token)) for metric in (metrics.within_sentence_cosine, metrics.between_sentence_cosine)),
     )
     of_mean_length = between / ((1 + (size - 1) * within) / size)
     assert of_mean_length - true > max(2 * stderr, 0.1 * gap)

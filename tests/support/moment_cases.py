@@ -23,6 +23,14 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, shift
     return (torch.randn(*shape, dtype=torch.float64, generator=generator) + shift).to(dtype)
 
 
+def with_cancelling_sentences(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows (..., B, T, d), T even: the unit vectors of every third sentence cancel, but for rounding."""
+    hidden = normal(*shape, dtype=dtype, seed=3)
+    half, doubled = shape[-2] // 2, torch.tensor([-1, -2, -0.5], dtype=dtype)
+    hidden[..., ::3, half:, :] = (hidden * doubled[torch.arange(shape[-2]) % 3, None])[..., ::3, :half, :].flip(-2)
+    return hidden
+
+
 # Second moments of float32 rows: up to 128 products are added in float32.
 SECOND_MOMENT_RELATIVE = 1e-6
 
