@@ -1,4 +1,5 @@
-// The end of pool_moments where a block has no whole sentence: Σ g/‖g‖ by group, from each sentence's mean unit vector.
+// The end of pool_moments by blocks, which may have no more than a slab of a sentence's columns: Σ g/‖g‖ by group, from
+// each sentence's mean unit vector.
 #pragma once
 
 #include "cuda/moments/moments.cuh"
