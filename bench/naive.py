@@ -74,6 +74,7 @@ def pool_moments(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
         "norm_sum": tokens.norm(dim=-1).sum(),
         "norm_sq_sum": tokens.square().sum(),
         "sentence_sq_sum": by_sentence.square().sum(),
+        "sentence_unit_sum": F.normalize(by_sentence, dim=-1).sum(0),
     }
 
 

@@ -123,6 +123,7 @@ def pool_moments(
     lists: tuple[int, int, int],
     segments: tuple[int, int, int, int, int, int],
     pooled: int,
+    mean_units: int,
     sums: Mapping[str, int],
     partials: tuple[int, int, int, int, int],
     status: int,

@@ -36,6 +36,8 @@ class Totals:
     sentence_sq: Tensor | None
     sentence_size_sq: Tensor | None
     n_sentences: Tensor | None
+    sentence_unit_sum: Tensor | None  # (..., d)
+    n_cancelled: Tensor | None
 
 
 def totals(moments: Moments) -> Totals:
@@ -101,7 +103,12 @@ def between_sentence_cosine(moments: Moments) -> Tensor:
 
 
 def predicted_anisotropy(moments: Moments) -> Tensor:
-    """What averaging alone does to the cone: A_pred = B / ((1 + (T̄−1)·W)/T̄), T̄ tokens a sentence. Token level only."""
+    """What averaging alone does to the cone: the mean cosine of two sentences that are g = Σu of their tokens, exactly.
+
+    A_avg = (‖Σ g/‖g‖‖² − n)/(n(n−1)) over the n sentences whose g has a direction. It differs from the anisotropy of
+    means of tokens by what those owe to tokens of unlike length, since g takes each at length 1. NaN where no sentence
+    has two tokens: then nothing is averaged. Token level only.
+    """
     return _predicted(_token_totals(totals(moments)))
 
 
@@ -370,6 +377,8 @@ def _totals(moments: Moments, combine: Callable[[Tensor, int], Tensor]) -> Total
         of("sentence_sq_sum"),
         of("sentence_size_sq_sum"),
         of("n_sentences"),
+        of("sentence_unit_sum"),
+        of("n_cancelled"),
     )
 
 
@@ -405,6 +414,10 @@ def _between(t: Totals) -> Tensor:
 
 
 def _predicted(t: Totals) -> Tensor:
+    assert t.sentence_size_sq is not None
     assert t.n_sentences is not None
-    size = t.count / _or_nan(t.n_sentences, t.n_sentences > 0)
-    return _between(t) / ((1 + (size - 1) * _within(t)) / size)
+    assert t.sentence_unit_sum is not None
+    assert t.n_cancelled is not None
+    n = t.n_sentences - t.n_cancelled
+    defined = (n >= 2) & (t.sentence_size_sq > t.count)  # else no sentence has two tokens
+    return (t.sentence_unit_sum.square().sum(-1) - n) / _or_nan(n * (n - 1), defined)

@@ -24,8 +24,8 @@ _DOUBLINGS = 0x4_3333_2210
 
 COSINE_FIELDS = ("count", "n_zero", "n_nonfinite", "unit_sum", "unit_sq_total")
 ROW_FIELDS = (*COSINE_FIELDS, "unit_sq_sum", "sum", "sq_sum", "norm_sum", "norm_sq_sum")
-SENTENCE_SIZE_FIELDS = ("sentence_sq_sum", "sentence_size_sq_sum", "n_sentences")
-TOKEN_FIELDS = (*ROW_FIELDS, *SENTENCE_SIZE_FIELDS)
+SENTENCE_SUM_FIELDS = ("sentence_sq_sum", "sentence_size_sq_sum", "n_sentences", "sentence_unit_sum", "n_cancelled")
+TOKEN_FIELDS = (*ROW_FIELDS, *SENTENCE_SUM_FIELDS)
 SENTENCE_FIELDS = (*ROW_FIELDS, "n_empty")
 SECOND_MOMENT_FIELDS = ("second_moment", "unit_second_moment")
 # Kept beside Σ x xᵀ: what its estimates need to hold for rows of any lengths, see `statistics.population`.
@@ -46,13 +46,18 @@ _SHAPES = {
     "sentence_sq_sum": "LG",  # Σ ‖g‖², g = Σ u over the tokens of one sentence
     "sentence_size_sq_sum": "LG",  # Σ T², T = the tokens of one sentence that were used
     "n_sentences": "LG",  # sentences with at least one token used
+    "sentence_unit_sum": "LGd",  # Σ g/‖g‖ of the sentences that have a direction
+    "n_cancelled": "LG",  # sentences with a token used but no direction: ‖g‖ is at most LEAST_MEAN_UNIT · T
     "n_empty": "LG",  # sentences without a token
     "second_moment": "Ldd",  # Σ x xᵀ, upper triangle
     "unit_second_moment": "Ldd",  # Σ u uᵀ, upper triangle
     "cubic_sum": "Ld",  # Σ ‖x‖² x
     "quartic_sum": "L",  # Σ ‖x‖⁴
 }
-_COUNTS = frozenset({"count", "n_zero", "n_nonfinite", "n_sentences", "n_empty"})
+_COUNTS = frozenset({"count", "n_zero", "n_nonfinite", "n_sentences", "n_cancelled", "n_empty"})
+# What float32 leaves of a sentence's unit vectors that cancel is shorter than this share of their number; it points
+# anywhere. kLeastMeanUnit in csrc/include/cone/moments.h is the same number.
+LEAST_MEAN_UNIT = 2.0**-20
 
 
 def field_dtype(field: str) -> torch.dtype:

@@ -62,8 +62,7 @@ def test_within_and_between(state: ConeState, hidden: Tensor, mask: Tensor) -> N
     within, between = float(cosines[same & distinct].mean()), float(cosines[~same].mean())
     assert float(metrics.within_sentence_cosine(state.token)) == pytest.approx(within, rel=1e-12)
     assert float(metrics.between_sentence_cosine(state.token)) == pytest.approx(between, rel=1e-12)
-    size = float(mask.sum()) / SENTENCES
-    predicted = between / ((1 + (size - 1) * within) / size)
+    predicted = mean_pair((unit(hidden) * mask[..., None]).sum(1))
     assert float(metrics.predicted_anisotropy(state.token)) == pytest.approx(predicted, rel=1e-12)
 
 
@@ -76,9 +75,47 @@ def test_prediction_is_exact_for_orthonormal_noise_of_one_length() -> None:
     x = (a * mean + math.sqrt(1 - a * a) * noise).reshape(sentences, tokens, -1)
     state = ConeState.empty([0], x.shape[-1])
     state.update([x], torch.ones(sentences, tokens))
-    assert float(metrics.predicted_anisotropy(state.token)) == pytest.approx(
-        float(metrics.anisotropy(state.sentence)), rel=1e-12
+    predicted = float(metrics.predicted_anisotropy(state.token))
+    assert predicted == pytest.approx(float(metrics.anisotropy(state.sentence)), rel=1e-12)
+    # As is the formula of sentences of one length, B / ((1 + (T − 1)·W) / T).
+    assert predicted == pytest.approx(a * a / ((1 + (tokens - 1) * a * a) / tokens), rel=1e-12)
+
+
+@pytest.mark.parametrize("lengths", ["poisson", "lognormal"])
+def test_where_averaging_is_the_whole_story_it_is_predicted_whatever_the_lengths(lengths: str) -> None:
+    """Tokens of a common direction, of their sentence and noise: the mean length alone would say too much."""
+    n, dim, generator = 600, 200, np.random.default_rng(3)
+    sizes = generator.poisson(3.0, n) + 1 if lengths == "poisson" else generator.lognormal(1.5, 1.2, n).astype(int) + 1
+    common, own = (generator.standard_normal((size, dim)) / dim**0.5 for size in (1, n))
+    tokens = 0.35 * common + 0.15 * own.repeat(sizes, 0) + generator.standard_normal((sizes.sum(), dim)) / dim**0.5
+    tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+    state = ConeState.empty([0], dim)
+    state.update([torch.from_numpy(tokens)], cu_seqlens=torch.from_numpy(np.append(0, sizes.cumsum())))
+    true, predicted = float(metrics.anisotropy(state.sentence)), float(metrics.predicted_anisotropy(state.token))
+    gap, stderr = float(metrics.pooling_gap(state)), float(metrics.predicted_anisotropy_stderr(state.token))
+    assert 0 < stderr < 0.02
+    assert predicted == pytest.approx(true, abs=1e-9)  # tokens of length 1: nothing else tells sentences from tokens
+    size, within, between = (
+        sizes.mean(),
+        *(float(metric(state.token)) for metric in (metrics.within_sentence_cosine, metrics.between_sentence_cosine)),
     )
+    of_mean_length = between / ((1 + (size - 1) * within) / size)
+    assert of_mean_length - true > max(2 * stderr, 0.1 * gap)
+
+
+def test_a_sentence_whose_tokens_cancel_has_no_direction() -> None:
+    x = normal(4, 4, DIM, dtype=torch.float32)
+    x[1] = torch.stack([x[1, 0], -x[1, 0], 3 * x[1, 1], -2 * x[1, 1]])  # to zero, but for rounding
+    state = ConeState.empty([0], DIM)
+    state.update([x], torch.ones(4, 4))
+    assert (int(state.token.n_sentences.sum()), int(state.token.n_cancelled.sum())) == (4, 1)
+    without = ConeState.empty([0], DIM)
+    without.update([x[[0, 2, 3]]], torch.ones(3, 4))
+    predicted = float(metrics.predicted_anisotropy(without.token))
+    assert float(metrics.predicted_anisotropy(state.token)) == pytest.approx(predicted, rel=1e-12)
+    alone = ConeState.empty([0], DIM)
+    alone.update([x[:2]], torch.ones(2, 4))
+    assert math.isnan(float(metrics.predicted_anisotropy(alone.token)))
 
 
 def long_jackknife(statistic: object, groups: Tensor) -> float:

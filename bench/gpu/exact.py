@@ -57,6 +57,8 @@ def _layer_moments(hidden: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tens
         "sentence_sq_sum": by_group(of_sentence.square().sum(1)),
         "sentence_size_sq_sum": by_group(sizes.double().square()),
         "n_sentences": by_group(torch.ones_like(sizes)),
+        "sentence_unit_sum": by_group(torch.nn.functional.normalize(of_sentence, dim=1)),
+        "n_cancelled": by_group(torch.zeros_like(sizes)),
     }
 
 

@@ -25,6 +25,8 @@ from cone_kernels.runs.measurement import Measurement, from_state, labels, share
 
 # The statistics that given vectors, and a model's own output, do not have.
 _OF_TOKENS = ("token", "gap", "within", "between", "predicted")
+# Those that are means over tokens; the others are over sentences.
+_OVER_TOKENS = ("token", "within", "between")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,7 +229,7 @@ def _estimates(state: ConeState, with_output: bool) -> dict[str, Estimates]:
     if state.layers:
         values, left_out = metrics.first_order(state), metrics.first_order(state, metrics.leave_blocks_out(blocks))
         for name, value in values.items():
-            rows = (state.sentence if name in ("sentence", "gap") else state.token).count
+            rows = (state.token if name in _OVER_TOKENS else state.sentence).count
             by_block = metrics.summed_by_block(rows, blocks)
             found[name] = Estimates.of_jackknife(value.cpu(), left_out[name].cpu(), by_block.cpu())
     if with_output:

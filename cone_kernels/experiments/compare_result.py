@@ -122,7 +122,7 @@ class ComparedLayer:
         sentence, token: the anisotropy at the two levels.
         gap: sentence-level less token-level anisotropy.
         within, between: the mean cosine of two tokens of one sentence, of two sentences.
-        predicted: the anisotropy of sentences that averaging alone gives.
+        predicted: the anisotropy of sentences that averaging alone gives, of tokens at length 1.
         axis: the cone's axes; not known without second moments in both.
         mean: the means.
         cone: whether the cone turned or was removed.

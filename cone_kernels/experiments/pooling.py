@@ -112,6 +112,8 @@ def _reason(gap: Estimate, within: Estimate, between: Estimate, predicted: Estim
         found.append("within, predicted: no sentence has two tokens that were used")
     if math.isnan(between.value):
         found.append("between, predicted: fewer than two sentences have a token that was used")
+    elif math.isnan(predicted.value) and math.isfinite(within.value):
+        found.append("predicted: the tokens of all sentences but one cancel at length 1")
     known = (one for one in (gap, within, between, predicted) if math.isfinite(one.value))
     if any(math.isnan(one.stderr) for one in known):
         found.append("stderr: the jackknife needs two groups of sentences that leave pairs behind")

@@ -10,11 +10,9 @@ from cone_kernels.experiments.cone_claims import first_estimates, pair_bounds
 from cone_kernels.statistics.claims import Claim
 
 if TYPE_CHECKING:
-    from cone_kernels.state.cone_state import ConeState, Moments
+    from cone_kernels.state.cone_state import ConeState
     from cone_kernels.statistics.estimates import Estimates
 
-# The standard deviation of lengths, as a share of their mean, from which averaging is predicted roughly.
-_UNEVEN = 0.2
 # What a mean cosine shows in two decimals.
 _SHOWN = 0.01
 
@@ -27,15 +25,12 @@ class PoolingClaims:
         gap: the sentences' mean cosine less the tokens', of each layer.
         size_bounds: [i][j] what the difference in size of two layers' gaps must exceed to be told from noise.
         rest: the sentences' mean cosine less what averaging alone predicts.
-        lengths_vary: whether the sentences' lengths vary by more than a fifth, so that what averaging alone predicts,
-            for sentences of the mean length, is rough.
         poolings: their names, and [i][j] what the difference of two at the last layer must exceed.
     """
 
     gap: tuple[Claim, ...]
     size_bounds: tuple[tuple[float, ...], ...]
     rest: tuple[Claim, ...]
-    lengths_vary: bool
     poolings: Mapping[str, Mapping[str, float]]
 
     @classmethod
@@ -55,24 +50,13 @@ class PoolingClaims:
         last = torch.tensor([len(state.layers) - 1])
         pooled = {name: first_estimates(state.pooled(name), blocks).at(last) for name in poolings}
         rest = of["sentence"].less(of["predicted"])
-        return cls.of_estimates(of["gap"], rest, pooled, lengths_vary=_lengths_vary(state.token))
+        return cls.of_estimates(of["gap"], rest, pooled)
 
     @classmethod
-    def of_estimates(
-        cls, gap: Estimates, rest: Estimates, poolings: Mapping[str, Estimates], *, lengths_vary: bool = False
-    ) -> PoolingClaims:
+    def of_estimates(cls, gap: Estimates, rest: Estimates, poolings: Mapping[str, Estimates]) -> PoolingClaims:
         """The claims on gaps and what prediction leaves of them, layer by layer, and on poolings of one layer."""
         from cone_kernels.statistics.estimates import joined
 
         bounds = pair_bounds(joined(list(poolings.values()))) if poolings else ()
         by_name = {name: dict(zip(poolings, row, strict=True)) for name, row in zip(poolings, bounds, strict=True)}
-        return cls(
-            tuple(gap.claims()), pair_bounds(gap.sizes()), tuple(rest.claims(margin=_SHOWN)), lengths_vary, by_name
-        )
-
-
-def _lengths_vary(tokens: Moments) -> bool:
-    n, total, squares = (
-        float(field[0].sum()) for field in (tokens.n_sentences, tokens.count, tokens.sentence_size_sq_sum)
-    )
-    return n > 0 and squares * n > (1 + _UNEVEN**2) * total**2
+        return cls(tuple(gap.claims()), pair_bounds(gap.sizes()), tuple(rest.claims(margin=_SHOWN)), by_name)

@@ -30,8 +30,8 @@ class PoolingLayer:
         gap: sentence-level less token-level anisotropy.
         within: W, the mean cosine of two tokens of one sentence.
         between: B, the mean cosine of two tokens of different sentences.
-        predicted: the anisotropy of sentences that averaging alone gives, B / ((1 + (T̄−1)·W)/T̄) for T̄ tokens a
-            sentence.
+        predicted: the anisotropy that averaging alone gives: of sentences that are the mean of their tokens taken at
+            length 1, see `cone_kernels.metrics.predicted_anisotropy`.
         poolings: the sentence level under each pooling that was asked for.
         reason: why an estimate is NaN, or None.
     """
@@ -155,26 +155,21 @@ def _largest_gap(layers: Sequence[PoolingLayer], claims: PoolingClaims, known: S
         f"Pooling {effect} the cone most at layer {largest.layer}{rivals}: two tokens have a mean cosine of "
         f"{token:.2f} there, two sentences one of {sentence:.2f}, a gap of {_signed(largest.gap)} (standard error)."
     )
-    return [first, *_averaging(largest, claims.rest[at], rough=claims.lengths_vary)]
+    return [first, *_averaging(largest, claims.rest[at])]
 
 
-def _averaging(row: PoolingLayer, rest: Claim, *, rough: bool) -> list[str]:
+def _averaging(row: PoolingLayer, rest: Claim) -> list[str]:
     if not math.isfinite(row.predicted.stderr):
         return []
     share = (row.predicted.value - row.token.anisotropy) / row.gap.value
     line = (
-        f"Averaging alone, over tokens with a mean cosine of {row.within.value:.2f} within a sentence and "
+        f"Averaging alone, of tokens at length 1 with a mean cosine of {row.within.value:.2f} within a sentence and "
         f"{row.between.value:.2f} between sentences, predicts {row.predicted.value:.2f} for the sentences of layer "
         f"{row.layer}: {share:.0%} of the gap"
     )
-    if rough:
-        # The mean length stands in a concave function: where averaging is all there is it predicts more than there is.
-        return [
-            f"{line}, if all were of the mean length; of lengths that vary as theirs do averaging alone gives less."
-        ]
     if rest.differs:
         tighter = "tighter" if rest.verdict == "greater" else "wider"
-        return [f"{line}; their cone is {tighter} than that by {abs(rest.estimate):.2f}."]
+        return [f"{line}; that tokens differ in length makes their cone {tighter} by {abs(rest.estimate):.2f}."]
     return [f"{line}, and no more than the noise is left to explain."]
 
 

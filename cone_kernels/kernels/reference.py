@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels.kernels.cosine import CosineAndSums, cosine_by_row_moments
-from cone_kernels.sums import ROW_FIELDS
+from cone_kernels.sums import LEAST_MEAN_UNIT, ROW_FIELDS
 
 __all__ = [
     "masked_mean_pool",
@@ -97,6 +97,11 @@ def pool_moments(
             views["sentence_sq_sum"][group] += g.square().sum()
             views["sentence_size_sq_sum"][group] += size * size
             views["n_sentences"][group] += size > 0
+            length = torch.linalg.vector_norm(g)
+            if length > LEAST_MEAN_UNIT * size:
+                views["sentence_unit_sum"][group] += g / length
+            else:
+                views["n_cancelled"][group] += size > 0
             for bit in (_ZERO, _NONFINITE):
                 if bool((token_status == bit).any()):
                     status[layer, sentence] |= bit

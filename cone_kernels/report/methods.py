@@ -17,8 +17,9 @@ independent.</dd>
 <dt>Rogue dimensions</dt><dd>The anisotropy is a sum of one contribution a dimension, c<sub>j</sub> =
 (s<sub>j</sub>² − Σu<sub>j</sub>²) / (n(n − 1)); the largest ones are listed.</dd>
 <dt>Within, between, predicted</dt><dd>W is the mean cosine of two tokens of one sentence, B of two tokens of
-different sentences. Averaging T tokens a sentence alone would give the sentences an anisotropy of B / ((1 + (T −
-1)·W) / T), T the mean length.</dd>
+different sentences. Predicted is the anisotropy of sentences that are the mean of their tokens taken at length 1:
+what averaging alone gives. Sentences are means of tokens as they are, so the rest is what tokens of unlike length
+do.</dd>
 <dt>Cone axis</dt><dd>The top eigenvector of the covariance of the sentence vectors (centred). It points along the
 mean; axes are compared by |cos|. The uncentred axis and the mean direction are other directions, and given with
 it.</dd>

@@ -139,6 +139,12 @@ def checked_identity(
     if not 1 <= dim <= _LARGEST:
         raise StateFileError(f"{path}: dim is {dim!r:.80}; it must be 1 or more")
     required = list(level_fields[level])
+    missing = [field for field in required if field not in fields]
+    if missing:
+        raise StateFileError(
+            f"{path}: fields are {fields}; {', '.join(missing)} must be there too. A state that was saved before the "
+            "sums had them must be measured again"
+        )
     if fields[: len(required)] != required or fields[len(required) :] != [f for f in optional_fields if f in fields]:
         raise StateFileError(f"{path}: fields are {fields}; they must be {required} and any of {list(optional_fields)}")
     return level, tuple(layers), dim, fields

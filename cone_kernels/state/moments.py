@@ -271,9 +271,13 @@ class Moments:
             state_file.check_tensor(path, name, tensors[name], shape, dtype)
             if dtype == torch.int64 and bool((tensors[name] > _MOST).any()):
                 raise state_file.StateFileError(f"{path}: {name} has a count above {_MOST}, more than there can be")
+        numbers = {"unit_sum": tensors["count"]}
+        if level == "token":
+            numbers["sentence_unit_sum"] = tensors["n_sentences"] - tensors["n_cancelled"]
         # Unit vectors add up to no more than their number, but for rounding.
-        if bool((tensors["unit_sum"].norm(dim=-1) > 1.001 * tensors["count"] + 1e-9).any()):
-            raise state_file.StateFileError(f"{path}: unit_sum of {level} is longer than its count of unit vectors")
+        for name, number in numbers.items():
+            if bool((tensors[name].norm(dim=-1) > 1.001 * number + 1e-9).any()):
+                raise state_file.StateFileError(f"{path}: {name} of {level} is longer than its count of unit vectors")
         return cls.of_sums(level, layers, dim, {name: tensors[name] for name in fields})
 
     def identity(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _print_levels(console: Console, result: PoolingResult) -> None:
     bars = f", {shade} beside {whole}" if "" in headings else ""
     legend = (
         "token, sentence: mean cosine of two of them" + ("; s.e.: standard error" if "s.e." in headings else ""),
-        f"gap: what pooling adds{bars}; predicted: what averaging alone gives",
+        f"gap: what pooling adds{bars}; predicted: by averaging tokens of length 1",
         "within, between: mean cosine of two tokens of one sentence, of two sentences",
     )
     console.print(Text("\n".join(legend), "dim"))

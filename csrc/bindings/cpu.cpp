@@ -52,7 +52,8 @@ void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sente
   cone::pool_moments({hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens),
                       at<const int64_t>(groups_of_sentences), at<void>(pooled), moment_sums(sums, groups),
                       field<double>(sums, "sentence_sq_sum"), field<double>(sums, "sentence_size_sq_sum"),
-                      field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), threads});
+                      field<int64_t>(sums, "n_sentences"), field<double>(sums, "sentence_unit_sum"),
+                      field<int64_t>(sums, "n_cancelled"), at<uint8_t>(status), threads});
 }
 
 void masked_mean_pool(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,

@@ -90,16 +90,18 @@ void mean_pairwise_cosine(const std::vector<Address>& layers, int dtype, int64_t
 
 void pool_moments(const std::vector<Address>& layers, int dtype, int64_t n_sentences, int64_t n_tokens, int64_t d,
                   const Strides& strides, Address mask, Address cu_seqlens, const Lists& lists, const Items& segments,
-                  Address pooled, const Pointers& sums, const Partials& partials, Address status,
+                  Address pooled, Address mean_units, const Pointers& sums, const Partials& partials, Address status,
                   const DeviceAndStream& queue) {
   const auto pointers = layer_pointers(layers);
   cone::cuda::pool_moments(
       {{hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), nullptr, at<void>(pooled),
         moment_sums(sums, std::get<1>(segments)), field<double>(sums, "sentence_sq_sum"),
-        field<double>(sums, "sentence_size_sq_sum"), field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), 0},
+        field<double>(sums, "sentence_size_sq_sum"), field<int64_t>(sums, "n_sentences"),
+        field<double>(sums, "sentence_unit_sum"), field<int64_t>(sums, "n_cancelled"), at<uint8_t>(status), 0},
        lists_of(lists),
        segments_of(segments),
-       partials_of(partials)},
+       partials_of(partials),
+       at<float>(mean_units)},
       queue_of(queue));
 }
 
@@ -121,7 +123,8 @@ void warp_moments(const std::vector<Address>& layers, int dtype, int64_t n_sente
   cone::cuda::warp_moments(
       {hidden_states(pointers, dtype, n_sentences, n_tokens, d, strides, mask, cu_seqlens), at<const int64_t>(group_of),
        at<void>(pooled), moment_sums(sums, groups), field<double>(sums, "sentence_sq_sum"),
-       field<double>(sums, "sentence_size_sq_sum"), field<int64_t>(sums, "n_sentences"), at<uint8_t>(status), 0},
+       field<double>(sums, "sentence_size_sq_sum"), field<int64_t>(sums, "n_sentences"),
+       field<double>(sums, "sentence_unit_sum"), field<int64_t>(sums, "n_cancelled"), at<uint8_t>(status), 0},
       pooled_sums.empty() ? nullptr : &sentences, at<void>(workspace), queue_of(queue));
 }
 
@@ -188,8 +191,8 @@ void bind_moments(py::module_& m) {
         py::arg("unit_sum"), py::arg("count"), py::arg("workspace"), py::arg("queue"), Unlocked());
   m.def("pool_moments", &pool_moments, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n_sentences"),
         py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("lists"),
-        py::arg("segments"), py::arg("pooled"), py::arg("sums"), py::arg("partials"), py::arg("status"),
-        py::arg("queue"), Unlocked());
+        py::arg("segments"), py::arg("pooled"), py::arg("mean_units"), py::arg("sums"), py::arg("partials"),
+        py::arg("status"), py::arg("queue"), Unlocked());
   m.def("warp_moments_workspace", &warp_moments_workspace, py::kw_only(), py::arg("layers"), py::arg("dtype"),
         py::arg("n_sentences"), py::arg("n_tokens"), py::arg("d"), py::arg("strides"), py::arg("mask"),
         py::arg("cu_seqlens"), py::arg("groups"), py::arg("both_levels"), py::arg("device"),

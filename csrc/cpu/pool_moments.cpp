@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "cone/parallel.h"
@@ -35,8 +36,14 @@ struct FinishSentence {
     const HiddenStates& hidden = args.hidden;
     const int64_t d = hidden.d, at = layer * args.sums.groups + args.groups[sentence];
     Out* pooled = static_cast<Out*>(args.pooled) + (layer * hidden.n_sentences + sentence) * d;
-    args.sentence_sq_sum[at] += add_columns_of_sentence(unit, plain, d, 1 / double(order.size(sentence)),
-                                                        args.sums.unit_sum + at * d, shared.sum(task), pooled);
+    const double norm_sq = add_columns_of_sentence(unit, plain, d, 1 / double(order.size(sentence)),
+                                                   args.sums.unit_sum + at * d, shared.sum(task), pooled);
+    args.sentence_sq_sum[at] += norm_sq;
+    const double least = kLeastMeanUnit * double(tally.count);
+    if (norm_sq > least * least)
+      add_scaled(args.sentence_unit_sum + at * d, unit, 1 / std::sqrt(norm_sq), d);
+    else
+      args.n_cancelled[at] += tally.count > 0;
     if (tally.seen & kNonfinite) {
       pool_plainly(hidden, order, static_cast<const In*>(hidden.layers[layer]), sentence, pooled);
     }

@@ -248,6 +248,15 @@ inline void add_widened(double* to, const float* from, int64_t n) {
   for (; i < n; ++i) to[i] += double(from[i]);
 }
 
+// to[i] += scale · from[i] for n numbers.
+template <class T>
+inline void add_scaled(double* to, const T* from, double scale, int64_t n) {
+  constexpr int V = kLanes<double>;
+  int64_t i = 0;
+  for (; i + V <= n; i += V) add_in_place(to + i, load<double>(from + i) * scale);
+  for (; i < n; ++i) to[i] += double(from[i]) * scale;
+}
+
 // Calls body with a pointer of the element type that `dtype` names.
 template <class Body>
 inline void with_element_type(DType dtype, const Body& body) {

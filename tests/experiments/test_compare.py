@@ -72,8 +72,8 @@ def plain_statistics(hidden: Tensor, mask: Tensor, kept: Tensor) -> dict[str, fl
     distinct, own = ~torch.eye(len(tokens), dtype=torch.bool), owner[:, None] == owner
     sentence = float(pooled[~torch.eye(len(rows), dtype=torch.bool)].mean())
     token, within, between = (float(pairs[which].mean()) for which in (distinct, distinct & own, ~own))
-    size = len(tokens) / len(rows)
-    predicted = between / ((1 + (size - 1) * within) / size)
+    averaged = cosines(torch.stack([(row / row.norm(dim=1, keepdim=True)).sum(0) for row in rows]))
+    predicted = float(averaged[~torch.eye(len(rows), dtype=torch.bool)].mean())
     found = {"sentence": sentence, "token": token, "gap": sentence - token}
     return found | {"within": within, "between": between, "predicted": predicted}
 
@@ -86,7 +86,7 @@ def blocks_of(n: int) -> Tensor:
 
 def wanted_degrees(mask: Tensor, name: str, errors: tuple[float, float] | None) -> float:
     """Of groups of unlike size; of two samples, with these errors, by Welch's formula."""
-    weights = mask.sum(1) if name in ("token", "within", "between", "predicted") else torch.ones(len(mask))
+    weights = mask.sum(1) if name in ("token", "within", "between") else torch.ones(len(mask))
     n = torch.zeros(64).index_add_(0, blocks_of(len(mask)), weights.float()).double()
     own = float(n.sum() ** 2 / n.square().sum()) - 1
     if errors is None:

@@ -11,7 +11,15 @@ from cone_kernels import backends, masked_mean_pool, pool_moments, row_moments
 from cone_kernels.ops import arguments
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, jackknife_groups, zero_sums
-from tests.support.moment_cases import DTYPES, RELATIVE, WIDTHS, assert_sums_close, normal, views
+from tests.support.moment_cases import (
+    DTYPES,
+    RELATIVE,
+    WIDTHS,
+    assert_sums_close,
+    normal,
+    views,
+    with_cancelling_sentences,
+)
 
 # One rounding to the output's dtype.
 POOLED = {torch.float32: 3e-7, torch.bfloat16: 3e-7, torch.float16: 3e-7, torch.float64: 1e-14}
@@ -121,6 +129,16 @@ def test_tokens_left_out(isa: str) -> None:
     assert bool(got.pooled[2, 7] == torch.inf)
     assert bool(got.pooled[5].isnan().all())
     assert int(got.sums["n_sentences"].sum()) == 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [2, 6, 70])
+def test_sentences_whose_unit_vectors_cancel_have_no_direction(isa: str, tokens: int, dtype: torch.dtype) -> None:
+    hidden, mask = with_cancelling_sentences(2, 8, tokens, 24, dtype=dtype), torch.ones(8, tokens)
+    got, wanted = (pool_moments(hidden, mask, backend=backend) for backend in ("cpu", "reference"))
+    assert got.sums["n_cancelled"].sum(-1).tolist() == [3, 3]
+    assert got.sums["n_sentences"].sum(-1).tolist() == [8, 8]
+    assert_same(got, wanted, dtype)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e17, 3e37])

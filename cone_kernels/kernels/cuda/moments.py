@@ -96,11 +96,13 @@ def pool_moments(
     slabs = _cuda.pool_moment_slabs(**hidden, device=device_number(first))
     partials = _partials(first, segments, (len(layers), rows, first.shape[-1]), slabs, columns=True)
     positions, sizes = _token_lists(mask)
+    mean_units = torch.empty_like(pooled)
     _cuda.pool_moments(
         **hidden,
         lists=(address(positions), address(sizes), address(cu_seqlens)),
         segments=_segments(segments),
         pooled=pooled.data_ptr(),
+        mean_units=mean_units.data_ptr(),
         sums=sum_addresses(sums),
         partials=_partials_and_slabs(partials, slabs),
         status=status.data_ptr(),

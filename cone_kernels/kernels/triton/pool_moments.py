@@ -36,6 +36,7 @@ from cone_kernels.kernels.triton.row_sums import (
     store_part,
     store_slice,
 )
+from cone_kernels.kernels.triton.sentence_directions import add_directions
 from cone_kernels.kernels.triton.shapes import shape_of
 from cone_kernels.kernels.triton.squared_norms import squared_norms
 from cone_kernels.kernels.triton.tokens import is_counted, plain_mean, span_of, token_arguments
@@ -60,6 +61,7 @@ def pool_moments(
     shape = shape_of(d, first.element_size())
     n_rows = n_tokens if mask is None else n_sentences * n_tokens
     segments = Segments.of(groups, n_sentences, sums["count"].shape[-1], n_layers, n_rows)
+    mean_units = torch.empty_like(pooled)
     partial = PartialSums(segments, n_layers, d, shape.slabs, sums)
     hidden = layer_arguments(layers)
     tokens = token_arguments(mask, cu_seqlens, n_tokens, first.device)
@@ -67,6 +69,7 @@ def pool_moments(
         _add_sentences,
         (n_layers, segments.parts, shape.slabs),
         pooled=pooled,
+        mean_units=mean_units,
         status=status,
         norm_sq=pooled if shape.slabs == 1 else squared_norms(hidden, n_layers, n_rows, n_tokens, d, mask),
         rows=n_rows,
@@ -82,6 +85,7 @@ def pool_moments(
         maxnreg=shape.registers,
     )
     partial.add()
+    add_directions(mean_units, segments, sums)
     return pooled, status
 
 
@@ -91,7 +95,7 @@ def pool_moments(
     ]
 )  # fmt: skip
 def _add_sentences(
-    pooled, status, norm_sq, rows,
+    pooled, mean_units, status, norm_sq, rows,
     layers, layer_step, outer_step, row_step, column_stride,
     selection, tokens,
     items, groups, group_parts, slices, order, starts,
@@ -163,6 +167,8 @@ def _add_sentences(
                 )  # fmt: skip
             at = layer * items + sentence
             tl.store(pooled + at * d + columns, mean, mask=in_row)
+            mean_unit = (unit * (1.0 / used.to(tl.float64))).to(tl.float32)  # of no token used: NaN
+            tl.store(mean_units + at * d + columns, mean_unit, mask=in_row)
             seen = tl.where(zero > 0, ZERO, 0) | tl.where(nonfinite > 0, NONFINITE, 0) | tl.where(size == 0, EMPTY, 0)
             tl.store(status + at, seen.to(tl.uint8))
             group_counts += counts + entry(3, (used > 0).to(tl.int32), COUNTS)

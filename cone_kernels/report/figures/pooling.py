@@ -34,8 +34,8 @@ def _levels_panel(result: Node) -> Panel:
         "Tokens, sentences, and what averaging alone would do",
         [
             "The shaded gap is what pooling adds to the cone of the tokens. The green curve is what averaging alone "
-            "predicts for sentences from the cosines of tokens within and between sentences: where it meets the "
-            "blue one, pooling explains the gap."
+            "gives, of tokens taken at length 1: where it meets the blue one, it explains the gap, and what is between "
+            "them is what tokens of unlike length do."
         ],
         _levels_description(result),
         lambda width: 330 if width < 500 else 370,

@@ -30,7 +30,7 @@ def _levels(result: Node) -> Table:
     notes: list[Parts] = [
         [
             "Within: mean cosine of two tokens of one sentence. Between: of two tokens of different sentences. "
-            "Predicted: what averaging alone makes of the two."
+            "Predicted: what averaging alone gives, of tokens taken at length 1."
         ]
     ]
     keys = ("token", "sentence", *_COSINES)

@@ -86,8 +86,9 @@ struct TokenLists {
 struct PoolMomentsLaunch {
   PoolMomentsArgs tokens;  // groups is not read
   TokenLists lists;
-  Segments segments;
+  Segments segments;  // `order` is not null
   MomentPartials partials;
+  float* mean_units;  // (L, B, d) memory for Σ u / T of each sentence
 };
 void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue);
 

@@ -1,4 +1,5 @@
 #include "cuda/moments/moment_partials.cuh"
+#include "cuda/moments/sentence_directions.cuh"
 
 namespace cone {
 namespace cuda {
@@ -10,6 +11,7 @@ struct Params {
   TokenLists lists;
   Segments segments;
   MomentPartials partials;
+  float* mean_units;
   int slab_columns;
 };
 
@@ -22,9 +24,12 @@ struct Op {
   const RowSource<In>& source;
   Sums& sums;
 
+  // Where (L, B, d) has a sentence's row.
+  __device__ __forceinline__ int64_t row_of(int sentence) const {
+    return (layer * params.tokens.hidden.n_sentences + sentence) * params.tokens.hidden.d;
+  }
   __device__ __forceinline__ float* pooled(int sentence) const {
-    const int64_t row = layer * params.tokens.hidden.n_sentences + sentence;
-    return static_cast<float*>(params.tokens.pooled) + row * params.tokens.hidden.d;
+    return static_cast<float*>(params.tokens.pooled) + row_of(sentence);
   }
 
   __device__ __forceinline__ void write_status(int sentence, uint8_t status) const {
@@ -35,8 +40,9 @@ struct Op {
   __device__ __forceinline__ void end_run(int sentence) {
     if (sums.run_is_wide) sums.widen_run();
     const double share = 1 / double(walk.size(sentence));
+    const double used_share = sums.run_used > 0 ? 1 / double(sums.run_used) : nan_of_no_token();
     double sentence_sq = 0;  // Σ g_j² of this thread's columns
-    Octet<float> mean = {};
+    Octet<float> mean = {}, mean_unit = {};
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
       double g = sums.unit[k], x = sums.sum[k];
@@ -49,7 +55,9 @@ struct Op {
       sums.wide(kGroupUnit, k) += g;
       sums.wide(kSum, k) += x;
       mean.put(k, float(x * share));
+      mean_unit.put(k, float(g * used_share));
     }
+    store_octet(params.mean_units + row_of(sentence), sums.columns, mean_unit);
     sums.own_total() += sentence_sq;
     if (sums.run_seen & kNonfinite) mean = mean_of_all(sentence, share);
     store_octet(pooled(sentence), sums.columns, mean);
@@ -93,11 +101,14 @@ struct Op {
 
   __device__ __forceinline__ void left_out(int, int, Status) {}
 
+  static __device__ __forceinline__ float nan_of_no_token() { return __uint_as_float(0x7fc00000u); }
+
   __device__ __forceinline__ void empty(int sentence) {
     Octet<float> nan = {};
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) nan.put(k, __uint_as_float(0x7fc00000u));
+    for (int k = 0; k < kColumns; ++k) nan.put(k, nan_of_no_token());
     store_octet(pooled(sentence), sums.columns, nan);
+    store_octet(params.mean_units + row_of(sentence), sums.columns, nan);
     write_status(sentence, kEmpty);
   }
 };
@@ -146,7 +157,7 @@ void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue) {
   with_element_type(hidden.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
     for_layers(hidden.layers, hidden.n_layers, [&](const Layers& layers, unsigned count) {
-      const Params params{layers, args, launch.lists, launch.segments, partials, shape.slab_columns};
+      const Params params{layers, args, launch.lists, launch.segments, partials, launch.mean_units, shape.slab_columns};
       Stream("pool_moments", queue.device, queue.stream)
           .launch(vector ? pool_moments_kernel<In, true> : pool_moments_kernel<In, false>,
                   dim3(unsigned(launch.segments.parts()), count, unsigned(partials.slabs)), shape.threads,
@@ -155,6 +166,7 @@ void pool_moments(const PoolMomentsLaunch& launch, const Queue& queue) {
   });
   add_partials("pool_moments", args.sums, args.sentence_sq_sum, args.sentence_size_sq_sum, args.n_sentences,
                launch.segments, partials, hidden.n_layers, hidden.d, queue);
+  add_directions(args, launch.mean_units, launch.segments, queue);
 }
 
 }  // namespace cuda

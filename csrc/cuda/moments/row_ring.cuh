@@ -143,9 +143,7 @@ class RowRing {
     // Rows that are not there any more are zeros, whose norms are not noted.
     const bool safe = norm_sq >= kLeastSafeNormSq && norm_sq <= kMostSafeNormSq;  // NaN is not
     unsafe_ = __ballot_sync(kAllLanes, !safe);
-    float inverse = rsqrtf(norm_sq);
-    inverse *= fmaf(-0.5f * norm_sq * inverse, inverse, 1.5f);  // a step of Newton's: to the last bit or two
-    inverse_ = inverse;
+    const float inverse = inverse_ = inverse_root(norm_sq);
     unit_sq_ = norm_sq * inverse * inverse;
     if (safe && lane_of_thread() % kLanesPerRow == 0)
       sums.note_norm(lane_of_thread() / kLanesPerRow, norm_sq * inverse, norm_sq);

@@ -76,12 +76,13 @@ class Part {
       ring.add(sums_, min(left, kMostTerms));
     }
     uint8_t status = sums_.seen;
+    const int used = size - sums_.left_out;
     if (size == 0) {
       status = kEmpty;
       write_nan(sentence);
     } else if (sums_.is_long()) {
       const double share = 1 / double(size);
-      sums_.end_long_run([&](int octet, const double (&sums)[kColumns]) {
+      sums_.end_long_run(used, [&](int octet, const double (&sums)[kColumns]) {
         float means[kColumns];
 #pragma unroll
         for (int k = 0; k < kColumns; ++k) means[k] = float(sums[k] * share);
@@ -89,7 +90,7 @@ class Part {
       });
     } else {
       const float n = float(size), share = 1 / n;
-      sums_.end_short_run([&](int octet, const float (&sums)[kColumns]) {
+      sums_.end_short_run(used, [&](int octet, const float (&sums)[kColumns]) {
         float means[kColumns];
 #pragma unroll
         for (int k = 0; k < kColumns; ++k) {
@@ -104,9 +105,9 @@ class Part {
       const int64_t at = number() * hidden_.n_sentences + sentence;
       params_.tokens.status[at] = status;
       if (params_.pooled_status != nullptr) params_.pooled_status[at] = status & kEmpty;
-      const int used = size - sums_.left_out;
       notes_.used += used;
       notes_.n_sentences += used > 0;
+      notes_.n_cancelled += used > 0 && sums_.cancels;
       notes_.size_squares += double(used) * double(used);
     }
     sums_.left_out = 0;
@@ -166,13 +167,17 @@ class Part {
     const MomentSums& totals = params_.tokens.sums;
     const int64_t at = number() * totals.groups + group, place = 2 * int64_t{number_of_warp()} + (begun_before ? 0 : 1);
     const bool whole = !begun_before && !goes_on;
-    double* const units = whole ? totals.unit_sum + at * hidden_.d : params_.partials.units + place * hidden_.d;
+    const int64_t d = hidden_.d;
+    double* const units = whole ? totals.unit_sum + at * d : params_.partials.units + 2 * place * d;
+    double* const directions =
+        whole ? params_.tokens.sentence_unit_sum + at * d : params_.partials.units + (2 * place + 1) * d;
     const double sentence_sq = sum_of_lanes(sums_.sentence_sq);
     __syncwarp();  // all lanes have noted what they had
     if (lane_of_thread() == 0) {
       const double unit_sq = sum_of(notes_.unit_sq);
-      const double scalars[] = {double(notes_.used), double(notes_.n_zero), double(notes_.n_nonfinite), unit_sq,
-                                sentence_sq,         notes_.size_squares,   double(notes_.n_sentences)};
+      const double scalars[] = {
+          double(notes_.used), double(notes_.n_zero), double(notes_.n_nonfinite), unit_sq,
+          sentence_sq,         notes_.size_squares,   double(notes_.n_sentences), double(notes_.n_cancelled)};
       if (whole) {
         add_group_scalars(params_.tokens, at, scalars);
       } else {
@@ -180,14 +185,17 @@ class Part {
         for (int i = 0; i < kGroupScalars; ++i) params_.partials.scalars[place * kGroupScalars + i] = scalars[i];
       }
     }
-    sums_.end_group([&](int column, double value) {
-      if (column >= int(hidden_.d)) return;
-      if (whole) {
-        add_to(units + column, value);
-      } else {
-        units[column] = value;
-      }
-    });
+    const auto give = [&](double* to) {
+      return [=](int column, double value) {
+        if (column >= int(d)) return;
+        if (whole) {
+          add_to(to + column, value);
+        } else {
+          to[column] = value;
+        }
+      };
+    };
+    sums_.end_group(give(units), give(directions));
     start_group();
   }
 
@@ -195,7 +203,7 @@ class Part {
     if (lane_of_thread() == 0) {
       for (int i = 0; i < kMostBatch; ++i) notes_.unit_sq[i] = 0;
       notes_.size_squares = 0;
-      notes_.used = notes_.n_sentences = notes_.n_zero = notes_.n_nonfinite = 0;
+      notes_.used = notes_.n_sentences = notes_.n_cancelled = notes_.n_zero = notes_.n_nonfinite = 0;
     }
     __syncwarp();
   }

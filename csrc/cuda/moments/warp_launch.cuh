@@ -28,6 +28,7 @@ __device__ __forceinline__ void add_group_scalars(const PoolMomentsArgs& to, int
   add_to(to.sentence_sq_sum + at, scalars[kSentenceSquares]);
   add_to(to.sentence_size_sq_sum + at, scalars[kSizeSquares]);
   add_to(to.n_sentences + at, int64_t(scalars[kUsedSentences]));
+  add_to(to.n_cancelled + at, int64_t(scalars[kCancelledSentences]));
 }
 
 // Launches the kernel for rows of so many octets a lane.

@@ -28,19 +28,20 @@ __device__ __forceinline__ bool has_sentences(const TokenPlan& plan, int part) {
   return plan.cuts[part] < plan.cuts[part + 1];
 }
 
-// Σ u of a group that parts share, by one block.
-__device__ void add_units(const WarpParams& params, int64_t number, int64_t first_warp, int group) {
+// Σ u (`which` 0) or Σ g/‖g‖ (1) of a group that parts share, by one block.
+__device__ void add_units(const WarpParams& params, int64_t number, int64_t first_warp, int group, int which) {
   const TokenPlan& plan = params.plan;
   const SharedGroup of(plan, group);
   if (!of.shared()) return;
   constexpr int kOwn = kMostWarpColumns / kTileThreads;  // columns of a thread, all read at once
   const int d = int(params.tokens.hidden.d);
-  double* const to = params.tokens.sums.unit_sum + (number * params.tokens.sums.groups + group) * d;
+  double* const sum = which == 0 ? params.tokens.sums.unit_sum : params.tokens.sentence_unit_sum;
+  double* const to = sum + (number * params.tokens.sums.groups + group) * d;
   double totals[kOwn] = {};
 #pragma unroll 2
   for (int part = of.first; part <= of.last; ++part) {
     if (!has_sentences(plan, part)) continue;
-    const double* const from = params.partials.units + of.place(first_warp, part) * d;
+    const double* const from = params.partials.units + (2 * of.place(first_warp, part) + which) * d;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int column = i * kTileThreads + int(threadIdx.x);
@@ -87,14 +88,16 @@ __device__ void add_scalars(const WarpParams& params, int64_t number, int64_t fi
   add_to(params.tokens.sums.norm_sq_sum + number, norms_sq);
 }
 
-// blockIdx.y: the layer; blockIdx.x: tiles of its three sums by column, then Σ u of each group, then its scalars.
+// blockIdx.y: the layer; blockIdx.x: tiles of its three sums by column, then Σ u and Σ g/‖g‖ of each group, then their
+// scalars.
 __global__ void __launch_bounds__(kTileThreads) add_warps_kernel(const __grid_constant__ WarpParams params) {
   const int layer = int(blockIdx.y), tiles = 3 * tiles_of(params.tokens.hidden.d), job = int(blockIdx.x);
+  const int by_group = job - tiles;
   const int64_t number = params.layers.first + layer, first_warp = int64_t{layer} * params.plan.parts;
   if (job < tiles) {
     add_columns(params, number, layer, job % 3, job / 3);
-  } else if (job < tiles + params.tokens.sums.groups) {
-    add_units(params, number, first_warp, job - tiles);
+  } else if (by_group < 2 * params.tokens.sums.groups) {
+    add_units(params, number, first_warp, by_group / 2, by_group % 2);
   } else {
     add_scalars(params, number, first_warp);
   }
@@ -200,7 +203,7 @@ struct Workspace {
     int32_t* const cuts = memory.take<int32_t>(cut.parts + 1);
     uint32_t* const rows = memory.take<uint32_t>(rows_of(hidden));
     plan = {cut.parts, order, starts, first, cuts, rows, memory.take<int32_t>(2 * groups)};
-    partials.units = memory.take<double>(cut.warps * 2 * d);
+    partials.units = memory.take<double>(cut.warps * 2 * 2 * d);
     partials.scalars = memory.take<double>(cut.warps * 2 * kGroupScalars);
     partials.norms = memory.take<double>(cut.warps * 2);
     partials.columns = memory.take<double>((cut.blocks + cut.layers) * 3 * d);
@@ -256,7 +259,7 @@ void warp_moments(const PoolMomentsArgs& args, const SentenceLevel* sentences, v
   list_sentences(hidden, int(args.sums.groups), workspace.plan, sentences != nullptr ? &workspace.pooled : nullptr,
                  queue);
   const Stream stream("pool_moments", queue.device, queue.stream);
-  const unsigned jobs = unsigned(3 * tiles_of(hidden.d) + args.sums.groups + 1);
+  const unsigned jobs = unsigned(3 * tiles_of(hidden.d) + 2 * args.sums.groups + 1);
   with_element_type(hidden.dtype, [&](auto* element) {
     using In = std::remove_const_t<std::remove_pointer_t<decltype(element)>>;
     for_layers(hidden.layers, hidden.n_layers, [&](const Layers& layers, unsigned count) {

@@ -21,6 +21,7 @@ enum GroupScalar : int {
   kSentenceSquares,
   kSizeSquares,
   kUsedSentences,
+  kCancelledSentences,
   kGroupScalars
 };
 
@@ -36,7 +37,7 @@ struct WarpNotes {
   double norm_sum[kMostBatch], norm_sq_sum[kMostBatch], unit_sq[kMostBatch];
   // Of the group that it adds; lane 0 writes them.
   double size_squares;
-  int used, n_sentences, n_zero, n_nonfinite;
+  int used, n_sentences, n_cancelled, n_zero, n_nonfinite;
   // For the end of the block: the layer of this launch, or -1 where it has none, and which sums are in float64 too.
   int layer, in_wide;
 };
@@ -54,14 +55,23 @@ struct TokenPlan {
 
 // Memory that warps leave their sums in. W = count · P warps of a launch.
 struct WarpPartials {
-  double* units;    // (W, 2, d) Σ u of the first and of the last group, where other parts have sentences of it too
+  double* units;    // (W, 2, 2, d) Σ u and Σ g/‖g‖ of the first and of the last group, where other parts have of it too
   double* scalars;  // (W, 2, kGroupScalars) of the same groups
   double* norms;    // (W, 2) Σ‖x‖, Σ‖x‖²
   double* columns;  // (blocks + layers, 3, d) Σ x, Σ x_j², Σ u_j²: of block b's warps of layer l at b + l
   double* wide;     // (W, kWideFields, columns of a warp) float64 sums of a warp, where float32 has had its share
 };
 
-enum WideField : int { kWideSum, kWideSq, kWideUnitSq, kWideUnit, kWideRunSum, kWideRunUnit, kWideFields };
+enum WideField : int {
+  kWideSum,
+  kWideSq,
+  kWideUnitSq,
+  kWideUnit,
+  kWideDirection,
+  kWideRunSum,
+  kWideRunUnit,
+  kWideFields
+};
 
 // Where the sums of the pooled vectors go.
 struct SentenceLevel {

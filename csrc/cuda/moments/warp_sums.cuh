@@ -19,7 +19,7 @@ constexpr int kMostTerms = 32;
 constexpr int octets_of(int64_t d) { return int((d + kWarpColumns - 1) / kWarpColumns); }
 
 // Sums of float32 in shared memory, in the order of WideField.
-enum SharedField : int { kSharedSum, kSharedSq, kSharedUnitSq, kSharedUnit, kSharedFields };
+enum SharedField : int { kSharedSum, kSharedSq, kSharedUnitSq, kSharedUnit, kSharedDirection, kSharedFields };
 
 // How a warp's shared memory is laid out. A field or a row is pieces of 16 bytes a lane, side by side.
 template <class In, int kOctets>
@@ -39,6 +39,12 @@ template <class In>
 __device__ __forceinline__ int first_of_four(int octet, int half, int lane) {
   constexpr bool kOnePiece = sizeof(In) == 2;
   return octet * kWarpColumns + (kOnePiece ? lane * kColumns + half * 4 : half * 4 * kWarpSize + lane * 4);
+}
+
+// 1/√x of a number that float32 holds well, to the last bit or two: by a step of Newton's.
+__device__ __forceinline__ float inverse_root(float x) {
+  const float inverse = rsqrtf(x);
+  return inverse * fmaf(-0.5f * x * inverse, inverse, 1.5f);
 }
 
 // ‖x‖² of a row in float64, in every lane. row(octet) reads it.
@@ -61,7 +67,8 @@ class WarpSums {
   float unit[kOctets][kColumns] = {}, sum[kOctets][kColumns] = {};  // of the sentence
   int left_out = 0;                                                 // rows of the sentence
   uint8_t seen = kUsed;                                             // its status
-  double sentence_sq = 0;                                           // Σ ‖Σ u‖² of the group, of this lane's columns
+  double sentence_sq = 0;                                           // Σ ‖g‖² of the group, of this lane's columns
+  bool cancels = false;  // whether the sentence that ended last has no direction: g = Σ u is too short
 
   // memory: the warp's kSharedFields fields; wide: its kWideFields fields of float64, not yet written.
   __device__ __forceinline__ WarpSums(unsigned char* memory, double* wide, WarpNotes& notes)
@@ -145,9 +152,7 @@ class WarpSums {
   // From here on what registers hold of the sentence may go to shared memory.
   __device__ __forceinline__ void begin_long_run() {
     if (is_long_) return;
-    widen(kSharedSum, kWideSum);
-    widen(kSharedUnit, kWideUnit);
-    run_terms_ = 0;
+    widen_sentences();
     is_long_ = true;
   }
   __device__ __forceinline__ bool is_long() const { return is_long_; }
@@ -159,9 +164,9 @@ class WarpSums {
     if (++run_terms_ == kMostTerms) widen_run();
   }
 
-  // Ends a sentence of at most 32 rows: take(octet, sums) for each octet's Σ x.
+  // Ends a sentence of at most 32 rows, of which `used` are: take(octet, sums) for each octet's Σ x.
   template <class Take>
-  __device__ __forceinline__ void end_short_run(const Take& take) {
+  __device__ __forceinline__ void end_short_run(int used, const Take& take) {
     float total = 0;
 #pragma unroll
     for (int o = 0; o < kOctets; ++o) {
@@ -170,19 +175,19 @@ class WarpSums {
       take(o, sum[o]);
     }
     sentence_sq += double(total);
+    const float norm_sq = sum_of_lanes(total);
+    cancels = !(norm_sq > float(least_norm_sq(used)));
+    share_direction(cancels ? 0.0f : inverse_root(norm_sq));
     share(kSharedSum, sum);
     share(kSharedUnit, unit);
-    if (++run_terms_ == kMostTerms) {
-      widen(kSharedSum, kWideSum);
-      widen(kSharedUnit, kWideUnit);
-      run_terms_ = 0;
-    }
+    if (++run_terms_ == kMostTerms) widen_sentences();
   }
 
   // The same for a long one, with sums of float64.
   template <class Take>
-  __device__ __forceinline__ void end_long_run(const Take& take) {
+  __device__ __forceinline__ void end_long_run(int used, const Take& take) {
     widen_run();
+    double total = 0;
 #pragma unroll 1
     for (int o = 0; o < kOctets; ++o) {
       double sums[kColumns];
@@ -190,39 +195,31 @@ class WarpSums {
       for (int k = 0; k < kColumns; ++k) {
         sums[k] = wide(kWideRunSum, o, k);
         const double g = wide(kWideRunUnit, o, k);
+        total += g * g;
         sentence_sq += g * g;
         add_wide(kWideSum, o, k, sums[k]);
         add_wide(kWideUnit, o, k, g);
       }
       take(o, sums);
     }
-    in_wide_ |= 1 << kWideSum | 1 << kWideUnit;
+    const double norm_sq = sum_of_lanes(total);
+    cancels = !(norm_sq > least_norm_sq(used));
+    const double inverse = cancels ? 0.0 : 1 / sqrt(norm_sq);
+#pragma unroll 1
+    for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) add_wide(kWideDirection, o, k, wide(kWideRunUnit, o, k) * inverse);
+    in_wide_ |= 1 << kWideSum | 1 << kWideUnit | 1 << kWideDirection;
     in_wide_ &= ~(1 << kWideRunSum | 1 << kWideRunUnit);
     is_long_ = false;
   }
 
-  // Hands out Σ u of the group, take(column, value) for each column, neighbours to neighbouring lanes; and starts a new
-  // group.
-  template <class Take>
-  __device__ __forceinline__ void end_group(const Take& take) {
-    const bool any = (in_wide_ >> kWideUnit & 1) != 0;
-    __syncwarp();  // a lane reads what others have summed
-#pragma unroll 4
-    for (int i = 0; i < Shape::kColumns / kWarpSize; ++i) {
-      const int place = i * kWarpSize + read_lane(), piece = place / (4 * kWarpSize);
-      const int lane = place / 4 % kWarpSize, k = place % 4;
-      const float* const of_warp = reinterpret_cast<const float*>(fields_ - lane_of_thread());
-      double value = double(of_warp[kSharedUnit * Shape::kColumns + place]);
-      if (any)
-        value += wide_[((kWideUnit * kOctets + piece / 2) * kColumns + piece % 2 * 4 + k) * kWarpSize +
-                       (lane - lane_of_thread())];
-      take(first_of_four<In>(piece / 2, piece % 2, lane) + k, value);
-    }
-    __syncwarp();  // before any lane begins the next group
-#pragma unroll
-    for (int i = 0; i < kFieldPieces; ++i)
-      fields_[(kSharedUnit * kFieldPieces + i) * kWarpSize] = make_float4(0, 0, 0, 0);
-    in_wide_ &= ~(1 << kWideUnit);
+  // Hands out Σ u and Σ g/‖g‖ of the group, take(column, value) for each column, neighbours to neighbouring lanes; and
+  // starts a new group.
+  template <class TakeUnit, class TakeDirection>
+  __device__ __forceinline__ void end_group(const TakeUnit& take_unit, const TakeDirection& take_direction) {
+    hand_out(kSharedUnit, kWideUnit, take_unit);
+    hand_out(kSharedDirection, kWideDirection, take_direction);
     sentence_sq = 0;
   }
 
@@ -234,6 +231,33 @@ class WarpSums {
 
  private:
   static constexpr int kFieldPieces = 2 * kOctets;
+
+  // The least ‖g‖² of a sentence of so many rows that has a direction.
+  static __device__ __forceinline__ double least_norm_sq(int used) {
+    return (kLeastMeanUnit * used) * (kLeastMeanUnit * used);
+  }
+
+  // Hands out what shared memory and float64 have in these fields, and clears them.
+  template <class Take>
+  __device__ __forceinline__ void hand_out(SharedField field, WideField rest, const Take& take) {
+    const bool any = (in_wide_ >> rest & 1) != 0;
+    __syncwarp();  // a lane reads what others have summed
+#pragma unroll 4
+    for (int i = 0; i < Shape::kColumns / kWarpSize; ++i) {
+      const int place = i * kWarpSize + read_lane(), piece = place / (4 * kWarpSize);
+      const int lane = place / 4 % kWarpSize, k = place % 4;
+      const float* const of_warp = reinterpret_cast<const float*>(fields_ - lane_of_thread());
+      double value = double(of_warp[field * Shape::kColumns + place]);
+      if (any)
+        value += wide_[((rest * kOctets + piece / 2) * kColumns + piece % 2 * 4 + k) * kWarpSize +
+                       (lane - lane_of_thread())];
+      take(first_of_four<In>(piece / 2, piece % 2, lane) + k, value);
+    }
+    __syncwarp();  // before any lane begins the next group
+#pragma unroll
+    for (int i = 0; i < kFieldPieces; ++i) fields_[(field * kFieldPieces + i) * kWarpSize] = make_float4(0, 0, 0, 0);
+    in_wide_ &= ~(1 << rest);
+  }
 
   __device__ __forceinline__ float4& piece(SharedField field, int octet, int half) {
     return fields_[(field * kFieldPieces + 2 * octet + half) * kWarpSize];
@@ -275,6 +299,28 @@ class WarpSums {
         four = make_float4(0, 0, 0, 0);
       }
     in_wide_ |= 1 << to;
+  }
+
+  // Adds Σ u of a sentence, times 1/‖g‖, to the directions.
+  __device__ __forceinline__ void share_direction(float inverse) {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4& to = piece(kSharedDirection, o, half);
+        const float* const g = unit[o] + 4 * half;
+        const float4 four = to;
+        to = make_float4(fmaf(g[0], inverse, four.x), fmaf(g[1], inverse, four.y), fmaf(g[2], inverse, four.z),
+                         fmaf(g[3], inverse, four.w));
+      }
+  }
+
+  // Moves the sums of sentences that have ended to float64.
+  __device__ __forceinline__ void widen_sentences() {
+    widen(kSharedSum, kWideSum);
+    widen(kSharedUnit, kWideUnit);
+    widen(kSharedDirection, kWideDirection);
+    run_terms_ = 0;
   }
 
   // Moves the long sentence's sums to float64.

@@ -78,6 +78,10 @@ struct HiddenStates {
   const int64_t* cu_seqlens;                          // (B + 1) first rows of the packed sentences; null: padded
 };
 
+// The least ‖g‖/T of a sentence that has a direction, where g = Σ u of its T tokens that were used. What float32 leaves
+// of unit vectors that cancel is shorter. cone_kernels/sums.py has the same number.
+constexpr double kLeastMeanUnit = 0x1p-20;
+
 struct PoolMomentsArgs {
   HiddenStates hidden;
   const int64_t* groups;         // (B) in [0, G)
@@ -86,6 +90,8 @@ struct PoolMomentsArgs {
   double* sentence_sq_sum;       // (L, G) Σ ‖g‖², g = Σ u over the tokens of one sentence
   double* sentence_size_sq_sum;  // (L, G) Σ T², T = tokens of one sentence that were used
   int64_t* n_sentences;          // (L, G) sentences with at least one token used
+  double* sentence_unit_sum;     // (L, G, d) Σ g/‖g‖ of the sentences that have a direction
+  int64_t* n_cancelled;          // (L, G) sentences with a token used that have none
   uint8_t* status;               // (L, B): bits of what the sentence's tokens were left out for, or kEmpty
   int threads;
 };

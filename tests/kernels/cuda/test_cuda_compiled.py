@@ -24,6 +24,7 @@ KERNELS = {
     "warp_cosine_backward.cu": 3 * 4,  # one for each number of octets
     "masked_mean_pool_backward.cu": 3 * 2,
     "moment_partials.cu": 3 * 2 + 1,
+    "sentence_directions.cu": 1,
     "list_tokens.cu": 1,
     "list_items.cu": 1,
     "list_sentences.cu": 1,

@@ -14,7 +14,7 @@ from cone_kernels.kernels.cuda import moments as cuda_moments
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.ops.test_pool_moments import POOLED, assert_same, ragged_mask, scattered_mask
-from tests.support.moment_cases import RELATIVE, assert_sums_close, normal, views
+from tests.support.moment_cases import RELATIVE, assert_sums_close, normal, views, with_cancelling_sentences
 from tests.support.simt_cuda import order_of_threads, simt_cuda  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("simt_cuda")
@@ -196,6 +196,15 @@ def test_packed_equals_padded(dtype: torch.dtype) -> None:
     got = pool_moments(hidden[:, mask], cu_seqlens=starts, backend="cuda")
     assert_same(got, pool_moments(hidden, mask, backend="reference"), dtype)
     assert_pooling_equal(hidden[:, mask], starts=starts)
+
+
+@pytest.mark.parametrize("d", [30, 256, 2056, 4104])
+@pytest.mark.parametrize("tokens", [2, 6, 70])
+def test_sentences_whose_unit_vectors_cancel_have_no_direction(d: int, tokens: int) -> None:
+    hidden = with_cancelling_sentences(2, 8, tokens, d)
+    assert_pooling_equal(hidden, torch.ones(8, tokens))
+    got = pool_moments(hidden, torch.ones(8, tokens), backend="cuda")
+    assert got.sums["n_cancelled"].sum(-1).tolist() == [3, 3]
 
 
 def test_tokens_left_out() -> None:

@@ -13,7 +13,7 @@ from cone_kernels.kernels import reference
 from cone_kernels.kernels.cuda import moments as cuda_moments
 from cone_kernels.sums import GROUPS, ROW_FIELDS, SENTENCE_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.ops.test_pool_moments import POOLED
-from tests.support.moment_cases import RELATIVE, assert_sums_close
+from tests.support.moment_cases import RELATIVE, assert_sums_close, with_cancelling_sentences
 from tests.support.simt_cuda import most_shared_memory, order_of_threads, simt_cuda  # noqa: F401 - one is a fixture
 
 pytestmark = pytest.mark.usefixtures("simt_cuda")
@@ -124,6 +124,15 @@ def test_tokens_whose_squares_do_not_fit_float32(tokens: int) -> None:
     hidden[1][2, 1], hidden[1][3, :], hidden[1][4, 0, 3] = 1e-30, 1e25, torch.nan
     hidden[1][5, 3, 7], hidden[0][6, :] = torch.inf, 0
     assert_both_levels_equal((hidden, mask, groups))
+
+
+@pytest.mark.parametrize("tokens", [2, 32, 34, 70])
+def test_directions_of_short_and_long_sentences_that_take_turns(tokens: int) -> None:
+    """Every third sentence has none; those of one group are more than a sum of float32 has terms."""
+    hidden = with_cancelling_sentences(2, 100, tokens, 264)
+    mask, groups = torch.ones(100, tokens, dtype=torch.bool), torch.zeros(100, dtype=torch.int64)
+    mask[1::3, 2:] = False
+    assert_both_levels_equal((list(hidden), mask, groups))
 
 
 def test_bitwise_the_same_in_any_order_of_blocks_and_threads() -> None:

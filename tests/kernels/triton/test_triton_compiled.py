@@ -90,7 +90,14 @@ def test_no_spills_and_wide_loads() -> None:
     """One width and dtype for sm_90; `make test-slow` has the others, and row_moments, which takes fewer registers."""
     forms = [(op, 1024, "bfloat16") for op in OPS if op != "row_moments"]
     found = compiled_at_once((forms, 90))
-    assert {code["kernel"] for code in found} == {"_add_sentences", "_pool", "_backward", "_finish"}
+    assert {code["kernel"] for code in found} == {
+        "_add_sentences",
+        "_add_directions",
+        "_squared_norms",
+        "_pool",
+        "_backward",
+        "_finish",
+    }
     assert_good(found)
 
 

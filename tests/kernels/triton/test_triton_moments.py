@@ -13,7 +13,7 @@ from cone_kernels.kernels import segments
 from cone_kernels.ops.row_moments import row_moments_
 from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, TOKEN_FIELDS, zero_sums
 from tests.ops.test_pool_moments import POOLED, assert_same, ragged_mask, scattered_mask
-from tests.support.moment_cases import RELATIVE, assert_sums_close, normal, views
+from tests.support.moment_cases import RELATIVE, assert_sums_close, normal, views, with_cancelling_sentences
 from tests.support.triton_interpreter import faithful_interpreter, guarded_memory
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -149,6 +149,14 @@ def test_rows_left_out(dtype: torch.dtype) -> None:
     sums = assert_rows_equal(hidden.flatten(0, 1))
     assert sums["n_zero"].nonzero().flatten().tolist() == [7, 16]
     assert sums["n_nonfinite"].nonzero().flatten().tolist() == [13, 15]
+
+
+@pytest.mark.parametrize(("d", "tokens"), [(30, 6), (2056, 2)])
+def test_sentences_whose_unit_vectors_cancel_have_no_direction(d: int, tokens: int) -> None:
+    hidden = with_cancelling_sentences(2, 8, tokens, d)
+    assert_pooling_equal(hidden, torch.ones(8, tokens))
+    got = pool_moments(hidden, torch.ones(8, tokens), backend="triton")
+    assert got.sums["n_cancelled"].sum(-1).tolist() == [3, 3]
 
 
 def test_float32_sums_that_overflow_have_a_mean() -> None:
