@@ -46,7 +46,7 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Or: ast.And, ast.USub: ast.UAdd, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 CALLED_INSTEAD = {"min": "max", "max": "min", "any": "all", "all": "any"}
-# A module that fewer test files name is run by the tests of its users beside it too.
+# A module that fewer test files are called like or name is run by those called like its users too.
 FEW = 3
 # pytest's exit code where no test was found.
 NO_TEST = 5
@@ -145,33 +145,43 @@ def _put(tree: ast.Module, at: ast.AST, changed: ast.AST) -> None:
 
 
 def files_that_test(module: Path) -> list[str]:
-    """The test files that name a module, those that are called like it first; then, where they are few, its users'."""
-    files = _files_that_name(module)
-    if len(files) < FEW:
-        files += itertools.chain.from_iterable(map(_files_that_name, _users(module, module.parent)))
-    return list(dict.fromkeys(files)) or list(
-        dict.fromkeys(itertools.chain.from_iterable(map(files_that_test, _users(module, ROOT / "cone_kernels"))))
-    )
+    """The test files of a module, the closest first.
+
+    They are those called like it; those that name it; where these are few, those called like the modules that use it;
+    and all of the folder that is called like its own. Where there is none, its users' own.
+    """
+    called, naming, beside = _test_files(module)
+    own, users = [*called, *naming], _users(module)
+    if len(own) < FEW:
+        own += itertools.chain.from_iterable(_test_files(user)[0] for user in users)
+    found = list(dict.fromkeys([*own, *beside]))
+    return found or list(dict.fromkeys(itertools.chain.from_iterable(map(files_that_test, users))))
 
 
-def _files_that_name(module: Path) -> list[str]:
-    stem, dotted = module.stem, _dotted(module)
-    topic = stem.split("_result")[0].split("_claims")[0]
-    ranked = []
-    for file in sorted((ROOT / "tests").rglob("test_*.py")):
-        name = str(file.relative_to(ROOT))
-        if any(word in name for word in LEFT_OUT):
+def _test_files(module: Path) -> tuple[list[str], list[str], list[str]]:
+    """The test files called like a module, those that name it, and all of the folder called like its own."""
+    topic, dotted = module.stem.split("_result")[0].split("_claims")[0], _dotted(module)
+    called, naming, beside = [], [], []
+    for file in _files("tests"):
+        name, text = str(file.relative_to(ROOT)), _text(file)
+        if not file.stem.startswith("test_") or any(word in name for word in LEFT_OUT):
             continue
-        text = _text(file)
-        called_like_it = topic in file.stem or file.parent.name == module.parent.name != "experiments"
-        if called_like_it or dotted in text or f"experiments.{topic}(" in text or f"import {topic}" in text:
-            ranked.append((topic not in file.stem, not called_like_it, name))
-    return [name for *_, name in sorted(ranked)]
+        if topic in file.stem:
+            called.append(name)
+        if dotted in text or f"experiments.{topic}(" in text or f"import {topic}" in text:
+            naming.append(name)
+        if file.parent.name == module.parent.name != "experiments":
+            beside.append(name)
+    return called, naming, beside
 
 
-def _users(module: Path, of: Path) -> list[Path]:
-    files = [file for file in sorted(of.rglob("*.py")) if file.stem != "__init__"]
-    return [file for file in files if f"{_dotted(module)} import" in _text(file)]
+def _users(module: Path) -> list[Path]:
+    return [file for file in _files("cone_kernels") if f"{_dotted(module)} import" in _text(file)]
+
+
+@cache
+def _files(folder: str) -> list[Path]:
+    return [file for file in sorted((ROOT / folder).rglob("*.py")) if file.stem != "__init__"]
 
 
 @cache

@@ -184,9 +184,9 @@ def result(
         ({"value": 0.01}, "It opens the cone: what is left is not told from 0."),
         ({"value": 0.14}, "It opens the cone: 20.0% of it is left."),
         # Two standard errors on either side of 0.
-        ({"value": 0.018}, "It opens the cone: what is left is not told from 0."),
+        ({"value": 0.02}, "It opens the cone: what is left is not told from 0."),
         ({"value": 0.023}, "It opens the cone: 3.3% of it is left."),
-        ({"value": -0.018}, "It opens the cone: what is left is not told from 0."),
+        ({"value": -0.02}, "It opens the cone: what is left is not told from 0."),
         ({"value": -0.023}, "Two sentences point apart on average now."),
         ({"value": 0.8}, "It closes the cone further: 300 sentences are too few to fit it on."),
         ({"value": -0.3}, "Two sentences point apart on average now."),

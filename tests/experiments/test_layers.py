@@ -248,6 +248,14 @@ def test_of_five_sentences_nothing_is_told() -> None:
     assert said == "Of the layers nothing is told from noise by 5 sentences: they are too few."
 
 
+def test_what_is_left_out_is_that_of_the_layer_that_has_most() -> None:
+    rows = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0))
+    rows[1, 2:4], rows[1, 7], rows[2, 0] = 0, torch.nan, torch.inf
+    found = layers(state=state_of(rows))
+    assert [(row.sentence.n_zero, row.sentence.n_nonfinite) for row in found.layers] == [(0, 0), (2, 1), (0, 1)]
+    assert found.corpus["left_out"] == 3
+
+
 @pytest.mark.parametrize("n", [6, 20])
 def test_of_few_sentences_no_error_is_told_that_is_not_known(n: int) -> None:
     rows = torch.randn(3, n, 16, generator=torch.Generator().manual_seed(0)) + 2

@@ -64,6 +64,17 @@ def test_a_direction_that_turned(value: float, noise: float, verdict: str) -> No
     assert DirectionChange(math.sqrt(value), 0.1, overlap(value, noise), 0.002).verdict == verdict
 
 
+@pytest.mark.parametrize(("second", "said"), [(0.93, True), (0.9, False)])
+def test_axes_that_are_the_same_at_every_layer(second: float, said: bool) -> None:
+    """By their spaces: the first axes alone are further apart."""
+    rows = normal(2, 40, 1, D, dtype=torch.float64)
+    found = compare(state_of(rows, second_moment=True), state_of(rows + 1, second_moment=True))
+    axes = (DirectionChange(0.8, 0.1, overlap(value), 0.005) for value in (0.95, second))
+    layers = tuple(replace(row, axis=axis) for row, axis in zip(found.layers, axes, strict=True))
+    words = f"The space of the top axes is the same in both: overlap at least {second:.3f}."
+    assert (words in replace(found, layers=layers).summary()) == said
+
+
 @pytest.mark.parametrize(("length", "least", "verdict"), [(2.85, 0.02, "removed"), (2.93, 0.005, "stayed")])
 def test_a_cone_that_lost_a_little(length: float, least: float, verdict: str) -> None:
     noise = 0.7 * normal(800, D, dtype=torch.float64, shift=0)

@@ -175,6 +175,14 @@ def test_blocks_may_return_a_tuple_in_one_forward_and_a_tensor_in_the_next(first
         assert [torch.equal(added, state) for added in probe.added[layer]] == [True, True]
 
 
+def test_a_tensor_stands_for_a_tuple_that_began_with_it_and_the_other_way_round() -> None:
+    layer = torch.ones(1, 2, 3)
+    for path in ((), (0,)):
+        point = LayerPoint(layer=2, name="blocks.1", module="blocks.1", kind="output", call=0, path=path)
+        assert point.tensor_in(layer) is layer
+        assert point.tensor_in((layer, torch.zeros(()))) is layer
+
+
 @pytest.mark.parametrize("path", [(1,), ("hidden_states", 0)])
 def test_a_tensor_in_place_of_what_held_the_layer_is_refused(path: Path) -> None:
     point = LayerPoint(layer=2, name="blocks.1", module="blocks.1", kind="output", call=0, path=path)

@@ -284,11 +284,16 @@ def test_sentences_flattened_into_one_row() -> None:
         states = model(**flat, output_hidden_states=True).hidden_states
     mask = batch["attention_mask"].bool()
     padded = [torch.zeros(*mask.shape, 32).masked_scatter(mask[..., None], state[0]) for state in states]
+    # Where sentences begin is told by `cu_seq_lens_q`, or by positions that start again; without both one row is one.
+    for left_out in ("nothing", "cu_seq_lens_q"):
+        with ConeProbe(model) as probe, torch.no_grad():
+            model(**{name: value for name, value in flat.items() if name != left_out})
+            model(**batch)
+        assert_statistics_of(probe.state, [(padded, mask), (hidden_states(model, batch), mask)])
+        assert int(probe.state.sentence.count[0].sum()) == 10
     with ConeProbe(model) as probe, torch.no_grad():
-        model(**flat)
-        model(**batch)
-    assert_statistics_of(probe.state, [(padded, mask), (hidden_states(model, batch), mask)])
-    assert int(probe.state.sentence.count[0].sum()) == 10
+        model(input_ids=flat["input_ids"])
+    assert int(probe.state.sentence.count[0].sum()) == 1
 
 
 def filled_up(flat: dict[str, Tensor], n: int) -> dict[str, Tensor]:

@@ -106,6 +106,8 @@ def test_levels_and_poolings_are_those_of_the_numbers() -> None:
     numbers = tuple(range(7))
     for key, name in (("token", "anisotropy"), ("sentence", "anisotropy"), ("predicted", "value")):
         assert (numbers, tuple(row[key][name] for row in result["layers"])) in lines_of(levels)
+    corners = {(at, row[key]["anisotropy"]) for at, row in enumerate(result["layers"]) for key in ("token", "sentence")}
+    assert any(corners <= outline for outline in outlines_of(levels))
     widest = max(result["layers"], key=lambda row: row["gap"]["value"])
     ends = (widest["token"]["anisotropy"], widest["sentence"]["anisotropy"])
     assert ((widest["layer"],) * 2, ends) in lines_of(levels)
@@ -121,9 +123,9 @@ def test_stems_reach_their_values() -> None:
     (component,) = result["components"]
     extremes, correlations = figure(result).axes
     ends = [entry["projection"] for entry in (*component["top"], *component["bottom"])]
-    assert {x for x, _ in lines_of(extremes)} >= {(0, value) for value in ends}
+    assert {x for x, _ in lines_of(extremes)} >= {x for value in ends for x in ((0, value), (value,))}  # and its dot
     values = [value for value in component["correlations"].values() if value is not None]
-    assert {x for x, _ in lines_of(correlations)} >= {(0, value) for value in values}
+    assert {x for x, _ in lines_of(correlations)} >= {x for value in values for x in ((0, value), (value,))}
     assert len(values) == 2
 
 

@@ -359,6 +359,10 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
             "n_cancelled must be there too. A state that was saved before the sums had them must be measured again",
         ),
         (lambda t, i: t["token.n_cancelled"].add_(t["token.n_sentences"] + 1), "sentence_unit_sum of token is longer"),
+        (
+            lambda t, i: (i["token"]["fields"].append("more"), t.update({"token.more": t["token.count"] + 0})),
+            "fields are .* 'more'",
+        ),
         (lambda t, i: i["token"].pop("dim"), "header: got"),
         (lambda t, i: i.pop("token"), "got a header of"),
         (lambda t, i: i.update(more={}), "got a header of"),
@@ -455,6 +459,13 @@ def test_select_is_one_layer() -> None:
     assert torch.equal(metrics.anisotropy(one), metrics.anisotropy(moments)[1:])
     one.update(normal(1, 5, DIM))
     assert int(moments.count[1].sum()) == 30
+    # Layers have numbers of their own, which are no places.
+    late = Moments.empty("sentence", [2, 5], DIM, second_moment=True, unit_second_moment=True)
+    late.update(normal(2, 30, DIM, seed=1), sentence_ids=torch.arange(30))
+    for number, place in ((2, 0), (5, 1)):
+        found, wanted = late.select(number), moments.select(place)
+        assert found.layers == (number,)
+        assert all(torch.equal(found.sums[name], wanted.sums[name]) for name in wanted.fields)
 
 
 @pytest.mark.parametrize("second_moment", [False, True])

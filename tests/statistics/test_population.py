@@ -48,7 +48,15 @@ def test_the_corrected_ratio_is_that_of_sums_over_distinct_rows() -> None:
     squares = (p**2 * apart).sum() / two - 2 * (p[i, j] * p[j, k] * threes).sum() / three + ij_kl
     own = p.diagonal()
     trace = (np.outer(own, own) * apart).sum() / two - 2 * (p[i, i] * p[j, k] * threes).sum() / three + ij_kl
-    assert geometry_of(torch.from_numpy(x)).population.participation_ratio == pytest.approx(trace / squares, rel=1e-9)
+    found = geometry_of(torch.from_numpy(x)).population
+    assert found.participation_ratio == pytest.approx(trace / squares, rel=1e-9)
+    # Its error is that of elliptical rows, to second order in 1/n.
+    fourth = (np.linalg.norm(x - x.mean(0), axis=1) ** 4).sum() / (n - 1)
+    kurtosis = fourth * n / (n - 1) / (trace + 2 * squares)
+    s1, s2, s3, s4 = (np.linalg.eigvalsh(np.cov(x.T)) ** np.arange(1, 5)[:, None]).sum(1)
+    variance = 8 * kurtosis / n * (s2 / s1**2 + s4 / s2**2 - 2 * s3 / (s1 * s2))
+    variance += 2 * (3 * kurtosis**2 - 1) / (n - 1) ** 2
+    assert found.participation_ratio_stderr == pytest.approx(trace / squares * np.sqrt(variance), rel=1e-9)
 
 
 def test_it_holds_for_rows_of_heavy_tails_and_any_n() -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from cone_kernels.statistics.directions import random_cosine_mean
-from cone_kernels.statistics.subspaces import Overlap, SampledAxes, compared_axes, drawn_overlaps, overlap
+from cone_kernels.statistics.subspaces import (
+    Overlap,
+    SampledAxes,
+    TopAxes,
+    compared_axes,
+    drawn_overlaps,
+    overlap,
+    top_axes_overlap,
+)
 
 GROUPS, DIM = 40, 20
 # The spread of the vectors: two axes that are nearly alike, then a gap.
@@ -113,3 +122,27 @@ def test_directions_drawn_from_covariances_are_closer_than_those_of_the_whole_sp
     assert float(drawn_overlaps(even, even, 1).sqrt().mean()) == pytest.approx(random_cosine_mean(DIM), rel=0.1)
     narrow = sampled(drawn(1000, 0))
     assert float(drawn_overlaps(narrow, narrow, 1).mean()) > 2 * float(drawn_overlaps(even, even, 1).mean())
+
+
+def test_the_overlap_of_first_axes_is_corrected_by_what_sampling_turns_them() -> None:
+    """Two covariances of known eigenvalues, the one's first axis 30° from the other's: every number by hand."""
+    values = torch.tensor([4.0, 1.0, 0.5, 0.25], dtype=torch.float64)
+    turn, (c, s), n = torch.eye(4, dtype=torch.float64), (math.cos(math.pi / 6), 0.5), 100
+    turn[0, 0], turn[0, 2], turn[2, 0], turn[2, 2] = c, s, -s, c  # its rows are the axes
+    one = TopAxes(values.diag(), values, torch.eye(4, dtype=torch.float64), n)
+    other = TopAxes(turn.mT @ values.diag() @ turn, values, turn, n)
+    found = top_axes_overlap(one, other, 3)
+    parts = [4 * value / (n * (4 - value) ** 2) for value in (1.0, 0.5, 0.25)]
+    assert (found.axes, found.degrees) == (1, n - 1)
+    assert found.value == pytest.approx(c**2)
+    assert found.noise == pytest.approx(2 * sum(parts))
+    assert found.corrected == pytest.approx(c**2 / (1 - sum(parts)) ** 2)
+    slope = 2 * 4 * 4 * (c * s) ** 2 * 0.5 / (n * 9)
+    squared = 4 * 2 * sum(part**2 for part in parts)
+    assert found.stderr == pytest.approx(math.sqrt(slope - squared))
+    # Axes that are not known are as near as the last one that is.
+    few = replace(one, values=values[:2], vectors=one.vectors[:2])
+    assert few.turns(1)[0] == pytest.approx(parts[0] + 4 * 0.75 / (n * 9))
+    # Of axes that no gap sets apart nothing is known.
+    even = TopAxes(torch.eye(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64), turn, n)
+    assert math.isnan(top_axes_overlap(one, even, 3).corrected)
