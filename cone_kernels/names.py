@@ -49,7 +49,7 @@ class Experiment:
     Attributes:
         heading: above its section of the report.
         question: what it answers.
-        command: what it is called on the command line, and its function in Python.
+        command: what it is called on the command line.
         in_run: how `cone run` makes it: of each model, of all models together, or of each model by each method of
             centring; None where it is no part of a run.
     """
@@ -58,6 +58,11 @@ class Experiment:
     question: str
     command: str
     in_run: InRun | None = None
+
+    @property
+    def function(self) -> str:
+        """Its function in Python, and the module of its command: the command's name with underscores."""
+        return self.command.replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ EXPERIMENTS = {
     "vectors": Experiment("Vectors", "How tight is the cone of vectors that are there already?", "vectors"),
     "compare": Experiment("Comparison", "Did the cone change?", "compare"),
     "rows": Experiment("Row by row", "Do two sources give the same vectors?", "rows"),
+    "modality_gap": Experiment("Modality gap", "How far apart are the cones of images and texts?", "modality-gap"),
 }
 
 POOLINGS = {

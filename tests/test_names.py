@@ -41,7 +41,7 @@ from cone_kernels.state import poolings
 from cone_kernels.vector_files import formats
 
 PACKAGES = sorted(path.parent for path in Path(cone_kernels.__file__).parent.rglob("__init__.py"))
-CALLED = [name for name, about in EXPERIMENTS.items() if about.command == name]
+CALLED = [name for name, about in EXPERIMENTS.items() if about.function == name]
 
 
 def test_every_pooling_has_words_and_a_pooler() -> None:
@@ -75,10 +75,10 @@ def test_every_experiment_has_its_function_result_command_and_tables(name: str) 
     module = import_module(f"cone_kernels.experiments.{name}")
     results = import_module(f"{module.__name__}_result") if find_spec(f"{module.__name__}_result") else module
     assert results.SCHEMA.startswith(f"cone_kernels/{name}/")
-    function = vars(module)[about.command]
+    function = vars(module)[about.function]
     result = getattr(results, inspect.signature(function).return_annotation)
     assert issubclass(result, ExperimentResult)
-    assert about.command in experiments.__all__
+    assert about.function in experiments.__all__
     assert result.__name__ in experiments.__all__
     assert getattr(experiments, result.__name__) is result
     assert about.command in COMMANDS
@@ -90,8 +90,7 @@ def test_every_experiment_has_its_function_result_command_and_tables(name: str) 
 
 def test_nothing_that_looks_like_an_experiment_is_missing_in_the_names() -> None:
     functions = {name for name in experiments.__all__ if name.islower()}
-    # Of two towers there is no command.
-    assert functions == {"measure", "modality_gap", "run", *(about.command for about in EXPERIMENTS.values())}
+    assert functions == {"measure", "run", *(about.function for about in EXPERIMENTS.values())}
     tables = {path.stem for path in (PACKAGES[0] / "report" / "tables").glob("*.py")}
     # What labelled pairs say is a part of centring and of a run.
     assert tables - {"__init__", "quality"} == set(EXPERIMENTS)

@@ -148,7 +148,7 @@ def plain_command(name: str) -> click.Command:
         from cone_kernels.terminal.tables import print_tables
 
         files = ("save_state", "checkpoint")
-        experiment = getattr(experiments, about.command)
+        experiment = getattr(experiments, about.function)
         run_experiment(experiment, print_tables, options, json_out=json_out, max_bad=max_bad, outputs=files)
 
     return command

@@ -34,11 +34,12 @@ class ConeGroup(click.Group):
         """The command of this name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in _EXPERIMENTS and find_spec(f"cone_kernels.cli.{cmd_name}") is None:
+        module = cmd_name.replace("-", "_")
+        if cmd_name in _EXPERIMENTS and find_spec(f"cone_kernels.cli.{module}") is None:
             from cone_kernels.cli.experiment import plain_command
 
             return plain_command(_EXPERIMENTS[cmd_name])
-        command: click.Command = getattr(import_module(f"cone_kernels.cli.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(import_module(f"cone_kernels.cli.{module}"), module)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

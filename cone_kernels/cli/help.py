@@ -28,13 +28,14 @@ class Group:
 GROUPS = (
     Group(
         "Model",
-        ("--model BAAI/bge-small-en-v1.5 --dtype bfloat16 --prompt-name query",),
+        ("--model BAAI/bge-small-en-v1.5 --dtype bfloat16 --prompt-name query", "--dtype bfloat16 --revision main"),
         ("revision", "prompt", "prompt_name", "no_prompt", "truncate_dim", "dtype", "attention", "torch_compile",
          "trust_remote_code", "baseline"),
     ),
     Group(
         "Corpus",
-        ("--corpus 'part-*.jsonl.gz' --field title --field body --sample 10000", "--field vector --limit 10000",
+        ("--corpus 'part-*.jsonl.gz' --field title --field body --sample 10000",
+         "--field caption --no-dedup --limit 10000", "--field vector --limit 10000",
          "--field vector"),
         ("field", "format", "limit", "sample", "shuffle", "seed", "group_by", "dedup", "errors", "malformed",
          "max_bad"),
@@ -42,9 +43,9 @@ GROUPS = (
     Group(
         "Speed",
         ("--device cuda:1 --token-budget auto --workers 4", "--workers 4 --threads 2",
-         "--device cuda:1 --token-budget auto --threads 2"),
-        ("device", "backend", "token_budget", "packed", "workers", "ray", "distributed", "threads", "shard_size",
-         "shard"),
+         "--device cuda:1 --token-budget auto --threads 2", "--device cuda:1 --batch-size 256"),
+        ("device", "batch_size", "backend", "token_budget", "packed", "workers", "ray", "distributed", "threads",
+         "shard_size", "shard"),
     ),
     Group(
         "Interrupted runs",

@@ -129,6 +129,38 @@ max_bad_option = click.option(
     "--max-bad", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if more than N are left out."
 )
 
+device_option = click.option(
+    "--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"
+)
+
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "float64", "auto"]),
+    default="float32",
+    show_default=True,
+    help="What the model computes in; auto: as its weights are stored.",
+)
+
+revision_option = click.option("--revision", help="Branch, tag or commit of a hub id.")
+
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."
+)
+
+field_option = click.option("--field", multiple=True, help="A field of the records to read; may be repeated.")
+
+dedup_option = click.option(
+    "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
+)
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."
+)
+
+format_option = click.option(
+    "--format", type=click.Choice(TEXT_FORMATS), help="Of standard input, -.  [default: as it begins]"
+)
+
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."
 )
@@ -153,8 +185,8 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             help=f"Sentences: {listed_suffixes()}, also with .gz or .zst; a glob, a folder, a URL, datasets:NAME:SPLIT "
             "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."),
-        click.option("--field", multiple=True, help="A field of the records to read; may be repeated."),
+        limit_option,
+        field_option,
         click.option(
             "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
         ),
@@ -163,31 +195,21 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         ),
         click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
         click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
-        click.option(
-            "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
-        ),
-        click.option(
-            "--format", type=click.Choice(TEXT_FORMATS), help="Of --corpus -, standard input.  [default: as it begins]"
-        ),
+        dedup_option,
+        format_option,
         click.option(
             "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
         ),
         click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
-        click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: the first GPU, else the CPU]"),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "bfloat16", "float16", "float64", "auto"]),
-            default="float32",
-            show_default=True,
-            help="What the model computes in; auto: as its weights are stored.",
-        ),
+        device_option,
+        dtype_option,
         click.option(
             "--baseline",
             type=click.Choice(list(BASELINES)),
             help="In place of the model: " + "; ".join(f"{name}: {what}" for name, what in BASELINES.items()) + ".",
         ),
         backend_option,
-        click.option("--revision", help="Branch, tag or commit of a hub id."),
+        revision_option,
         click.option("--prompt", metavar="TEXT", help="Put before every sentence.  [default: the model's own]"),
         click.option("--prompt-name", metavar="NAME", help="One of the model's prompts."),
         click.option("--no-prompt", is_flag=True, help="Not the model's own prompt either."),
@@ -197,7 +219,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             metavar="N",
             help="The first N dimensions of the model's output.  [default: as the model says]",
         ),
-        click.option("--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."),
+        trust_option,
         click.option(
             "--attention",
             metavar="NAME",

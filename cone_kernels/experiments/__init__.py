@@ -89,7 +89,7 @@ def _function(module: ModuleType) -> Any:
     return vars(module)[module.__name__.rpartition(".")[2]]
 
 
-for _name in ("run", "modality_gap", *(name for name, about in EXPERIMENTS.items() if about.command == name)):
+for _name in ("run", *(name for name, about in EXPERIMENTS.items() if about.function == name)):
     import_module(f"{__name__}.{_name}")
     # Assigning a module's class is how Python's reference manual says to do this (3.3.2.1, module attribute access).
     sys.modules[f"{__name__}.{_name}"].__class__ = _CallableModule

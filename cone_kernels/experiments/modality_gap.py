@@ -95,7 +95,8 @@ def modality_gap(
         cosine_of_means=_estimate(outputs[0], outputs[1], _cosine),
         gap=_estimate(outputs[0], outputs[1], lambda a, b: (a - b).norm(dim=-1)),
         across=_estimate(outputs[0], outputs[1], lambda a, b: (a * b).sum(-1)),
-        manifest={"versions": versions(), "batch_size": batch_size, "corpus": sentences.summary.to_dict()},
+        corpus=sentences.summary.to_dict() | {"left_out": _left_out(tower_of_images) + _left_out(tower_of_texts)},
+        manifest={"versions": versions(), "device": str(towers.model.device), "batch_size": batch_size},
     )
 
 
@@ -149,6 +150,11 @@ def _measured(
     layers = zip(state.layers, probe.layer_names, sentence, token, strict=True)
     (output,) = levels_of(state.output, what)
     return Tower(type(part).__name__, tuple(TowerLayer(*layer) for layer in layers), output, state)
+
+
+def _left_out(tower: Tower) -> int:
+    """Vectors of the tower that are zero or not finite."""
+    return tower.output.n_zero + tower.output.n_nonfinite
 
 
 def _run_images(towers: Towers, probe: Any, images: list[Any]) -> Tensor:

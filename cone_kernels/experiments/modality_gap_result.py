@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.result import Estimate
+from cone_kernels.experiments.result import Estimate, ExperimentResult, data_frame
+from cone_kernels.names import OUTPUT
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from cone_kernels.state.cone_state import ConeState
 
 SCHEMA = "cone_kernels/modality_gap/1"
@@ -53,7 +56,7 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class ModalityGapResult:
+class ModalityGapResult(ExperimentResult):
     """What `modality_gap` found; standard errors are of images and texts drawn independently of each other.
 
     Attributes:
@@ -62,7 +65,8 @@ class ModalityGapResult:
         cosine_of_means: cosine between the mean of the images' unit vectors and that of the texts'.
         gap: length of the difference of the two means, from 0 to 2 (Liang et al. 2022).
         across: mean cosine of an image and a text at random.
-        manifest: versions.
+        corpus: the texts, what of them was dropped or replaced, and how many vectors of either kind were left out.
+        manifest: versions, device, size of a batch.
     """
 
     model: dict[str, Any]
@@ -71,6 +75,7 @@ class ModalityGapResult:
     cosine_of_means: Estimate
     gap: Estimate
     across: Estimate
+    corpus: dict[str, Any]
     manifest: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,12 +85,26 @@ class ModalityGapResult:
             "schema": SCHEMA,
             "experiment": "modality_gap",
             "model": self.model,
+            "corpus": self.corpus,
             "images": self.images.to_dict(),
             "texts": self.texts.to_dict(),
             **numbers,
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
+
+    def to_pandas(self) -> DataFrame:
+        """A row for each layer of each tower, its number as `layer`, and one for its vectors, the layer `output`.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        rows = []
+        for name, tower in (("images", self.images), ("texts", self.texts)):
+            found = tower.to_dict()
+            about = {"model": self.model["name"], "tower": name}
+            rows += [about | row for row in found["layers"]] + [about | {"layer": OUTPUT} | found["output"]]
+        return data_frame(rows)
 
     def summary(self) -> tuple[str, ...]:
         """The answer in plain sentences."""

@@ -13,7 +13,7 @@ from decimal import Context, Decimal
 from typing import TypeAlias
 
 from cone_kernels.models.names import short_name
-from cone_kernels.report.node import Node
+from cone_kernels.report.node import Node, place_within
 
 MISSING = "–"
 MINUS = "\u2212"
@@ -131,9 +131,19 @@ def name(model: Node) -> Text:
     return Text(node, short_name(node.text))
 
 
-def markup(parts: Parts) -> str:
-    """The parts as HTML: each number in `<data>` with its full value, each with its place in the results."""
-    return "".join(_element(part) for part in parts)
+def markup(parts: Parts, place: str = "") -> str:
+    """The parts as HTML: each number in `<data>` with its full value, each with its place in the results.
+
+    Args:
+        parts: what is shown.
+        place: what the nearest element around it with `data-in` has there: places are told from there on.
+    """
+    return "".join(_element(part, place) for part in parts)
+
+
+def nodes_of(parts: Parts) -> list[Node]:
+    """The places in the results that the parts are of."""
+    return [part.node for part in parts if not isinstance(part, str)]
 
 
 def plain(parts: Parts) -> str:
@@ -177,12 +187,13 @@ def _with_minus(shown: str) -> str:
     return shown.replace("-", MINUS if shown.strip("-0.%") else "")
 
 
-def _element(part: Inline) -> str:
+def _element(part: Inline, place: str) -> str:
     if isinstance(part, str):
         return escape(part)
+    pointer = escape(place_within(part.node.pointer, place))
     if isinstance(part, Key):
-        return f'<span data-key="{escape(part.node.pointer)}">{escape(part.shown)}</span>'
-    at = f'data-at="{escape(part.node.pointer)}"'
+        return f'<span data-key="{pointer}">{escape(part.shown)}</span>'
+    at = f'data-at="{pointer}"'
     if not part.node.known:
         return f'<span class="null" title="not defined" {at}>{MISSING}</span>'
     if isinstance(part, Text):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _KINDS = {"dict": "an object", "list": "a list", "str": "a string"}
@@ -98,6 +98,27 @@ class Node:
 def known(*nodes: Node) -> bool:
     """Whether all of them have a value."""
     return all(node.known for node in nodes)
+
+
+def common_place(nodes: Iterable[Node]) -> str:
+    """The pointer of the smallest part of the results that all of these lie in; "" for the whole."""
+    parents = [node.pointer.split("/")[:-1] for node in nodes]
+    if not parents:
+        return ""
+    first, last = min(parents), max(parents)
+    alike = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return "/".join(first[:alike])
+
+
+def place_within(pointer: str, place: str) -> str:
+    """A pointer as it is written below an element with `data-in="place"`: without that; whole where it leads elsewhere.
+
+    Examples:
+        >>> place_within("/models/0/layers/2/name", "/models/0/layers")
+        '2/name'
+    """
+    within = pointer.removeprefix(f"{place}/")
+    return pointer if not place or within == pointer or within.startswith("/") else within
 
 
 def _short(value: Any) -> str:

@@ -24,7 +24,14 @@ from cone_kernels.report.inline import (
 from cone_kernels.report.methods import METHODS_HTML
 from cone_kernels.report.node import Node
 from cone_kernels.report.overview import overview_table
-from cone_kernels.report.section import NO_FIGURES, Drawer, experiment_of, figures_and_tables, findings
+from cone_kernels.report.section import (
+    NO_FIGURES,
+    Drawer,
+    experiment_of,
+    figures_and_tables,
+    findings,
+    fragment_frame,
+)
 from cone_kernels.report.table import Column, Table, table_html
 from cone_kernels.report.tables import TABLES
 
@@ -63,10 +70,8 @@ def run_fragment_html(results: Node, prefix: str, style: str, draw: Drawer | Non
     """
     models = _models(results)
     missing = "" if draw else f'<p class="note">{escape(NO_FIGURES)}</p>'
-    return (
-        f'<div class="cone cone-fragment"><style>{style}</style><h3>{markup(_title(models))}</h3>{missing}'
-        f"{_answer(results, models, prefix, draw)}</div>"
-    )
+    answer = _answer(results, models, prefix, draw)
+    return fragment_frame(f"<h3>{markup(_title(models))}</h3>{missing}{answer}", prefix, style)
 
 
 def result_page_html(result: Node, draw: Drawer) -> str:

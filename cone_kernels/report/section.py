@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cone_kernels.names import EXPERIMENTS
 from cone_kernels.report.inline import Parts, escape, markup, name, text
 from cone_kernels.report.node import Node
+from cone_kernels.report.shared_styles import share_styles
 from cone_kernels.report.table import Table, table_html
 from cone_kernels.report.tables import TABLES
 
@@ -66,7 +67,11 @@ def fragment_html(result: Node, panels: Sequence[Panel] | None, prefix: str, sty
     heading = escape(about.heading) + (f": {markup([name(model)])}" if model.known else "")
     body = figures_and_tables(panels or (), TABLES[experiment](result), prefix, draw)
     missing = "" if panels is not None else f'<p class="note">{escape(NO_FIGURES)}</p>'
-    return (
-        f'<div class="cone cone-fragment"><style>{style}</style><h3>{heading}</h3>'
-        f"<p><em>{escape(about.question)}</em></p>{findings(result)}{missing}{body}</div>"
-    )
+    question = f"<p><em>{escape(about.question)}</em></p>"
+    return fragment_frame(f"<h3>{heading}</h3>{question}{findings(result)}{missing}{body}", prefix, style)
+
+
+def fragment_frame(html: str, prefix: str, style: str) -> str:
+    """What can stand in any page, with its style sheet."""
+    shown, shared = share_styles(html, f"{prefix}-")
+    return f'<div class="cone cone-fragment"><style>{style}{shared}</style>{shown}</div>'

@@ -53,10 +53,10 @@ _SHEET = """
 .cone th, .cone td { padding: .3rem .55rem; vertical-align: top; font-weight: inherit; border: 0; background: none; }
 .cone thead th { color: var(--muted); vertical-align: bottom; border-bottom: 1px solid var(--ghost); }
 .cone tbody tr { border-bottom: 1px solid var(--rule); background: none; }
-.cone .number { text-align: right; white-space: nowrap; }
+.cone .number, .cone tbody td { text-align: right; white-space: nowrap; }
 .cone thead .number { white-space: normal; min-width: 5.5em; }
-.cone .text { text-align: left; }
-.cone .long { text-align: left; min-width: 15rem; overflow-wrap: anywhere; white-space: pre-line; }
+.cone .text, .cone tbody .text { text-align: left; white-space: normal; }
+.cone .long, .cone tbody .long { text-align: left; min-width: 15rem; overflow-wrap: anywhere; white-space: pre-line; }
 .cone th:first-child, .cone td:first-child { padding-left: 0; min-width: 0; }
 .cone .scroll { margin-top: 1rem; }
 .cone .note, .cone .download { font-size: .875rem; color: var(--muted); margin: .5rem 0 0; }

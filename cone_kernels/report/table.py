@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from cone_kernels.report.inline import Number, Parts, Text, escape, full, markup, plain, text
-from cone_kernels.report.node import Node
+from cone_kernels.report.inline import Number, Parts, Text, escape, full, markup, nodes_of, plain, text
+from cone_kernels.report.node import Node, common_place, place_within
+
+# What a data URL may hold as it is, beside letters and digits.
+_SAFE = "/,:;=@!$()*+?"
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,16 @@ def table_html(table: Table, prefix: str, *, cards: bool = False) -> str:
         cards: on a narrow screen each row is a card, its headings beside its cells.
     """
     head = "".join(f'<th scope="col" class="{column.sort}">{escape(column.heading)}</th>' for column in table.columns)
-    body = "".join(f"<tr>{_row(table.columns, row, cards=cards)}</tr>" for row in table.rows)
-    caption = f'<caption id="{prefix}-{table.name}"><span>{markup(table.title)}</span></caption>'
+    place = common_place([node for row in table.rows for cell in row for node in nodes_of(cell)])
+    body = "".join(_row(table.columns, row, place, cards=cards) for row in table.rows)
+    caption = f'<caption id="{prefix}-{table.name}"><span>{markup(table.title, place)}</span></caption>'
     notes = "".join(f'<p class="note">{markup(note)}</p>' for note in table.notes)
     link = (
         f'<a download="{prefix}-{table.name}.csv" aria-label="CSV of this table: {escape(plain(table.title))}" '
-        f'href="data:text/csv;charset=utf-8,{quote(csv_text(table), errors="replace")}">CSV of this table</a>'
+        f'href="data:text/csv;charset=utf-8,{quote(csv_text(table), _SAFE, errors="replace")}">CSV of this table</a>'
     )
-    opened = '<table class="cards">' if cards else "<table>"
+    kind = ' class="cards"' if cards else ""
+    opened = f"<table{kind}{_within(place)}>"
     whole = (
         f'<div class="scroll" role="region" aria-labelledby="{prefix}-{table.name}" tabindex="0">'
         f"{opened}{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
@@ -90,13 +95,21 @@ def reasons(nodes: Sequence[Node]) -> list[Parts]:
     return [("– is not defined: ", text(node)) for node in found.values()]
 
 
-def _row(columns: Sequence[Column], row: Sequence[Parts], *, cards: bool) -> str:
+def _row(columns: Sequence[Column], row: Sequence[Parts], place: str, *, cards: bool) -> str:
+    own = common_place([node for cell in row for node in nodes_of(cell)])
     cells = []
     for at, (column, cell) in enumerate(zip(columns, row, strict=True)):
-        tag = 'th scope="row"' if at == 0 else "td"
+        tag = "th" if at == 0 else "td"
+        kind = "" if tag == "td" and column.sort == "number" else f' class="{column.sort}"'
+        scope = ' scope="row"' if at == 0 else ""
         heading = f' data-heading="{escape(column.heading)}"' if cards and at else ""
-        cells.append(f'<{tag} class="{column.sort}"{heading}>{markup(cell)}</{tag[:2]}>')
-    return "".join(cells)
+        cells.append(f"<{tag}{scope}{kind}{heading}>{markup(cell, own or place)}</{tag}>")
+    within = "" if own == place else _within(place_within(own, place))
+    return f"<tr{within}>{''.join(cells)}</tr>"
+
+
+def _within(place: str) -> str:
+    return f' data-in="{escape(place)}"' if place else ""
 
 
 def _values(column: Column, cell: Parts) -> list[str]:

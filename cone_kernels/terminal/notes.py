@@ -42,13 +42,7 @@ def print_notes(console: Console, result: Shown) -> None:
     console.print(f"{ran}: {rates_of(corpus['sentences'], corpus['tokens'], seconds)}", style="dim")
     for baseline in dict.fromkeys(model["baseline"] for model in _models(result) if model.get("baseline")):
         console.print(f"baseline: {BASELINES.get(baseline, baseline)}, in place of the model", style="yellow")
-    dropped = {reason: count for reason, count in corpus["dropped"].items() if count}
-    for what, counts in (("dropped", dropped), ("replaced", {k: v for k, v in corpus["replaced"].items() if v})):
-        if counts:
-            listed = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())
-            console.print(f"{what}: {listed}", style="yellow", soft_wrap=True)
-    for example in corpus["examples"]:
-        console.print(f"  {example}", style="yellow", soft_wrap=True, markup=False)
+    print_losses(console, corpus)
     if manifest.get("prompt"):
         console.print(f"prompt: “{manifest['prompt']}” before every sentence", style="dim", markup=False)
     if corpus["truncated"]:
@@ -67,6 +61,17 @@ def print_notes(console: Console, result: Shown) -> None:
     if manifest.get("out_of_memory"):
         budget = manifest["token_budget"]
         console.print(f"out of memory: batches were halved down to {budget:,} tokens", style="yellow")
+
+
+def print_losses(console: Console, corpus: dict[str, Any]) -> None:
+    """Prints what of a corpus was dropped or replaced, with examples."""
+    for what in ("dropped", "replaced"):
+        counts = {reason: count for reason, count in corpus[what].items() if count}
+        if counts:
+            listed = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())
+            console.print(f"{what}: {listed}", style="yellow", soft_wrap=True)
+    for example in corpus["examples"]:
+        console.print(f"  {example}", style="yellow", soft_wrap=True, markup=False)
 
 
 def _dtypes(result: Shown) -> set[str | None]:

@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cone_kernels import experiments
+from cone_kernels.cli import main
 from cone_kernels.models import ModelError
 from cone_kernels.models.images import ImageError
 from cone_kernels.sums import jackknife_groups
+from tests.cli.test_commands_on_a_gpu import about
+from tests.support.report_reading import read_report, value_at
+from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
 from tests.support.tiny_encoders import LAYERS, SIDE, WHOLE, tiny_encoder
 
@@ -181,3 +186,94 @@ def test_what_cannot_be_measured_is_refused(folder: Path, photos: Path, tmp_path
     save_checkpoint(tmp_path / "bert")
     with pytest.raises(ModelError, match="is a BertModel, which has no text_model; it must have a tower of texts and"):
         experiments.modality_gap(tmp_path / "bert", photos, TEXTS, device="cpu")
+
+
+def cone(*arguments: object, text: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=text)
+
+
+def asked(folder: Path, photos: Path) -> tuple[object, ...]:
+    return "modality-gap", "--model", folder, "--images", photos, "--batch-size", 16, "--device", "cpu"
+
+
+def test_the_command_shows_and_writes_what_python_gives(folder: Path, photos: Path, tmp_path: Path) -> None:
+    wanted = experiments.modality_gap(folder, photos, TEXTS, batch_size=16, device="cpu")
+    captions = tmp_path / "captions.jsonl"
+    lines = [json.dumps({"id": at, "caption": text}) for at, text in enumerate([*TEXTS, TEXTS[0]])]
+    captions.write_text("\n".join([*lines, "not JSON"]))
+    done = cone(*asked(folder, photos), "--captions", captions, "--field", "caption", "--json", tmp_path / "gap.json")
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "gap.json").read_text())
+    assert found["corpus"]["duplicates"] == 1
+    assert found["corpus"]["left_out"] == 0
+    assert {name: value for name, value in found.items() if name != "corpus"} == {
+        name: value for name, value in wanted.to_dict().items() if name != "corpus"
+    }
+    assert "dropped: 1 " in done.stderr
+    for sentence in wanted.summary():
+        assert sentence in " ".join(done.stdout.split())
+    shown = f"{wanted.cosine_of_means.value:.4f} ± {wanted.cosine_of_means.stderr:.4f}".replace("-", "−")
+    assert shown in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("images ", "texts "))]
+    assert len(rows) == 2 + 2 * (LAYERS + 2)
+
+    every = cone(*asked(folder, photos), "--captions", captions, "--field", "caption", "--no-dedup", "--json", "-")
+    assert json.loads(every.stdout)["texts"]["output"]["sentence"]["count"] == 71
+    few = cone(
+        *asked(folder, photos), "--captions", "-", "--format", "txt", "--limit", 9, "--json", "-", text="\n".join(TEXTS)
+    )
+    assert few.exit_code == 0, few.output
+    assert json.loads(few.stdout)["texts"]["output"]["sentence"]["count"] == 9
+
+
+def test_what_the_command_refuses(folder: Path, photos: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(TEXTS))
+    save_checkpoint(tmp_path / "bert")
+    asks = asked(folder, photos)
+    for given, code, words in (
+        ((*asks, "--captions", tmp_path / "none.txt"), 1, "none.txt"),
+        ((*asks, "--captions", captions, "--json", captions), 2, "is named twice"),
+        ((*asks, "--captions", captions, "--batch-size", 0), 2, "--batch-size"),
+        (asks, 2, "--captions"),
+        ((*asked(folder, tmp_path / "no"), "--captions", captions), 1, "images: there is no folder"),
+        (
+            (*asked(tmp_path / "bert", photos), "--captions", captions),
+            1,
+            "must have a tower of texts and one of images",
+        ),
+    ):
+        done = cone(*given)
+        assert done.exit_code == code, done.output
+        assert words in " ".join(done.stderr.split())
+
+
+def test_the_command_on_a_gpu(folder: Path, photos: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(TEXTS))
+    found = {}
+    for device in ("cpu", "cuda"):
+        with stand_in_gpu() as work:
+            done = cone(*asked(folder, photos), "--device", device, "--captions", captions, "--json", "-")
+        assert done.exit_code == 0, done.output
+        assert (work.launches["pool_moments"] > 1) == (device == "cuda")
+        found[device] = json.loads(done.stdout)
+    assert found["cuda"].pop("manifest")["device"] == "cuda:0"
+    assert found["cpu"].pop("manifest")["device"] == "cpu"
+    assert found["cuda"] == about(found["cpu"])
+
+
+def test_a_table_for_pandas_and_a_page(folder: Path, photos: Path, tmp_path: Path) -> None:
+    result = experiments.modality_gap(folder, photos, TEXTS, device="cpu")
+    table = result.to_pandas()
+    assert list(table["tower"]) == ["images"] * (LAYERS + 2) + ["texts"] * (LAYERS + 2)
+    assert table["layer"].tolist()[LAYERS + 1] == "output"
+    assert table["sentence_anisotropy"].tolist()[LAYERS + 1] == result.images.output.anisotropy
+    assert "How far apart" in result._repr_html_()
+    (tmp_path / "gap.json").write_text(json.dumps(result.to_dict()))
+    assert cone("report", tmp_path / "gap.json").exit_code == 0
+    root = read_report((tmp_path / "gap.html").read_text())
+    numbers = root.all("data")
+    assert len(numbers) > 4 * (LAYERS + 1) * 2
+    for number in numbers:
+        assert json.loads(number.attributes["value"]) == value_at(result.to_dict(), number.attributes["data-at"])

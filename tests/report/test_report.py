@@ -30,7 +30,7 @@ from cone_kernels.report.style import style_sheet
 from cone_kernels.report.table import Column, Table, csv_text
 from tests.support.html_tree import read_html
 from tests.support.report_cases import HOSTILE, axis_result, bare_results, judged_results, rotation_result, run_results
-from tests.support.report_reading import Report, is_rounded, is_traced
+from tests.support.report_reading import Report, is_rounded, is_traced, read_report
 
 SHEET = style_sheet(page=True)
 
@@ -90,7 +90,7 @@ def test_what_a_point_says_is_that_of_the_results(report: Report) -> None:
 def test_the_overview_has_the_answer_for_every_model() -> None:
     results = judged_results(3, 4)
     results["models"][1]["layers"]["shape"] = None
-    root = read_html(page_html(Node(results), lambda panel, prefix: ""))
+    root = read_report(page_html(Node(results), lambda panel, prefix: ""))
     table = next(element for element in root.all("table") if element.attributes.get("class") == "cards")
     heads = [head.text for head in table.all("thead")[0].all("th")]
     assert heads == [
@@ -177,7 +177,7 @@ def test_the_answers_are_the_summaries_word_for_word_and_once(report: Report) ->
 
 
 def test_what_is_of_one_model_is_folded_where_there_are_several() -> None:
-    root = read_html(page_html(Node(run_results(2, 3)), lambda panel, prefix: f"<p>{panel.name}</p>"))
+    root = read_report(page_html(Node(run_results(2, 3)), lambda panel, prefix: f"<p>{panel.name}</p>"))
     for key in ("layers", "pooling", "axis"):
         (section,) = [element for element in root.all("section") if element.attributes["id"] == key]
         opened = section.text_outside(lambda element: element.tag == "details")
@@ -199,7 +199,7 @@ def test_long_lists_of_models_are_folded() -> None:
         results = Node(run_results(models=count, n_layers=4))
         opened[count] = {}
         for key, html in sections(results, list(results["models"]), lambda panel, prefix: "<figure></figure>"):
-            section = read_html(html)
+            section = read_report(html)
             opened[count][key] = len(section.text_outside(lambda element: element.tag == "details"))
             outer = [part for part in section.all("details") if not part.within("details")]
             assert len(outer) <= 6, key

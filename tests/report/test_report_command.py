@@ -14,7 +14,6 @@ from cone_kernels.names import EXPERIMENTS
 from cone_kernels.report.inline import escape
 from cone_kernels.report.node import Node
 from cone_kernels.report.section import findings
-from tests.support.html_tree import read_html
 from tests.support.report_cases import (
     axis_result,
     bare_results,
@@ -25,7 +24,7 @@ from tests.support.report_cases import (
     rotation_result,
     vectors_result,
 )
-from tests.support.report_reading import value_at
+from tests.support.report_reading import read_report, value_at
 
 
 def cone_report(*arguments: str | Path) -> Any:
@@ -56,7 +55,7 @@ def test_the_page_of_one_result_is_made_from_its_file(tmp_path: Path, name: str)
     assert page.startswith("<!DOCTYPE html>")
     assert escape(EXPERIMENTS[name].question) in page
     assert findings(Node(result)) in page
-    numbers = read_html(page).all("data")
+    numbers = read_report(page).all("data")
     assert len(numbers) > 10
     for element in numbers:
         assert json.loads(element.attributes["value"]) == value_at(result, element.attributes["data-at"])

@@ -37,7 +37,7 @@ from tests.support.report_cases import (
     run_results,
     vectors_result,
 )
-from tests.support.report_reading import value_at
+from tests.support.report_reading import read_report, value_at
 
 RESULTS = {
     "layers": layers_result(),
@@ -172,7 +172,7 @@ def test_points_that_say_their_values_lie_on_the_curves() -> None:
     points = [(float(point.attributes["cx"]), float(point.attributes["cy"])) for point in page.all("circle")]
     assert len(points) == 3 + 5
     corners = [
-        [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.attributes["d"])]
+        [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path.attributes["d"])]
         for path in page.all("path")
     ]
     for some in (points[:3], points[3:]):
@@ -250,7 +250,7 @@ def test_the_comparison_is_that_of_the_numbers() -> None:
 @pytest.mark.parametrize("name", FRAGMENTS)
 def test_fragment(name: str) -> None:
     page = fragment(FRAGMENTS[name])
-    root = read_html(page)
+    root = read_report(page)
     (whole,) = root.children
     assert isinstance(whole, Element)
     assert whole.attributes["class"].split()[0] == "cone"
@@ -275,7 +275,7 @@ def test_fragments_of_different_results_share_no_id() -> None:
 def test_the_fragment_of_a_run_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     results = run_results(models=2)
     page = fragment(results)
-    root = read_html(page)
+    root = read_report(page)
     assert [len(root.all(tag)) for tag in ("table", "svg", "h3")] == [1, 1, 1]
     (table,) = root.all("table")
     assert len(table.all("tr")) == 1 + len(results["models"])

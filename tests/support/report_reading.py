@@ -19,11 +19,45 @@ class Report:
     def __init__(self, results: dict[str, Any], file: Path) -> None:
         write_report(results, file)
         self.results, self.page = results, file.read_text("utf-8")
-        self.root = read_html(self.page)
+        self.root = read_report(self.page)
 
     def at(self, pointer: str) -> Any:
         """What a JSON pointer leads to."""
         return value_at(self.results, pointer)
+
+
+def read_report(page: str) -> Element:
+    """The tree of a page or a fragment, every place in the results told from their beginning, every shared style put
+    back where it belongs."""
+    root = read_html(page)
+    rules = {}
+    for sheet in root.all("style"):
+        for name, rule in re.findall(r"^\.cone \.([\w-]+)\{([^}]*)\}$", sheet.text, flags=re.MULTILINE):
+            assert name not in rules
+            rules[name] = "; ".join(": ".join(part.split(":", 1)) for part in rule.split(";"))
+    for element in root.walk():
+        for name in ("data-at", "data-key", "data-from"):
+            if name in element.attributes:
+                found = element.attributes[name].split(" ") if name == "data-from" else [element.attributes[name]]
+                element.attributes[name] = " ".join(whole_pointer(pointer, element) for pointer in found)
+        kinds = element.attributes.get("class", "").split()
+        shared = [kind for kind in kinds if kind in rules]
+        if shared:
+            assert "style" not in element.attributes
+            (element.attributes["style"],) = (rules[kind] for kind in shared)
+            element.attributes["class"] = " ".join(kind for kind in kinds if kind not in shared)
+    return root
+
+
+def whole_pointer(pointer: str, element: Element) -> str:
+    """A JSON pointer that leads on from `data-in` of the nearest element around it; one that begins with / is whole."""
+    around: Element | None = element
+    while around is not None and not pointer.startswith("/"):
+        if "data-in" in around.attributes:
+            pointer = f"{around.attributes['data-in']}/{pointer}"
+        around = around.parent
+    assert pointer.startswith("/"), pointer
+    return pointer
 
 
 def value_at(data: Any, pointer: str) -> Any:
