@@ -17,6 +17,7 @@ from cone_kernels.probe.batch_arguments import BatchNotes, checked_mask
 from cone_kernels.probe.bind_arguments import bind_arguments
 from cone_kernels.probe.calibration import as_tuple, calibrating
 from cone_kernels.probe.forward import ProbedForward
+from cone_kernels.probe.forward_schedule import During, ForwardSchedule
 from cone_kernels.probe.gathered import Gathered, Skipped
 from cone_kernels.probe.layer_hook import LayerHook
 from cone_kernels.probe.layer_points import LayerPoint
@@ -26,7 +27,6 @@ from cone_kernels.state.cone_state import ConeState
 from cone_kernels.state.description import second_moments_in_words
 from cone_kernels.state.sentence_batch import SentenceBatch
 
-During = Literal["always", "training", "evaluation"]
 Errors = Literal["raise", "skip"]
 
 _WHY_NOTHING = (
@@ -118,10 +118,7 @@ class ConeProbe:
         on_pooled: Callable[[int, Tensor, Tensor], None] | None = None,
         on_hidden: Callable[[int, Tensor, SentenceBatch], None] | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every: got {every}; it must be 1 (each forward) or more")
-        if during not in get_args(During):
-            raise ValueError(f"during: got {during!r}; it must be one of {', '.join(get_args(During))}")
+        self._schedule = ForwardSchedule(every, during)
         if errors not in get_args(Errors) or (errors == "skip" and strict):
             raise ValueError(
                 f"errors: got {errors!r} with strict={strict}; it must be 'raise', or 'skip' without strict"
@@ -141,8 +138,6 @@ class ConeProbe:
         self._errors = errors
         self._skipped = Skipped(f"a forward of {self._name} is not counted")
         self._backend = backend
-        self._every = every
-        self._during = during
         self._on_pooled, self._on_hidden = on_pooled, on_hidden
         self._gathered = Gathered()
         self._found: ProbedLayers | None = None
@@ -150,9 +145,7 @@ class ConeProbe:
         self._watched: WatchedForward | None = None
         self._next = BatchNotes()
         self._forward: ProbedForward | None = None
-        self._paused = False
         self._n_forwards = 0
-        self._n_training = 0
         self._seconds = 0.0
 
     def __repr__(self) -> str:
@@ -161,7 +154,7 @@ class ConeProbe:
         return "\n".join(
             (
                 f"ConeProbe({self._name}, {'detached' if self._watched is None else 'attached'})",
-                f"  counts: {_counted_in_words(self._during, self._every)}{', paused' if self._paused else ''}",
+                f"  counts: {self._schedule.in_words()}",
                 f"  forwards seen: {self._n_forwards:,}; sentences counted: {self.n_sentences:,}",
                 f"  second moments: {moments}",
                 f"  poolings: {poolings}",
@@ -245,11 +238,11 @@ class ConeProbe:
 
     def pause(self) -> None:
         """Count no forward, nor towards `every`, until `resume`."""
-        self._paused = True
+        self._schedule.paused = True
 
     def resume(self) -> None:
         """Count forwards again after `pause`."""
-        self._paused = False
+        self._schedule.paused = False
 
     def attach(self) -> ConeProbe:
         """Begin to follow the model's forwards, as entering the `with` block does.
@@ -286,7 +279,7 @@ class ConeProbe:
         if calibrating.get() or in_backward():
             return forward(*args, **kwargs)
         with self._one_at_a_time:
-            counts = self._counts()
+            counts = self._schedule.counts(training=self._model.training)
             if not counts:
                 self._n_forwards += 1
                 self._next = BatchNotes()
@@ -360,16 +353,6 @@ class ConeProbe:
                 lost = self._gathered.n_sentences
                 self._gathered.forget()
         self._skipped.note(error, lost=lost)
-
-    def _counts(self) -> bool:
-        """Whether the forward that begins is to be counted."""
-        training = self._model.training
-        if self._paused or self._during == ("evaluation" if training else "training"):
-            return False
-        if not training:
-            return True
-        self._n_training += 1
-        return (self._n_training - 1) % self._every == 0
 
     def _find_layers(self, forward: Callable[..., Any], arguments: dict[str, Any]) -> None:
         if self._found is not None and self._looked:
@@ -500,12 +483,3 @@ class ConeProbe:
     @property
     def _name(self) -> str:
         return type(self._model).__name__
-
-
-def _counted_in_words(during: During, every: int) -> str:
-    if during == "evaluation" or (during == "training" and every == 1):
-        return f"forwards in {during} mode"
-    if every == 1:
-        return "all forwards"
-    training = f"one in {every:,} forwards in training mode"
-    return training if during == "training" else f"{training}, all in evaluation mode"
