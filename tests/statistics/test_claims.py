@@ -127,6 +127,7 @@ def units(*shape: int, seed: int = 0, shift: float = 0.0) -> Tensor:
 
 def test_a_common_direction_is_judged_by_every_turn_of_the_groups() -> None:
     sums = units(2, 7, 5, 6, shift=0.3).sum(2)  # (m, G, d) of five units each
+    sums[1] *= 3  # of another size: what is compared is measured by its own spread
     found = common_direction(sums, torch.full((2, 7), 5))
     turned = []
     for signs in itertools.product((1.0, -1.0), repeat=7):
@@ -136,6 +137,9 @@ def test_a_common_direction_is_judged_by_every_turn_of_the_groups() -> None:
         off = products - products.diagonal(dim1=1, dim2=2).diag_embed()
         turned.append(between / (2 * off.square().sum((1, 2))).sqrt())
     largest = torch.stack(turned).amax(1)
+    off = sums @ sums.mT * (1 - torch.eye(7, dtype=torch.float64))
+    bounds = largest.sort().values[math.ceil(0.95 * 127)] * (2 * off.square().sum((1, 2))).sqrt() / (35**2 - 7 * 25)
+    assert [claim.bound for claim in found] == pytest.approx(bounds.tolist())
     for claim, t in zip(found, turned[0], strict=True):
         more = float((largest >= t - 1e-12).double().mean())
         assert (claim.verdict == "greater") == (more <= 0.05)
