@@ -253,6 +253,8 @@ def main() -> None:
     asked = parser.parse_args()
     everything = [fault for module in modules() if (asked.only or "") in str(module) for fault in faults_of(module)]
     sample = random.Random(asked.seed).sample(everything, min(asked.sample, len(everything)))
+    # All that is read of the checkout is read now: it may change meanwhile, and the copies do not.
+    work = [(fault.module, *fault.source(), files_that_test(fault.module)) for fault in sample]
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as threads:
         copies = [Path(folder, str(number)) for number in range(asked.processes)]
@@ -260,18 +262,18 @@ def main() -> None:
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results"))
         Path(folder, "shared").symlink_to(ROOT.parent / "shared")  # the sentences that lie beside a checkout
 
-        def run(fault: Fault) -> Outcome:
+        def run(module: Path, source: str, words: str, tests: list[str]) -> Outcome:
             if time.monotonic() > end:
                 return Outcome("not begun")
-            root, (source, words) = copies.pop(), fault.source()
+            root = copies.pop()
             try:
-                found = outcome_of(fault.module, source, root, asked.each, files_that_test(fault.module))
+                found = outcome_of(module, source, root, asked.each, tests)
             finally:
                 copies.append(root)
             print(f"{found.said:12}  {' '.join(words.split())[:300]}  {' '.join(found.failed)}", flush=True)
             return found
 
-        outcomes = list(threads.map(run, sample))
+        outcomes = list(threads.map(run, *zip(*work, strict=True)))
         failing = failing_anyway(sorted({test for outcome in outcomes for test in outcome.failed}), copies[0])
     for test in failing:
         print(f"fails without a fault too: {test}")

@@ -213,6 +213,13 @@ def test_the_damaged_one_does_not_replace_the_one_before(loaded: LoadedModel, tm
     assert found == [2, 0]
 
 
+def test_vectors_are_on_the_disk_before_the_checkpoint_that_counts_them(loaded: LoadedModel, tmp_path: Path) -> None:
+    file, there = tmp_path / "c", []
+    keeper: Any = SimpleNamespace(sync=lambda: there.append(file.exists()))
+    Checkpoint(file, keeper).save(run(loaded, TEXTS[:8], shard_size=8).part)
+    assert (there, file.exists()) == ([False], True)
+
+
 def test_the_old_file_is_kept(tmp_path: Path) -> None:
     file, before = tmp_path / "a", tmp_path / "a.previous"
     for content in (b"1", b"2", b"3"):

@@ -459,6 +459,21 @@ def test_errors_name_the_argument(call: Callable[[], object], words: str) -> Non
         call()
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_groups_that_are_given_are_from_0_to_63(n: int) -> None:
+    for group, fits in ((0, True), (63, True), (64, False), (-1, False)):
+        groups = torch.zeros(n, dtype=torch.int64)
+        groups[-1] = group
+        state = ConeState.empty([0], 4)
+        if fits:
+            state.add_output(normal(n, 4), torch.arange(n), groups=groups)
+            assert state.output is not None
+            assert int(state.output.count[0, group]) == (n if group == 0 else 1)
+        else:
+            with pytest.raises(ValueError, match=f"groups: got {group}"):
+                state.add_output(normal(n, 4), torch.arange(n), groups=groups)
+
+
 def test_no_such_field() -> None:
     with pytest.raises(AttributeError, match="has no field 'second_moment'"):
         _ = Moments.empty("token", [0], 3).second_moment

@@ -35,6 +35,8 @@ def test_verdicts(estimate: float, bound: float, margin: float, verdict: Verdict
 
 
 def test_how_many_would_decide() -> None:
+    assert Claim(0.6, null=0.5, bound=0.2).needed(100) == 400  # the bound must fall to the distance of 0.1
+    assert Claim(0.4, null=0.5, bound=0.2).needed(100) == 400
     assert Claim(0.1, 0.0, bound=0.2).needed(100) == 400
     assert Claim(0.1, 0.0, bound=0.1, margin=0.3).needed(100) == 100
     assert Claim(0.1, 0.0, bound=0.4, margin=0.3).needed(100) == 400

@@ -1,0 +1,125 @@
+"""What is said of the quality of vectors: whole sentences, from numbers that are given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cone_kernels.experiments.quality_result import (
+    Fit,
+    MethodQuality,
+    Place,
+    Quality,
+    QualityLayer,
+    Verdict,
+    error_in_words,
+)
+from cone_kernels.statistics.claims import Claim
+
+OUTPUT = Place("output", None)
+
+
+def method(raw: float, difference: float, bound: float = 0.02, reason: str | None = None) -> MethodQuality:
+    return MethodQuality(raw + difference, Claim(difference, 0.0, bound), 0.008, {}, reason)
+
+
+def layer(at: Place, raw: float, **differences: float) -> QualityLayer:
+    """Each method changes it by so much, and 0.02 is told from noise; that of NaN cannot be fitted."""
+    methods = {
+        name.replace("_", "-"): method(raw, value, reason="too few" if math.isnan(value) else None)
+        for name, value in differences.items()
+    }
+    return QualityLayer(*at, raw, 0.01, {}, methods, (1,) * 4)
+
+
+LAYERS = (
+    layer(Place(0, "mean"), 0.6, mean=0.01, whitening=0.15),
+    layer(Place(1, "mean"), 0.72, mean=0.03, whitening=0.01),
+    layer(Place(2, "mean"), 0.69, mean=0.0, whitening=0.01),
+    layer(OUTPUT, 0.7, mean=0.05, whitening=-0.04, all_but_the_top=0.012, partial_mean=math.nan),
+)
+FITS = (
+    Fit("output", None, "pairs", 20, {"mean": (-0.012, 0.004)}),
+    Fit("output", None, "pairs", 100, {"mean": (0.02, 0.0002)}),
+    Fit("output", None, "corpus", 5000, {"mean": (0.04, 0.006)}, overlap=12),
+    Fit(1, "mean", "pairs", 20, {"mean": (0.5, 0.1)}),
+)
+VERDICT = Verdict(
+    decision="centre",
+    layer="output",
+    pooling=None,
+    method="mean",
+    value=0.75,
+    claim=Claim(0.05, 0.0, 0.02),
+    stderr=0.008,
+    in_use=OUTPUT,
+    in_use_value=0.7,
+    best_raw=OUTPUT,
+    raw_claim=Claim(0.0, 0.0, 0.0),
+)
+
+
+def said(layers: tuple[QualityLayer, ...] = LAYERS, fits: tuple[Fit, ...] = FITS, **verdict: Any) -> tuple[str, ...]:
+    found = Quality("auc", 1200, 1200, 300, 4, {"texts": 900}, layers, fits, replace(VERDICT, **verdict), {})
+    return found.summary()
+
+
+def test_to_centre() -> None:
+    assert said() == (
+        "Centre: by the AUC of 1,200 labelled pairs, mean removal at the output serves best and takes it from the "
+        "output as it is, 0.700 to 0.750 (+0.050 ± 0.008), tested on pairs that it was not fitted on.",
+        "At the output whitening (−0.040 ± 0.008) harms; mean removal (+0.050 ± 0.008) helps; all but the top (+0.012 "
+        "± 0.008) is not told from doing nothing.",
+        "Some method helps at layers 0 and 1, most whitening at layer 0: 0.600 to 0.750 (+0.150 ± 0.008).",
+        "How many texts mean removal is fitted on: at the output it changes the quality by −0.012 ± 0.004 from 20 and "
+        "+0.020 ± 0.0002 from 100; fitted on 5,000 sentences of the corpus by +0.040 ± 0.006, which has 12 of the "
+        "pairs' 900 texts in it.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (
+            {"decision": "undecided", "value": 0.71, "claim": Claim(0.01, 0.0, 0.02)},
+            "Whether to centre is undecided: by the AUC of 1,200 labelled pairs, the best is mean removal at the "
+            "output, from the output as it is 0.700 to 0.710 (+0.010 ± 0.008), tested on pairs that it was not fitted "
+            "on; about 4,800 pairs would decide it.",
+        ),
+        (
+            {"decision": "do not", "value": 0.66, "claim": Claim(-0.04, 0.0, 0.02)},
+            "Do not centre: by the AUC of 1,200 labelled pairs, even the best, mean removal at the output, takes it "
+            "from the output as it is, 0.700 to 0.660 (−0.040 ± 0.008), tested on pairs that it was not fitted on.",
+        ),
+        (
+            {"decision": "do not", "best_raw": Place(1, "mean"), "raw_claim": Claim(0.06, 0.0, 0.02)},
+            "Do not centre: by the AUC of 1,200 labelled pairs, layer 1 as it is serves best, +0.060 against the "
+            "output; no method at any layer reaches that, mean removal at the output comes next with +0.050 ± 0.008.",
+        ),
+    ],
+)
+def test_not_to_centre_and_not_to_know(verdict: dict[str, Any], words: str) -> None:
+    assert said(**verdict)[0] == words
+
+
+def test_what_is_not_known_is_not_said() -> None:
+    assert said(in_use_value=math.nan) == ()
+    assert said(value=math.nan) == ()
+    alone = (layer(OUTPUT, 0.7, mean=0.05),)
+    assert len(said(alone, ())) == 2
+    unknown = Fit("output", None, "pairs", 20, {"mean": (math.nan, math.nan)})
+    assert len(said(alone, (unknown,))) == 2
+    assert said(alone, (FITS[0], replace(FITS[2], overlap=0)))[-1].endswith("of the corpus by +0.040 ± 0.006.")
+
+
+def test_poolings_are_named_where_there_are_several() -> None:
+    two = (LAYERS[0], layer(Place(0, "cls"), 0.61, mean=0.04), LAYERS[-1])
+    assert "most whitening at layer 0 (mean of all tokens)" in said(two)[2]
+    assert said((*LAYERS[:1], *LAYERS[2:]))[2].startswith("Some method helps at layer 0, most whitening at layer 0: ")
+
+
+def test_errors_never_show_as_zero() -> None:
+    assert [error_in_words(one) for one in (0.0123, 0.0005, 0.00049, 0.0)] == ["0.012", "0.001", "0.0005", "0.000"]
