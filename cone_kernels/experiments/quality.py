@@ -22,8 +22,7 @@ from cone_kernels.experiments.quality_scores import LayerScores, PairItems, of_a
 from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.files import require_room
 from cone_kernels.names import OUTPUT, QUALITY_METHODS, Layer
-from cone_kernels.runs.measure import measure
-from cone_kernels.runs.options import SAME_RUN
+from cone_kernels.runs.measure_again import vectors_of
 from cone_kernels.statistics.estimates import Estimates, joined
 
 if TYPE_CHECKING:
@@ -234,15 +233,13 @@ def _vectors(
     measurement: Measurement, pairs: LabelledPairs, pooling: str, options: Mapping[str, Any], *, with_output: bool
 ) -> dict[Layer, SentenceVectors]:
     """The vectors of all texts at every layer; the output's once."""
-    loaded = measurement.loaded
-    assert loaded is not None
     layers: list[Layer] = list(measurement.state.layers)
     layers += [OUTPUT] if with_output and measurement.state.output is not None else []
-    chosen: dict[str, Any] = {name: options[name] for name in SAME_RUN if name in options}
-    found = measure(loaded, list(pairs.texts), pooling=pooling, keep_vectors=layers, **chosen)
-    if found.corpus["sentences"] != len(pairs.texts):
-        raise ValueError(f"pairs: got {found.corpus['sentences']} of the {len(pairs.texts)} texts back; it must be all")
-    return found.vectors
+    found = vectors_of(measurement, list(pairs.texts), layers, pooling=pooling, options=options)
+    sizes = {len(vectors) for vectors in found.values()}
+    if sizes != {len(pairs.texts)}:
+        raise ValueError(f"pairs: got {max(sizes)} of the {len(pairs.texts)} texts back; it must be all")
+    return found
 
 
 def _sums_at(source: Measurement, place: Place) -> Moments | None:

@@ -9,8 +9,7 @@ from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import level_after
 from cone_kernels.experiments.rogue_dimensions import WithoutRogue
 from cone_kernels.names import Layer
-from cone_kernels.runs.measure import measure
-from cone_kernels.runs.options import SAME_RUN
+from cone_kernels.runs.measure_again import vectors_of
 from cone_kernels.vector_files.fingerprint import sampled
 
 if TYPE_CHECKING:
@@ -46,16 +45,17 @@ def of_sentences(
     Returns:
         By layer; {} for a saved state and a corpus that can be read only once.
     """
-    corpus, loaded = measurement.sentences, None
-    if not dimensions or corpus is None or corpus.read_once or (loaded := measurement.loaded) is None:
+    corpus = measurement.sentences
+    if not dimensions or corpus is None or corpus.read_once or measurement.load is None:
         return {}
     drawn = corpus.drawn(SENTENCES, among=AMONG)
     texts = [text for text, _ in drawn]
     again = Corpus(texts, dedup=False) if corpus.of_images else Corpus.from_sentences(texts, dedup=False)
-    chosen: dict[str, Any] = {name: options[name] for name in SAME_RUN if name in options}
-    found = measure(loaded, again, pooling=measurement.state.pooling, keep_vectors=tuple(dimensions), **chosen)
+    # The run's own progress is told to its end; so few sentences more have none.
+    chosen = {name: value for name, value in options.items() if name != "progress"}
+    found = vectors_of(measurement, again, list(dimensions), pooling=measurement.state.pooling, options=chosen)
     groups = _groups([group for _, group in drawn])
-    return {layer: of_rows(found.vectors[layer], out, groups) for layer, out in dimensions.items()}
+    return {layer: of_rows(found[layer], out, groups) for layer, out in dimensions.items()}
 
 
 def of_vectors(source: Vectors, rows: int, dimensions: Sequence[int]) -> WithoutRogue:

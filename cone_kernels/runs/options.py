@@ -231,9 +231,6 @@ RUN_OPTIONS = tuple(
 )
 """The keywords of an experiment that are options of the run in one process, but for `progress`."""
 
-SAME_RUN = ("backend", "token_budget", "packed", "threads", "shard_size", "progress")
-"""What of a run other sentences are measured with too by the same model; all else is of its corpus."""
-
 DEFAULTS: dict[str, Any] = {
     "limit": None,
     "field": None,

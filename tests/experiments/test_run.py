@@ -27,6 +27,7 @@ from cone_kernels.models import load_model
 from cone_kernels.names import QUALITY_NOT_MEASURED
 from cone_kernels.report import fragment
 from cone_kernels.terminal.run import print_run
+from tests.support.of_sums import of_sums
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -120,7 +121,8 @@ def test_a_notebook_shows_the_answer_for_every_model(ran: RunResult, results: di
 
 def test_state_and_vectors_can_be_read_again(out: Path, results: dict[str, Any]) -> None:
     state = ConeState.load(out / "states" / "two.safetensors")
-    assert layers(state=state).to_dict()["layers"] == results["models"][1]["layers"]["layers"]
+    rows = zip(layers(state=state).to_dict()["layers"], results["models"][1]["layers"]["layers"], strict=True)
+    assert all(of_sums(one) == of_sums(other) for one, other in rows)
     vectors = AxisVectors.load(out / results["models"][1]["axis"]["vectors_file"])
     assert vectors.centered.shape == (2, 32)
     torch.testing.assert_close(vectors.centered @ vectors.centered.T, torch.eye(2, dtype=torch.float64))

@@ -21,6 +21,7 @@ from cone_kernels.experiments.rogue_dimensions import MOST_LEFT_OUT, WithoutRogu
 from cone_kernels.experiments.without_rogue import AMONG, SENTENCES
 from cone_kernels.models import load_model
 from cone_kernels.runs.measurement import from_state
+from tests.support.encoding_folders import save_encoder
 from tests.support.tiny_checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +51,14 @@ def pooled(folder: Path, texts: Sequence[str]) -> Tensor:
             output = loaded.model(**loaded.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
         found.append(torch.stack(output.hidden_states)[:, 0].double().mean(1))
     return torch.stack(found, 1)
+
+
+def last_layers(folder: Path, texts: Sequence[str]) -> list[Tensor]:
+    """Of each text the last hidden states (T, D)."""
+    loaded = load_model(folder)
+    with torch.no_grad():
+        outputs = [loaded.model(**loaded.tokenizer(text, return_tensors="pt")) for text in texts]
+    return [output.last_hidden_state[0].double() for output in outputs]
 
 
 def mean_cosine(rows: Tensor, without: Sequence[int] = ()) -> float:
@@ -116,6 +125,17 @@ def test_the_records_decide_the_groups_of_the_draw(folder: Path) -> None:
     for row, other in zip(grouped.layers, alone.layers, strict=True):
         assert row.without_rogue.value == pytest.approx(other.without_rogue.value, abs=1e-12)
         assert row.without_rogue.stderr > 1.1 * other.without_rogue.stderr
+
+
+def test_the_output_is_as_the_model_pools_whatever_the_layers_are(folder: Path, tmp_path: Path) -> None:
+    save_encoder(tmp_path / "encoder", folder, "mean")
+    (by_cls, by_mean) = (layers(tmp_path / "encoder", TEXTS[:60], rogue=2, pooling=one) for one in ("cls", "mean"))
+    assert by_cls.output is not None
+    assert by_mean.output is not None
+    assert by_cls.output.without_rogue == by_mean.output.without_rogue
+    assert by_cls.layers[2].without_rogue.value != by_mean.layers[2].without_rogue.value
+    first = torch.stack([rows[0] for rows in last_layers(folder, TEXTS[:60])])
+    assert by_cls.layers[-1].without_rogue.value == pytest.approx(mean_cosine(first, MASSIVE), abs=1e-6)
 
 
 def test_run_says_the_same(folder: Path, tmp_path: Path) -> None:

@@ -169,15 +169,6 @@ def test_a_step_that_changes_more_than_its_share(share: float, verdict: str) -> 
     assert step.share.verdict == verdict
 
 
-@pytest.mark.parametrize(("lengths", "vary"), [((3, 5), True), ((5, 7), False)])
-def test_lengths_that_vary(lengths: tuple[int, int], vary: bool) -> None:
-    """By a quarter, and by a sixth of their mean; a fifth is what counts."""
-    state = ConeState.empty([0], 4)
-    mask = torch.arange(7) < torch.tensor(lengths).repeat(10)[:, None]
-    state.update([normal(20, 7, 4)], mask)
-    assert PoolingClaims.of(state, ["mean"]).lengths_vary == vary
-
-
 def test_what_averaging_alone_does_not_predict() -> None:
     error = torch.full((2,), 1e-4, dtype=torch.float64)
     rest = Estimates.of_errors(torch.tensor([0.012, 0.008], dtype=torch.float64), error)

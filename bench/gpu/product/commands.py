@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+import transformers
+from PIL import Image
 from safetensors.torch import load_file
 
 from bench.gpu.product.case import Case, Place, Results
 from bench.gpu.product.differences import SIXTEEN_BITS
 from cone_kernels.names import METHODS
+from tests.support.tiny_checkpoints import WORDS, word_tokenizer
+from tests.support.tiny_encoders import SIDE, tiny_encoder
 
 # Several shards, the last one not full.
 _SHARDS = ("--shard-size", "128")
@@ -84,6 +89,7 @@ def command_cases() -> list[Case]:
         Case("pooling --pooling all", _command("pooling", "--pooling", "all")),
         Case("axis --k 2 --save-vectors", _axis),
         Case("tokens", _command("tokens")),
+        Case("modality-gap", _gap),
         *(Case(f"center --method {method}", _command("center", "--method", method)) for method in METHODS),
         Case("layers --checkpoint, then --resume", _resumed, moments),
         Case("layers --shard of two, then merge and show", _merged, _shown),
@@ -124,6 +130,22 @@ def _axis(place: Place, device: str) -> Any:
     vectors = place.scratch / "vectors.safetensors"
     found = cone("axis", *_inputs(place, device), "--k", "2", "--save-vectors", vectors, "--json", "-")
     return {"result": json.loads(found), "vectors": load_file(vectors)}
+
+
+def _gap(place: Place, device: str) -> Any:
+    folder, photos, captions = (place.scratch / name for name in ("clip", "photos", "captions.txt"))
+    tiny_encoder("clip").save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    sizes: Any = {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False}
+    transformers.CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    photos.mkdir()
+    noise = np.random.default_rng(0)
+    for at in range(70):
+        Image.fromarray(noise.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(photos / f"{at:02}.png")
+    words = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % len(WORDS)] for j in range(1 + i * 5 % 9)) for i in range(70)]
+    captions.write_text("\n".join(words) + "\n", encoding="utf-8")
+    named = ("--model", folder, "--images", photos, "--captions", captions)
+    return json.loads(cone("modality-gap", *named, "--device", device, "--json", "-"))
 
 
 def _resumed(place: Place, device: str) -> Any:
