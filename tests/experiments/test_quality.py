@@ -32,6 +32,7 @@ from cone_kernels.names import QUALITY_METHODS, QUALITY_NOT_MEASURED
 from cone_kernels.report import figure, write_report
 from cone_kernels.statistics.estimates import joined
 from cone_kernels.statistics.ranking import auc
+from tests.support.encoding_folders import save_encoder
 from tests.support.tiny_checkpoints import save_checkpoint
 
 DIM = 12
@@ -398,6 +399,23 @@ def test_a_run_judges_every_pooling(folder: Path, files: dict[str, Path], tmp_pa
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'id="quality"' in page
     assert "Does opening the cone help?" in page
+
+
+def test_the_output_is_judged_as_the_model_pools_beside_layers_pooled_otherwise(
+    folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """With --pooling cls a model of sentence-transformers ended in an error."""
+    encoder = save_encoder(tmp_path / "encoder", folder, "mean", dim=32)
+    found = {}
+    for pooling in ("mean", "cls"):
+        json_out = tmp_path / f"{pooling}.json"
+        ran = invoke("center", "--model", encoder, "--corpus", files["corpus.txt"], "--pairs", files["nli.jsonl"],
+                     "--pooling", pooling, "--output", tmp_path / pooling, "--json", json_out)  # fmt: skip
+        assert ran.exit_code == 0, ran.output
+        rows = json.loads(json_out.read_text())["quality"]["layers"]
+        found[pooling] = {row["layer"]: row["raw"] for row in rows}
+    assert found["cls"]["output"] == found["mean"]["output"] == found["mean"][3]
+    assert found["cls"][3] != found["mean"][3]
 
 
 def test_graded_scores_by_what_is_asked_for(folder: Path, files: dict[str, Path]) -> None:
