@@ -59,13 +59,14 @@ class WithoutRogue:
         name = "anisotropy_without_rogue"
         return {name: finite(self.value), f"{name}_stderr": finite(self.stderr), f"{name}_count": self.count}
 
-    def in_words(self, dimensions: int, of: int, unit: str) -> str:
+    def in_words(self, dimensions: int, of: int, unit: str, chosen: str = "drawn by chance") -> str:
         """What follows "these dimensions carry so much of the mean cosine".
 
         Args:
             dimensions: how many are left out.
             of: how many vectors the mean cosine itself is of.
             unit: what the vectors are, such as "sentences".
+            chosen: how some of many were chosen.
 
         Examples:
             >>> WithoutRogue(0.31, 0.012, 256).in_words(3, 9842, "sentences")
@@ -77,7 +78,7 @@ class WithoutRogue:
         if not self.count:
             return f", which would be about {self.value:.2f} without {them}"
         error = f" ± {self.stderr:.3f}" if math.isfinite(self.stderr) else ""
-        drawn = "" if self.count >= of else f" ({self.count:,} of the {unit}, drawn by chance)"
+        drawn = "" if self.count >= of else f" ({self.count:,} of the {unit}, {chosen})"
         return f", which is {self.value:.3f}{error} without {them}{drawn}"
 
 

@@ -187,7 +187,9 @@ def _rogue(result: VectorsResult) -> Iterator[str]:
         return
     names = listed_words([str(rogue.dimension) for rogue in result.rogue_dimensions])
     one = len(result.rogue_dimensions) == 1
-    without = result.without_rogue.in_words(len(result.rogue_dimensions), result.level.count, "vectors")
+    without = result.without_rogue.in_words(
+        len(result.rogue_dimensions), result.level.count, "vectors", "spread evenly over all"
+    )
     yield (
         f"{'One dimension does' if one else 'A few dimensions do'} much of it: "
         f"{f'dimension {names} carries' if one else f'dimensions {names} carry'} {share:.0%} of the mean cosine"

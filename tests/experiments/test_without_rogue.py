@@ -217,7 +217,7 @@ def test_of_vectors_stretches_are_read_once_more(tmp_path: Path, n: int) -> None
     assert found.without_rogue.value == pytest.approx(mean_cosine(torch.from_numpy(without), [4]), abs=1e-9)
     (said,) = [line for line in found.summary() if line.startswith("One dimension")]
     value, error = found.without_rogue.value, found.without_rogue.stderr
-    drawn = "" if n == 500 else f" ({len(without):,} of the vectors, drawn by chance)"
+    drawn = "" if n == 500 else f" ({len(without):,} of the vectors, spread evenly over all)"
     assert said.endswith(f", which is {value:.3f} ± {error:.3f} without it{drawn}.")
 
 
