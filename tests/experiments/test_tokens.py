@@ -17,7 +17,7 @@ from torch import Tensor
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.tokens import tokens
-from cone_kernels.experiments.tokens_result import MASSIVE, TokenClass, TokensResult
+from cone_kernels.experiments.tokens_result import MASSIVE, TokenClass, TokensResult, _norms
 from cone_kernels.models import load_model
 from cone_kernels.names import TOKEN_DIVISIONS
 from cone_kernels.runs import token_plan
@@ -435,3 +435,13 @@ def test_json_has_every_class_with_its_claims(result: TokensResult) -> None:
     assert isinstance(result.classes[0], TokenClass)
     similarity = data["layers"][0]["similarity"]
     assert {"baseline", "self_adjusted", "intra_adjusted", "intra_of_drawn", "explained_adjusted"} <= set(similarity)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("below 0.5", "below 1.6"), ("0.5 to 1", "from 1.6 to 3.2"), ("1 to 2", "from 3.2 to 6.4"),
+     (MASSIVE, "of 51.2 and more")],
+)  # fmt: skip
+def test_classes_of_norms_in_numbers(name: str, words: str) -> None:
+    """Where the median token lies from 3.2 to 6.4."""
+    assert _norms(name, 3.2) == words

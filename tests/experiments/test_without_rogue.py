@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
@@ -20,8 +21,12 @@ from cone_kernels.experiments.layers import layers_of, shape_of
 from cone_kernels.experiments.rogue_dimensions import MOST_LEFT_OUT, WithoutRogue
 from cone_kernels.experiments.without_rogue import AMONG, SENTENCES
 from cone_kernels.models import load_model
+from cone_kernels.report.inline import plain
+from cone_kernels.report.node import Node
+from cone_kernels.report.tables.layers import without_rogue
 from cone_kernels.runs.measurement import from_state
-from tests.support.encoding_folders import save_encoder
+from cone_kernels.vector_files import Vectors
+from tests.support.encoding_folders import dense, save_encoder, save_tiny_encoder
 from tests.support.tiny_checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,6 +138,9 @@ def test_the_output_is_as_the_model_pools_whatever_the_layers_are(folder: Path, 
     assert by_cls.output is not None
     assert by_mean.output is not None
     assert by_cls.output.without_rogue == by_mean.output.without_rogue
+    assert by_cls.output.without_rogue.value == pytest.approx(
+        mean_cosine(pooled(folder, TEXTS[:60])[-1], MASSIVE), abs=1e-6
+    )
     assert by_cls.layers[2].without_rogue.value != by_mean.layers[2].without_rogue.value
     first = torch.stack([rows[0] for rows in last_layers(folder, TEXTS[:60])])
     assert by_cls.layers[-1].without_rogue.value == pytest.approx(mean_cosine(first, MASSIVE), abs=1e-6)
@@ -167,6 +175,51 @@ def test_nothing_runs_again_where_no_dimensions_carry_much(tmp_path: Path) -> No
     assert all(claim.verdict != "greater" for claim in found.claims.share)
     assert all(row.without_rogue.count == 0 for row in found.layers)
     assert calls == sorted(calls)
+
+
+def test_one_layer_of_many_that_a_dimension_carries_is_enough(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, seed=3)
+    found = layers(tmp_path, TEXTS[:100], rogue=1)
+    assert {claim.verdict for claim in found.claims.share} == {"greater", "less"}
+    assert [row.without_rogue.count for row in found.layers] == [100] * 4
+
+
+def test_so_is_the_output_alone(tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(
+        tmp_path / "encoder", "mean", seed=2, then=[dense(32, 32, "torch.nn.modules.linear.Identity")]
+    )
+    file = encoder / "2_Dense" / "model.safetensors"
+    weights = load_file(file)
+    weights["linear.bias"][5] = 40
+    save_file(weights, file)
+    found = layers(encoder, TEXTS[:100], rogue=1)
+    assert all(claim.verdict != "greater" for claim in found.claims.share)
+    assert found.output is not None
+    assert [one.dimension for one in found.output.rogue_dimensions] == [5]
+    assert found.output.without_rogue.count == 100
+
+
+def test_of_vectors_whose_share_is_undecided_the_sums_tell_it(tmp_path: Path) -> None:
+    mean = np.full(9, (0.76 / 8) ** 0.5)
+    mean[4] = 0.24**0.5
+    rows = mean + 0.3 * np.random.default_rng(0).standard_normal((80, 9))
+    found = vectors(Vectors.from_rows(rows), rogue=1)
+    assert found.share is not None
+    assert found.share.verdict == "undecided"
+    assert found.without_rogue.count == 0
+    assert math.isfinite(found.without_rogue.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"anisotropy_without_rogue": 0.4567, "anisotropy_without_rogue_stderr": 0.0123}, "0.4567 ± 0.0123"),
+        ({"anisotropy_without_rogue": 0.4567, "anisotropy_without_rogue_stderr": None}, "about 0.46 ± –"),
+        ({"anisotropy_without_rogue": None, "anisotropy_without_rogue_stderr": None}, "–"),
+    ],
+)
+def test_cells_of_the_report(row: dict[str, float | None], shown: str) -> None:
+    assert plain(without_rogue(Node(row))) == shown
 
 
 @pytest.mark.parametrize("times", [1, 4, 40, 400])

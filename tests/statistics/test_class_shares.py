@@ -92,13 +92,16 @@ def verdicts(found: ClassShares) -> list[str]:
     return [claim.verdict for claim in found.excess.claims()]
 
 
-def test_a_class_of_few_groups_or_of_no_row_is_undecided() -> None:
+@pytest.mark.parametrize(("groups", "verdict"), [(7, "undecided"), (9, "greater")])
+def test_a_class_of_few_groups_or_of_no_row_is_undecided(groups: int, verdict: str) -> None:
+    """However plain it is: the rows of the rare class all point along the cone."""
     generator = torch.Generator().manual_seed(3)
     u, number, group = corpus(300, [0.5, 0.5], generator)
-    rare = (group < 6) & (number == 1)
+    rare = (group < groups) & (number == 1)
+    u[rare] = torch.nn.functional.normalize(u.mean(0), dim=0)
     total, squares, count = sums_of(u, torch.where(rare, 2, number), group, 4)
     found = class_shares(total, squares, count)
-    assert verdicts(found)[2:] == ["undecided", "undecided"]
+    assert verdicts(found)[2:] == [verdict, "undecided"]
     assert found.rows.tolist()[3] == 0
     assert math.isnan(found.within.values[3])
     assert float(found.share.values[3]) == 0
