@@ -224,11 +224,12 @@ def run(
     for one, rest in zip(model, options_by_model(options, len(model)), strict=True):
         measured = run_model(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
         undefined = measured.why_no_axis(measured.layer(layer))
+        own = settings | {"layers": settings["layers"] | {"options": rest}}
         with threads_of(measured):
             results.append(
                 ModelResults(
                     results={
-                        name: _experiment(name)(measured, **settings.get(name, {}), **_run_again(name, rest))
+                        name: _experiment(name)(measured, **own.get(name, {}))
                         for name in experiments_in_run("each model")
                         if name != "axis" or undefined is None
                     },
@@ -275,11 +276,6 @@ def _quality(
     from cone_kernels.experiments.quality import quality_of
 
     return quality_of(measured, pairs, layer=measured.layer(layer), poolings=poolings, options=options)
-
-
-def _run_again(name: str, options: Any) -> dict[str, Any]:
-    """The options of the run, for the experiment that may run a few of the sentences once more."""
-    return {"options": options} if name == "layers" else {}
 
 
 def _experiment(name: str) -> Callable[..., ExperimentResult]:

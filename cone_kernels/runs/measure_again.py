@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from cone_kernels.runs.measurement import Measurement
     from cone_kernels.runs.sentence_vectors import SentenceVectors
 
-SAME_RUN = ("backend", "token_budget", "packed", "threads", "shard_size", "progress")
-"""What of a measurement's options holds for its model with other sentences too; all else is of its corpus."""
+# What of a measurement's options holds for its model with other sentences too; all else is of its corpus.
+_SAME_RUN = ("backend", "token_budget", "packed", "threads", "shard_size", "progress")
 
 
 def vectors_of(
@@ -32,14 +32,14 @@ def vectors_of(
         corpus: its vectors lie in the order of its sentences.
         layers: their numbers, and "output".
         pooling: of the layers. The output is pooled by the model itself, in a pass of its own where that is needed.
-        options: of the measurement; those of `SAME_RUN` are used.
+        options: of the measurement; those of its corpus are not used.
 
     Examples:
         >>> vectors_of(measurement, ["A man sleeps."], [6], pooling="mean", options={})[6].read(0, 1)
     """
     loaded = measurement.loaded
     assert loaded is not None
-    chosen: dict[str, Any] = {name: options[name] for name in SAME_RUN if name in options}
+    chosen: dict[str, Any] = {name: options[name] for name in _SAME_RUN if name in options}
     passes = [(list(layers), pooling)]
     if OUTPUT in layers and pooling != "mean":
         passes = [([layer for layer in layers if layer != OUTPUT], pooling), ([OUTPUT], "mean")]

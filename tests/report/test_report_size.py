@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
+import xml.etree.ElementTree as ET
 
 import pytest
+from matplotlib.figure import Figure
 
-from cone_kernels.report.figures.svg import _short
+from cone_kernels.report.figures.svg import _SVG, _Shapes, _short
 from cone_kernels.report.node import Node, common_place, place_within
 from cone_kernels.report.shared_styles import share_styles
 from tests.support.report_cases import run_results
@@ -114,3 +117,19 @@ def test_the_dots_of_a_curve_lie_on_it(reports: list[Report]) -> None:
                 assert dots in curves
                 found += 1
     assert found >= 4
+
+
+def test_dots_are_as_large_and_where_they_were() -> None:
+    figure = Figure(figsize=(2, 2), dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, 144), ylim=(0, 144))
+    axes.plot([36, 72], [36, 108], "o", markersize=8, markeredgewidth=0, color="#123456")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    root = ET.fromstring(buffer.getvalue())
+    shapes = _Shapes(root)
+    (dots,) = [one for group in root.iter(f"{_SVG}g") for one in shapes.drawn(group) if " h 0" in one.get("d", "")]
+    assert "stroke: #123456; stroke-width: 8;" in dots.attrib["style"]
+    places = [float(number) for number in re.findall(r"[\d.]+(?= )", dots.attrib["d"].replace("h 0", ""))]
+    assert places == pytest.approx([36, 108, 72, 36])

@@ -17,9 +17,11 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from cone_kernels import experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus, CorpusError
+from cone_kernels.experiments.without_rogue import of_sentences
 from cone_kernels.models import ModelError, load_model
 from cone_kernels.models.images import ImageError
 from cone_kernels.models.loading import load_image_model
+from cone_kernels.runs.measure import measure
 from cone_kernels.runs.runner import SHARD_IMAGES, run
 from tests.support.tiny_checkpoints import save_checkpoint
 from tests.support.tiny_encoders import LAYERS, SIDE, tiny_encoder
@@ -78,6 +80,15 @@ def test_every_layer_is_that_of_plain_arithmetic(name: str, root: Path) -> None:
     patches = wanted[-1][:, 1 if name == "clip" else 4 :]
     assert patches.shape[1] == 16
     assert abs(pooled.layers[-1].sentence.anisotropy - mean_cosine(patches.mean(1))) < 1e-6
+
+
+def test_what_is_left_without_dimensions_is_of_the_same_images(root: Path) -> None:
+    measured = measure(root / "clip", root / "photos", device="cpu", threads=1)
+    hidden = hidden_states(root / "clip", root / "photos")
+    out = {1: [0, 5], LAYERS: [3]}
+    for layer, found in of_sentences(measured, out, {"threads": 1}).items():
+        assert found.count == COUNT
+        assert abs(found.value - mean_cosine(np.delete(hidden[int(layer)].mean(1), out[int(layer)], axis=1))) < 1e-6
 
 
 def test_vectors_are_kept_and_cuts_do_not_show(root: Path) -> None:
