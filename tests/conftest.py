@@ -19,6 +19,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import torch  # noqa: E402
 
 from tests.support.places import SNLI  # noqa: E402
+from tests.support.undrawn import DRAWN_BY  # noqa: E402
+from tests.support.undrawn import undrawn as empty_figure  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.
@@ -101,8 +103,8 @@ def one_thread(threads: None) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports of runs without their figures, which take most of a small run's time and have tests of their own."""
-    monkeypatch.setattr("cone_kernels.report._draw_both", lambda panel, prefix: "<figure></figure>")
+    """Reports of runs without their figures."""
+    monkeypatch.setattr(DRAWN_BY, empty_figure)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from bench.gpu import small_case as gpu_small_case
 from bench.gpu import timing as gpu_timing
 from bench.gpu.process import Ended, run, toolkit
 from bench.gpu.tests import run_tests
+from tests.support.forked import run_python
 from tests.support.places import ROOT
 from tests.support.processes import alive
 
@@ -32,11 +33,12 @@ LEAVES_A_CHILD = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: `make gpu` would run")
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.gpu.run", "--results", str(tmp_path), "bench"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stdout.strip() == "gpu: torch finds no GPU on this machine; nothing was run"
+def test_without_a_gpu_it_says_so_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", str(tmp_path), "bench"])
+    assert gpu.main() == 2
+    assert capsys.readouterr().out.strip() == "gpu: torch finds no GPU on this machine; nothing was run"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,8 +153,7 @@ def test_a_file_that_cannot_be_collected_says_why_and_costs_no_other(tmp_path: P
 
 def test_the_tests_need_no_plugin() -> None:
     options = ["-o", "addopts=--strict-markers", "-p", "no:benchmark", "-p", "no:hypothesispytest", "-m", "gpu"]
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *options, "tests/kernels/gpu"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    result = run_python("-m", "pytest", "--collect-only", "-q", *options, ROOT / "tests" / "kernels" / "gpu")
     assert result.returncode == 0, result.stdout
     assert "test_a_side_stream_changes_no_bit" in result.stdout
     sources = "".join(file.read_text() for file in (ROOT / "tests" / "kernels" / "gpu").glob("*.py"))

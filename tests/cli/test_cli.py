@@ -436,11 +436,10 @@ def test_bar(value: float, drawn: str) -> None:
 
 
 def test_a_terminal_of_ascii_gets_ascii(state: Path) -> None:
-    running = process("layers", "--state", state, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    stdout, _ = running.communicate()
-    assert running.returncode == 0
-    assert "####" in stdout
-    assert stdout.isascii()
+    done = run_python("-m", "cone_kernels", "layers", "--state", state, encoding="ascii")
+    assert done.returncode == 0
+    assert "####" in done.stdout
+    assert done.stdout.isascii()
 
 
 @pytest.mark.parametrize("name", ["layers", "pooling", "axis", "tokens", "rotation", "center", "run"])
@@ -470,7 +469,6 @@ def test_closed_standard_input_is_said(model: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_terminal_of_latin_1_gets_question_marks(state: Path) -> None:
     named = state.rename(state.with_name("żółw"))
-    running = process("show", named, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
-    stdout, stderr = running.communicate()
-    assert (running.returncode, stderr) == (0, "")
-    assert "?ó?w" in stdout
+    done = run_python("-m", "cone_kernels", "show", named, encoding="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?ó?w" in done.stdout

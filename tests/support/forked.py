@@ -39,41 +39,48 @@ class StartedPython(NamedTuple):
     process: BaseProcess
     stdout: Path
     stderr: Path
+    encoding: str
 
     def ended(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
         """What it printed, and its exit code, when it has ended."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"{self.arguments}: still running after {timeout} s"
-        return subprocess.CompletedProcess(
-            self.arguments, self.process.exitcode, self.stdout.read_text(), self.stderr.read_text()
-        )
+        printed = (file.read_text(self.encoding) for file in (self.stdout, self.stderr))
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *printed)
 
 
 @contextmanager
-def started_python(*arguments: str | Path) -> Iterator[StartedPython]:
-    """`python FILE ...` or `python -m MODULE ...`; it is killed at the end of the block if it has not ended."""
+def started_python(*arguments: str | Path, encoding: str = "utf-8") -> Iterator[StartedPython]:
+    """`python FILE ...` or `python -m MODULE ...`; it is killed at the end of the block if it has not ended.
+
+    Args:
+        arguments: those of `python`.
+        encoding: of what it prints, as PYTHONIOENCODING sets it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("stdout", "stderr")]
         for file in printed:
             file.touch()
-        process = forked.Process(target=_python, args=([str(argument) for argument in arguments], printed))
+        words = [str(argument) for argument in arguments]
+        process = forked.Process(target=_python, args=(words, printed, encoding))
         process.start()
         try:
-            yield StartedPython(arguments, process, *printed)
+            yield StartedPython(arguments, process, *printed, encoding)
         finally:
             process.kill()
             process.join()
 
 
-def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str | Path, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
     """What `python FILE ...` or `python -m MODULE ...` prints, and its exit code."""
-    with started_python(*arguments) as program:
+    with started_python(*arguments, encoding=encoding) as program:
         return program.ended()
 
 
-def _python(arguments: list[str], printed: list[Path]) -> None:
-    for stream, file in zip((1, 2), printed, strict=True):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
+def _python(arguments: list[str], printed: list[Path], encoding: str) -> None:
+    for number, file, stream in zip((1, 2), printed, (sys.stdout, sys.stderr), strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        stream.reconfigure(encoding=encoding)  # type: ignore[attr-defined] - always a TextIOWrapper here
     # Tests that are themselves run in the background hand on a SIGINT that is switched off.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if arguments[0] == "-m":

@@ -1,4 +1,7 @@
-"""torchrun with several `cone` commands, which each rank runs one after another: torch is imported once for all."""
+"""torchrun with several `cone` commands, which each rank runs one after another: torch is imported once for all.
+
+Their reports have no figures.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 from tests.support.places import ROOT
+from tests.support.undrawn import DRAWN_BY, undrawn
 
 
 def torchrun(ranks: int, *commands: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -25,7 +30,8 @@ def main(commands: list[list[str]]) -> None:
     for arguments in commands:
         sys.argv[1:] = arguments
         try:
-            runpy.run_module("cone_kernels", run_name="__main__")
+            with mock.patch(DRAWN_BY, undrawn):
+                runpy.run_module("cone_kernels", run_name="__main__")
         except SystemExit as ended:
             if ended.code:
                 raise
