@@ -202,16 +202,8 @@ def run(
     table = table_format(table)
     labelled = opened_pairs(pairs, measure)
     require("matplotlib", "report", "report.html")
-    require_local("out", out)
-    folder = Path(out)
     writes = rank_of(options) == 0
-    if writes and not overwrite and (there := _files_of_a_run(folder)):
-        raise FileExistsError(
-            f"out: {folder} holds a run, with {there[0].relative_to(folder)}; overwrite=True (--overwrite) replaces "
-            "it, or name another folder"
-        )
-    for part in (folder, folder / "states", folder / "axes") if writes else ():
-        part.mkdir(parents=True, exist_ok=True)
+    folder = _folder(out, overwrite=overwrite, writes=writes)
     read = open_corpus(corpus, options, again=True)
     refuse_images(read)
     names = asked_poolings(pooling)
@@ -223,44 +215,18 @@ def run(
     results, measurements = [], []
     for one, rest in zip(model, options_by_model(options, len(model)), strict=True):
         measured = run_model(one, read, second_moment=True, poolings=names, keep_vectors=(layer,), **rest)
-        undefined = measured.why_no_axis(measured.layer(layer))
         own = settings | {"layers": settings["layers"] | {"options": rest}}
         with threads_of(measured):
-            results.append(
-                ModelResults(
-                    results={
-                        name: _experiment(name)(measured, **own.get(name, {}))
-                        for name in experiments_in_run("each model")
-                        if name != "axis" or undefined is None
-                    },
-                    centerings=()
-                    if undefined
-                    else tuple(
-                        replace(
-                            center_of(measured, layer=layer, method=method),
-                            quality=None if labelled is None else QUALITY_SAID_BY_THE_RUN,
-                        )
-                        for method in METHODS
-                    ),
-                    state=measured.state,
-                    undefined=undefined,
-                    quality=None if labelled is None else _quality(measured, labelled, layer, names, rest),
-                )
-            )
+            quality = None if labelled is None else _quality(measured, labelled, layer, names, rest)
+            results.append(_results_of(measured, layer, own, quality))
         # The model's weights are not needed any more; the next one takes their place.
         measurements.append(replace(measured, load=None))
     compared = None
     if len(measurements) > 1 and not any(one.undefined for one in results):
         with threads_of(*measurements):
             compared = rotation_of(measurements, layer=layer, k=k)
-    asked: dict[str, Any] = {
-        "layer": layer,
-        "k": k,
-        "top": top,
-        "tokens": tokens,
-        "rogue": rogue,
-        "pooling": list(names),
-    }
+    asked: dict[str, Any] = {"layer": layer, "k": k, "top": top, "tokens": tokens, "rogue": rogue}
+    asked |= {"pooling": list(names)}
     asked |= {} if labelled is None else {"pairs": labelled.name, "measure": labelled.measure}
     files = [_file_name(label) for label in labels(measurements)]
     named = _with_files(results, files)
@@ -268,6 +234,44 @@ def run(
     if writes:
         _write(result, files, table)
     return result
+
+
+def _folder(out: str | os.PathLike[str], *, overwrite: bool, writes: bool) -> Path:
+    """The folder of the results, which is made where this process writes; FileExistsError where it holds a run."""
+    require_local("out", out)
+    folder = Path(out)
+    if not writes:
+        return folder
+    if not overwrite and (there := _files_of_a_run(folder)):
+        raise FileExistsError(
+            f"out: {folder} holds a run, with {there[0].relative_to(folder)}; overwrite=True (--overwrite) replaces "
+            "it, or name another folder"
+        )
+    for part in (folder, folder / "states", folder / "axes"):
+        part.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _results_of(
+    measured: Measurement, layer: Layer | None, settings: dict[str, dict[str, Any]], quality: Quality | None
+) -> ModelResults:
+    """Every experiment and centering of one model; where the layer has no axis, what needs none."""
+    undefined = measured.why_no_axis(measured.layer(layer))
+    results = {
+        name: _experiment(name)(measured, **settings.get(name, {}))
+        for name in experiments_in_run("each model")
+        if name != "axis" or undefined is None
+    }
+    centerings = tuple(
+        replace(
+            center_of(measured, layer=layer, method=method),
+            quality=None if quality is None else QUALITY_SAID_BY_THE_RUN,
+        )
+        for method in (METHODS if undefined is None else ())
+    )
+    return ModelResults(
+        results=results, centerings=centerings, state=measured.state, undefined=undefined, quality=quality
+    )
 
 
 def _quality(

@@ -24,7 +24,7 @@ from cone_kernels.vector_files import Vectors
 SHARD_ROWS = 65536
 
 # A shard is added in blocks of so many rows, or so many numbers, so that memory stays flat.
-_BLOCK_ROWS, _BLOCK_NUMBERS = 8192, 2**24
+_BLOCK_ROWS, _BLOCK_NUMBERS = 32768, 2**24
 
 
 def pass_over(vectors: Vectors, limit: int | None, options: RunOptions) -> tuple[RunPart, ConeState]:
