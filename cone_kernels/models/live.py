@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -140,11 +141,21 @@ def _sha256(*modules: nn.Module) -> str:
     """sha256 (hex) over the names, shapes and values of all parameters and buffers; that of a file is another."""
     sha256 = hashlib.sha256()
     for at, module in enumerate(modules):
-        for name, tensor in sorted(module.state_dict().items()):
-            content = tensor.detach().cpu().contiguous()
-            sha256.update(f"|{at}.{name}|{content.dtype}|{tuple(content.shape)}|".encode())
-            sha256.update(content.flatten().view(torch.uint8).numpy().data if content.numel() else b"")
+        for name, kept in sorted(module.state_dict().items()):
+            for part in _parts(kept):
+                content = part.detach().cpu().contiguous()
+                sha256.update(f"|{at}.{name}|{content.dtype}|{tuple(content.shape)}|".encode())
+                sha256.update(content.flatten().view(torch.uint8).numpy().data if content.numel() else b"")
     return sha256.hexdigest()
+
+
+def _parts(kept: Any) -> Iterator[Tensor]:
+    """The tensors of an entry of a state dict; a quantized module keeps a tuple of weight and bias, and their dtype."""
+    if isinstance(kept, (tuple, list)):
+        for one in kept:
+            yield from _parts(one)
+    elif isinstance(kept, Tensor):
+        yield kept.dequantize() if kept.is_quantized else kept
 
 
 class _OfVectors(nn.Module):
