@@ -51,8 +51,13 @@ GRADIENT, WHOLE = "bench/bench_gradients.py::test_", "bench/bench_end_to_end.py:
 MM = (Ratio("times_torch_mm", "× `torch.mm` of the whole product"),)
 SUM = Ratio("bandwidth_share_of_torch_sum", "of `torch.sum`'s bandwidth")
 DTYPE = (Ratio("bandwidth_share_of_float32_sum_of_the_same_bytes", "of `torch.sum`'s bandwidth in float32"),)
-EIGH = (Ratio("times_torch_eigh", "× `torch.linalg.eigh`", "target_times_torch_eigh"),)
-PCA = (Ratio("times_sklearn_pca", "× scikit-learn's PCA(1)", "target_times_sklearn_pca"),)
+RESIDUAL = Ratio("residual", "of λ₁ is the residual")
+EIGH = (Ratio("times_torch_eigh", "× `torch.linalg.eigh`", "target_times_torch_eigh"), RESIDUAL)
+PCA = (
+    Ratio("times_sklearn_pca", "× scikit-learn's PCA(1)", "target_times_sklearn_pca"),
+    RESIDUAL,
+    Ratio("sklearn_residual", "of λ₁ is scikit-learn's"),
+)
 NAIVE_RUN = (Ratio("times_naive", "× the naive script", "target_times_naive"),)
 
 CASES: dict[str, tuple[str, tuple[Ratio, ...]]] = {
@@ -136,7 +141,7 @@ def gpu_table() -> str:
     found = read(GPU)
     stage = next(stage for name, stage in found.items() if name.startswith("bench"))
     copy = f"copies {stage['machine']['copy_gigabytes_per_second']:,.0f} GB/s"
-    rows = ["| work | backend | device time | of a copy's bandwidth | times plain torch | target |", "|---|---|---|---|---|---|"]
+    rows = ["| work | backend | device time | of a copy's bandwidth | × plain torch | target |", f"|{'---|' * 6}"]
     for case in stage["cases"]:
         if case["backend"] not in ("cuda", "triton"):
             continue
@@ -190,14 +195,13 @@ def two_digits(value: float) -> str:
         ('0.70', '1.0', '25,000', '0.00052')
     """
     shown = f"{value:#.{3 if 1 <= value < 2 else 2}g}".removesuffix(".")
-    return shown if "e" not in shown and float(shown) < 100 else f"{float(shown):,.0f}"
+    return f"{float(shown):,.0f}" if value >= 99.5 else shown.replace("e-0", "e-")
 
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that leaves a number from 1 to 1000."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            break
+    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+    unit, size = next((pair for pair in units if seconds >= pair[1]), units[-1])
     return f"{float(f'{seconds / size:.3g}'):g} {unit}"
 
 

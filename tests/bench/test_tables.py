@@ -46,7 +46,18 @@ def test_targets_of_times_are_reached_from_below() -> None:
     assert ratio.shown({"times": 1.06, "target": 1.03}) == "1.06 × the bare forward (target 1.03, **missed**)"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.699, "0.70"), (0.9973, "1.0"), (1.0324, "1.03"), (25373.6, "25,000")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (7.57e-9, "7.6e-9"),
+        (0.699, "0.70"),
+        (0.9973, "1.0"),
+        (1.0324, "1.03"),
+        (63.4, "63"),
+        (99.7, "100"),
+        (25373.6, "25,000"),
+    ],
+)
 def test_two_digits(value: float, shown: str) -> None:
     assert tables.two_digits(value) == shown
 

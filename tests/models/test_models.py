@@ -347,5 +347,7 @@ def test_a_model_that_the_hub_does_not_give_is_said_with_the_way_round(
         raise error("401 Client Error. (Request ID: abc)\n\nCannot access", response=unittest.mock.Mock(headers={}))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(ModelError, match=rf"the hub id 'x/y' cannot be loaded: .*{why}.*`hf auth login` or set HF_TOKEN"):
+    with pytest.raises(
+        ModelError, match=rf"the hub id 'x/y' cannot be loaded: .*{why}.*`hf auth login` or set HF_TOKEN"
+    ):
         load_model("x/y")
