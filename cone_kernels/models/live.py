@@ -14,6 +14,7 @@ from cone_kernels.models.loaded import LoadedModel, evaluation, loaded_of, promp
 from cone_kernels.models.output import Output, pooled_tokens
 from cone_kernels.models.source import ModelError, NoOutputError
 from cone_kernels.models.transformer import text_encoder
+from cone_kernels.models.transformers_names import PEFT_CONFIGURATION, PEFT_INSIDE, PEFT_PROMPT
 
 
 def live_model(
@@ -34,7 +35,7 @@ def live_model(
     Raises:
         TypeError: it is neither.
         ModelError: a model of transformers comes without a tokenizer, or a `SentenceTransformer` with one or without a
-            transformer; `prompt_name` or `truncate_dim` is none of this model's.
+            transformer; a model of peft learns a prompt; `prompt_name` or `truncate_dim` is none of this model's.
 
     Examples:
         >>> live_model(SentenceTransformer("all-MiniLM-L6-v2")).info["output"]["pooling"]
@@ -51,11 +52,26 @@ def live_model(
         )
     if tokenizer is None:
         raise ModelError("tokenizer: got none; it must be given with a model that is in memory already")
+    model = _inside_peft(model)
     plain, part = Description(), text_encoder(model)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     said = plain.prompt(prompt, prompt_name)
     loaded = loaded_of(part, tokenizer, plain, name=name, weights_sha256=_sha256(part), prompt=said)
     return with_output(loaded, plain, None, truncate_dim)
+
+
+def _inside_peft(model: Any) -> Any:
+    """The model that peft has put adapters into, with them; any other model itself.
+
+    The forward of the model around it names no argument, by which a run would know what to give it.
+    """
+    if not hasattr(model, PEFT_INSIDE):
+        return model
+    if getattr(getattr(model, PEFT_CONFIGURATION), PEFT_PROMPT):
+        raise ModelError(
+            f"model: got a {type(model).__name__} that learns a prompt; it must have adapters in its layers (LoRA)"
+        )
+    return getattr(model, PEFT_INSIDE)()
 
 
 def _of_sentence_transformer(

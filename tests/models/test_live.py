@@ -271,3 +271,24 @@ def test_weights_that_are_quantized_have_a_sha256_of_their_values() -> None:
         model.pooler = Packed(torch.tensor(weight))
         found.append(live_model(model, word_tokenizer()).info["weights_sha256"])
     assert found[0] == found[1] != found[2]  # in steps of a half 2.0 and 2.1 are one
+
+
+def test_a_model_of_peft_is_measured_with_its_adapter_as_it_is_switched() -> None:
+    import peft
+
+    def measured(model: Any) -> float:
+        return float(
+            experiments.layers(model, TEXTS, tokenizer=word_tokenizer(), threads=1).layers[-1].sentence.anisotropy
+        )
+
+    model = tiny_model("bert")
+    before = measured(model)
+    lora = peft.LoraConfig(target_modules=["query", "value"], r=2, init_lora_weights=False)
+    tuned = peft.get_peft_model(model, lora).eval()
+    merged = copy.deepcopy(tuned).merge_and_unload()
+    assert measured(tuned) == pytest.approx(measured(merged), abs=1e-6) != pytest.approx(before, abs=1e-3)
+    with tuned.disable_adapter():
+        assert measured(tuned) == before
+    prompt = peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION")
+    with pytest.raises(ModelError, match="model: got a PeftModelForFeatureExtraction that learns a prompt"):
+        measured(peft.get_peft_model(tiny_model("bert"), prompt))
