@@ -174,7 +174,7 @@ def run_table() -> str:
 
 def headed(machine: str, found: dict[str, Any], rows: list[str]) -> str:
     """A table under what ran it, when, and at which commit."""
-    return f"{machine}, {found['date'][:10]}, commit {found['commit'][:7]}:\n\n" + "\n".join(rows) + "\n"
+    return f"\n{machine}, {found['date'][:10]}, commit {found['commit'][:7]}:\n\n" + "\n".join(rows) + "\n\n"
 
 
 def versions_of(stage: dict[str, Any]) -> str:
