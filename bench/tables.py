@@ -137,7 +137,7 @@ def cpu_table(name: str) -> str:
 
 
 def gpu_table() -> str:
-    """A row for each case that the GPU's latest bench stage has timed with a kernel of this package."""
+    """A row for each case that the GPU's bench stage has timed with a kernel of this package."""
     found = read(GPU)
     stage = next(stage for name, stage in found.items() if name.startswith("bench"))
     copy = f"copies {stage['machine']['copy_gigabytes_per_second']:,.0f} GB/s"
