@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cone_kernels.models.loaded import LoadedModel, evaluation, loaded_of, promp
 from cone_kernels.models.output import Output, pooled_tokens
 from cone_kernels.models.source import ModelError, NoOutputError
 from cone_kernels.models.transformer import text_encoder
+from cone_kernels.models.transformers_names import PEFT_CONFIGURATION, PEFT_INSIDE, PEFT_PROMPT
 
 
 def live_model(
@@ -33,7 +35,7 @@ def live_model(
     Raises:
         TypeError: it is neither.
         ModelError: a model of transformers comes without a tokenizer, or a `SentenceTransformer` with one or without a
-            transformer; `prompt_name` or `truncate_dim` is none of this model's.
+            transformer; a model of peft learns a prompt; `prompt_name` or `truncate_dim` is none of this model's.
 
     Examples:
         >>> live_model(SentenceTransformer("all-MiniLM-L6-v2")).info["output"]["pooling"]
@@ -50,11 +52,26 @@ def live_model(
         )
     if tokenizer is None:
         raise ModelError("tokenizer: got none; it must be given with a model that is in memory already")
+    model = _inside_peft(model)
     plain, part = Description(), text_encoder(model)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     said = plain.prompt(prompt, prompt_name)
     loaded = loaded_of(part, tokenizer, plain, name=name, weights_sha256=_sha256(part), prompt=said)
     return with_output(loaded, plain, None, truncate_dim)
+
+
+def _inside_peft(model: Any) -> Any:
+    """The model that peft has put adapters into, with them; any other model itself.
+
+    The forward of the model around it names no argument, by which a run would know what to give it.
+    """
+    if not hasattr(model, PEFT_INSIDE):
+        return model
+    if getattr(getattr(model, PEFT_CONFIGURATION), PEFT_PROMPT):
+        raise ModelError(
+            f"model: got a {type(model).__name__} that learns a prompt; it must have adapters in its layers (LoRA)"
+        )
+    return getattr(model, PEFT_INSIDE)()
 
 
 def _of_sentence_transformer(
@@ -140,11 +157,21 @@ def _sha256(*modules: nn.Module) -> str:
     """sha256 (hex) over the names, shapes and values of all parameters and buffers; that of a file is another."""
     sha256 = hashlib.sha256()
     for at, module in enumerate(modules):
-        for name, tensor in sorted(module.state_dict().items()):
-            content = tensor.detach().cpu().contiguous()
-            sha256.update(f"|{at}.{name}|{content.dtype}|{tuple(content.shape)}|".encode())
-            sha256.update(content.flatten().view(torch.uint8).numpy().data if content.numel() else b"")
+        for name, kept in sorted(module.state_dict().items()):
+            for part in _parts(kept):
+                content = part.detach().cpu().contiguous()
+                sha256.update(f"|{at}.{name}|{content.dtype}|{tuple(content.shape)}|".encode())
+                sha256.update(content.flatten().view(torch.uint8).numpy().data if content.numel() else b"")
     return sha256.hexdigest()
+
+
+def _parts(kept: Any) -> Iterator[Tensor]:
+    """The tensors of an entry of a state dict; a quantized module keeps a tuple of weight and bias, and their dtype."""
+    if isinstance(kept, (tuple, list)):
+        for one in kept:
+            yield from _parts(one)
+    elif isinstance(kept, Tensor):
+        yield kept.dequantize() if kept.is_quantized else kept
 
 
 class _OfVectors(nn.Module):

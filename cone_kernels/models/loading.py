@@ -283,11 +283,25 @@ def _other_kind(folder: Path) -> str | None:
     return "has no config.json; it must be one that save_pretrained, or sentence-transformers, has written"
 
 
+def _refused_by_the_hub(error: Exception) -> str | None:
+    """Why the hub does not give a model, in words; None where something else went wrong."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    raised = (error, error.__cause__)
+    if any(isinstance(one, GatedRepoError) for one in raised):
+        return "it is gated; accept its terms on its page of the hub, then run `hf auth login` or set HF_TOKEN"
+    if any(isinstance(one, RepositoryNotFoundError) for one in raised):
+        return "the hub shows no such model; for a private one run `hf auth login` or set HF_TOKEN"
+    return None
+
+
 def _explained(name: str, error: Exception) -> ModelError:
     text = str(error)
     if "trust_remote_code" in text:
         return ModelError(f"model: {name} brings Python code of its own, which runs only with trust_remote_code")
     folder = Path(name).expanduser()
+    if not folder.is_dir() and (why := _refused_by_the_hub(error)):
+        return ModelError(f"model: the hub id {name!r} cannot be loaded: {why}")
     if not folder.is_dir() and isinstance(error, OSError) and "connect" in text:
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0").upper() in _SET else "no connection"
         return ModelError(

@@ -76,6 +76,8 @@ POSITION_EMBEDDINGS = "position_embeddings"
 INNER_MODEL = "auto_model"
 # Of a layer of peft: whether its adapters are off, and which are on.
 ADAPTERS_IN_USE = ("disable_adapters", "active_adapters")
+# A model of peft: its method for the model inside, with the adapters in it, and where it says that a prompt is learnt.
+PEFT_INSIDE, PEFT_CONFIGURATION, PEFT_PROMPT = "get_base_model", "active_peft_config", "is_prompt_learning"
 # Trainer names these of an evaluation, each after its prefix, in the metrics and the log of it.
 EVALUATION_SPEED = ("_runtime", "_samples_per_second", "_steps_per_second")
 

@@ -17,6 +17,7 @@ from cone_kernels.models import ModelError, load_model
 from cone_kernels.models.live import live_model
 from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
+from tests.support.tiny_models import tiny_model
 
 TEXTS = [" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(40)]
 
@@ -248,3 +249,46 @@ def test_another_models_tokenizer_is_refused() -> None:
     model = transformers.BertModel(transformers.BertConfig(vocab_size=1000, **sizes))
     with pytest.raises(ModelError, match=r"of BertModel knows 100 tokens of a vocabulary of 1,000"):
         live_model(model, tokenizer=word_tokenizer())
+
+
+class Packed(nn.Module):
+    """Keeps its weights as torch's quantized modules do: a tuple in its state dict, and their dtype beside it."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.quantize_per_tensor(weight, 0.5, 0, torch.qint8)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "_packed_params"] = (self.weight, torch.ones(2))
+        destination[prefix + "dtype"] = torch.qint8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_quantized_have_a_sha256_of_their_values() -> None:
+    model = tiny_model("bert")
+    found = []
+    for weight in ([1.0, 2.0], [1.0, 2.1], [1.0, 4.0]):
+        model.pooler = Packed(torch.tensor(weight))
+        found.append(live_model(model, word_tokenizer()).info["weights_sha256"])
+    assert found[0] == found[1] != found[2]  # in steps of a half 2.0 and 2.1 are one
+
+
+def test_a_model_of_peft_is_measured_with_its_adapter_as_it_is_switched() -> None:
+    import peft
+
+    def measured(model: Any) -> float:
+        return float(
+            experiments.layers(model, TEXTS, tokenizer=word_tokenizer(), threads=1).layers[-1].sentence.anisotropy
+        )
+
+    model = tiny_model("bert")
+    before = measured(model)
+    lora = peft.LoraConfig(target_modules=["query", "value"], r=2, init_lora_weights=False)
+    tuned = peft.get_peft_model(model, lora).eval()
+    merged = copy.deepcopy(tuned).merge_and_unload()
+    assert measured(tuned) == pytest.approx(measured(merged), abs=1e-6) != pytest.approx(before, abs=1e-3)
+    with tuned.disable_adapter():
+        assert measured(tuned) == before
+    prompt = peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION")
+    with pytest.raises(ModelError, match="model: got a PeftModelForFeatureExtraction that learns a prompt"):
+        measured(peft.get_peft_model(tiny_model("bert"), prompt))

@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -334,3 +336,18 @@ def test_a_name_that_is_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPa
         load_model("mini-lm")
     with pytest.raises(ModelError, match="model: got an empty name"):
         load_model("")
+
+
+@pytest.mark.parametrize(("kind", "why"), [("GatedRepoError", "it is gated"), ("RepositoryNotFoundError", "no such")])
+def test_a_model_that_the_hub_does_not_give_is_said_with_the_way_round(
+    monkeypatch: pytest.MonkeyPatch, kind: str, why: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error = getattr(huggingface_hub.errors, kind)
+        raise error("401 Client Error. (Request ID: abc)\n\nCannot access", response=unittest.mock.Mock(headers={}))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(
+        ModelError, match=rf"the hub id 'x/y' cannot be loaded: .*{why}.*`hf auth login` or set HF_TOKEN"
+    ):
+        load_model("x/y")
