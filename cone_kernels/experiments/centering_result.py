@@ -154,7 +154,7 @@ def _opens(result: CenteringResult, judged: Judged) -> str:
     if result.cone.verdict != "greater":
         return "No cone was told from noise before."
     if judged.change.verdict == "greater":
-        return f"It closes the cone further: {judged.fitted_on:,} {result.rows} are too few to fit it on."
+        return f"It makes the cone tighter: {judged.fitted_on:,} {result.rows} are too few to fit it on."
     if judged.change.verdict == "undecided":
         needed = judged.change.needed(result.before.count)
         more = "" if needed is None else f"; about {needed:,} {result.rows} would decide it"

@@ -34,7 +34,7 @@ _VERDICTS = (
     (-math.inf, 0.1, "carries over", "carry over"),
     (0.1, 0.9, "carries over in part", "carry over in part"),
     (0.9, 1.1, "does not carry over", "do not carry over"),
-    (1.1, math.inf, "closes the cone further", "close the cone further"),
+    (1.1, math.inf, "makes the cone tighter", "make the cone tighter"),
 )
 # A cone that a model's own mean opens by less than this is too small to be mentioned.
 _LEAST_CONE = 0.02

@@ -13,6 +13,7 @@ _SHEET = """
 .cone * { box-sizing: border-box; }
 .cone h1, .cone h2, .cone h3 { line-height: 1.25; text-wrap: balance; overflow-wrap: anywhere; }
 .cone h1 { font-size: 2rem; margin: 0 0 .5rem; letter-spacing: -.015em; }
+.cone h1 bdi { display: inline-block; max-width: 100%; }
 .cone h2 { font-size: 1.45rem; margin: 0 0 .25rem; letter-spacing: -.01em; }
 .cone h3 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
 .cone p { margin: 0 0 .75rem; max-width: 44rem; overflow-wrap: break-word; }

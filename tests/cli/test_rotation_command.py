@@ -97,7 +97,7 @@ def test_summary_tells_families_apart() -> None:
         "Subtracting its own mean takes bge from a mean cosine of 0.700 to 0.000; that of mxbai carries over: 0.010; "
         "that of gte carries over in part: 0.200; that of bert does not carry over: 0.700.",
         "Subtracting its own mean takes gte from a mean cosine of 0.700 to 0.000; those of mxbai and bge carry over: "
-        "0.020; that of bert closes the cone further: 0.900.",
+        "0.020; that of bert makes the cone tighter: 0.900.",
         "Subtracting its own mean takes bert from a mean cosine of 0.700 to 0.000; those of mxbai, bge and gte do not "
         "carry over: 0.700 to 0.710.",
     )

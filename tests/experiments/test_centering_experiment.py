@@ -188,7 +188,7 @@ def result(
         ({"value": 0.023}, "It opens the cone: 3.3% of it is left."),
         ({"value": -0.02}, "It opens the cone: what is left is not told from 0."),
         ({"value": -0.023}, "Two sentences point apart on average now."),
-        ({"value": 0.8}, "It closes the cone further: 300 sentences are too few to fit it on."),
+        ({"value": 0.8}, "It makes the cone tighter: 300 sentences are too few to fit it on."),
         ({"value": -0.3}, "Two sentences point apart on average now."),
         (
             {"value": 0.65, "bound": 0.1},
@@ -273,7 +273,7 @@ def test_a_centering_of_few_rows_is_said_to_close_the_cone(tmp_path: Path) -> No
     state = vectors(rows[:12]).state
     state.save(tmp_path / "few.safetensors")
     found = center(vectors=rows[12:], state=tmp_path / "few.safetensors")
-    assert "closes the cone further: 12 vectors are too few" in found.summary()[1]
+    assert "makes the cone tighter: 12 vectors are too few" in found.summary()[1]
 
 
 def test_options_that_do_not_fit_are_refused(folder: Path, minilm: Measurement, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_minilm_against_its_rotated_space(minilm: Measurement) -> None:
     assert "their axes correlate with |r| 1.000. It is the same axis in a rotated space." in same
     # Both means are in the vectors then, at a right angle: the cone is tighter than before.
     assert len(means) == 2
-    assert all(f"closes the cone further: {wanted[0][1]:.3f}." in line for line in means)
+    assert all(f"makes the cone tighter: {wanted[0][1]:.3f}." in line for line in means)
 
 
 def test_minilm_against_a_model_of_another_width(minilm: Measurement, folder: Path, snli: Path) -> None:

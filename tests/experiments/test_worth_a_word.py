@@ -204,7 +204,7 @@ def means(level: float, own: float, other: float, stderr: float = 0.001) -> tupl
         (0.445, "carries over in part: 0.445"),
         (0.455, "does not carry over: 0.455"),
         (0.545, "does not carry over: 0.545"),
-        (0.555, "closes the cone further: 0.555"),
+        (0.555, "makes the cone tighter: 0.555"),
     ],
 )
 def test_what_another_mean_does(other: float, words: str) -> None:
