@@ -161,6 +161,49 @@ format_option = click.option(
     "--format", type=click.Choice(TEXT_FORMATS), help="Of standard input, -.  [default: as it begins]"
 )
 
+# Which texts of a corpus are read, and how: `--group-by` alone is none of these.
+_order_options = (
+    limit_option,
+    field_option,
+    click.option(
+        "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
+    ),
+    click.option(
+        "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+)
+_file_options = (
+    dedup_option,
+    format_option,
+    click.option(
+        "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
+    ),
+    click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
+)
+_policy_options = (
+    click.option(
+        "--errors",
+        type=click.Choice(["replace", "drop", "raise"]),
+        default="replace",
+        show_default=True,
+        help="What to do with text that is not of the encoding.",
+    ),
+    click.option(
+        "--malformed",
+        type=click.Choice(["drop", "raise"]),
+        default="drop",
+        show_default=True,
+        help="What to do with records that cannot be read or lack a field.",
+    ),
+)
+
+
+def text_options(command: _Command) -> _Command:
+    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions` but `group_by`."""
+    return _all_of((*_order_options, *_file_options, *_policy_options))(command)
+
+
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."
 )
@@ -185,22 +228,9 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             help=f"Sentences: {listed_suffixes()}, also with .gz or .zst; a glob, a folder, a URL, datasets:NAME:SPLIT "
             "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
-        limit_option,
-        field_option,
-        click.option(
-            "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
-        ),
-        click.option(
-            "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
-        ),
-        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+        *_order_options,
         click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
-        dedup_option,
-        format_option,
-        click.option(
-            "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
-        ),
-        click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
+        *_file_options,
         device_option,
         dtype_option,
         click.option(
@@ -228,20 +258,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--torch-compile", is_flag=True, help="Compile the model's blocks; the first batches take longer."
         ),
-        click.option(
-            "--errors",
-            type=click.Choice(["replace", "drop", "raise"]),
-            default="replace",
-            show_default=True,
-            help="What to do with text that is not of the encoding.",
-        ),
-        click.option(
-            "--malformed",
-            type=click.Choice(["drop", "raise"]),
-            default="drop",
-            show_default=True,
-            help="What to do with records that cannot be read or lack a field.",
-        ),
+        *_policy_options,
         click.option(
             "--token-budget",
             callback=_number_or_auto,
