@@ -49,10 +49,13 @@ class CorpusOptions(TypedDict, total=False):
 
 
 class LoadOptions(TypedDict, total=False):
-    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id; and its tokenizer."""
+    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id; and what one in memory
+    lacks."""
 
     tokenizer: Any
     """Of a model of transformers that is in memory already, which has none with it."""
+    processor: Any
+    """Of a model of images that is in memory already: what makes its input of them, as its image processor."""
     device: str | torch.device | None
     """Where the model runs; None takes the first GPU, or the CPU."""
     dtype: str | torch.dtype
@@ -245,6 +248,7 @@ DEFAULTS: dict[str, Any] = {
     "errors": "replace",
     "malformed": "drop",
     "tokenizer": None,
+    "processor": None,
     "device": None,
     "dtype": "float32",
     "revision": None,
