@@ -24,7 +24,7 @@ from cone_kernels.names import (
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-_MODEL = "A model's folder or file (.gguf; .txt or .vec of word vectors), or its id on the hub"
+_MODEL = "A model's folder or file (.gguf; .txt, .vec or word2vec's .bin of word vectors), or its id on the hub"
 
 
 def model_options(required: bool = True) -> Callable[[_Command], _Command]:

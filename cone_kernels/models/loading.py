@@ -16,6 +16,7 @@ from cone_kernels.models.description import Description, description_of
 from cone_kernels.models.loaded import LoadedModel, loaded_of, prompt_length, with_output
 from cone_kernels.models.source import ModelError, Source
 from cone_kernels.models.transformer import load_transformer, text_encoder
+from cone_kernels.word2vec import WORD2VEC_ENDING, is_word2vec
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +51,10 @@ def load_model(
     Encoder-decoder models give their encoder, CLIP and its kin the tower of texts; an adapter (LoRA) is loaded with its
     base. Folders of sentence-transformers are read too: their transformer, with the longest input it was tuned for, the
     prompt that `encode` takes, and as `output` the modules after it. Of a table of token vectors (StaticEmbedding,
-    model2vec, a text file of word vectors as GloVe's) the layers are one, the table.
+    model2vec, a file of word vectors as GloVe's or word2vec's) the layers are one, the table.
 
     Args:
-        path_or_hub_id: a folder, a GGUF file, a text file of word vectors, or an id such as
+        path_or_hub_id: a folder, a GGUF file, a file of word vectors, or an id such as
             "mixedbread-ai/mxbai-embed-large-v1".
         device: "cpu", "cuda", "cuda:1", ...; None takes the first GPU, or the CPU where there is none.
         dtype: what the model computes in, a torch dtype or its name; "auto" keeps the checkpoint's own.
@@ -255,11 +256,14 @@ def _check_name(name: str) -> None:
     if path.is_file():
         if path.suffix.lower() in (GGUF, *WORD_VECTORS):
             return
+        if path.suffix.lower() == WORD2VEC_ENDING and is_word2vec(path):
+            return
         if path.suffix.lower() == ".onnx":
             raise ModelError(f"model: {name} {_ONNX}")
         raise ModelError(
-            f"model: {name} is a file; it must be a model's folder or a hub id, a GGUF file ({GGUF}), or a text file "
-            f"of word vectors ({' or '.join(WORD_VECTORS)})"
+            f"model: {name} is a file; it must be a model's folder or a hub id, a GGUF file ({GGUF}), or a file of "
+            f"word vectors: of text ({' or '.join(WORD_VECTORS)}), or word2vec's binary one ({WORD2VEC_ENDING}), which "
+            "begins with a line of two whole numbers"
         )
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"model: there is no folder {name!r}")

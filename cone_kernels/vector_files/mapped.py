@@ -6,6 +6,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from cone_kernels.vector_files.reading import Reader, VectorFileError
 
 # Before each row of .fvecs and .bvecs stands its width, as int32.
 WIDTH_BYTES = 4
+
+FileState: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class MappedRows(Reader):
         self.files = (path,)
         self._path = path
         self._layout = layout
-        self._state = _state_of(os.stat(path))
+        self._state = state_of(path)
         size = os.stat(path).st_size
         if size < layout.end:
             row = max(0, size - layout.offset) // layout.row_bytes
@@ -87,7 +90,7 @@ class MappedRows(Reader):
             return []
         n, item = stop - start, layout.dtype.itemsize
         first = layout.offset + start * layout.row_bytes
-        content = self._mapped(first, n * layout.row_bytes)
+        content = mapped_bytes(self._path, self._state, first, n * layout.row_bytes)
         # NumPy's zip files and some safetensors do not align their numbers, and kernels need them aligned.
         rows = (content.clone() if first % item else content).view(n, layout.row_bytes)
         if layout.has_width:
@@ -96,20 +99,6 @@ class MappedRows(Reader):
         if layout.swapped:
             rows = rows.view(n, layout.dim, item).flip(-1).view(n, layout.dim * item)
         return [rows.view(layout.dtype)]
-
-    def _mapped(self, first: int, length: int) -> Tensor:
-        """Bytes of the file.
-
-        The kernel is asked for them, and for as many after them, as a whole before they are mapped: page by page a disk
-        would give them at half of its speed.
-        """
-        window = first - first % mmap.ALLOCATIONGRANULARITY
-        with open(self._path, "rb") as file:
-            if _state_of(os.fstat(file.fileno())) != self._state:
-                raise VectorFileError(f"{self.name} has changed since it was opened; it must stay as it is")
-            os.posix_fadvise(file.fileno(), first, 2 * length, os.POSIX_FADV_WILLNEED)
-            memory = mmap.mmap(file.fileno(), first - window + length, access=mmap.ACCESS_COPY, offset=window)
-        return torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=first - window)
 
     def _check_widths(self, widths: Tensor, start: int) -> None:
         wrong = (widths != self.dim).nonzero()
@@ -120,6 +109,33 @@ class MappedRows(Reader):
             )
 
 
-def _state_of(file: os.stat_result) -> tuple[int, int, int]:
+def mapped_bytes(path: Path, state: FileState, first: int, length: int) -> Tensor:
+    """Bytes of a file as a private map, (length,) uint8.
+
+    The kernel is asked for them, and for as many after them, as a whole before they are mapped: page by page a disk
+    would give them at half of its speed.
+
+    Args:
+        path: the file.
+        state: of the file when it was opened.
+        first, length: where the bytes are; at least one.
+
+    Raises:
+        VectorFileError: the file has changed meanwhile.
+    """
+    window = first - first % mmap.ALLOCATIONGRANULARITY
+    with open(path, "rb") as file:
+        if _state(os.fstat(file.fileno())) != state:
+            raise VectorFileError(f"{path} has changed since it was opened; it must stay as it is")
+        os.posix_fadvise(file.fileno(), first, 2 * length, os.POSIX_FADV_WILLNEED)
+        memory = mmap.mmap(file.fileno(), first - window + length, access=mmap.ACCESS_COPY, offset=window)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=first - window)
+
+
+def state_of(path: Path) -> FileState:
     """What changes when a file is written or replaced."""
+    return _state(os.stat(path))
+
+
+def _state(file: os.stat_result) -> FileState:
     return file.st_ino, file.st_size, file.st_mtime_ns
