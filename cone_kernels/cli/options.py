@@ -240,6 +240,9 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         ),
         backend_option,
         revision_option,
+        click.option(
+            "--gguf-file", metavar="NAME", help="The GGUF file that is the model, of a hub id or a folder with several."
+        ),
         click.option("--prompt", metavar="TEXT", help="Put before every sentence.  [default: the model's own]"),
         click.option("--prompt-name", metavar="NAME", help="One of the model's prompts."),
         click.option("--no-prompt", is_flag=True, help="Not the model's own prompt either."),

@@ -142,12 +142,13 @@ def _loaded_itself(model: ModelLike, options: MeasureOptions, images: bool) -> L
 
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in LOAD_OPTIONS}
     of_texts = ("tokenizer", "prompt", "prompt_name", "truncate_dim")
+    of_texts_by_path = (*of_texts[1:], "gguf_file")
     if isinstance(model, (str, os.PathLike)):
         _refuse_given(chosen, _OF_MEMORY, "a folder or a hub id, which has its own")
         chosen = {name: value for name, value in chosen.items() if name not in _OF_MEMORY}
         if images:
-            _refuse_given(chosen, of_texts[1:], _IMAGES)
-            return load_image_model(model, **{name: chosen[name] for name in chosen if name not in of_texts})
+            _refuse_given(chosen, of_texts_by_path, _IMAGES)
+            return load_image_model(model, **{name: chosen[name] for name in chosen if name not in of_texts_by_path})
         loaded = load_model(model, **chosen)
         return packable(loaded) if options.get("packed") and chosen["attention"] is None else loaded
     if isinstance(model, LoadedModel):

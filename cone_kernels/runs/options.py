@@ -75,6 +75,8 @@ class LoadOptions(TypedDict, total=False):
     """The name of one of the folder's prompts, in place of `prompt`."""
     truncate_dim: int | None
     """Keep so many first dimensions of the model's own output; None is what the folder says."""
+    gguf_file: str | None
+    """The name of the GGUF file that is the model, of a hub id or of a folder with several."""
 
 
 class MeasureOptions(CorpusOptions, LoadOptions, total=False):
@@ -258,6 +260,7 @@ DEFAULTS: dict[str, Any] = {
     "prompt": None,
     "prompt_name": None,
     "truncate_dim": None,
+    "gguf_file": None,
     "baseline": None,
     "log_json": None,
     "workers": None,
