@@ -315,22 +315,34 @@ def shared_options() -> Callable[[_Command], _Command]:
     return _all_of(options)
 
 
+vectors_format_option = click.option(
+    "--format",
+    type=click.Choice(list(VECTOR_FORMATS)),
+    metavar="NAME",
+    help="Of the files.  [default: by the endings of their names]  "
+    + "; ".join(f"{name}: {about.holds}" for name, about in VECTOR_FORMATS.items())
+    + ".",
+)
+
+vectors_field_option = click.option(
+    "--field", metavar="NAME", help="The array, tensor or column that holds the vectors."
+)
+
+vectors_limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N vectors."
+)
+
+
 def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     """All options of a command that reads vectors, which no model is needed for: the keywords of `VectorsOptions`.
 
     Args:
         own: the options that only this command has.
     """
-    formats = "; ".join(f"{name}: {about.holds}" for name, about in VECTOR_FORMATS.items())
     threads = "CPU threads of a process; the bits do not depend on them.  [default: all, shared among workers]"
     options = (
-        click.option(
-            "--format",
-            type=click.Choice(list(VECTOR_FORMATS)),
-            metavar="NAME",
-            help=f"Of the files.  [default: by the endings of their names]  {formats}.",
-        ),
-        click.option("--field", metavar="NAME", help="The array, tensor or column that holds the vectors."),
+        vectors_format_option,
+        vectors_field_option,
         click.option(
             "--ids",
             multiple=True,
@@ -339,7 +351,7 @@ def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command
             help="Texts or ids of the vectors: a file with a line for each (may be repeated), or a column beside them.",
         ),
         click.option("--scale", type=float, metavar="X", help="What int8 and uint8 are multiplied by."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N vectors."),
+        vectors_limit_option,
         *own,
         backend_option,
         max_bad_option,

@@ -11,6 +11,7 @@ from cone_kernels.terminal.progress import rates_of
 
 if TYPE_CHECKING:
     from cone_kernels.experiments.modality_gap_result import ModalityGapResult
+    from cone_kernels.experiments.rows_result import RowsResult
 
 
 class Shown(Protocol):
@@ -84,6 +85,13 @@ def print_towers_notes(console: Console, result: ModalityGapResult) -> None:
     _note_left_out(console, result, "vectors of images or texts")
 
 
+def print_rows_notes(console: Console, result: RowsResult) -> None:
+    """Prints those of a comparison row by row."""
+    note_vectors(console, result.a["rows"], result.manifest["seconds"], "pairs")
+    if result.n_left_out:
+        console.print(f"left out: {result.n_left_out:,} pairs of which one is zero or not finite", style="yellow")
+
+
 def _note_left_out(console: Console, result: Shown, vectors: str) -> None:
     """Prints how many vectors were left out, and what helps."""
     if not result.corpus["left_out"]:
@@ -103,6 +111,6 @@ def _models(result: Shown) -> list[dict[str, Any]]:
     return [one["model"] for one in result.manifest.get("models", ())] or [getattr(result, "model", {})]
 
 
-def note_vectors(console: Console, rows: int, seconds: float) -> None:
-    """How fast vectors were read."""
-    console.print(f"{rows:,} vectors in {seconds:.1f} s: {rows / max(seconds, 1e-3):,.0f} vectors/s", style="dim")
+def note_vectors(console: Console, rows: int, seconds: float, unit: str = "vectors") -> None:
+    """How fast vectors, or pairs of them, were read."""
+    console.print(f"{rows:,} {unit} in {seconds:.1f} s: {rows / max(seconds, 1e-3):,.0f} {unit}/s", style="dim")
