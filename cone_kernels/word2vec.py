@@ -12,13 +12,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 WORD2VEC_ENDING = ".bin"
 
@@ -105,7 +101,9 @@ class Word2VecFile:
         except UnicodeDecodeError as error:
             raise Word2VecError(f"{self.path}: word {row:,} is not UTF-8: {error}") from None
 
-    def copy_vectors(self, content: Buffer, rows: Iterable[int], into: NDArray[np.float32], offset: int = 0) -> None:
+    def copy_vectors(
+        self, content: mmap.mmap | NDArray[np.uint8], rows: Iterable[int], into: NDArray[np.float32], offset: int = 0
+    ) -> None:
         """Copies the vectors of some words.
 
         Args:

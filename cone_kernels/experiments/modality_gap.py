@@ -241,12 +241,12 @@ def _gap_claim(images: Moments, texts: Moments) -> Claim:
     from cone_kernels.statistics.mean_products import GroupedSums
     from cone_kernels.sums import jackknife_blocks
 
-    sums = []
-    for moments in (images, texts):
+    def by_block(moments: Moments) -> GroupedSums:
         blocks = jackknife_blocks(moments.count[0])
-        by_block = (metrics.summed_by_block(field, blocks)[0] for field in (moments.unit_sum, moments.count))
-        sums.append(GroupedSums(*(one.double() for one in by_block)))
-    return distance_of_means(*sums)
+        sums, rows = (metrics.summed_by_block(field, blocks)[0] for field in (moments.unit_sum, moments.count))
+        return GroupedSums(sums, rows.double())
+
+    return distance_of_means(by_block(images), by_block(texts))
 
 
 def _mean(moments: Moments) -> Tensor:

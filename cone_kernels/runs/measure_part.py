@@ -165,7 +165,7 @@ def _loaded_itself(model: ModelLike, options: MeasureOptions, images: bool) -> L
     if images:
         _refuse_given(chosen, of_texts, _IMAGES)
         return live_image_model(model, chosen["processor"])
-    _refuse_given(chosen, ("processor",), "a corpus of texts")
+    _refuse_given(chosen, ("processor",), "a corpus that is not of images")
     return live_model(model, **{name: chosen[name] for name in of_texts})
 
 

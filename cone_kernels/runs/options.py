@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
+from cone_kernels.corpora.images import ImageRows, image_rows
 from cone_kernels.files import require_local
 from cone_kernels.names import Layer, TextFormat, pooling_names
 
@@ -353,7 +354,8 @@ def open_corpus(
     """The `Corpus` of a file or of sentences, read as the options say.
 
     Args:
-        corpus: a path that `Corpus` can read, a `Corpus`, sentences, or records that have them in fields.
+        corpus: a path that `Corpus` can read, a `Corpus`, sentences, or records that have them in fields; or a list of
+            images of PIL, or a data set with a column of them.
         options: those of `CorpusOptions` are used.
         again: it will be read more than once, so sentences that can be read only once are kept.
 
@@ -369,6 +371,9 @@ def open_corpus(
     if isinstance(corpus, (str, os.PathLike)):
         return _readable(open_files([corpus], options), again)
     _refuse_names_of_files(corpus)
+    found = image_rows(corpus, chosen["field"][0] if chosen["field"] and len(chosen["field"]) == 1 else None)
+    if found is not None:
+        return _corpus_of(found, chosen)
     field = chosen.pop("field")
     for name in ("format", "delimiter", "encoding"):
         if (given := chosen.pop(name)) != DEFAULTS[name]:
@@ -376,6 +381,19 @@ def open_corpus(
     # What cannot be iterated over again is kept.
     once = again and iter(corpus) is corpus
     return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)
+
+
+def _corpus_of(found: ImageRows, chosen: dict[str, Any]) -> Corpus:
+    """A corpus of images in memory.
+
+    Raises:
+        ValueError: an option is given that is of texts alone.
+    """
+    for name in ("group_by", "format", "delimiter", "encoding", "errors", "malformed"):
+        if (given := chosen.pop(name)) != DEFAULTS[name]:
+            raise ValueError(f"{name}: got {given!r} with images given in Python; it must be left out")
+    del chosen["field"]
+    return Corpus.from_sentences(found, name="<images>", **chosen)
 
 
 def refuse_images(corpus: Corpus) -> None:

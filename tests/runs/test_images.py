@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,69 @@ def test_a_processor_of_both_is_taken_and_models_are_compared(root: Path, tmp_pa
     assert abs(centred.after.anisotropy - mean_cosine(vectors - vectors.mean(0))) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def pictures(root: Path) -> list[Image.Image]:
+    """The photos as images of PIL, in the order of their paths."""
+    return [Image.open(path).convert("RGB") for path in Corpus(root / "photos")]
+
+
+def test_a_data_set_and_a_list_of_images_are_a_corpus(root: Path, pictures: list[Image.Image]) -> None:
+    model, processor = live(root, "clip")
+    wanted = experiments.layers(root / "clip", root / "photos", device="cpu", threads=1)
+    rows = datasets.Dataset.from_dict({"label": [0] * COUNT, "photo": pictures})
+    options: dict[str, Any] = {"processor": processor, "threads": 1}
+    of_rows = experiments.layers(model, rows, **options)
+    assert of_rows.layers == wanted.layers
+    fingerprint, name = of_rows.corpus["fingerprint"], of_rows.corpus["name"]
+    # Equal images are one sentence, in whatever mode and record they are.
+    several: list[Any] = [*pictures, pictures[3].copy(), pictures[0].convert("RGBA")]
+    of_list = experiments.layers(model, several, **options)
+    assert of_list.layers == wanted.layers
+    assert (of_list.corpus["fingerprint"], of_list.corpus["duplicates"], name) == (fingerprint, 2, "<images>")
+    assert of_rows.corpus["duplicates"] == 0
+    two = [{"a": one, "b": other} for one, other in zip(pictures, reversed(pictures), strict=True)]
+    backwards = experiments.layers(model, two, field="b", limit=5, **options)
+    last = hidden_states(root / "clip", root / "photos")[-1].mean(1)
+    assert abs(backwards.layers[-1].sentence.anisotropy - mean_cosine(last[-5:])) < 1e-6
+
+
+def test_images_in_memory_are_run_once_more_and_drawn(root: Path, pictures: list[Image.Image]) -> None:
+    model, processor = live(root, "clip")
+    options: dict[str, Any] = {"processor": processor, "threads": 1}
+    measured = measure(model, pictures, shuffle=True, **options)
+    hidden = hidden_states(root / "clip", root / "photos")
+    found = of_sentences(measured, {1: [0, 5]}, options)[1]
+    assert found.count == COUNT
+    assert abs(found.value - mean_cosine(np.delete(hidden[1].mean(1), [0, 5], axis=1))) < 1e-6
+    drawn = measure(model, pictures, sample=9, keep_vectors=[-1], **options)
+    kept = next(iter(drawn.vectors.values())).read(0, 9).numpy()
+    near = np.abs(hidden[-1].mean(1)[:, None] - kept).max(-1).argmin(0)
+    assert len(set(near.tolist())) == 9
+    assert near.tolist() == sorted(near.tolist())
+
+
+def test_what_is_no_image_in_memory_is_refused(root: Path, pictures: list[Image.Image]) -> None:
+    processor = live(root, "clip")[1]
+    model = transformers.CLIPModel.from_pretrained(root / "clip")
+    cut = io.BytesIO((root / "photos" / "01.png").read_bytes()[:300])
+    both = [{"a": pictures[0], "b": pictures[1]}]
+    with_text = [{"text": "A text.", "image": pictures[0]}]
+    cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        ([pictures[0], "A text."], {}, CorpusError, r"images\[1\] is a str; it must be an image of PIL"),
+        ([{"i": pictures[0]}, {"i": None}], {}, CorpusError, r"images\[1\]\['i'\] is a NoneType; it must be an image"),
+        ([pictures[0], Image.open(cut)], {}, CorpusError, r"images\[1\] cannot be read as an image"),
+        (both, {}, CorpusError, "the first record has images in 'a', 'b'; name one as the field"),
+        (with_text, {}, ValueError, "processor: got a .* with a corpus that is not of images"),
+        (pictures, {"group_by": "scene"}, ValueError, "group_by: got 'scene' with images given in Python"),
+        (iter(pictures), {}, ValueError, "processor: got a .* with a corpus that is not of images"),
+    ]
+    for corpus, options, error, said in cases:
+        with pytest.raises(error, match=said):
+            experiments.layers(model, corpus, processor=processor, **options)
+    with pytest.raises(ValueError, match="corpus: got images; it must be texts for what lies along an axis"):
+        experiments.axis(model, pictures, processor=processor)
+
+
 def test_what_a_model_in_memory_cannot_take_is_refused(root: Path, tmp_path: Path) -> None:
     model, processor = live(root, "dinov2-registers")
     save_checkpoint(tmp_path / "bert")
@@ -205,7 +270,7 @@ def test_what_a_model_in_memory_cannot_take_is_refused(root: Path, tmp_path: Pat
             ["A text."],
             {"processor": processor},
             ValueError,
-            "processor: got a .* with a corpus of texts; it must",
+            "processor: got a .* with a corpus that is not of images",
         ),
         (SentenceTransformer(), photos, {}, ModelError, "model: got a SentenceTransformer with a corpus of images"),
         (torch.nn.Linear(2, 2), photos, {"processor": processor}, TypeError, "model: got Linear; it must be a folder"),
