@@ -9,6 +9,7 @@ import click
 from cone_kernels.cli.experiment import measure_and_show
 from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import (
+    backend_option,
     debuggable,
     device_option,
     dtype_option,
@@ -16,6 +17,7 @@ from cone_kernels.cli.options import (
     max_bad_option,
     revision_option,
     text_options,
+    threads_option,
     trust_option,
 )
 from cone_kernels.cli.outputs import check_outputs
@@ -43,6 +45,8 @@ from cone_kernels.names import IMAGE_SUFFIXES, listed_suffixes
 @dtype_option
 @revision_option
 @trust_option
+@backend_option
+@threads_option
 @max_bad_option
 @json_option
 @debuggable

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from cone_kernels.corpora import Corpus
     from cone_kernels.models.towers import Towers
+    from cone_kernels.probe.cone_probe import ConeProbe
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.statistics.claims import Claim
 
 # Runs a batch: its vectors, and how many of its items were cut at the longest input.
-_Batch: TypeAlias = "Callable[[Towers, Any, list[Any]], tuple[Tensor, int]]"
+_Batch: TypeAlias = "Callable[[Towers, ConeProbe, list[Any]], tuple[Tensor, int]]"
 
 
 def modality_gap(
@@ -41,6 +42,8 @@ def modality_gap(
     dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    backend: str = "auto",
+    threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModalityGapResult:
     """Measures both towers of a model of images and texts at every layer, and the gap between their vectors.
@@ -56,6 +59,8 @@ def modality_gap(
         tokenizer, image_processor: of a model in memory; others have their own.
         batch_size: images, and texts, of a forward.
         device, dtype, revision, trust_remote_code: as in `load_model`.
+        backend: who computes the sums, as in `MeasureOptions`.
+        threads: CPU threads; None takes all.
         progress: called after every batch, first of the images, then of the texts, with what `unit` counts.
 
     Raises:
@@ -63,7 +68,8 @@ def modality_gap(
         ModuleNotFoundError: Pillow is not installed, which image files need.
         ModelError: the model cannot be loaded, or has no two towers.
         ImageError: an image cannot be read.
-        ValueError: `batch_size` is below 1; there is no image, or no text.
+        BackendUnavailable: the backend asked for cannot run here.
+        ValueError: `batch_size` or `threads` is below 1; there is no image, or no text.
 
     Examples:
         >>> result = modality_gap("openai/clip-vit-base-patch32", "photos", "captions.txt")
@@ -71,14 +77,16 @@ def modality_gap(
     """
     import torch
 
+    from cone_kernels.devices import cpu_threads
     from cone_kernels.doctor import versions
     from cone_kernels.models.loaded import evaluation
     from cone_kernels.models.loading import load_towers
     from cone_kernels.models.towers import Towers
     from cone_kernels.runs.options import open_corpus
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}; it must be 1 or more")
+    for argument, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{argument}: got {value}; it must be 1 or more")
     found, sentences = _images_of(images), open_corpus(texts, {})
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     if isinstance(model, torch.nn.Module):
@@ -90,13 +98,14 @@ def modality_gap(
     else:
         towers = load_towers(model, device, dtype, revision, trust_remote_code)
     load_seconds = time.perf_counter() - clock
-    with evaluation(towers.model), torch.inference_mode():
+    with evaluation(towers.model), torch.inference_mode(), cpu_threads(threads):
         clock = time.perf_counter()
         report = _reporter(progress, "images", lambda: len(found) if isinstance(found, Sized) else None)
-        of_images, _ = _measured(towers, towers.image_tower, found, batch_size, _run_images, report, "images")
+        shared: dict[str, Any] = {"batch_size": batch_size, "backend": backend}
+        of_images, _ = _measured(towers, towers.image_tower, found, _run_images, report, "images", **shared)
         report = _reporter(progress, "texts", sentences.expected_sentences)
-        of_texts, truncated = _measured(towers, towers.text_tower, sentences, batch_size, _run_texts, report, "texts")
-        seconds = time.perf_counter() - clock
+        of_texts, truncated = _measured(towers, towers.text_tower, sentences, _run_texts, report, "texts", **shared)
+        used, seconds = torch.get_num_threads(), time.perf_counter() - clock
     images_output, texts_output = of_images.state.output, of_texts.state.output
     assert images_output is not None
     assert texts_output is not None
@@ -120,6 +129,8 @@ def modality_gap(
             "seconds": {"load": round(load_seconds, 3), "run": round(seconds, 3)},
             "device": str(towers.model.device),
             "batch_size": batch_size,
+            "backend": backend,
+            "threads": used,
         },
     )
 
@@ -167,10 +178,12 @@ def _measured(
     towers: Towers,
     part: nn.Module,
     items: Iterable[Any],
-    batch_size: int,
     run: _Batch,
     report: Callable[[int], None],
     what: str,
+    *,
+    batch_size: int,
+    backend: str,
 ) -> tuple[Tower, int]:
     """One tower over its images or texts, and how many of them were cut at its longest input."""
     import torch
@@ -178,7 +191,7 @@ def _measured(
     from cone_kernels.models.towers import batches_of
     from cone_kernels.probe.cone_probe import ConeProbe
 
-    probe, first, cut = ConeProbe(part).attach(), 0, 0
+    probe, first, cut = ConeProbe(part, backend=backend).attach(), 0, 0
     try:
         for batch in batches_of(items, batch_size):
             vectors, truncated = run(towers, probe, batch)
@@ -203,11 +216,11 @@ def _left_out(tower: Tower) -> int:
     return max(level.n_zero + level.n_nonfinite for level in levels)
 
 
-def _run_images(towers: Towers, probe: Any, images: list[Any]) -> tuple[Tensor, int]:
+def _run_images(towers: Towers, probe: ConeProbe, images: list[Any]) -> tuple[Tensor, int]:
     return towers.image_vectors(towers.image_inputs(images)), 0
 
 
-def _run_texts(towers: Towers, probe: Any, texts: list[Any]) -> tuple[Tensor, int]:
+def _run_texts(towers: Towers, probe: ConeProbe, texts: list[Any]) -> tuple[Tensor, int]:
     inputs, mask, truncated = towers.text_inputs(texts)
     probe.next_batch(mask=mask)
     return towers.text_vectors(inputs), truncated

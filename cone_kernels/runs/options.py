@@ -273,21 +273,22 @@ DEFAULTS: dict[str, Any] = {
 """What every keyword of an experiment but `progress` is where it is not given."""
 
 
-def refuse_replacing(path: str | os.PathLike[str] | None, overwrite: bool) -> None:
+def refuse_replacing(path: str | os.PathLike[str] | None, overwrite: bool, name: str = "save_state") -> None:
     """Refuses to save a state to a remote place, or in place of a file that may be another run's.
 
     Args:
-        path: `save_state`; None saves none.
+        path: of the state; None saves none.
         overwrite: a file that is there is replaced.
+        name: of the argument that the path was given as.
 
     Raises:
         FileExistsError: there is one.
         ValueError: it is a URL.
     """
-    require_local("save_state", path)
+    require_local(name, path)
     if path is not None and not overwrite and os.path.isfile(path):
         raise FileExistsError(
-            f"save_state: {os.fspath(path)} is there already, and may be of another run; overwrite=True (--overwrite) "
+            f"{name}: {os.fspath(path)} is there already, and may be of another run; overwrite=True (--overwrite) "
             "replaces it, or name another file"
         )
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from cone_kernels import experiments
+from cone_kernels import backends, experiments
 from cone_kernels.cli import main
 from cone_kernels.experiments.modality_gap_result import ModalityGapResult
 from cone_kernels.models import ModelError
@@ -203,7 +203,11 @@ def test_progress_and_what_was_cut(folder: Path, photos: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [*TEXTS[:20], " ".join(WORDS[:3] * 40), " ".join(WORDS[1:2] * (longest - 2)), " ".join(WORDS[4:9] * 30)]
     too_long = sum(len(tokenizer(text, verbose=False)["input_ids"]) > longest for text in texts)
-    result = experiments.modality_gap(folder, photos, texts, batch_size=16, device="cpu", progress=reports.append)
+    given: dict[str, Any] = {"batch_size": 16, "device": "cpu", "backend": "reference", "threads": 1}
+    with backends.record() as ran:
+        result = experiments.modality_gap(folder, photos, texts, progress=reports.append, **given)
+    assert (result.manifest["backend"], result.manifest["threads"]) == ("reference", 1)
+    assert {op: str(used) for op, used in ran} == {"pool_moments": "reference", "row_moments": "reference"}
     images, sentences = [(16, 41), (32, 41), (41, 41)], [(16, None), (23, 23)]
     assert [(one.unit, one.sentences, one.expected) for one in reports] == [
         *(("images", *done) for done in images),
@@ -236,8 +240,9 @@ def test_what_cannot_be_measured_is_refused(folder: Path, photos: Path, tmp_path
     ):
         with pytest.raises(error, match=said):
             experiments.modality_gap(folder, images, TEXTS, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size: got 0; it must be 1 or more"):
-        experiments.modality_gap(folder, photos, TEXTS, batch_size=0)
+    for name in ("batch_size", "threads"):
+        with pytest.raises(ValueError, match=f"{name}: got 0; it must be 1 or more"):
+            experiments.modality_gap(folder, photos, TEXTS, **{name: 0})
     save_checkpoint(tmp_path / "bert")
     with pytest.raises(ModelError, match="is a BertModel, which has no text_model; it must have a tower of texts and"):
         experiments.modality_gap(tmp_path / "bert", photos, TEXTS, device="cpu")
