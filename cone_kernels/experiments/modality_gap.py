@@ -248,18 +248,13 @@ def _estimate(images: Moments, texts: Moments, of_means: Callable[[Tensor, Tenso
 
 
 def _gap_claim(images: Moments, texts: Moments) -> Claim:
-    """The gap against that of images and texts of one population, by blocks of groups that are long enough."""
-    from cone_kernels import metrics
-    from cone_kernels.statistics.mean_distance import distance_of_means
+    """The gap against that of images and texts of one population."""
+    from cone_kernels.statistics.mean_distance import distance_of_means, long_stretches
     from cone_kernels.statistics.mean_products import GroupedSums
-    from cone_kernels.sums import jackknife_blocks
 
-    def by_block(moments: Moments) -> GroupedSums:
-        blocks = jackknife_blocks(moments.count[0])
-        sums, rows = (metrics.summed_by_block(field, blocks)[0] for field in (moments.unit_sum, moments.count))
-        return GroupedSums(sums, rows.double())
-
-    return distance_of_means(by_block(images), by_block(texts))
+    both = (GroupedSums(moments.unit_sum[0], moments.count[0].double()) for moments in (images, texts))
+    of_images, of_texts = map(long_stretches, both)
+    return distance_of_means(of_images, of_texts)
 
 
 def _mean(moments: Moments) -> Tensor:

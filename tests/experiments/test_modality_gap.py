@@ -158,7 +158,7 @@ def test_the_error_is_that_of_leaving_groups_out(folder: Path, photos: Path) -> 
 
 
 def against_chance(result: ModalityGapResult, units: list[np.ndarray]) -> None:
-    """The gap of one cone by chance: of blocks of eight or more neighbours, each turned around or not."""
+    """The gap of one cone by chance: of blocks of eight or more neighbours, for a sixteenth is less, turned around."""
     found, parts = result.to_dict()["gap_by_chance"], []
     for rows in units:
         groups = jackknife_groups(torch.arange(len(rows)))

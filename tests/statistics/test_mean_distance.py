@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cone_kernels.statistics.mean_distance import distance_of_means
+from cone_kernels.statistics.mean_distance import distance_of_means, long_stretches
 from cone_kernels.statistics.mean_products import GroupedSums
 
 
@@ -37,6 +37,24 @@ def test_by_all_turns_of_few_groups() -> None:
     assert found.null == pytest.approx(math.sqrt(np.mean(np.square(lengths))), rel=1e-12)
     # Every turn and its opposite have one length: of the 32 that differ the second largest leaves 1 in 20.
     assert found.null + found.bound == pytest.approx(lengths[-3], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"),
+    [
+        ([1] * 64, [8] * 8),  # eight at least
+        ([0, 20, 15, *[10] * 60, 5], [45, *[40] * 13, 75]),  # of 640 a sixteenth, 40, at least
+        ([5, 0, 2], [7]),
+    ],
+)
+def test_neighbouring_groups_are_joined(rows: list[int], sizes: list[int]) -> None:
+    sums = torch.randn(len(rows), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = long_stretches(GroupedSums(sums, torch.tensor(rows).double()))
+    assert found.rows.tolist() == sizes
+    ends = [next(at for at, sum_ in enumerate(itertools.accumulate(rows), 1) if sum_ >= end)
+            for end in itertools.accumulate(sizes)]  # fmt: skip
+    wanted = [sums[begin:end].sum(0) for begin, end in itertools.pairwise([0, *ends[:-1], len(rows)])]
+    torch.testing.assert_close(found.sums, torch.stack(wanted))
 
 
 def test_it_is_wrong_as_often_as_it_says() -> None:
