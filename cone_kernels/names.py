@@ -27,6 +27,7 @@ VectorFormat: TypeAlias = Literal[
     "fbin",
     "u8bin",
     "i8bin",
+    "word2vec",
     "faiss",
     "dataset",
 ]
@@ -280,6 +281,7 @@ VECTOR_FORMATS: dict[VectorFormat, VectorFileKind] = {
     "fbin": VectorFileKind((".fbin",), "float32 after the number of rows and their width"),
     "u8bin": VectorFileKind((".u8bin",), "uint8 after the number of rows and their width"),
     "i8bin": VectorFileKind((".i8bin",), "int8 after the number of rows and their width"),
+    "word2vec": VectorFileKind((".bin",), "words, each with float32, after their number and width in a line of text"),
     "faiss": VectorFileKind((".faiss", ".index"), "a faiss index that gives its vectors back"),
     "dataset": VectorFileKind((), "a folder that Hugging Face's datasets saved"),
 }

@@ -29,16 +29,16 @@ GROUPS = (
     Group(
         "Model",
         ("--model BAAI/bge-small-en-v1.5 --dtype bfloat16 --prompt-name query", "--dtype bfloat16 --revision main"),
-        ("revision", "prompt", "prompt_name", "no_prompt", "truncate_dim", "dtype", "attention", "torch_compile",
-         "trust_remote_code", "baseline"),
+        ("revision", "gguf_file", "prompt", "prompt_name", "no_prompt", "truncate_dim", "dtype", "attention",
+         "torch_compile", "trust_remote_code", "baseline"),
     ),
     Group(
         "Corpus",
         ("--corpus 'part-*.jsonl.gz' --field title --field body --sample 10000",
          "--field caption --no-dedup --limit 10000", "--field vector --limit 10000",
          "--field vector"),
-        ("field", "format", "limit", "sample", "shuffle", "seed", "group_by", "dedup", "errors", "malformed",
-         "max_bad"),
+        ("field", "format", "limit", "sample", "shuffle", "seed", "group_by", "dedup", "delimiter", "encoding",
+         "errors", "malformed", "max_bad"),
     ),
     Group(
         "Speed",

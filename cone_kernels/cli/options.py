@@ -24,7 +24,7 @@ from cone_kernels.names import (
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-_MODEL = "A model's folder or file (.gguf; .txt or .vec of word vectors), or its id on the hub"
+_MODEL = "A model's folder or file (.gguf; .txt, .vec or word2vec's .bin of word vectors), or its id on the hub"
 
 
 def model_options(required: bool = True) -> Callable[[_Command], _Command]:
@@ -161,6 +161,49 @@ format_option = click.option(
     "--format", type=click.Choice(TEXT_FORMATS), help="Of standard input, -.  [default: as it begins]"
 )
 
+# Which texts of a corpus are read, and how: `--group-by` alone is none of these.
+_order_options = (
+    limit_option,
+    field_option,
+    click.option(
+        "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
+    ),
+    click.option(
+        "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+)
+_file_options = (
+    dedup_option,
+    format_option,
+    click.option(
+        "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
+    ),
+    click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
+)
+_policy_options = (
+    click.option(
+        "--errors",
+        type=click.Choice(["replace", "drop", "raise"]),
+        default="replace",
+        show_default=True,
+        help="What to do with text that is not of the encoding.",
+    ),
+    click.option(
+        "--malformed",
+        type=click.Choice(["drop", "raise"]),
+        default="drop",
+        show_default=True,
+        help="What to do with records that cannot be read or lack a field.",
+    ),
+)
+
+
+def text_options(command: _Command) -> _Command:
+    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions` but `group_by`."""
+    return _all_of((*_order_options, *_file_options, *_policy_options))(command)
+
+
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."
 )
@@ -185,22 +228,9 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             help=f"Sentences: {listed_suffixes()}, also with .gz or .zst; a glob, a folder, a URL, datasets:NAME:SPLIT "
             "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
-        limit_option,
-        field_option,
-        click.option(
-            "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
-        ),
-        click.option(
-            "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
-        ),
-        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+        *_order_options,
         click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
-        dedup_option,
-        format_option,
-        click.option(
-            "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
-        ),
-        click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
+        *_file_options,
         device_option,
         dtype_option,
         click.option(
@@ -210,6 +240,9 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         ),
         backend_option,
         revision_option,
+        click.option(
+            "--gguf-file", metavar="NAME", help="The GGUF file that is the model, of a hub id or a folder with several."
+        ),
         click.option("--prompt", metavar="TEXT", help="Put before every sentence.  [default: the model's own]"),
         click.option("--prompt-name", metavar="NAME", help="One of the model's prompts."),
         click.option("--no-prompt", is_flag=True, help="Not the model's own prompt either."),
@@ -228,20 +261,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--torch-compile", is_flag=True, help="Compile the model's blocks; the first batches take longer."
         ),
-        click.option(
-            "--errors",
-            type=click.Choice(["replace", "drop", "raise"]),
-            default="replace",
-            show_default=True,
-            help="What to do with text that is not of the encoding.",
-        ),
-        click.option(
-            "--malformed",
-            type=click.Choice(["drop", "raise"]),
-            default="drop",
-            show_default=True,
-            help="What to do with records that cannot be read or lack a field.",
-        ),
+        *_policy_options,
         click.option(
             "--token-budget",
             callback=_number_or_auto,
@@ -295,22 +315,34 @@ def shared_options() -> Callable[[_Command], _Command]:
     return _all_of(options)
 
 
+vectors_format_option = click.option(
+    "--format",
+    type=click.Choice(list(VECTOR_FORMATS)),
+    metavar="NAME",
+    help="Of the files.  [default: by the endings of their names]  "
+    + "; ".join(f"{name}: {about.holds}" for name, about in VECTOR_FORMATS.items())
+    + ".",
+)
+
+vectors_field_option = click.option(
+    "--field", metavar="NAME", help="The array, tensor or column that holds the vectors."
+)
+
+vectors_limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N vectors."
+)
+
+
 def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     """All options of a command that reads vectors, which no model is needed for: the keywords of `VectorsOptions`.
 
     Args:
         own: the options that only this command has.
     """
-    formats = "; ".join(f"{name}: {about.holds}" for name, about in VECTOR_FORMATS.items())
     threads = "CPU threads of a process; the bits do not depend on them.  [default: all, shared among workers]"
     options = (
-        click.option(
-            "--format",
-            type=click.Choice(list(VECTOR_FORMATS)),
-            metavar="NAME",
-            help=f"Of the files.  [default: by the endings of their names]  {formats}.",
-        ),
-        click.option("--field", metavar="NAME", help="The array, tensor or column that holds the vectors."),
+        vectors_format_option,
+        vectors_field_option,
         click.option(
             "--ids",
             multiple=True,
@@ -319,7 +351,7 @@ def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command
             help="Texts or ids of the vectors: a file with a line for each (may be repeated), or a column beside them.",
         ),
         click.option("--scale", type=float, metavar="X", help="What int8 and uint8 are multiplied by."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N vectors."),
+        vectors_limit_option,
         *own,
         backend_option,
         max_bad_option,

@@ -144,8 +144,8 @@ class Corpus:
 
     @property
     def of_images(self) -> bool:
-        """Whether its sentences are the paths of files of images."""
-        return any(source.format == IMAGE for source in self._sources)
+        """Whether its sentences are images: the paths of files, or names of images in memory."""
+        return isinstance(self._sentences, images.ImageRows) or any(source.format == IMAGE for source in self._sources)
 
     @classmethod
     def from_sentences(
@@ -167,7 +167,8 @@ class Corpus:
         """A corpus of sentences given in Python, deduplicated and counted as those of a file are.
 
         Args:
-            sentences: strings; or records that have them in fields, such as the rows of a data set of Hugging Face.
+            sentences: strings; or records that have them in fields, such as the rows of a data set of Hugging Face; or
+                `images.ImageRows`.
             fields: the fields of records to read; None finds them by the first record, as in a file.
             limit, sample, shuffle, seed, group_by, dedup, dedup_memory, errors, malformed: as for files.
             name: what messages and results call it.
@@ -192,6 +193,12 @@ class Corpus:
         corpus._was_read = False
         corpus._set_policies(limit, sample, shuffle, seed, dedup, dedup_memory, errors, malformed)
         return corpus
+
+    def made_of(self, sentences: list[str]) -> Corpus:
+        """A corpus of some of its sentences, as they are: of texts, of files of images, or of images in memory."""
+        if self.of_images and self._sources:
+            return Corpus(sentences, dedup=False)
+        return Corpus.from_sentences(images.image_rows(sentences, None) or sentences, dedup=False)
 
     def _set_policies(
         self,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sized
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cone_kernels.corpora.sources import image_files
 from cone_kernels.experiments.level import levels_of
 from cone_kernels.experiments.modality_gap_result import ModalityGapResult, Tower, TowerLayer
 from cone_kernels.experiments.result import Estimate
 from cone_kernels.names import IMAGE_SUFFIXES
+from cone_kernels.runs.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +22,12 @@ if TYPE_CHECKING:
 
     from cone_kernels.corpora import Corpus
     from cone_kernels.models.towers import Towers
+    from cone_kernels.probe.cone_probe import ConeProbe
     from cone_kernels.state.cone_state import Moments
+    from cone_kernels.statistics.claims import Claim
+
+# Runs a batch: its vectors, and how many of its items were cut at the longest input.
+_Batch: TypeAlias = "Callable[[Towers, ConeProbe, list[Any]], tuple[Tensor, int]]"
 
 
 def modality_gap(
@@ -34,11 +42,15 @@ def modality_gap(
     dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> ModalityGapResult:
     """Measures both towers of a model of images and texts at every layer, and the gap between their vectors.
 
     Liang et al. 2022 ("Mind the gap") found that the vectors of images and of texts lie in two cones apart. Means are
-    those of the vectors at length 1, as the model compares them. A sentence of the sums is one image or one text.
+    those of the vectors at length 1, as the model compares them. A sentence of the sums is one image or one text. The
+    gap is held against that of images and texts that lie in one cone (`distance_of_means`), which is never 0.
 
     Args:
         model: a folder, a hub id, or a model in memory.
@@ -47,13 +59,17 @@ def modality_gap(
         tokenizer, image_processor: of a model in memory; others have their own.
         batch_size: images, and texts, of a forward.
         device, dtype, revision, trust_remote_code: as in `load_model`.
+        backend: who computes the sums, as in `MeasureOptions`.
+        threads: CPU threads; None takes all.
+        progress: called after every batch, first of the images, then of the texts, with what `unit` counts.
 
     Raises:
         FileNotFoundError: there is no such folder of images, or no image in it, or no file of texts.
         ModuleNotFoundError: Pillow is not installed, which image files need.
         ModelError: the model cannot be loaded, or has no two towers.
         ImageError: an image cannot be read.
-        ValueError: `batch_size` is below 1; there is no image, or no text.
+        BackendUnavailable: the backend asked for cannot run here.
+        ValueError: `batch_size` or `threads` is below 1; there is no image, or no text.
 
     Examples:
         >>> result = modality_gap("openai/clip-vit-base-patch32", "photos", "captions.txt")
@@ -61,15 +77,18 @@ def modality_gap(
     """
     import torch
 
+    from cone_kernels.devices import cpu_threads
     from cone_kernels.doctor import versions
     from cone_kernels.models.loaded import evaluation
     from cone_kernels.models.loading import load_towers
     from cone_kernels.models.towers import Towers
     from cone_kernels.runs.options import open_corpus
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}; it must be 1 or more")
+    for argument, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{argument}: got {value}; it must be 1 or more")
     found, sentences = _images_of(images), open_corpus(texts, {})
+    started, clock = datetime.now(timezone.utc), time.perf_counter()
     if isinstance(model, torch.nn.Module):
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         if tokenizer is None or image_processor is None:
@@ -78,26 +97,61 @@ def modality_gap(
         towers = Towers(model, tokenizer, image_processor, name)
     else:
         towers = load_towers(model, device, dtype, revision, trust_remote_code)
-    with evaluation(towers.model), torch.inference_mode():
-        tower_of_images = _measured(towers, towers.image_tower, found, batch_size, _run_images, "images")
-        tower_of_texts = _measured(towers, towers.text_tower, sentences, batch_size, _run_texts, "texts")
-    outputs = tower_of_images.state.output, tower_of_texts.state.output
-    assert outputs[0] is not None
-    assert outputs[1] is not None
+    load_seconds = time.perf_counter() - clock
+    with evaluation(towers.model), torch.inference_mode(), cpu_threads(threads):
+        clock = time.perf_counter()
+        report = _reporter(progress, "images", lambda: len(found) if isinstance(found, Sized) else None)
+        shared: dict[str, Any] = {"batch_size": batch_size, "backend": backend}
+        of_images, _ = _measured(towers, towers.image_tower, found, _run_images, report, "images", **shared)
+        report = _reporter(progress, "texts", sentences.expected_sentences)
+        of_texts, truncated = _measured(towers, towers.text_tower, sentences, _run_texts, report, "texts", **shared)
+        used, seconds = torch.get_num_threads(), time.perf_counter() - clock
+    images_output, texts_output = of_images.state.output, of_texts.state.output
+    assert images_output is not None
+    assert texts_output is not None
+    lost = {"left_out": _left_out(of_images) + _left_out(of_texts), "truncated": truncated}
     return ModalityGapResult(
         model={
             "name": towers.name,
             "architecture": type(towers.model).__name__,
             "dtype": str(towers.model.dtype).removeprefix("torch."),
         },
-        images=tower_of_images,
-        texts=tower_of_texts,
-        cosine_of_means=_estimate(outputs[0], outputs[1], _cosine),
-        gap=_estimate(outputs[0], outputs[1], lambda a, b: (a - b).norm(dim=-1)),
-        across=_estimate(outputs[0], outputs[1], lambda a, b: (a * b).sum(-1)),
-        corpus=sentences.summary.to_dict() | {"left_out": _left_out(tower_of_images) + _left_out(tower_of_texts)},
-        manifest={"versions": versions(), "device": str(towers.model.device), "batch_size": batch_size},
+        images=of_images,
+        texts=of_texts,
+        cosine_of_means=_estimate(images_output, texts_output, _cosine),
+        gap=_estimate(images_output, texts_output, lambda a, b: (a - b).norm(dim=-1)),
+        gap_claim=_gap_claim(images_output, texts_output),
+        across=_estimate(images_output, texts_output, lambda a, b: (a * b).sum(-1)),
+        corpus=sentences.summary.to_dict() | lost,
+        manifest={
+            "versions": versions(),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": {"load": round(load_seconds, 3), "run": round(seconds, 3)},
+            "device": str(towers.model.device),
+            "batch_size": batch_size,
+            "backend": backend,
+            "threads": used,
+        },
     )
+
+
+def _reporter(
+    progress: Callable[[Progress], None] | None, unit: str, expected: Callable[[], int | None]
+) -> Callable[[int], None]:
+    """What tells `progress` how many images or texts are done, from now on.
+
+    Args:
+        progress: as in `modality_gap`.
+        unit: what is counted.
+        expected: how many there will be.
+    """
+    clock = time.perf_counter()
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(Progress(done, 0, expected(), elapsed=time.perf_counter() - clock, unit=unit))
+
+    return report
 
 
 def _images_of(source: Any) -> Iterable[Any]:
@@ -124,22 +178,26 @@ def _measured(
     towers: Towers,
     part: nn.Module,
     items: Iterable[Any],
-    batch_size: int,
-    run: Callable[[Towers, Any, list[Any]], Tensor],
+    run: _Batch,
+    report: Callable[[int], None],
     what: str,
-) -> Tower:
-    """One tower over its images or texts."""
+    *,
+    batch_size: int,
+    backend: str,
+) -> tuple[Tower, int]:
+    """One tower over its images or texts, and how many of them were cut at its longest input."""
     import torch
 
     from cone_kernels.models.towers import batches_of
     from cone_kernels.probe.cone_probe import ConeProbe
 
-    probe, first = ConeProbe(part).attach(), 0
+    probe, first, cut = ConeProbe(part, backend=backend).attach(), 0, 0
     try:
         for batch in batches_of(items, batch_size):
-            vectors = run(towers, probe, batch)
+            vectors, truncated = run(towers, probe, batch)
             probe.state.add_output(vectors, torch.arange(first, first + len(batch)))
-            first += len(batch)
+            first, cut = first + len(batch), cut + truncated
+            report(first)
     finally:
         probe.detach()
     if first == 0:
@@ -149,22 +207,23 @@ def _measured(
     assert state.output is not None
     layers = zip(state.layers, probe.layer_names, sentence, token, strict=True)
     (output,) = levels_of(state.output, what)
-    return Tower(type(part).__name__, tuple(TowerLayer(*layer) for layer in layers), output, state)
+    return Tower(type(part).__name__, tuple(TowerLayer(*layer) for layer in layers), output, state), cut
 
 
 def _left_out(tower: Tower) -> int:
-    """Vectors of the tower that are zero or not finite."""
-    return tower.output.n_zero + tower.output.n_nonfinite
+    """Vectors that are zero or not finite, of the layer of the tower, or its output, that has most of them."""
+    levels = [*(row.sentence for row in tower.layers), tower.output]
+    return max(level.n_zero + level.n_nonfinite for level in levels)
 
 
-def _run_images(towers: Towers, probe: Any, images: list[Any]) -> Tensor:
-    return towers.image_vectors(towers.image_inputs(images))
+def _run_images(towers: Towers, probe: ConeProbe, images: list[Any]) -> tuple[Tensor, int]:
+    return towers.image_vectors(towers.image_inputs(images)), 0
 
 
-def _run_texts(towers: Towers, probe: Any, texts: list[Any]) -> Tensor:
-    inputs, mask = towers.text_inputs(texts)
+def _run_texts(towers: Towers, probe: ConeProbe, texts: list[Any]) -> tuple[Tensor, int]:
+    inputs, mask, truncated = towers.text_inputs(texts)
     probe.next_batch(mask=mask)
-    return towers.text_vectors(inputs)
+    return towers.text_vectors(inputs), truncated
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -186,6 +245,16 @@ def _estimate(images: Moments, texts: Moments, of_means: Callable[[Tensor, Tenso
         values = of_means(means, whole[1]) if at == 0 else of_means(whole[0], means)
         variance += float(jackknife_stderr(values[None], (counts > 0)[None])[0]) ** 2
     return Estimate(value, variance**0.5)
+
+
+def _gap_claim(images: Moments, texts: Moments) -> Claim:
+    """The gap against that of images and texts of one population."""
+    from cone_kernels.statistics.mean_distance import distance_of_means, long_stretches
+    from cone_kernels.statistics.mean_products import GroupedSums
+
+    both = (GroupedSums(moments.unit_sum[0], moments.count[0].double()) for moments in (images, texts))
+    of_images, of_texts = map(long_stretches, both)
+    return distance_of_means(of_images, of_texts)
 
 
 def _mean(moments: Moments) -> Tensor:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.experiments.level import Level
-from cone_kernels.experiments.result import Estimate, ExperimentResult, data_frame
+from cone_kernels.experiments.result import Estimate, ExperimentResult, data_frame, finite
 from cone_kernels.names import OUTPUT
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from cone_kernels.state.cone_state import ConeState
+    from cone_kernels.statistics.claims import Claim
 
 SCHEMA = "cone_kernels/modality_gap/1"
 
@@ -64,9 +65,11 @@ class ModalityGapResult(ExperimentResult):
         images, texts: the towers.
         cosine_of_means: cosine between the mean of the images' unit vectors and that of the texts'.
         gap: length of the difference of the two means, from 0 to 2 (Liang et al. 2022).
+        gap_claim: the gap against that of so many images and texts of one cone, which is chance alone.
         across: mean cosine of an image and a text at random.
-        corpus: the texts, what of them was dropped or replaced, and how many vectors of either kind were left out.
-        manifest: versions, device, size of a batch.
+        corpus: the texts, what of them was dropped or replaced, how many were cut at the longest input (`truncated`),
+            and how many vectors of either kind were left out (`left_out`), of the layer that has most of them.
+        manifest: versions, times, device, size of a batch.
     """
 
     model: dict[str, Any]
@@ -74,6 +77,7 @@ class ModalityGapResult(ExperimentResult):
     texts: Tower
     cosine_of_means: Estimate
     gap: Estimate
+    gap_claim: Claim
     across: Estimate
     corpus: dict[str, Any]
     manifest: dict[str, Any]
@@ -89,6 +93,11 @@ class ModalityGapResult(ExperimentResult):
             "images": self.images.to_dict(),
             "texts": self.texts.to_dict(),
             **numbers,
+            "gap_by_chance": {
+                "expected": finite(self.gap_claim.null),
+                "at_most": finite(self.gap_claim.null + self.gap_claim.bound),
+                "verdict": self.gap_claim.verdict,
+            },
             "summary": list(self.summary()),
             "manifest": self.manifest,
         }
@@ -118,7 +127,19 @@ class ModalityGapResult(ExperimentResult):
             f"{pairs} have a mean cosine of {cosines}; an image and a text one of {across}."
             if inside
             else f"An image and a text at random have a mean cosine of {across}.",
+            self._against_chance(),
         )
+
+    def _against_chance(self) -> str:
+        """Whether there is a gap, in a sentence."""
+        claim, n = self.gap_claim, (self.images.output.count, self.texts.output.count)
+        drawn = f"{n[0]:,} {'image' if n[0] == 1 else 'images'} and {n[1]:,} {'text' if n[1] == 1 else 'texts'}"
+        if not math.isfinite(claim.bound):
+            return f"Whether there is a gap is undecided: {drawn} are too few."
+        chance = f"the means of {drawn} of one cone lie up to {claim.null + claim.bound:.3f} apart in 19 of 20 draws"
+        if claim.verdict == "greater":
+            return f"The gap is more than chance: {chance}."
+        return f"Whether there is a gap is undecided: {chance}."
 
 
 def _said(estimate: Estimate) -> str:

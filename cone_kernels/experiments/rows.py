@@ -5,20 +5,33 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cone_kernels.doctor import versions
 from cone_kernels.experiments.result import Estimate
 from cone_kernels.experiments.rows_result import FarRow, RowsResult
 from cone_kernels.experiments.vectors import open_vectors
+from cone_kernels.names import VectorFormat
+from cone_kernels.runs.progress import Progress
 from cone_kernels.vector_files import BLOCK_ROWS, Vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def rows(a: Any, b: Any, *, field: str | None = None, ids: str | None = None, k: int = 10, top: int = 5) -> RowsResult:
+def rows(
+    a: Any,
+    b: Any,
+    *,
+    format: VectorFormat | None = None,  # noqa: A002
+    field: str | None = None,
+    ids: str | None = None,
+    limit: int | None = None,
+    k: int = 10,
+    top: int = 5,
+    progress: Callable[[Progress], None] | None = None,
+) -> RowsResult:
     """Compares the vectors that two sources give for the same texts, row i of the one with row i of the other.
 
     Both are read once, a block at a time. The mean cosine of twins is judged against that of permuted rows, since in a
@@ -27,10 +40,12 @@ def rows(a: Any, b: Any, *, field: str | None = None, ids: str | None = None, k:
 
     Args:
         a, b: paths of files of vectors, `Vectors`, or what `Vectors.from_rows` takes; with as many rows.
-        field: the array, tensor or column that holds the vectors, of both where they are files.
+        format, field: as in `Vectors`, of both, which are files then.
         ids: texts or ids of the rows: a column or a file, of `a` where it is a file.
+        limit: only the first so many rows.
         k: how many nearest rows are compared.
         top: how many of the rows that differ most are listed, with their ids where `a` or `b` has some.
+        progress: called after every block of rows.
 
     Raises:
         FileNotFoundError, IsADirectoryError, VectorFileError: a file cannot be read.
@@ -41,8 +56,8 @@ def rows(a: Any, b: Any, *, field: str | None = None, ids: str | None = None, k:
         >>> rows("fp32.npy", "bf16.npy").verdict
         'same up to rounding'
     """
-    for name, value in (("k", k), ("top", top)):
-        if value < 1:
+    for name, value in (("k", k), ("top", top), ("limit", limit)):
+        if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     import torch
 
@@ -50,13 +65,18 @@ def rows(a: Any, b: Any, *, field: str | None = None, ids: str | None = None, k:
     from cone_kernels.statistics.twin_rows import TwinRows
 
     started = time.perf_counter()
-    sources = [open_vectors(a, field=field, ids=ids), open_vectors(b, field=field)]
+    about: dict[str, Any] = {"format": format, "field": field}
+    sources = [open_vectors(a, ids=ids, **about), open_vectors(b, **about)]
+    expected = next((source.rows for source in sources if source.rows is not None), None)
+    expected = limit if expected is None else min(expected, limit or expected)
     twins, spaced = TwinRows(sources[0].dim, sources[1].dim), EvenlySpaced()
     read = 0
-    for first, (rows_a, rows_b) in _blocks(*sources):
+    for first, (rows_a, rows_b) in _blocks(sources[0], sources[1], limit):
         used = twins.add(rows_a, rows_b, first)
         spaced.add(rows_a[used], rows_b[used])
         read += len(rows_a)
+        if progress is not None:
+            progress(Progress(read, 0, expected, elapsed=time.perf_counter() - started, unit="pairs"))
     if twins.count == 0:
         raise ValueError(f"a, b: got {read} rows and no pair of which both are finite and not zero; it must be some")
     cosines, permuted = twins.cosines, twins.permuted
@@ -85,8 +105,8 @@ def rows(a: Any, b: Any, *, field: str | None = None, ids: str | None = None, k:
     )
 
 
-def _blocks(a: Vectors, b: Vectors) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """(number of the first row, the rows of both) block by block.
+def _blocks(a: Vectors, b: Vectors, limit: int | None) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """(number of the first row, the rows of both) block by block, up to a limit.
 
     Raises:
         ValueError: one ends before the other.
@@ -100,7 +120,10 @@ def _blocks(a: Vectors, b: Vectors) -> Iterator[tuple[int, tuple[Tensor, Tensor]
             first = (one or other)[0]
             got = f"{first + lengths[0]} rows of {a.name} and {first + lengths[1]} of {b.name}"
             raise ValueError(f"a, b: got at least {got}; it must be as many of both")
-        yield one[0], (one[1], other[1])
+        left = len(one[1]) if limit is None else limit - one[0]
+        yield one[0], (one[1][:left], other[1][:left])
+        if left <= len(one[1]) and limit is not None:
+            return
 
 
 def _about(source: Vectors, read: int) -> dict[str, Any]:

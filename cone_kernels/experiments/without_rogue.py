@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.level import level_after
 from cone_kernels.experiments.rogue_dimensions import WithoutRogue
 from cone_kernels.names import Layer
@@ -49,8 +48,7 @@ def of_sentences(
     if not dimensions or corpus is None or corpus.read_once or measurement.load is None:
         return {}
     drawn = corpus.drawn(SENTENCES, among=AMONG)
-    texts = [text for text, _ in drawn]
-    again = Corpus(texts, dedup=False) if corpus.of_images else Corpus.from_sentences(texts, dedup=False)
+    again = corpus.made_of([text for text, _ in drawn])
     # The run's own progress is told to its end; so few sentences more have none.
     chosen = {name: value for name, value in options.items() if name != "progress"}
     found = vectors_of(measurement, again, list(dimensions), pooling=measurement.state.pooling, options=chosen)

@@ -23,12 +23,15 @@ class ImageError(ValueError):
 
 
 def opened(image: Any) -> Any:
-    """An image of PIL from a file; anything else as it is.
+    """An image of PIL from a file, or from what has `load_image`, as an image in a corpus; anything else as it is.
 
     Raises:
         ImageError: it cannot be read.
         ModuleNotFoundError: Pillow is not installed.
     """
+    load = getattr(image, "load_image", None)
+    if load is not None:
+        return load()
     if not isinstance(image, (str, os.PathLike)):
         return image
     if importlib.util.find_spec("PIL") is None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels.models.description import Description, Static, why_no_output
+from cone_kernels.models.images import image_model_of
 from cone_kernels.models.loaded import LoadedModel, evaluation, loaded_of, prompt_length, with_output
 from cone_kernels.models.output import Output, pooled_tokens
 from cone_kernels.models.source import ModelError, NoOutputError
-from cone_kernels.models.transformer import text_encoder
+from cone_kernels.models.transformer import image_encoder, text_encoder
 from cone_kernels.models.transformers_names import PEFT_CONFIGURATION, PEFT_INSIDE, PEFT_PROMPT
 
 
@@ -41,23 +42,68 @@ def live_model(
         >>> live_model(SentenceTransformer("all-MiniLM-L6-v2")).info["output"]["pooling"]
         'mean'
     """
-    # Importing sentence-transformers takes seconds; its models are known by the names of their classes.
-    classes = [one.__name__ for one in type(model).__mro__]
-    if "SentenceTransformer" in classes:
+    if _is_sentence_transformer(model):
         return _of_sentence_transformer(model, tokenizer, prompt, prompt_name, truncate_dim)
+    name = _name_of(model)
+    if tokenizer is None:
+        raise ModelError("tokenizer: got none; it must be given with a model that is in memory already")
+    plain, part = Description(), text_encoder(_inside_peft(model))
+    said = plain.prompt(prompt, prompt_name)
+    loaded = loaded_of(part, tokenizer, plain, name=name, weights_sha256=_sha256(part), prompt=said)
+    return with_output(loaded, plain, None, truncate_dim)
+
+
+def live_image_model(model: nn.Module, processor: Any = None) -> LoadedModel:
+    """A model of images in memory as a run takes it, of CLIP and its kin the tower of images; nothing of it is changed.
+
+    Args:
+        model: of transformers.
+        processor: what makes its input of images: its image processor, or a processor that has one for images beside
+            its tokenizer.
+
+    Raises:
+        TypeError: the model is not one of transformers.
+        ModelError: it takes no images, or gives no position of an image a vector; there is no processor, or it is not
+            one of images.
+
+    Examples:
+        >>> model, processor = (kind.from_pretrained(folder) for kind in (ViTModel, AutoImageProcessor))
+        >>> live_image_model(model, processor).image_positions
+        197
+    """
+    if _is_sentence_transformer(model):
+        raise ModelError(
+            "model: got a SentenceTransformer with a corpus of images; it must be the model of transformers that is in "
+            "it, or a folder"
+        )
+    name = _name_of(model)
+    part = image_encoder(_inside_peft(model), name)
+    makes_images = getattr(processor, "image_processor", processor)
+    if makes_images is None:
+        raise ModelError("processor: got none; it must be given with a model of images that is in memory already")
+    if not callable(makes_images) or hasattr(makes_images, "get_vocab"):
+        raise ModelError(f"processor: got a {type(processor).__name__}; it must be the image processor of the model")
+    with evaluation(part):
+        return image_model_of(part, makes_images, name, revision=None, weights_sha256=_sha256(part), compiled=False)
+
+
+def _is_sentence_transformer(model: Any) -> bool:
+    """By the names of its classes, for importing sentence-transformers takes seconds."""
+    return "SentenceTransformer" in [one.__name__ for one in type(model).__mro__]
+
+
+def _name_of(model: Any) -> str:
+    """Where a model of transformers is from, or its class.
+
+    Raises:
+        TypeError: it is no model of transformers.
+    """
     if not (isinstance(model, nn.Module) and hasattr(model, "config")) or isinstance(model, nn.Sequential):
         raise TypeError(
             f"model: got {type(model).__name__}; it must be a folder, a hub id, what load_model returned, a model of "
             "transformers or a SentenceTransformer"
         )
-    if tokenizer is None:
-        raise ModelError("tokenizer: got none; it must be given with a model that is in memory already")
-    model = _inside_peft(model)
-    plain, part = Description(), text_encoder(model)
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    said = plain.prompt(prompt, prompt_name)
-    loaded = loaded_of(part, tokenizer, plain, name=name, weights_sha256=_sha256(part), prompt=said)
-    return with_output(loaded, plain, None, truncate_dim)
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__
 
 
 def _inside_peft(model: Any) -> Any:

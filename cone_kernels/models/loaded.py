@@ -37,7 +37,8 @@ class LoadedModel:
         max_length: the most tokens that a sentence may have, with special tokens; None where there is no limit.
         input_names: which of the tokenizer's outputs the model's forward takes.
         info: JSON data that names the model: name, revision, architecture, model_type, n_layers, hidden_size,
-            dtype, attention, weights_sha256, max_length, compiled, prompt, output; drops_unknown where it is so.
+            dtype, attention, weights_sha256, max_length, compiled, prompt, output; drops_unknown where it is so; of a
+            GGUF file its name as gguf_file.
         output: how a model of sentence-transformers makes its own sentence vectors; None for other models, and where
             `info["output"]` has a reason.
         prompt: put before every sentence.
@@ -74,13 +75,14 @@ def loaded_of(
     weights_sha256: str | None = None,
     compiled: bool = False,
     drops_unknown: bool = False,
+    gguf_file: str | None = None,
 ) -> LoadedModel:
     """A model with its tokenizer, without an output so far.
 
     Args:
         model, tokenizer: of transformers.
         description: what there is around the transformer.
-        name, revision, weights_sha256, compiled: of its `info`.
+        name, revision, weights_sha256, compiled, gguf_file: of its `info`.
         prompt, drops_unknown: as in `LoadedModel`.
 
     Raises:
@@ -104,6 +106,7 @@ def loaded_of(
         "prompt": prompt or None,
         "output": None,
         **({"drops_unknown": True} if drops_unknown else {}),
+        **({} if gguf_file is None else {"gguf_file": gguf_file}),
     }
     names = _input_names(model, tokenizer)
     return LoadedModel(model, tokenizer, max_length, names, info, prompt=prompt, drops_unknown=drops_unknown)

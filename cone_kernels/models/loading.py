@@ -14,8 +14,9 @@ from cone_kernels.files import sha256_of
 from cone_kernels.models.compiled_blocks import compile_blocks
 from cone_kernels.models.description import Description, description_of
 from cone_kernels.models.loaded import LoadedModel, loaded_of, prompt_length, with_output
-from cone_kernels.models.source import ModelError, Source
+from cone_kernels.models.source import GGUF, ModelError, Source
 from cone_kernels.models.transformer import load_transformer, text_encoder
+from cone_kernels.word2vec import WORD2VEC_ENDING, is_word2vec
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from cone_kernels.models.output import Output
     from cone_kernels.models.towers import Towers
 
-GGUF = ".gguf"
 _ONNX = (
     "has ONNX weights, which this tool does not run; give the model that they were converted from, or measure the "
     "vectors that they give by `cone vectors`, and hold them against the model's own by `cone rows`"
@@ -44,16 +44,17 @@ def load_model(
     prompt: str | None = None,
     prompt_name: str | None = None,
     truncate_dim: int | None = None,
+    gguf_file: str | None = None,
 ) -> LoadedModel:
     """Loads a model from a local folder or by its hub id.
 
     Encoder-decoder models give their encoder, CLIP and its kin the tower of texts; an adapter (LoRA) is loaded with its
     base. Folders of sentence-transformers are read too: their transformer, with the longest input it was tuned for, the
     prompt that `encode` takes, and as `output` the modules after it. Of a table of token vectors (StaticEmbedding,
-    model2vec, a text file of word vectors as GloVe's) the layers are one, the table.
+    model2vec, a file of word vectors as GloVe's or word2vec's) the layers are one, the table.
 
     Args:
-        path_or_hub_id: a folder, a GGUF file, a text file of word vectors, or an id such as
+        path_or_hub_id: a folder, a GGUF file, a file of word vectors, or an id such as
             "mixedbread-ai/mxbai-embed-large-v1".
         device: "cpu", "cuda", "cuda:1", ...; None takes the first GPU, or the CPU where there is none.
         dtype: what the model computes in, a torch dtype or its name; "auto" keeps the checkpoint's own.
@@ -67,12 +68,14 @@ def load_model(
             folder's default prompt.
         prompt_name: the name of one of the folder's prompts, in place of `prompt`.
         truncate_dim: keep so many first dimensions of `output`. Default: what the folder says.
+        gguf_file: the name of the GGUF file that is the model, of a hub id or of a folder with several.
 
     Raises:
         ModuleNotFoundError: torch or transformers is not installed.
         FileNotFoundError: there is no such folder.
         ModelError: the model, device, dtype or attention cannot be had; weights are missing from the checkpoint; there
-            are no blocks to compile; `prompt_name` or `truncate_dim` is none of this model's.
+            are no blocks to compile; `prompt_name` or `truncate_dim` is none of this model's; there is no such
+            `gguf_file`.
 
     Examples:
         >>> loaded = load_model("sentence-transformers/all-MiniLM-L6-v2")
@@ -85,7 +88,7 @@ def load_model(
     name = os.fspath(path_or_hub_id)
     _check_name(name)
     with _explaining(name):
-        source = Source(name, revision)
+        source = Source(name, revision, gguf_file)
         description = description_of(source)
         whole, tokenizer, drops_unknown = _loaded(source, description, chosen_dtype, trust_remote_code, attention)
         model = text_encoder(whole)
@@ -107,6 +110,7 @@ def load_model(
         prompt=description.prompt(prompt, prompt_name),
         compiled=torch_compile,
         drops_unknown=drops_unknown,
+        gguf_file=None if source.gguf is None else source.gguf.name,
     )
 
     def output() -> Output:
@@ -192,6 +196,8 @@ def _loaded(
     """The model, its tokenizer, and whether words that this does not know are left out of a sentence."""
     if description.static is None and (source.whole is None or source.gguf is not None):
         return *load_transformer(source, description, dtype, trust_remote_code, attention), False
+    if source.gguf_file is not None:
+        raise ModelError(f"gguf_file: got {source.gguf_file!r}; it must be left out, for {source.name} is a table")
     if attention is not None:
         raise ModelError(f"attention: got {attention!r}; it must be left out, for a table of token vectors has none")
     from cone_kernels.models.static import load_static, load_word_vectors
@@ -255,16 +261,20 @@ def _check_name(name: str) -> None:
     if path.is_file():
         if path.suffix.lower() in (GGUF, *WORD_VECTORS):
             return
+        if path.suffix.lower() == WORD2VEC_ENDING and is_word2vec(path):
+            return
         if path.suffix.lower() == ".onnx":
             raise ModelError(f"model: {name} {_ONNX}")
         raise ModelError(
-            f"model: {name} is a file; it must be a model's folder or a hub id, a GGUF file ({GGUF}), or a text file "
-            f"of word vectors ({' or '.join(WORD_VECTORS)})"
+            f"model: {name} is a file; it must be a model's folder or a hub id, a GGUF file ({GGUF}), or a file of "
+            f"word vectors: of text ({' or '.join(WORD_VECTORS)}), or word2vec's binary one ({WORD2VEC_ENDING}), which "
+            "begins with a line of two whole numbers"
         )
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"model: there is no folder {name!r}")
 
 
+_WHICH_GGUF = "; of GGUF files one must be named: gguf_file (--gguf-file)"
 # How an environment variable is switched on, as the hub's client reads it.
 _SET = {"1", "ON", "YES", "TRUE"}
 
@@ -302,17 +312,19 @@ def _explained(name: str, error: Exception) -> ModelError:
     folder = Path(name).expanduser()
     if not folder.is_dir() and (why := _refused_by_the_hub(error)):
         return ModelError(f"model: the hub id {name!r} cannot be loaded: {why}")
+    # A repository of such files has no other weights, and often no configuration either.
+    hint = "" if folder.is_dir() or "gguf" not in name.lower() else _WHICH_GGUF
     if not folder.is_dir() and isinstance(error, OSError) and "connect" in text:
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0").upper() in _SET else "no connection"
         return ModelError(
             f"model: the hub id {name!r} cannot be loaded: there is no folder of this name here, and it is neither in "
-            f"the cache nor to be had from the hub ({offline})"
+            f"the cache nor to be had from the hub ({offline}){hint}"
         )
     if folder.is_dir() and (why := _other_kind(folder)):
         return ModelError(f"model: the folder {name!r} cannot be loaded: it {why}")
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     where = "folder" if folder.is_dir() else "hub id"
-    return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}")
+    return ModelError(f"model: the {where} {name!r} cannot be loaded: {first_line}{hint}")
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+GGUF = ".gguf"
+
 
 class ModelError(ValueError):
     """A model cannot be loaded as asked; the message names it and what is missing."""
@@ -23,10 +25,12 @@ class Source:
     Attributes:
         name: a folder, one file that is the whole model, or the id of a repository of the hub.
         revision: branch, tag or commit of a repository.
+        gguf_file: of a folder or a repository the name of the GGUF file that is the model; None for other models.
     """
 
     name: str
     revision: str | None = None
+    gguf_file: str | None = None
 
     @property
     def whole(self) -> Path | None:
@@ -42,21 +46,35 @@ class Source:
 
     @property
     def gguf(self) -> Path | None:
-        """The GGUF file that is the whole model, or the one of a folder without other weights; None for other models.
+        """The GGUF file that is asked for, or the whole model, or the only weights of a folder; None for other models.
 
         Raises:
-            ModelError: the folder has several.
+            ModelError: there is no such file, or none is asked for of a folder with several.
         """
+        if self.gguf_file is not None:
+            return self._named_gguf(self.gguf_file)
         if self.whole is not None:
-            return self.whole if self.whole.suffix.lower() == ".gguf" else None
+            return self.whole if self.whole.suffix.lower() == GGUF else None
         if self.folder is None or self._weights_by_name(""):
             return None
-        found = sorted(self.folder.glob("*.gguf"))
+        found = sorted(self.folder.glob(f"*{GGUF}"))
         if len(found) > 1:
             listed = ", ".join(path.name for path in found[:4]) + (", ..." if len(found) > 4 else "")
-            has = f"it has {len(found)} GGUF files; give one of them: {listed}"
+            has = f"it has {len(found)} GGUF files; give one of them: {listed}, by its path or as gguf_file"
             raise ModelError(f"model: the folder {self.name!r} cannot be loaded: {has}")
         return found[0] if found else None
+
+    def _named_gguf(self, filename: str) -> Path:
+        got = f"gguf_file: got {filename!r}"
+        if not filename.lower().endswith(GGUF):
+            raise ModelError(f"{got}; it must end in {GGUF}")
+        if self.whole is not None:
+            raise ModelError(f"{got} with the file {self.name}; it must be left out, for the file is the model")
+        found = self.file(filename)
+        if found is None:
+            where = f"the folder {self.name!r}" if self.folder else f"the hub id {self.name!r}, or in the cache of it"
+            raise ModelError(f"{got}; there is no such file in {where}")
+        return found
 
     def file(self, filename: str) -> Path | None:
         """A file of the folder or repository, downloaded where need be; None where there is none."""
@@ -89,14 +107,16 @@ class Source:
 
     def commit(self, subfolder: str) -> str | None:
         """The commit of a repository's files, which the hub's client keeps under snapshots/COMMIT."""
-        config = self.file(inside(subfolder, "config.json"))
-        parts = config.parts if config and self.folder is None else ()
+        found = self.file(self.gguf_file or inside(subfolder, "config.json"))
+        parts = found.parts if found and self.folder is None else ()
         return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
     def weights(self, subfolder: str = "") -> list[Path]:
         """The files of weights, those of one kind, by name; empty where there are none."""
         if self.whole is not None:
             return [self.whole]
+        if self.gguf_file is not None:
+            return [self._named_gguf(self.gguf_file)]
         named = self._weights_by_name(subfolder)
         return [self.gguf] if not (named or subfolder) and self.gguf is not None else named
 

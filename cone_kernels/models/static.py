@@ -1,12 +1,14 @@
 """Models without a transformer: one vector for each token, and the mean of them for a sentence.
 
 StaticEmbedding of sentence-transformers and model2vec keep the vectors in a folder with a tokenizer; GloVe, word2vec
-and fastText in a text file of words. As in `StaticEmbedding.encode`, no special tokens are added.
+and fastText in a file of words, of text or word2vec's binary one. As in `StaticEmbedding.encode`, no special tokens are
+added.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from cone_kernels.models.description import Description, Static
 from cone_kernels.models.source import ModelError, Source, inside
+from cone_kernels.word2vec import WORD2VEC_ENDING, Word2VecError, Word2VecFile
 
 # Names of the table in a file of weights: of sentence-transformers and of model2vec, which has two more beside it.
 _TABLES = ("embedding.weight", "embeddings")
@@ -154,23 +157,24 @@ def without_special(tokenizer: Tokenizer, unknown: str | None, limit: int | None
 
 
 def load_word_vectors(path: Path, dtype: Any) -> StaticModel:
-    """The table of a text file: a word and its numbers on each line, after a line "V D" in word2vec's and fastText's.
+    """The table of a file of words: word2vec's binary one (`.bin`), or one of text, with a word and its numbers on each
+    line, after a line "V D" in word2vec's and fastText's.
 
     Texts are cut at spaces and punctuation, and lowercased where no word of the table has a capital letter; words that
     are not in the table are left out. Of a word that comes twice the first counts.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, whose words are UTF-8.
         dtype: a torch dtype; "auto" is float32.
 
     Raises:
-        ModelError: the file is no such table, each with its line.
+        ModelError: the file is no such table; with the line, or the word, where there is one.
 
     Examples:
         >>> load_word_vectors(Path("glove.6B.50d.txt"), torch.float32).model.embedding.weight.shape
         torch.Size([400001, 50])
     """
-    words, table = _read_words(path)
+    words, table = _read_binary_words(path) if path.suffix.lower() == WORD2VEC_ENDING else _read_words(path)
     # Row 0 is that of unknown words, which is used by none.
     vocabulary = {_UNKNOWN: 0} | {word: row for row, word in enumerate(words, start=1)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -208,6 +212,21 @@ def _read_words(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     if not rows:
         raise ModelError(f"model: {path} has no word")
     return list(words), np.concatenate([np.zeros((1, dim), np.float32), np.stack(rows)])
+
+
+def _read_binary_words(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """As `_read_words`, of a binary file of word2vec."""
+    words: dict[str, int] = {}
+    try:
+        file = Word2VecFile.open(path)
+        with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as content:
+            for row in range(file.rows):
+                words.setdefault(file.word(content[slice(*file.word_bytes(row))], row), row)
+            table = np.zeros((len(words) + 1, file.dim), np.float32)
+            file.copy_vectors(content, words.values(), table[1:])
+    except Word2VecError as error:
+        raise ModelError(f"model: {error}") from None
+    return list(words), table
 
 
 def _table(path: Path, name: str) -> Tensor:

@@ -53,8 +53,8 @@ class Towers:
         tower: nn.Module = getattr(self.model, IMAGES_TOWER)
         return tower
 
-    def text_inputs(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """What the model takes of texts, (B, T), and the tokens that are no padding, (B, T) bool.
+    def text_inputs(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor, int]:
+        """What the model takes of texts, (B, T), the tokens that are no padding, (B, T) bool, and how many it cut.
 
         As in training, SigLIP's texts are all padded to its longest input, which it sees; CLIP's to the longest text.
         """
@@ -70,7 +70,15 @@ class Towers:
             return_tensors="pt",
         ).to(self.model.device)
         names = [name for name in self.tokenizer.model_input_names if name in found and name != TOKEN_TYPES]
-        return {name: found[name] for name in names}, found[ATTENTION_MASK].bool()
+        mask = found[ATTENTION_MASK].bool()
+        return {name: found[name] for name in names}, mask, self._truncated(texts, mask.sum(1).tolist(), most)
+
+    def _truncated(self, texts: Sequence[str], lengths: Sequence[int], most: int | None) -> int:
+        """How many texts are longer than the longest input; only those that fill it are tokenized again."""
+        full = [text for text, length in zip(texts, lengths, strict=True) if length == most]
+        if most is None or not full:
+            return 0
+        return sum(len(ids) > most for ids in self.tokenizer(full, verbose=False)["input_ids"])
 
     def image_inputs(self, images: Sequence[Any]) -> dict[str, Tensor]:
         """What the model takes of images, (B, C, H, W).

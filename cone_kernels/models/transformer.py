@@ -79,13 +79,7 @@ def load_image_model(source: Source, dtype: Any, trust_remote_code: bool, attent
     location, options = _location(source, "")
     options["trust_remote_code"] = trust_remote_code
     whole = _weights(transformers.AutoModel, source, location, options, dtype, attention)
-    has_towers = all(hasattr(whole, tower) and hasattr(whole, method) for tower, method in TOWERS.items())
-    model = getattr(whole, tuple(TOWERS)[1]) if has_towers else whole
-    if PIXELS not in inspect.signature(model.forward).parameters:
-        raise ModelError(
-            f"model: {source.name} is a {type(model).__name__}, which takes no images; the corpus has them"
-        )
-    return model, load_image_processor(source, trust_remote_code)
+    return image_encoder(whole, source.name), load_image_processor(source, trust_remote_code)
 
 
 def _weights(
@@ -127,6 +121,23 @@ def text_encoder(model: Any) -> Any:
     tower = getattr(model, "text_model", None)
     takes_images = PIXELS in inspect.signature(model.forward).parameters
     return tower if tower is not None and takes_images and hasattr(model, "get_text_features") else model
+
+
+def image_encoder(model: Any, name: str) -> Any:
+    """The part of a model that makes hidden states of images: of CLIP and its kin the tower of images, else all of it.
+
+    Args:
+        model: of transformers.
+        name: of the model.
+
+    Raises:
+        ModelError: it takes no images.
+    """
+    has_towers = all(hasattr(model, tower) and hasattr(model, method) for tower, method in TOWERS.items())
+    part = getattr(model, tuple(TOWERS)[1]) if has_towers else model
+    if PIXELS not in inspect.signature(part.forward).parameters:
+        raise ModelError(f"model: {name} is a {type(part).__name__}, which takes no images; the corpus has them")
+    return part
 
 
 def _location(source: Source, subfolder: str) -> tuple[str, dict[str, Any]]:

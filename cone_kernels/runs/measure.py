@@ -41,7 +41,8 @@ def measure(
 
     Args:
         model: a folder, a hub id, what `load_model` returned, or a model in memory (`ModelLike`).
-        corpus: a file, a `Corpus`, sentences, or records that have them in a `field`.
+        corpus: a file, a `Corpus`, sentences, or records that have them in a `field`; of a model of images a folder of
+            them, a list of images of PIL, or a data set with a column of them.
         second_moment, unit_second_moment: as in `RunOptions`.
         pooling, poolings: as in `RunOptions`; "model" is the one that a model of sentence-transformers has itself.
         keep_vectors: as in `RunOptions`; None is the model's output, or its last layer where it has none.

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from cone_kernels.runs.progress import Progress
     from cone_kernels.runs.token_sums import TokenSums
 
+# What is given with a model in memory alone, and how a corpus of images is called where options do not go with it.
+_OF_MEMORY = ("tokenizer", "processor")
+_IMAGES = "a corpus of images"
+
 
 def measure_part(
     model: ModelLike,
@@ -137,35 +141,40 @@ def _loaded_itself(model: ModelLike, options: MeasureOptions, images: bool) -> L
     from cone_kernels.models.varlen_attention import packable
 
     chosen: dict[str, Any] = {name: options.get(name, DEFAULTS[name]) for name in LOAD_OPTIONS}
+    of_texts = ("tokenizer", "prompt", "prompt_name", "truncate_dim")
+    of_texts_by_path = (*of_texts[1:], "gguf_file")
     if isinstance(model, (str, os.PathLike)):
-        _refuse_given(chosen, ("tokenizer",), "a folder or a hub id, which has its own")
-        del chosen["tokenizer"]
+        _refuse_given(chosen, _OF_MEMORY, "a folder or a hub id, which has its own")
+        chosen = {name: value for name, value in chosen.items() if name not in _OF_MEMORY}
         if images:
-            of_texts = ("prompt", "prompt_name", "truncate_dim")
-            _refuse_given(chosen, of_texts, "a corpus of images")
-            return load_image_model(model, **{name: chosen[name] for name in chosen if name not in of_texts})
+            _refuse_given(chosen, of_texts_by_path, _IMAGES)
+            return load_image_model(model, **{name: chosen[name] for name in chosen if name not in of_texts_by_path})
         loaded = load_model(model, **chosen)
         return packable(loaded) if options.get("packed") and chosen["attention"] is None else loaded
-    if images and getattr(model, "image_processor", None) is None:
-        raise ValueError(
-            "corpus: got images; of a model in memory it must be texts, so give the model's folder or hub id"
-        )
     if isinstance(model, LoadedModel):
         _refuse_given(chosen, LOAD_OPTIONS, "a LoadedModel; give it to load_model")
+        if images and model.image_processor is None:
+            raise ValueError("corpus: got images for a model of texts; it must be texts")
         if not images and model.image_processor is not None:
             raise ValueError("corpus: got texts for a model of images; it must be a folder of images")
         return model
-    from cone_kernels.models.live import live_model
+    from cone_kernels.models.live import live_image_model, live_model
 
-    of_memory = ("tokenizer", "prompt", "prompt_name", "truncate_dim")
-    _refuse_given(chosen, [name for name in chosen if name not in of_memory], "a model that is in memory already")
-    return live_model(model, **{name: chosen[name] for name in of_memory})
+    there = [name for name in chosen if name not in (*of_texts, *_OF_MEMORY)]
+    _refuse_given(chosen, there, "a model that is in memory already")
+    if images:
+        _refuse_given(chosen, of_texts, _IMAGES)
+        return live_image_model(model, chosen["processor"])
+    _refuse_given(chosen, ("processor",), "a corpus that is not of images")
+    return live_model(model, **{name: chosen[name] for name in of_texts})
 
 
 def _refuse_given(chosen: Mapping[str, Any], names: Sequence[str], why: str) -> None:
     given = [name for name in names if chosen[name] != DEFAULTS[name]]
     if given:
-        raise ValueError(f"{given[0]}: got {chosen[given[0]]!r:.40} with {why}; it must be left out")
+        value = chosen[given[0]]
+        got = f"a {type(value).__name__}" if given[0] in _OF_MEMORY else f"{value!r:.40}"
+        raise ValueError(f"{given[0]}: got {got} with {why}; it must be left out")
 
 
 @contextmanager

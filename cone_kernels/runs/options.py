@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cone_kernels.corpora import Corpus, CorpusError, Encoding, Malformed
+from cone_kernels.corpora.images import ImageRows, image_rows
 from cone_kernels.files import require_local
 from cone_kernels.names import Layer, TextFormat, pooling_names
 
@@ -49,10 +50,13 @@ class CorpusOptions(TypedDict, total=False):
 
 
 class LoadOptions(TypedDict, total=False):
-    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id; and its tokenizer."""
+    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id; and what one in memory
+    lacks."""
 
     tokenizer: Any
     """Of a model of transformers that is in memory already, which has none with it."""
+    processor: Any
+    """Of a model of images that is in memory already: what makes its input of them, as its image processor."""
     device: str | torch.device | None
     """Where the model runs; None takes the first GPU, or the CPU."""
     dtype: str | torch.dtype
@@ -72,6 +76,8 @@ class LoadOptions(TypedDict, total=False):
     """The name of one of the folder's prompts, in place of `prompt`."""
     truncate_dim: int | None
     """Keep so many first dimensions of the model's own output; None is what the folder says."""
+    gguf_file: str | None
+    """The name of the GGUF file that is the model, of a hub id or of a folder with several."""
 
 
 class MeasureOptions(CorpusOptions, LoadOptions, total=False):
@@ -245,6 +251,7 @@ DEFAULTS: dict[str, Any] = {
     "errors": "replace",
     "malformed": "drop",
     "tokenizer": None,
+    "processor": None,
     "device": None,
     "dtype": "float32",
     "revision": None,
@@ -254,6 +261,7 @@ DEFAULTS: dict[str, Any] = {
     "prompt": None,
     "prompt_name": None,
     "truncate_dim": None,
+    "gguf_file": None,
     "baseline": None,
     "log_json": None,
     "workers": None,
@@ -265,21 +273,22 @@ DEFAULTS: dict[str, Any] = {
 """What every keyword of an experiment but `progress` is where it is not given."""
 
 
-def refuse_replacing(path: str | os.PathLike[str] | None, overwrite: bool) -> None:
+def refuse_replacing(path: str | os.PathLike[str] | None, overwrite: bool, name: str = "save_state") -> None:
     """Refuses to save a state to a remote place, or in place of a file that may be another run's.
 
     Args:
-        path: `save_state`; None saves none.
+        path: of the state; None saves none.
         overwrite: a file that is there is replaced.
+        name: of the argument that the path was given as.
 
     Raises:
         FileExistsError: there is one.
         ValueError: it is a URL.
     """
-    require_local("save_state", path)
+    require_local(name, path)
     if path is not None and not overwrite and os.path.isfile(path):
         raise FileExistsError(
-            f"save_state: {os.fspath(path)} is there already, and may be of another run; overwrite=True (--overwrite) "
+            f"{name}: {os.fspath(path)} is there already, and may be of another run; overwrite=True (--overwrite) "
             "replaces it, or name another file"
         )
 
@@ -346,7 +355,8 @@ def open_corpus(
     """The `Corpus` of a file or of sentences, read as the options say.
 
     Args:
-        corpus: a path that `Corpus` can read, a `Corpus`, sentences, or records that have them in fields.
+        corpus: a path that `Corpus` can read, a `Corpus`, sentences, or records that have them in fields; or a list of
+            images of PIL, or a data set with a column of them.
         options: those of `CorpusOptions` are used.
         again: it will be read more than once, so sentences that can be read only once are kept.
 
@@ -362,6 +372,9 @@ def open_corpus(
     if isinstance(corpus, (str, os.PathLike)):
         return _readable(open_files([corpus], options), again)
     _refuse_names_of_files(corpus)
+    found = image_rows(corpus, chosen["field"][0] if chosen["field"] and len(chosen["field"]) == 1 else None)
+    if found is not None:
+        return _corpus_of(found, chosen)
     field = chosen.pop("field")
     for name in ("format", "delimiter", "encoding"):
         if (given := chosen.pop(name)) != DEFAULTS[name]:
@@ -369,6 +382,19 @@ def open_corpus(
     # What cannot be iterated over again is kept.
     once = again and iter(corpus) is corpus
     return Corpus.from_sentences(list(corpus) if once else corpus, fields=field, **chosen)
+
+
+def _corpus_of(found: ImageRows, chosen: dict[str, Any]) -> Corpus:
+    """A corpus of images in memory.
+
+    Raises:
+        ValueError: an option is given that is of texts alone.
+    """
+    for name in ("group_by", "format", "delimiter", "encoding", "errors", "malformed"):
+        if (given := chosen.pop(name)) != DEFAULTS[name]:
+            raise ValueError(f"{name}: got {given!r} with images given in Python; it must be left out")
+    del chosen["field"]
+    return Corpus.from_sentences(found, name="<images>", **chosen)
 
 
 def refuse_images(corpus: Corpus) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cone_kernels.runs.options import refuse_replacing
 from cone_kernels.runs.shard_tree import ShardTree, listed
 from cone_kernels.state import file as state_file
 from cone_kernels.state.agreement import refuse_differences
@@ -187,7 +188,11 @@ class RunPart:
 
 
 def merge(
-    parts: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, incomplete: bool = False
+    parts: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    incomplete: bool = False,
+    overwrite: bool = False,
 ) -> RunPart:
     """Unites the parts that runs with `shard` have saved; where all shards are there, the output is an ordinary state.
 
@@ -195,9 +200,10 @@ def merge(
         parts: the files, in any order.
         output: the state of the whole, bitwise that of a single process.
         incomplete: where shards are missing, write a part that can be merged further.
+        overwrite: replace the output if there is one already.
 
     Raises:
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read or written; `FileExistsError`: the output is there already.
         StateFileError: a file is damaged, or holds no part of a run.
         ValueError: there is no file; a run stopped before the corpus ended; the parts are of different runs, each field
             that differs named; a shard is in two of them, or, without `incomplete`, in none.
@@ -207,6 +213,7 @@ def merge(
     """
     if not parts:
         raise ValueError("parts: got no file; it must be at least one")
+    refuse_replacing(output, overwrite, "output")
     loaded = []
     for path in parts:
         loaded.append(RunPart.load(path))

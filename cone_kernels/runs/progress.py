@@ -30,7 +30,8 @@ class Progress:
         elapsed: seconds since the run began, without the loading of the model.
         padding: share of the positions given to the model that were padding; 0 in batches of one exact length.
         statistics: share of the elapsed time that was spent on the statistics; on a GPU that of the CPU alone.
-        unit: what is counted as sentences: "vectors" where no model is run, and then there are no tokens.
+        unit: what is counted as sentences: "vectors" or "pairs" of them where no model is run; "images" and then
+            "texts" where both towers of a model are. There are no tokens then.
         resumed_sentences, resumed_tokens: how many of the done ones come from an interrupted run that this one goes on.
     """
 

@@ -39,6 +39,8 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 SHARD_SIZE = {"cpu": 8192, "cuda": 65536}
 # The pixels of a shard are in memory, and those of the next: 154 MB of 224 x 224 in float32.
 SHARD_IMAGES = 256
+# What a state says of its model beside what it says of every one.
+_OWN_INFO = ("prompt", "output", "baseline", "gguf_file")
 
 # What of a corpus's settings decides which sentences come after those that a checkpoint has seen.
 _CORPUS_SETTINGS = (
@@ -307,8 +309,8 @@ def _gathered(options: RunOptions) -> dict[str, Any]:
 def _model_info(loaded: LoadedModel) -> dict[str, Any]:
     """What a state says of its model, wherever its files are: two states of one model agree in it."""
     keys = ("architecture", "model_type", "n_layers", "hidden_size", "dtype", "weights_sha256")
-    # A plain model has neither, and its states merge with those of before there were such.
-    own = {key: loaded.info[key] for key in ("prompt", "output", "baseline") if loaded.info.get(key) is not None}
+    # A plain model has none of these, and its states merge with those of before there were such.
+    own = {key: loaded.info[key] for key in _OWN_INFO if loaded.info.get(key) is not None}
     return {"model": {key: loaded.info[key] for key in keys} | own, "max_length": loaded.max_length}
 
 

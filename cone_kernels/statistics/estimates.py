@@ -238,7 +238,7 @@ def common_direction(sums: Tensor, rows: Tensor, alpha: float = ALPHA) -> list[C
     products = products - products.diagonal(dim1=1, dim2=2).diag_embed()
     n = rows.double()
     pairs = n.sum(1).square() - n.square().sum(1)
-    signs = _signs(rows.shape[1])
+    signs = turns(rows.shape[1])
     spread = (2 * products.square().sum((1, 2))).sqrt()  # of the sum over all turns
     turned = torch.stack([((signs @ one) * signs).sum(1) for one in products], 1)  # (turns, m)
     scaled = torch.where(spread > 0, turned / spread, -torch.inf).amax(1)
@@ -250,8 +250,11 @@ def common_direction(sums: Tensor, rows: Tensor, alpha: float = ALPHA) -> list[C
 
 
 @lru_cache(maxsize=8)
-def _signs(groups: int) -> Tensor:
-    """(turns, groups) of ±1: all that differ, or as many as are drawn; the first one turns nothing around."""
+def turns(groups: int) -> Tensor:
+    """(turns, groups) of ±1 that turn groups around by chance: all that differ, or as many as are drawn.
+
+    The first one turns nothing around.
+    """
     if groups <= 12:
         numbers = torch.arange(2 ** max(groups - 1, 0))
         return 1.0 - 2.0 * (numbers[:, None] >> torch.arange(groups) & 1).double()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
 from cone_kernels.names import BASELINES
 from cone_kernels.terminal.progress import rates_of
+
+if TYPE_CHECKING:
+    from cone_kernels.experiments.modality_gap_result import ModalityGapResult
+    from cone_kernels.experiments.rows_result import RowsResult
 
 
 class Shown(Protocol):
@@ -53,11 +57,7 @@ def print_notes(console: Console, result: Shown) -> None:
         tokens = corpus["tokens"] + left_out * corpus["unknown_tokens"]
         what = f"{corpus['unknown_tokens']:,} of {tokens:,} tokens ({corpus['unknown_tokens'] / tokens:.1%})"
         console.print(f"unknown to the tokenizer{' and left out' * left_out}: {what}", style="yellow")
-    if corpus["left_out"]:
-        what = f"left out: up to {corpus['left_out']:,} sentence vectors of a layer, zero or not finite"
-        console.print(what, style="yellow")
-        if "float16" in _dtypes(result):
-            console.print("float16 ends at 65,504, beyond which all is infinite: try --dtype bfloat16", style="yellow")
+    _note_left_out(console, result, "sentence vectors")
     if manifest.get("out_of_memory"):
         budget = manifest["token_budget"]
         console.print(f"out of memory: batches were halved down to {budget:,} tokens", style="yellow")
@@ -74,6 +74,34 @@ def print_losses(console: Console, corpus: dict[str, Any]) -> None:
         console.print(f"  {example}", style="yellow", soft_wrap=True, markup=False)
 
 
+def print_towers_notes(console: Console, result: ModalityGapResult) -> None:
+    """Prints those of a measurement of images and texts."""
+    corpus, seconds = result.corpus, result.manifest["seconds"]["run"]
+    counts = (f"{tower.output.count:,} {name}" for name, tower in (("images", result.images), ("texts", result.texts)))
+    console.print(f"{' and '.join(counts)} in {seconds:.1f} s", style="dim")
+    print_losses(console, corpus)
+    if corpus["truncated"]:
+        console.print(f"truncated: {corpus['truncated']:,} texts, at the model's longest input", style="yellow")
+    _note_left_out(console, result, "vectors of images or texts")
+
+
+def print_rows_notes(console: Console, result: RowsResult) -> None:
+    """Prints those of a comparison row by row."""
+    note_vectors(console, result.a["rows"], result.manifest["seconds"], "pairs")
+    if result.n_left_out:
+        console.print(f"left out: {result.n_left_out:,} pairs of which one is zero or not finite", style="yellow")
+
+
+def _note_left_out(console: Console, result: Shown, vectors: str) -> None:
+    """Prints how many vectors were left out, and what helps."""
+    if not result.corpus["left_out"]:
+        return
+    what = f"left out: up to {result.corpus['left_out']:,} {vectors} of a layer, zero or not finite"
+    console.print(what, style="yellow")
+    if "float16" in _dtypes(result):
+        console.print("float16 ends at 65,504, beyond which all is infinite: try --dtype bfloat16", style="yellow")
+
+
 def _dtypes(result: Shown) -> set[str | None]:
     """What the models have computed in."""
     return {model.get("dtype") for model in _models(result)}
@@ -83,6 +111,6 @@ def _models(result: Shown) -> list[dict[str, Any]]:
     return [one["model"] for one in result.manifest.get("models", ())] or [getattr(result, "model", {})]
 
 
-def note_vectors(console: Console, rows: int, seconds: float) -> None:
-    """How fast vectors were read."""
-    console.print(f"{rows:,} vectors in {seconds:.1f} s: {rows / max(seconds, 1e-3):,.0f} vectors/s", style="dim")
+def note_vectors(console: Console, rows: int, seconds: float, unit: str = "vectors") -> None:
+    """How fast vectors, or pairs of them, were read."""
+    console.print(f"{rows:,} {unit} in {seconds:.1f} s: {rows / max(seconds, 1e-3):,.0f} {unit}/s", style="dim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cone_kernels.names import VECTOR_FORMATS, VectorFormat
-from cone_kernels.vector_files import arrays, binary, columns, indexes, lines, tensors
+from cone_kernels.vector_files import arrays, binary, columns, indexes, lines, tensors, words
 from cone_kernels.vector_files.reading import Format, Reader, VectorFileError
 
 FORMATS: dict[str, Format] = {
@@ -14,6 +14,7 @@ FORMATS: dict[str, Format] = {
     **columns.FORMATS,
     **lines.FORMATS,
     **binary.FORMATS,
+    **words.FORMATS,
     **indexes.FORMATS,
 }
 _ENDINGS = {ending: name for name, about in VECTOR_FORMATS.items() for ending in about.endings}

@@ -6,6 +6,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ WIDTH_BYTES = 4
 
 # A file is looked for in memory by one byte of each so many; the kernel reads some hundred thousand at a time itself.
 _PROBED = 2**20
+
+FileState: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class MappedRows(Reader):
         self.files = (path,)
         self._path = path
         self._layout = layout
-        self._state = _state_of(os.stat(path))
+        self._state = state_of(path)
         size = os.stat(path).st_size
         if size < layout.end:
             row = max(0, size - layout.offset) // layout.row_bytes
@@ -90,7 +93,7 @@ class MappedRows(Reader):
             return []
         n, item = stop - start, layout.dtype.itemsize
         first = layout.offset + start * layout.row_bytes
-        content = self._mapped(first, n * layout.row_bytes)
+        content = mapped_bytes(self._path, self._state, first, n * layout.row_bytes)
         # NumPy's zip files and some safetensors do not align their numbers, and kernels need them aligned.
         rows = (content.clone() if first % item else content).view(n, layout.row_bytes)
         if layout.has_width:
@@ -100,22 +103,6 @@ class MappedRows(Reader):
             rows = rows.view(n, layout.dim, item).flip(-1).view(n, layout.dim * item)
         return [rows.view(layout.dtype)]
 
-    def _mapped(self, first: int, length: int) -> Tensor:
-        """Bytes of the file.
-
-        What a disk must give of them, and of as many after them, is asked for as a whole before they are mapped: page
-        by page it would come at half of the disk's speed.
-        """
-        window = first - first % mmap.ALLOCATIONGRANULARITY
-        with open(self._path, "rb") as file:
-            if _state_of(os.fstat(file.fileno())) != self._state:
-                raise VectorFileError(f"{self.name} has changed since it was opened; it must stay as it is")
-            for start in (first, first + length):
-                if not _in_memory(file.fileno(), start, min(length, self._layout.end - start)):
-                    os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
-            memory = mmap.mmap(file.fileno(), first - window + length, access=mmap.ACCESS_COPY, offset=window)
-        return torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=first - window)
-
     def _check_widths(self, widths: Tensor, start: int) -> None:
         wrong = (widths != self.dim).nonzero()
         if len(wrong):
@@ -123,6 +110,31 @@ class MappedRows(Reader):
             raise VectorFileError(
                 f"{self.name}: row {start + at} has width {int(widths[at])}; it must be {self.dim}, as row 0"
             )
+
+
+def mapped_bytes(path: Path, state: FileState, first: int, length: int) -> Tensor:
+    """Bytes of a file as a private map, (length,) uint8.
+
+    What a disk must give of them, and of as many after them, is asked for as a whole before they are mapped: page by
+    page it would come at half of the disk's speed.
+
+    Args:
+        path: the file.
+        state: of the file when it was opened.
+        first, length: where the bytes are; at least one.
+
+    Raises:
+        VectorFileError: the file has changed meanwhile.
+    """
+    window = first - first % mmap.ALLOCATIONGRANULARITY
+    with open(path, "rb") as file:
+        if _state(os.fstat(file.fileno())) != state:
+            raise VectorFileError(f"{path} has changed since it was opened; it must stay as it is")
+        for start in (first, first + length):
+            if not _in_memory(file.fileno(), start, length):
+                os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+        memory = mmap.mmap(file.fileno(), first - window + length, access=mmap.ACCESS_COPY, offset=window)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=first - window)
 
 
 def _in_memory(file: int, first: int, length: int) -> bool:
@@ -135,6 +147,10 @@ def _in_memory(file: int, first: int, length: int) -> bool:
     return True
 
 
-def _state_of(file: os.stat_result) -> tuple[int, int, int]:
+def state_of(path: Path) -> FileState:
     """What changes when a file is written or replaced."""
+    return _state(os.stat(path))
+
+
+def _state(file: os.stat_result) -> FileState:
     return file.st_ino, file.st_size, file.st_mtime_ns

@@ -452,7 +452,7 @@ def test_every_flag_is_a_keyword_of_the_same_name(name: str) -> None:
     options = {f"Unpack[{kind.__name__}]": kind for kind in (MeasureOptions, SharedOptions, ShardOptions)}
     keywords = set(parameters) | set(options[parameters["options"].annotation].__annotations__)
     # `corpora` are what --corpus gives where it is repeated with one model.
-    assert flags == keywords - {"options", "progress", "tokenizer", "corpora"}
+    assert flags == keywords - {"options", "progress", "tokenizer", "processor", "corpora"}
 
 
 def test_names_of_nothing_are_refused(model: Path, corpus: Path) -> None:

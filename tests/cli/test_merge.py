@@ -229,6 +229,13 @@ def test_the_command_makes_the_file_of_a_single_run(tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, "")
     assert "the state of the whole corpus" in done.stderr
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "single").read_bytes()
+    (tmp_path / "whole").write_bytes(b"of another run")
+    done = cone("merge", parts[2], tmp_path / "some", "-o", tmp_path / "whole")
+    assert done.exit_code == 1
+    assert f"Error: output: {tmp_path / 'whole'} is there already, and may be of another run" in done.stderr
+    assert (tmp_path / "whole").read_bytes() == b"of another run"
+    assert cone("merge", parts[2], tmp_path / "some", "--overwrite", "-o", tmp_path / "whole").exit_code == 0
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "single").read_bytes()
 
 
 def test_a_part_must_be_saved(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from cone_kernels import experiments
+from cone_kernels import backends, experiments
 from cone_kernels.cli import main
+from cone_kernels.experiments.modality_gap_result import ModalityGapResult
 from cone_kernels.models import ModelError
 from cone_kernels.models.images import ImageError
-from cone_kernels.sums import jackknife_groups
+from cone_kernels.runs.progress import Progress
+from cone_kernels.statistics.claims import Claim
+from cone_kernels.sums import jackknife_blocks, jackknife_groups
+from cone_kernels.terminal.progress import told
 from tests.cli.test_commands_on_a_gpu import about
 from tests.support.report_reading import read_report, value_at
 from tests.support.stand_in_gpu import stand_in_gpu
@@ -149,6 +154,28 @@ def test_the_error_is_that_of_leaving_groups_out(folder: Path, photos: Path) -> 
                 values.append(statistic(*pair))
             variance += (len(values) - 1) / len(values) * ((values - np.mean(values)) ** 2).sum()
         assert abs(getattr(result, name).stderr - variance**0.5) < 1e-7
+    against_chance(result, units)
+
+
+def against_chance(result: ModalityGapResult, units: list[np.ndarray]) -> None:
+    """The gap of one cone by chance: of blocks of eight or more neighbours, for a sixteenth is less, turned around."""
+    found, parts = result.to_dict()["gap_by_chance"], []
+    for rows in units:
+        groups = jackknife_groups(torch.arange(len(rows)))
+        block_of = jackknife_blocks(torch.bincount(groups))[groups].numpy()
+        left = np.stack([rows[block_of != one].mean(0) for one in np.unique(block_of)])
+        parts.append((left - left.mean(0)) * math.sqrt((len(left) - 1) / len(left)))
+    deviations = np.concatenate(parts)
+    assert abs(found["expected"] - np.linalg.norm(deviations)) < 1e-7
+    turned = np.random.default_rng(0).choice([-1.0, 1.0], (20_000, len(deviations))) @ deviations
+    assert abs(found["at_most"] - np.quantile(np.linalg.norm(turned, axis=1), 0.95)) < 0.05 * found["at_most"]
+    chance = f"the means of 41 images and 70 texts of one cone lie up to {found['at_most']:.3f} apart in 19 of 20 draws"
+    assert (found["verdict"], result.summary()[2]) == ("greater", f"The gap is more than chance: {chance}.")
+    small = replace(result, gap_claim=Claim(found["expected"], found["expected"], found["at_most"] - found["expected"]))
+    assert small.summary()[2] == f"Whether there is a gap is undecided: {chance}."
+    few = replace(result, gap_claim=Claim(0.5, math.nan, math.nan))
+    assert few.summary()[2] == "Whether there is a gap is undecided: 41 images and 70 texts are too few."
+    assert few.to_dict()["gap_by_chance"] == {"expected": None, "at_most": None, "verdict": "undecided"}
 
 
 def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path) -> None:
@@ -170,6 +197,38 @@ def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path) -> N
         experiments.modality_gap(model, photos, TEXTS, tokenizer=given["tokenizer"])
 
 
+def test_progress_and_what_was_cut(folder: Path, photos: Path) -> None:
+    reports: list[Progress] = []
+    longest = transformers.AutoConfig.from_pretrained(folder).text_config.max_position_embeddings
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [*TEXTS[:20], " ".join(WORDS[:3] * 40), " ".join(WORDS[1:2] * (longest - 2)), " ".join(WORDS[4:9] * 30)]
+    too_long = sum(len(tokenizer(text, verbose=False)["input_ids"]) > longest for text in texts)
+    given: dict[str, Any] = {"batch_size": 16, "device": "cpu", "backend": "reference", "threads": 1}
+    with backends.record() as ran:
+        result = experiments.modality_gap(folder, photos, texts, progress=reports.append, **given)
+    assert (result.manifest["backend"], result.manifest["threads"]) == ("reference", 1)
+    assert {op: str(used) for op, used in ran} == {"pool_moments": "reference", "row_moments": "reference"}
+    images, sentences = [(16, 41), (32, 41), (41, 41)], [(16, None), (23, 23)]
+    assert [(one.unit, one.sentences, one.expected) for one in reports] == [
+        *(("images", *done) for done in images),
+        *(("texts", *done) for done in sentences),
+    ]
+    assert told(replace(reports[0], elapsed=2.0)) == "8 images/s, 0:00:03 left"
+    assert 2 <= too_long == result.corpus["truncated"]
+
+
+def test_what_is_left_out_of_a_layer_is_bad(folder: Path, photos: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(folder)
+    embeddings = model.text_model.embeddings.token_embedding.weight
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        embeddings[tokenizer(WORDS[0])["input_ids"][1]] = math.nan
+    given: dict[str, Any] = {"tokenizer": tokenizer, "image_processor": AutoImageProcessor.from_pretrained(folder)}
+    result = experiments.modality_gap(model, photos, TEXTS, **given)
+    with_word = sum(WORDS[0] in text.split() for text in TEXTS)
+    assert 0 < with_word == result.n_bad == result.texts.layers[0].sentence.n_nonfinite
+
+
 def test_what_cannot_be_measured_is_refused(folder: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     for images, error, said in (
@@ -181,11 +240,19 @@ def test_what_cannot_be_measured_is_refused(folder: Path, photos: Path, tmp_path
     ):
         with pytest.raises(error, match=said):
             experiments.modality_gap(folder, images, TEXTS, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size: got 0; it must be 1 or more"):
-        experiments.modality_gap(folder, photos, TEXTS, batch_size=0)
+    for name in ("batch_size", "threads"):
+        with pytest.raises(ValueError, match=f"{name}: got 0; it must be 1 or more"):
+            experiments.modality_gap(folder, photos, TEXTS, **{name: 0})
     save_checkpoint(tmp_path / "bert")
     with pytest.raises(ModelError, match="is a BertModel, which has no text_model; it must have a tower of texts and"):
         experiments.modality_gap(tmp_path / "bert", photos, TEXTS, device="cpu")
+
+
+def untimed(result: Any) -> dict[str, Any]:
+    """The JSON of a result without its corpus and its times."""
+    found: dict[str, Any] = {name: value for name, value in result.to_dict().items() if name != "corpus"}
+    times = ("started", "seconds")
+    return found | {"manifest": {name: value for name, value in found["manifest"].items() if name not in times}}
 
 
 def cone(*arguments: object, text: str | None = None) -> Result:
@@ -201,15 +268,17 @@ def test_the_command_shows_and_writes_what_python_gives(folder: Path, photos: Pa
     captions = tmp_path / "captions.jsonl"
     lines = [json.dumps({"id": at, "caption": text}) for at, text in enumerate([*TEXTS, TEXTS[0]])]
     captions.write_text("\n".join([*lines, "not JSON"]))
-    done = cone(*asked(folder, photos), "--captions", captions, "--field", "caption", "--json", tmp_path / "gap.json")
+    options = ("--captions", captions, "--field", "caption", "--max-bad", 1)
+    done = cone(*asked(folder, photos), *options, "--json", tmp_path / "gap.json")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "gap.json").read_text())
     assert found["corpus"]["duplicates"] == 1
     assert found["corpus"]["left_out"] == 0
-    assert {name: value for name, value in found.items() if name != "corpus"} == {
-        name: value for name, value in wanted.to_dict().items() if name != "corpus"
-    }
+    times = {name: found["manifest"].pop(name) for name in ("started", "seconds")}
+    assert times["seconds"]["run"] > 0
+    assert {name: value for name, value in found.items() if name != "corpus"} == untimed(wanted)
     assert "dropped: 1 " in done.stderr
+    assert re.search(r"^41 images and 70 texts in \d+\.\d s$", done.stderr, re.MULTILINE)
     for sentence in wanted.summary():
         assert sentence in " ".join(done.stdout.split())
     shown = f"{wanted.cosine_of_means.value:.4f} ± {wanted.cosine_of_means.stderr:.4f}".replace("-", "−")
@@ -217,7 +286,10 @@ def test_the_command_shows_and_writes_what_python_gives(folder: Path, photos: Pa
     rows = [line for line in done.stdout.splitlines() if line.startswith(("images ", "texts "))]
     assert len(rows) == 2 + 2 * (LAYERS + 2)
 
-    every = cone(*asked(folder, photos), "--captions", captions, "--field", "caption", "--no-dedup", "--json", "-")
+    options = ("--captions", captions, "--field", "caption", "--max-bad", 0)
+    every = cone(*asked(folder, photos), *options, "--no-dedup", "--json", "-")
+    assert every.exit_code == 3
+    assert "1 were left out; --max-bad allows 0" in every.stderr
     assert json.loads(every.stdout)["texts"]["output"]["sentence"]["count"] == 71
     few = cone(
         *asked(folder, photos), "--captions", "-", "--format", "txt", "--limit", 9, "--json", "-", text="\n".join(TEXTS)
@@ -273,6 +345,10 @@ def test_a_table_for_pandas_and_a_page(folder: Path, photos: Path, tmp_path: Pat
     (tmp_path / "gap.json").write_text(json.dumps(result.to_dict()))
     assert cone("report", tmp_path / "gap.json").exit_code == 0
     root = read_report((tmp_path / "gap.html").read_text())
+    assert len(root.all("figure")) == 2
+    described = [title.text for title in root.all("title", "desc")]
+    gap = f"{result.gap.value:.3f} ± {result.gap.stderr:.3f}"
+    assert any(f"The means are {gap} apart" in words for words in described)
     numbers = root.all("data")
     assert len(numbers) > 4 * (LAYERS + 1) * 2
     for number in numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from cone_kernels import experiments
 from cone_kernels.cli import main
 from cone_kernels.experiments.rows_result import RowsResult
 from cone_kernels.report import fragment
+from cone_kernels.runs.progress import Progress
 from cone_kernels.statistics.neighbours import EvenlySpaced
 from cone_kernels.statistics.twin_rows import FOLDS, TwinRows
 from cone_kernels.sums import jackknife_groups
 from cone_kernels.vector_files import Vectors
+from tests.support.vector_writers import write_bin
 
 D = 24
 
@@ -205,6 +208,42 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "same up to a rotation" in fragment(by_name)
     refused = command("compare", "--rows", "--paired", *files)
     assert (refused.exit_code, "--paired and --rows: give one of them" in refused.output) == (2, True)
+
+
+def test_the_command_judges_what_is_left_out_and_reads_the_first_rows(tmp_path: Path) -> None:
+    a = cone(100).astype(np.float32)
+    a[[3, 60, 61]] = 0
+    a[70, 2] = np.nan
+    write_bin(tmp_path / "a.data", a)
+    write_bin(tmp_path / "b.data", a[:, ::-1])
+    files = (tmp_path / "a.data", tmp_path / "b.data", "--format", "fbin")
+    done = command("rows", *files, "--max-bad", 3, "--json", tmp_path / "rows.json")
+    assert done.exit_code == 3
+    assert "Error: 4 were left out; --max-bad allows 3" in done.stderr
+    assert "left out: 4 pairs of which one is zero or not finite" in done.stderr
+    assert re.search(r"100 pairs in \d+\.\d s: [\d,]+ pairs/s", done.stderr)
+    assert json.loads((tmp_path / "rows.json").read_text())["count"] == 96
+    assert command("rows", *files, "--max-bad", 4).exit_code == 0
+    first = command("rows", *files, "--limit", 60, "--max-bad", 1, "--json", "-")
+    assert first.exit_code == 0
+    found, wanted = json.loads(first.stdout), experiments.rows(a[:60], a[:60, ::-1]).to_dict()
+    assert {key: found[key] for key in ("count", "cosine", "furthest")} == {
+        key: wanted[key] for key in ("count", "cosine", "furthest")
+    }
+    assert found["a"]["rows"] == 60
+
+
+def test_progress_and_a_limit_over_several_blocks() -> None:
+    a: np.ndarray = cone(20_000, 4)
+    reports: list[Progress] = []
+    found = experiments.rows(a, iter(np.array_split(a, 3)), limit=9000, progress=reports.append)
+    assert [(one.unit, one.sentences, one.expected) for one in reports] == [
+        ("pairs", 8192, 9000),
+        ("pairs", 9000, 9000),
+    ]
+    assert found.count == 9000
+    with pytest.raises(ValueError, match="limit: got 0; it must be at least 1"):
+        experiments.rows(a, a, limit=0)
 
 
 def test_any_source_gives_the_same(tmp_path: Path) -> None:

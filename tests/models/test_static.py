@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cone_kernels.names import OUTPUT
 from cone_kernels.runs.runner import run
 from tests.support.tiny_checkpoints import WORDS, word_tokenizer
 from tests.support.tiny_models import VOCAB
+from tests.support.vector_writers import write_word2vec
 
 DIM, UNKNOWN = 16, 0
 # Sentences of one to nine words, some of which no table has.
@@ -185,6 +187,38 @@ def test_a_text_file_of_words(header: bool, tmp_path: Path) -> None:
     capital = tmp_path / "capital.vec"
     capital.write_text("Paris 1 2 3\nparis 3 2 1\n")
     assert vectors_of(load_model(capital, "cpu"), 0, ["Paris", "paris"]).tolist() == [[1, 2, 3], [3, 2, 1]]
+
+
+@pytest.mark.parametrize("ends", [b"\n", b""], ids=["C tool", "gensim"])
+def test_a_binary_file_of_words(ends: bytes, tmp_path: Path) -> None:
+    rows = table().numpy()
+    words = [f"w{number}" for number in range(4, VOCAB)]
+    again = np.full((1, DIM), 9, np.float32)  # of a word that comes twice the first counts
+    file = tmp_path / "words.bin"
+    write_word2vec(file, np.concatenate([rows[4:], again]), words=[*words, "w4"], ends=ends)
+    loaded = load_model(file, "cpu", dtype="float64")
+    assert loaded.info["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert np.abs(vectors_of(loaded, 0) - means(rows.astype(np.float64), known=True)).max() < 1e-12
+    capital = tmp_path / "capital.BIN"
+    capital.write_bytes(b"2 1\nParis " + np.float32(1).tobytes() + ends + b"paris " + np.float32(2).tobytes() + ends)
+    assert vectors_of(load_model(capital, "cpu"), 0, ["Paris", "paris"]).tolist() == [[1], [2]]
+
+
+def test_other_binary_files_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "words.bin"
+    torch.save({"w": torch.ones(2, 2)}, file)
+    with pytest.raises(
+        ModelError, match=r"words\.bin is a file; .* word2vec's binary one \(\.bin\), which begins with a"
+    ):
+        load_model(file)
+    for content, said in (
+        (b"2 1\nw 1234\nv 123", r"model: .*words\.bin is cut short in word 1 of 2: it has 16 bytes"),
+        (b"2 1\nw 1234\n\xff 1234", r"model: .*words\.bin: word 1 is not UTF-8"),
+        (b"900000000 300\nw " + bytes(1200), r"model: .* too few for 900,000,000 words of 300 float32"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match=said):
+            load_model(file)
 
 
 @pytest.mark.parametrize(

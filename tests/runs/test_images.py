@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ from cone_kernels.models.images import ImageError
 from cone_kernels.models.loading import load_image_model
 from cone_kernels.runs.measure import measure
 from cone_kernels.runs.runner import SHARD_IMAGES, run
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_encoders import LAYERS, SIDE, tiny_encoder
 
 COUNT = 23
@@ -127,7 +130,12 @@ def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> Non
         (tmp_path / "bert", root / "photos", ModelError, "is a BertModel, which takes no images"),
         (root / "dinov2-registers", ["A text."], ModelError, "has no tokenizer, as models of images and sounds"),
         (load_image_model(root / "clip"), ["A text."], ValueError, "corpus: got texts for a model of images"),
-        (load_model(tmp_path / "bert"), root / "photos", ValueError, "corpus: got images; .* it must be texts"),
+        (
+            load_model(tmp_path / "bert"),
+            root / "photos",
+            ValueError,
+            "corpus: got images for a model of texts; it must",
+        ),
     ):
         with pytest.raises(error, match=said):
             experiments.layers(folder, corpus)  # type: ignore[arg-type]
@@ -143,6 +151,136 @@ def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> Non
     (tmp_path / "photos" / "cut.png").write_bytes((root / "photos" / "01.png").read_bytes()[:200])
     with pytest.raises(ImageError, match=r"images: .*cut\.png cannot be read as an image"):
         experiments.layers(root / "clip", tmp_path / "photos")
+
+
+def live(root: Path, name: str) -> tuple[Any, Any]:
+    """A model in memory in training mode, and its image processor."""
+    model = transformers.AutoModel.from_pretrained(root / name).train()
+    return model, AutoImageProcessor.from_pretrained(root / name)
+
+
+@pytest.mark.parametrize("name", ["dinov2-registers", "clip"])
+def test_a_model_in_memory_gives_what_its_folder_gives(name: str, root: Path) -> None:
+    model, processor = live(root, name)
+    threads: dict[str, Any] = {"threads": 1}
+    wanted = experiments.layers(root / name, root / "photos", device="cpu", second_moment=True, **threads)
+    got = experiments.layers(model, root / "photos", processor=processor, second_moment=True, **threads)
+    assert got.layers == wanted.layers
+    assert got.corpus["fingerprint"] == wanted.corpus["fingerprint"]
+    assert got.model["architecture"] == wanted.model["architecture"]
+    pooled = experiments.pooling(model, root / "photos", processor=processor, pooling=["cls"], **threads)
+    first = hidden_states(root / name, root / "photos")[-1][:, 0]
+    assert abs(pooled.layers[-1].poolings["cls"].anisotropy - mean_cosine(first)) < 1e-6
+    assert all(part.training for part in model.modules())
+
+
+def test_a_processor_of_both_is_taken_and_models_are_compared(root: Path, tmp_path: Path) -> None:
+    model, processor = live(root, "clip")
+    both = SimpleNamespace(image_processor=processor, tokenizer=None)
+    options: dict[str, Any] = {"processor": both, "threads": 1}
+    other = transformers.CLIPModel(model.config)
+    rotated = experiments.rotation([model, other], root / "photos", k=1, **options)
+    by_path = experiments.rotation([root / "clip", root / "clip"], root / "photos", k=1, device="cpu", threads=1)
+    assert rotated.models[0].level == by_path.models[0].level
+    centred = experiments.center(model, root / "photos", output=tmp_path / "centering.safetensors", **options)
+    vectors = hidden_states(root / "clip", root / "photos")[-1].mean(1)
+    assert abs(centred.after.anisotropy - mean_cosine(vectors - vectors.mean(0))) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def pictures(root: Path) -> list[Image.Image]:
+    """The photos as images of PIL, in the order of their paths."""
+    return [Image.open(path).convert("RGB") for path in Corpus(root / "photos")]
+
+
+def test_a_data_set_and_a_list_of_images_are_a_corpus(root: Path, pictures: list[Image.Image]) -> None:
+    model, processor = live(root, "clip")
+    wanted = experiments.layers(root / "clip", root / "photos", device="cpu", threads=1)
+    rows = datasets.Dataset.from_dict({"label": [0] * COUNT, "photo": pictures})
+    options: dict[str, Any] = {"processor": processor, "threads": 1}
+    of_rows = experiments.layers(model, rows, **options)
+    assert of_rows.layers == wanted.layers
+    fingerprint, name = of_rows.corpus["fingerprint"], of_rows.corpus["name"]
+    # Equal images are one sentence, in whatever mode and record they are.
+    several: list[Any] = [*pictures, pictures[3].copy(), pictures[0].convert("RGBA")]
+    of_list = experiments.layers(model, several, **options)
+    assert of_list.layers == wanted.layers
+    assert (of_list.corpus["fingerprint"], of_list.corpus["duplicates"], name) == (fingerprint, 2, "<images>")
+    assert of_rows.corpus["duplicates"] == 0
+    two = [{"a": one, "b": other} for one, other in zip(pictures, reversed(pictures), strict=True)]
+    backwards = experiments.layers(model, two, field="b", limit=5, **options)
+    last = hidden_states(root / "clip", root / "photos")[-1].mean(1)
+    assert abs(backwards.layers[-1].sentence.anisotropy - mean_cosine(last[-5:])) < 1e-6
+
+
+def test_images_in_memory_are_run_once_more_and_drawn(root: Path, pictures: list[Image.Image]) -> None:
+    model, processor = live(root, "clip")
+    options: dict[str, Any] = {"processor": processor, "threads": 1}
+    measured = measure(model, pictures, shuffle=True, **options)
+    hidden = hidden_states(root / "clip", root / "photos")
+    found = of_sentences(measured, {1: [0, 5]}, options)[1]
+    assert found.count == COUNT
+    assert abs(found.value - mean_cosine(np.delete(hidden[1].mean(1), [0, 5], axis=1))) < 1e-6
+    drawn = measure(model, pictures, sample=9, keep_vectors=[-1], **options)
+    kept = next(iter(drawn.vectors.values())).read(0, 9).numpy()
+    near = np.abs(hidden[-1].mean(1)[:, None] - kept).max(-1).argmin(0)
+    assert len(set(near.tolist())) == 9
+    assert near.tolist() == sorted(near.tolist())
+
+
+def test_what_is_no_image_in_memory_is_refused(root: Path, pictures: list[Image.Image]) -> None:
+    processor = live(root, "clip")[1]
+    model = transformers.CLIPModel.from_pretrained(root / "clip")
+    cut = io.BytesIO((root / "photos" / "01.png").read_bytes()[:300])
+    both = [{"a": pictures[0], "b": pictures[1]}]
+    with_text = [{"text": "A text.", "image": pictures[0]}]
+    cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        ([pictures[0], "A text."], {}, CorpusError, r"images\[1\] is a str; it must be an image of PIL"),
+        ([{"i": pictures[0]}, {"i": None}], {}, CorpusError, r"images\[1\]\['i'\] is a NoneType; it must be an image"),
+        ([pictures[0], Image.open(cut)], {}, CorpusError, r"images\[1\] cannot be read as an image"),
+        (both, {}, CorpusError, "the first record has images in 'a', 'b'; name one as the field"),
+        (with_text, {}, ValueError, "processor: got a .* with a corpus that is not of images"),
+        (pictures, {"group_by": "scene"}, ValueError, "group_by: got 'scene' with images given in Python"),
+        (iter(pictures), {}, ValueError, "processor: got a .* with a corpus that is not of images"),
+    ]
+    for corpus, options, error, said in cases:
+        with pytest.raises(error, match=said):
+            experiments.layers(model, corpus, processor=processor, **options)
+    with pytest.raises(ValueError, match="corpus: got images; it must be texts for what lies along an axis"):
+        experiments.axis(model, pictures, processor=processor)
+
+
+def test_what_a_model_in_memory_cannot_take_is_refused(root: Path, tmp_path: Path) -> None:
+    model, processor = live(root, "dinov2-registers")
+    save_checkpoint(tmp_path / "bert")
+    bert, tokenizer = transformers.BertModel.from_pretrained(tmp_path / "bert"), word_tokenizer()
+    photos = root / "photos"
+
+    class SentenceTransformer(torch.nn.Sequential):
+        """Known by its name."""
+
+    cases: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
+        (model, photos, {}, ModelError, "processor: got none; it must be given with a model of images that is in"),
+        (model, photos, {"processor": tokenizer}, ModelError, "processor: got a .*; it must be the image processor"),
+        (model, photos, {"processor": 7}, ModelError, "processor: got a int; it must be the image processor"),
+        (bert, photos, {"processor": processor}, ModelError, "is a BertModel, which takes no images; the corpus has"),
+        (bert, photos, {"tokenizer": tokenizer}, ValueError, "tokenizer: got a .* with a corpus of images; it must be"),
+        (
+            bert,
+            ["A text."],
+            {"processor": processor},
+            ValueError,
+            "processor: got a .* with a corpus that is not of images",
+        ),
+        (SentenceTransformer(), photos, {}, ModelError, "model: got a SentenceTransformer with a corpus of images"),
+        (torch.nn.Linear(2, 2), photos, {"processor": processor}, TypeError, "model: got Linear; it must be a folder"),
+        (root / "clip", photos, {"processor": processor}, ValueError, "processor: got a .* with a folder or a hub id"),
+        (model, photos, {"processor": processor, "dtype": "float64"}, ValueError, "dtype: got 'float64' with a model"),
+        (model, photos, {"processor": processor, "workers": 2}, TypeError, "model"),
+    ]
+    for given, corpus, options, error, said in cases:
+        with pytest.raises(error, match=said):
+            experiments.layers(given, corpus, **options)
 
 
 def test_commands_take_a_folder_of_images(root: Path, tmp_path: Path) -> None:

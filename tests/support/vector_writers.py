@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ def write_vecs(path: Path, array: Array) -> None:
 
 def write_bin(path: Path, array: Array) -> None:
     path.write_bytes(struct.pack("<II", *array.shape) + array.tobytes())
+
+
+def write_word2vec(path: Path, array: Array, *, words: Sequence[str] | None = None, ends: bytes = b"\n") -> None:
+    """As the C tool of word2vec does; gensim writes no line feed after a vector."""
+    words = [f"word{row}" for row in range(len(array))] if words is None else words
+    rows = zip(words, array.astype("<f4"), strict=True)
+    content = b"".join(word.encode() + b" " + row.tobytes() + ends for word, row in rows)
+    path.write_bytes(b"%d %d\n" % array.shape + content)
 
 
 def write_npy_version_2(path: Path, array: Array) -> None:
@@ -136,6 +144,8 @@ WRITERS: dict[str, tuple[str, tuple[str, ...], Callable[[Path, Array], None]]] =
     "fbin": ("v.fbin", ("float32",), write_bin),
     "u8bin": ("v.u8bin", ("uint8",), write_bin),
     "i8bin": ("v.i8bin", ("int8",), write_bin),
+    "word2vec": ("v.bin", ("float32",), write_word2vec),
+    "word2vec as gensim writes it": ("v.bin", ("float32",), lambda path, array: write_word2vec(path, array, ends=b"")),
     "dataset": ("v", ("float32", "float64"), write_dataset),
 }
 

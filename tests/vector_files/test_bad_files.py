@@ -20,7 +20,16 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 
 from cone_kernels.vector_files import VectorFileError, Vectors
-from tests.support.vector_writers import Array, lists, numbers, table, write_bin, write_safetensors, write_vecs
+from tests.support.vector_writers import (
+    Array,
+    lists,
+    numbers,
+    table,
+    write_bin,
+    write_safetensors,
+    write_vecs,
+    write_word2vec,
+)
 
 FLOATS = numbers("float32", 9, 4)
 
@@ -181,6 +190,59 @@ AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "v.fbin",
         lambda path: path.write_bytes(struct.pack("<II", 2, 3) + bytes(30)),
         r"has 38 bytes; its header says 2 rows of width 3: 32",
+    ),
+    "cut word2vec": ("v.bin", saved_cut(write_word2vec, 9), r"is cut short in word 8 of 9: it has 202 bytes"),
+    "word2vec cut to less than its words take": (
+        "v.bin",
+        saved_cut(write_word2vec, 60),
+        r"is cut short, or its first line is wrong: it has 151 bytes, which is too few for 9 words of 4 float32",
+    ),
+    "word2vec of more words than there can be": (
+        "v.bin",
+        lambda path: path.write_bytes(b"999999999999999999 300\nw " + bytes(1200)),
+        r"too few for 999,999,999,999,999,999 words of 300 float32",
+    ),
+    "word2vec of no width": (
+        "v.bin",
+        lambda path: path.write_bytes(b"3 0\nw w w "),
+        "its first line has 3 words of wi",
+    ),
+    "word2vec of no words": ("v.bin", lambda path: path.write_bytes(b"0 3\n"), "its first line has 0 words of width 3"),
+    "word2vec of NaN words": (
+        "v.bin",
+        lambda path: path.write_bytes(b"nan 3\nw " + bytes(12)),
+        r"begins with b'nan 3'; a binary file of word2vec begins with a line of two whole .*; name the format where it",
+    ),
+    "word2vec of a negative width": (
+        "v.bin",
+        lambda path: path.write_bytes(b"3 -3\nw "),
+        "begins with b'3 -3'; a binary",
+    ),
+    "word2vec without a line": ("v.bin", lambda path: path.write_bytes(b"3 4"), "begins with b'3 4'; a binary file of"),
+    "word2vec with an empty word": (
+        "v.bin",
+        lambda path: path.write_bytes(b"2 1\nw 1234\n  123456"),
+        "word 1 is empty; it must have a letter",
+    ),
+    "word2vec with a word that does not end": (
+        "v.bin",
+        lambda path: path.write_bytes(b"1 1\n" + b"w" * 5000),
+        "no space follows word 0 within 4,096 bytes",
+    ),
+    "word2vec with more after it": (
+        "v.bin",
+        lambda path: path.write_bytes(b"1 1\nw 1234\nw 1234"),
+        "has 7 bytes after the last of its 1 words",
+    ),
+    "weights of torch": (
+        "v.bin",
+        lambda path: torch.save({"w": torch.ones(2, 2)}, path),
+        r"begins with b'PK.*; a binary file of word2vec begins with a line of two whole numbers",
+    ),
+    "fastText": (
+        "v.bin",
+        lambda path: path.write_bytes(struct.pack("<ii", 793712314, 12) + bytes(99)),
+        r"is a model of fastText, not a file of vectors; save these as text, in a \.vec file",
     ),
     "no column": ("v.parquet", parquet(["a"]), r"none of the columns can hold vectors: 'v' \(string\); name one"),
     "tokens": ("v.parquet", parquet([[1, 2]]), r"none of the columns can hold vectors: 'v' \(list<.*int64>\)"),

@@ -11,7 +11,7 @@ import pytest
 
 from cone_kernels.vector_files import VectorFileError, Vectors
 from cone_kernels.vector_files.ids import IdLines
-from tests.support.vector_writers import WRITERS, lists, numbers, write_jsonl
+from tests.support.vector_writers import WRITERS, lists, numbers, write_jsonl, write_word2vec
 
 TABLES = ("parquet", "arrow", "compressed feather", "arrow stream", "jsonl", "dataset")
 ROWS = [22, 0, 7, 6, 7, 15]
@@ -25,6 +25,25 @@ def test_a_column_beside_the_vectors(tmp_path: Path, case: str) -> None:
     assert vectors.has_ids
     assert vectors.ids_of(ROWS) == [f"text {row}" for row in ROWS]
     assert Vectors(tmp_path / name, ids="id").ids_of(ROWS) == [str(row) for row in ROWS]
+
+
+@pytest.mark.parametrize("ends", [b"\n", b""], ids=["C tool", "gensim"])
+def test_the_words_of_word2vec(tmp_path: Path, ends: bytes) -> None:
+    words = ["</s>", "in", "naïve", "日本", "in", "a_b", "\u2028"]
+    # A line feed and a space are bytes of numbers too.
+    array = np.frombuffer(b"\n \n " * 7 * 2, "<f4").reshape(7, 2)
+    write_word2vec(tmp_path / "v.bin", array, words=words, ends=ends)
+    vectors = Vectors(tmp_path / "v.bin", ids="word")
+    assert vectors.ids_of([6, 0, 3, 2, 1, 4, 5]) == [words[row] for row in (6, 0, 3, 2, 1, 4, 5)]
+    np.testing.assert_array_equal(vectors.read(2, 5).numpy(), array[2:5])
+    content = (tmp_path / "v.bin").read_bytes().replace("naïve".encode(), b"na\xefve!")
+    (tmp_path / "v.bin").write_bytes(content)
+    with pytest.raises(VectorFileError, match=r"v\.bin has changed since it was opened; it must stay as it is"):
+        vectors.read(0, 1)
+    again = Vectors(tmp_path / "v.bin", ids="word")
+    np.testing.assert_array_equal(again.read(0, 7).numpy(), array)
+    with pytest.raises(VectorFileError, match=r"v\.bin: word 2 is not UTF-8"):
+        again.ids_of([2])
 
 
 def test_a_column_over_several_files(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cone_kernels.names import OUTPUT
-from cone_kernels.report.inline import Parts, count, estimate, name, text
+from cone_kernels.report.inline import Parts, count, estimate, fixed, name, text
 from cone_kernels.report.node import Node
 from cone_kernels.report.table import Column, Table, reasons
 
@@ -20,6 +20,7 @@ def _gap(result: Node) -> Table:
     rows: list[list[Parts]] = [
         [["cosine of the two means"], _estimate(result["cosine_of_means"])],
         [["distance of the two means"], _estimate(result["gap"])],
+        *_by_chance(result.get("gap_by_chance")),
         [["mean cosine of an image and a text"], _estimate(result["across"])],
     ]
     for output, words in zip(outputs, ("of two images", "of two texts"), strict=True):
@@ -28,6 +29,16 @@ def _gap(result: Node) -> Table:
     columns = [Column("of the vectors", ("name",), "text"), Column("value, ± its standard error", ("value",))]
     title: Parts = ["Images and texts in the space of ", name(result["model"])]
     return Table("modality-gap", title, columns, rows, reasons([output.get("reason") for output in outputs]))
+
+
+def _by_chance(chance: Node) -> list[list[Parts]]:
+    """What the distance would be by chance alone; no rows of a result that was written without it."""
+    if not chance.known:
+        return []
+    return [
+        [["that distance in one cone, by chance"], [fixed(chance["expected"])]],
+        [["and at most, in 19 of 20 draws"], [fixed(chance["at_most"])]],
+    ]
 
 
 def _layers(result: Node) -> Table:
