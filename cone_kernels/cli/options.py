@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
+from cone_kernels.cli.corpus_options import all_of, file_options, order_options, policy_options
 from cone_kernels.names import (
     BASELINES,
     MEASURES,
     MODEL_POOLING,
     OUTPUT,
     POOLINGS,
-    TEXT_FORMATS,
-    VECTOR_FORMATS,
     listed_suffixes,
 )
 
@@ -38,7 +37,7 @@ def model_options(required: bool = True) -> Callable[[_Command], _Command]:
         ),
         *_measure_options(required),
     )
-    return _all_of(options)
+    return all_of(options)
 
 
 def models_options(required: bool = True) -> Callable[[_Command], _Command]:
@@ -53,10 +52,11 @@ def models_options(required: bool = True) -> Callable[[_Command], _Command]:
         ),
         *_measure_options(required),
     )
-    return _all_of(options)
+    return all_of(options)
 
 
-def _one_or_several(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> Any:
+def one_or_several(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> Any:
+    """What was given once as itself, more often as a tuple; None where it was not."""
     return value if len(value) > 1 else value[0] if value else None
 
 
@@ -114,7 +114,7 @@ def pairs_options(command: _Command) -> _Command:
             + "; recall@K.  [default: found from the columns]",
         ),
     )
-    return _all_of(options)(command)
+    return all_of(options)(command)
 
 
 backend_option = click.option(
@@ -147,68 +147,11 @@ trust_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run the Python code that a model may bring along."
 )
 
-field_option = click.option("--field", multiple=True, help="A field of the records to read; may be repeated.")
-
-dedup_option = click.option(
-    "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
-)
-
-limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."
-)
-
-format_option = click.option(
-    "--format", type=click.Choice(TEXT_FORMATS), help="Of standard input, -.  [default: as it begins]"
-)
-
-# Which texts of a corpus are read, and how: `--group-by` alone is none of these.
-_order_options = (
-    limit_option,
-    field_option,
-    click.option(
-        "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
-    ),
-    click.option(
-        "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
-    ),
-    click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
-)
-_file_options = (
-    dedup_option,
-    format_option,
-    click.option(
-        "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
-    ),
-    click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
-)
-_policy_options = (
-    click.option(
-        "--errors",
-        type=click.Choice(["replace", "drop", "raise"]),
-        default="replace",
-        show_default=True,
-        help="What to do with text that is not of the encoding.",
-    ),
-    click.option(
-        "--malformed",
-        type=click.Choice(["drop", "raise"]),
-        default="drop",
-        show_default=True,
-        help="What to do with records that cannot be read or lack a field.",
-    ),
-)
-
-
-def text_options(command: _Command) -> _Command:
-    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions` but `group_by`."""
-    return _all_of((*_order_options, *_file_options, *_policy_options))(command)
-
-
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes side by side."
 )
 
-_checkpoint_options = (
+checkpoint_options = (
     click.option("--checkpoint", metavar="FILE", help="Write the run so far to FILE, and at an interruption."),
     click.option(
         "--checkpoint-every", type=click.FloatRange(min=0), metavar="SECONDS", help="At least.  [default: 300]"
@@ -223,14 +166,14 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             "--corpus",
             required=required,
             multiple=True,
-            callback=_one_or_several,
+            callback=one_or_several,
             metavar="FILE",
             help=f"Sentences: {listed_suffixes()}, also with .gz or .zst; a glob, a folder, a URL, datasets:NAME:SPLIT "
             "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
-        *_order_options,
+        *order_options,
         click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
-        *_file_options,
+        *file_options,
         device_option,
         dtype_option,
         click.option(
@@ -261,7 +204,7 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
         click.option(
             "--torch-compile", is_flag=True, help="Compile the model's blocks; the first batches take longer."
         ),
-        *_policy_options,
+        *policy_options,
         click.option(
             "--token-budget",
             callback=_number_or_auto,
@@ -310,75 +253,14 @@ def shared_options() -> Callable[[_Command], _Command]:
         ),
         threads_option,
         shard_size_option,
-        *_checkpoint_options,
+        *checkpoint_options,
     )
-    return _all_of(options)
-
-
-vectors_format_option = click.option(
-    "--format",
-    type=click.Choice(list(VECTOR_FORMATS)),
-    metavar="NAME",
-    help="Of the files.  [default: by the endings of their names]  "
-    + "; ".join(f"{name}: {about.holds}" for name, about in VECTOR_FORMATS.items())
-    + ".",
-)
-
-vectors_field_option = click.option(
-    "--field", metavar="NAME", help="The array, tensor or column that holds the vectors."
-)
-
-vectors_limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N vectors."
-)
-
-
-def vectors_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
-    """All options of a command that reads vectors, which no model is needed for: the keywords of `VectorsOptions`.
-
-    Args:
-        own: the options that only this command has.
-    """
-    threads = "CPU threads of a process; the bits do not depend on them.  [default: all, shared among workers]"
-    options = (
-        vectors_format_option,
-        vectors_field_option,
-        click.option(
-            "--ids",
-            multiple=True,
-            callback=_one_or_several,
-            metavar="FILE|COLUMN",
-            help="Texts or ids of the vectors: a file with a line for each (may be repeated), or a column beside them.",
-        ),
-        click.option("--scale", type=float, metavar="X", help="What int8 and uint8 are multiplied by."),
-        vectors_limit_option,
-        *own,
-        backend_option,
-        max_bad_option,
-        workers_option,
-        click.option("--threads", type=click.IntRange(min=1), metavar="N", help=threads),
-        *_checkpoint_options,
-        shard_option,
-        save_state_option,
-        overwrite_option("the state that --save-state names"),
-        json_option,
-        debuggable,
-    )
-    return _all_of(options)
+    return all_of(options)
 
 
 shard_option = click.option(
     "--shard", metavar="I/N", help="Only the part of process I of N, from 0; unite the parts by `cone merge`."
 )
-
-
-def _all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 state_option = click.option(
@@ -424,7 +306,7 @@ def model_or_state_options(*own: Callable[[Any], Any]) -> Callable[[_Command], _
         own: the options that only this command has.
     """
     source = (model_options(required=False), state_option)
-    return _all_of(
+    return all_of(
         (
             *source,
             *own,

@@ -12,11 +12,9 @@ from cone_kernels.cli.options import (
     debuggable,
     json_option,
     max_bad_option,
-    vectors_field_option,
-    vectors_format_option,
-    vectors_limit_option,
 )
 from cone_kernels.cli.outputs import check_outputs
+from cone_kernels.cli.vectors_options import vectors_field_option, vectors_format_option, vectors_limit_option
 
 
 @click.command(cls=ConeCommand, example="cone rows float32.npy bfloat16.npy --ids texts.txt")

@@ -8,8 +8,8 @@ import click
 
 from cone_kernels.cli.experiment import measure_and_show
 from cone_kernels.cli.help import ConeCommand
-from cone_kernels.cli.options import vectors_options
 from cone_kernels.cli.outputs import check_outputs
+from cone_kernels.cli.vectors_options import vectors_options
 from cone_kernels.names import GEOMETRY
 
 

@@ -1,0 +1,80 @@
+"""The options that say which texts are read, and how: keywords of `CorpusOptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from cone_kernels.names import TEXT_FORMATS
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:
+    """A decorator that gives a command these options, in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+field_option = click.option("--field", multiple=True, help="A field of the records to read; may be repeated.")
+
+dedup_option = click.option(
+    "--dedup/--no-dedup", default=True, show_default=True, help="Leave out sentences that came before."
+)
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N distinct sentences."
+)
+
+format_option = click.option(
+    "--format", type=click.Choice(TEXT_FORMATS), help="Of standard input, -.  [default: as it begins]"
+)
+
+# Which texts of a corpus are read, and how: `--group-by` alone is none of these.
+order_options = (
+    limit_option,
+    field_option,
+    click.option(
+        "--sample", type=click.IntRange(min=1), metavar="N", help="N of the distinct sentences, drawn uniformly."
+    ),
+    click.option(
+        "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+)
+file_options = (
+    dedup_option,
+    format_option,
+    click.option(
+        "--delimiter", metavar="C", help="Between the cells of a .csv or .tsv file.  [default: a comma, a tab]"
+    ),
+    click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of files of text."),
+)
+policy_options = (
+    click.option(
+        "--errors",
+        type=click.Choice(["replace", "drop", "raise"]),
+        default="replace",
+        show_default=True,
+        help="What to do with text that is not of the encoding.",
+    ),
+    click.option(
+        "--malformed",
+        type=click.Choice(["drop", "raise"]),
+        default="drop",
+        show_default=True,
+        help="What to do with records that cannot be read or lack a field.",
+    ),
+)
+
+
+def text_options(command: _Command) -> _Command:
+    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions` but `group_by`."""
+    return all_of((*order_options, *file_options, *policy_options))(command)
