@@ -37,7 +37,7 @@ format_option = click.option(
     "--format", type=click.Choice(TEXT_FORMATS), help="Of standard input, -.  [default: as it begins]"
 )
 
-# Which texts of a corpus are read, and how: `--group-by` alone is none of these.
+# Which texts of a corpus are read, in which order, and which of them belong together.
 order_options = (
     limit_option,
     field_option,
@@ -48,6 +48,7 @@ order_options = (
         "--shuffle", is_flag=True, help="In an order drawn by chance: of alike neighbours errors are too small."
     ),
     click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of both.  [default: 0]"),
+    click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
 )
 file_options = (
     dedup_option,
@@ -76,5 +77,5 @@ policy_options = (
 
 
 def text_options(command: _Command) -> _Command:
-    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions` but `group_by`."""
+    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions`."""
     return all_of((*order_options, *file_options, *policy_options))(command)

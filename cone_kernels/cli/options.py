@@ -172,7 +172,6 @@ def _measure_options(required: bool) -> tuple[Callable[[_Command], _Command], ..
             "of the hub, or - for stdin; may be repeated, in the order of reading.",
         ),
         *order_options,
-        click.option("--group-by", metavar="FIELD", help="A field whose sentences belong together: a document's id."),
         *file_options,
         device_option,
         dtype_option,

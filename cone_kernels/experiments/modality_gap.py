@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cone_kernels.state.cone_state import Moments
     from cone_kernels.statistics.claims import Claim
 
-# Runs a batch: its vectors, and how many of its items were cut at the longest input.
-_Batch: TypeAlias = "Callable[[Towers, ConeProbe, list[Any]], tuple[Tensor, int]]"
+# Runs a batch, whose jackknife groups may be given: its vectors, and how many items were cut at the longest input.
+_Batch: TypeAlias = "Callable[[Towers, ConeProbe, list[Any], Tensor | None], tuple[Tensor, int]]"
 
 
 def modality_gap(
@@ -55,7 +55,8 @@ def modality_gap(
     Args:
         model: a folder, a hub id, or a model in memory.
         images: a folder of image files, or an iterable of paths, images of PIL, arrays, or processed tensors (C, H, W).
-        texts: a file, a `Corpus`, or sentences.
+        texts: a file, a `Corpus`, or sentences. Several captions of an image are alike: a `Corpus` with `group_by`
+            keeps them in one jackknife group, for errors and a null that are large enough.
         tokenizer, image_processor: of a model in memory; others have their own.
         batch_size: images, and texts, of a forward.
         device, dtype, revision, trust_remote_code: as in `load_model`.
@@ -102,9 +103,11 @@ def modality_gap(
         clock = time.perf_counter()
         report = _reporter(progress, "images", lambda: len(found) if isinstance(found, Sized) else None)
         shared: dict[str, Any] = {"batch_size": batch_size, "backend": backend}
-        of_images, _ = _measured(towers, towers.image_tower, found, _run_images, report, "images", **shared)
+        pictures = ((image, None) for image in found)
+        of_images, _ = _measured(towers, towers.image_tower, pictures, _run_images, report, "images", **shared)
         report = _reporter(progress, "texts", sentences.expected_sentences)
-        of_texts, truncated = _measured(towers, towers.text_tower, sentences, _run_texts, report, "texts", **shared)
+        captions = ((text, sentences.group) for text in sentences)
+        of_texts, truncated = _measured(towers, towers.text_tower, captions, _run_texts, report, "texts", **shared)
         used, seconds = torch.get_num_threads(), time.perf_counter() - clock
     images_output, texts_output = of_images.state.output, of_texts.state.output
     assert images_output is not None
@@ -177,7 +180,7 @@ def _images_of(source: Any) -> Iterable[Any]:
 def _measured(
     towers: Towers,
     part: nn.Module,
-    items: Iterable[Any],
+    items: Iterable[tuple[Any, int | None]],
     run: _Batch,
     report: Callable[[int], None],
     what: str,
@@ -185,7 +188,11 @@ def _measured(
     batch_size: int,
     backend: str,
 ) -> tuple[Tower, int]:
-    """One tower over its images or texts, and how many of them were cut at its longest input."""
+    """One tower over its images or texts, and how many of them were cut at its longest input.
+
+    Args:
+        items: each with its jackknife group; None for all where their order decides it.
+    """
     import torch
 
     from cone_kernels.models.towers import batches_of
@@ -194,8 +201,10 @@ def _measured(
     probe, first, cut = ConeProbe(part, backend=backend).attach(), 0, 0
     try:
         for batch in batches_of(items, batch_size):
-            vectors, truncated = run(towers, probe, batch)
-            probe.state.add_output(vectors, torch.arange(first, first + len(batch)))
+            of_batch, given = [item for item, _ in batch], [group for _, group in batch]
+            groups = None if given[0] is None else torch.tensor(given)
+            vectors, truncated = run(towers, probe, of_batch, groups)
+            probe.state.add_output(vectors, torch.arange(first, first + len(batch)), groups=groups)
             first, cut = first + len(batch), cut + truncated
             report(first)
     finally:
@@ -216,13 +225,14 @@ def _left_out(tower: Tower) -> int:
     return max(level.n_zero + level.n_nonfinite for level in levels)
 
 
-def _run_images(towers: Towers, probe: ConeProbe, images: list[Any]) -> tuple[Tensor, int]:
+def _run_images(towers: Towers, probe: ConeProbe, images: list[Any], groups: Tensor | None) -> tuple[Tensor, int]:
+    probe.next_batch(groups=groups)
     return towers.image_vectors(towers.image_inputs(images)), 0
 
 
-def _run_texts(towers: Towers, probe: ConeProbe, texts: list[Any]) -> tuple[Tensor, int]:
+def _run_texts(towers: Towers, probe: ConeProbe, texts: list[Any], groups: Tensor | None) -> tuple[Tensor, int]:
     inputs, mask, truncated = towers.text_inputs(texts)
-    probe.next_batch(mask=mask)
+    probe.next_batch(mask=mask, groups=groups)
     return towers.text_vectors(inputs), truncated
 
 

@@ -20,6 +20,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cone_kernels import backends, experiments
 from cone_kernels.cli import main
+from cone_kernels.corpora import Corpus
 from cone_kernels.experiments.modality_gap_result import ModalityGapResult
 from cone_kernels.models import ModelError
 from cone_kernels.models.images import ImageError
@@ -62,6 +63,32 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     sizes: dict[str, Any] = {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False}
     transformers.CLIPImageProcessorPil(**sizes).save_pretrained(found)
     return found
+
+
+def test_captions_of_an_image_are_in_one_group(folder: Path, photos: Path, tmp_path: Path) -> None:
+    """Against the model's vectors of the texts, added up by hand; the command gives the same numbers."""
+    file = tmp_path / "captions.jsonl"
+    records = [{"caption": text, "image": f"photo {at // 5}"} for at, text in enumerate(TEXTS)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    corpus = Corpus(file, fields=["caption"], group_by="image", dedup=False)
+    found = experiments.modality_gap(folder, photos, corpus)
+    group = np.array([corpus.group for _ in corpus])
+    assert len(group) == 70
+    assert [len(set(group[at : at + 5])) for at in range(0, 70, 5)] == [1] * 14
+    rows = features(folder, photos)[1]
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    output = found.texts.state.output
+    assert output is not None
+    for one in range(64):
+        np.testing.assert_allclose(output.unit_sum[0][one], units[group == one].sum(0), atol=1e-5)
+        assert found.texts.state.sentence.count[0, one] == found.texts.state.sentence.count[1, one] == sum(group == one)
+    by_place = experiments.modality_gap(folder, photos, TEXTS)
+    assert found.gap.value == pytest.approx(by_place.gap.value, rel=1e-6)
+    assert found.gap_claim.null != by_place.gap_claim.null
+    command = ["modality-gap", "--model", folder, "--images", photos, "--captions", file, "--field", "caption"]
+    command += ["--group-by", "image", "--no-dedup", "--json", "-"]
+    done = CliRunner().invoke(main, list(map(str, command)))
+    assert json.loads(done.stdout)["gap"] == found.to_dict()["gap"]
 
 
 def mean_cosine(rows: np.ndarray) -> float:
