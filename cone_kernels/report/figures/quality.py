@@ -16,7 +16,7 @@ from cone_kernels.report.words import place
 _COLOURS = (BLUE, MUTED, GREEN, ORANGE, PURPLE)
 
 # Room for the names of methods, which are long.
-_NAMES = (130, 140)
+_NAMES = (140, 150)
 
 
 def quality_panels(quality: Node) -> list[Panel]:
