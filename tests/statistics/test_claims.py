@@ -24,6 +24,8 @@ from cone_kernels.sums import jackknife_blocks
         (0.3, 0.1, 0.5, "equal"),
         (0.3, 0.25, 0.5, "undecided"),  # more than nothing, and perhaps more than the margin
         (0.0, 0.0, 0.0, "equal"),
+        (0.5, 0.1, 0.5, "greater"),  # at least the margin
+        (0.25, 0.25, 0.5, "equal"),  # no more than the margin
         (0.3, math.nan, 0.0, "undecided"),
         (math.nan, 0.1, 0.0, "undecided"),
     ],
