@@ -13,7 +13,7 @@ from cone_kernels.experiments.axes_pair import AxesPair, Chance
 from cone_kernels.experiments.axis import axis
 from cone_kernels.experiments.axis_result import AxisResult
 from cone_kernels.experiments.compare import compare
-from cone_kernels.experiments.compare_result import DirectionChange
+from cone_kernels.experiments.compare_result import DirectionChange, _tokens
 from cone_kernels.experiments.corpora_result import MeansPair, _moves
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.layer_steps import LayerStep, layer_steps
@@ -86,6 +86,21 @@ def test_axes_that_are_the_same_at_every_layer(second: float, said: bool) -> Non
     layers = tuple(replace(row, axis=axis) for row, axis in zip(found.layers, axes, strict=True))
     words = f"The space of the top axes is the same in both: overlap at least {second:.3f}."
     assert (words in replace(found, layers=layers).summary()) == said
+
+
+def test_the_largest_change_is_told_of_those_that_fall_and_of_those_that_rise() -> None:
+    """Of tokens, which have a value at every layer; what is not significant is not counted."""
+    rows = normal(5, 20, 1, 4, dtype=torch.float64)
+    found = compare(state_of(rows), state_of(rows))
+    changes = ((-0.3, True), (-0.1, True), (-0.5, False), (0.2, True), (0.05, True))
+    layers = tuple(
+        replace(row, token=replace(row.token, difference=difference, significant=significant))  # type: ignore[type-var]
+        for row, (difference, significant) in zip(found.layers, changes, strict=True)
+    )
+    assert _tokens(layers) == [
+        "The mean cosine of two tokens fell at layers 0 and 1 (by up to 0.3000) and rose at layers 3 and 4 (by up to "
+        "0.2000)."
+    ]
 
 
 @pytest.mark.parametrize(("length", "least", "verdict"), [(2.85, 0.02, "removed"), (2.93, 0.005, "stayed")])
@@ -191,7 +206,8 @@ def test_what_averaging_alone_does_not_predict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("r", "n", "same"), [(0.934, 103, True), (0.929, 103, False), (0.999, 3, False), (0.999, 5, True)]
+    ("r", "n", "same"),
+    [(0.934, 103, True), (0.929, 103, False), (0.999, 3, False), (0.999, 5, True), (0.996, 4, False)],
 )
 def test_projections_that_are_the_same(r: float, n: int, same: bool) -> None:
     """z = atanh 0.9 + 1.96/√100 is that of r = 0.9313."""
