@@ -237,3 +237,16 @@ def test_sixteen_reasons_are_told_apart_and_each_is_said_once(caplog: pytest.Log
     assert len(caplog.records) == 17
     skipped.note(ValueError("a: got 3"), lost=5)  # what is lost is said each time
     assert "a: got 3; 5 sentences that were in the same sums are lost with it" in caplog.text
+
+
+def test_layers_that_are_chosen_are_gathered_and_each_is_chosen_once() -> None:
+    model = tiny_model("bert")
+    with ConeProbe(model, layers=[1, -1]) as probe, torch.no_grad():
+        model(**tiny_batch())
+    every = probed(model, tiny_batch())
+    last = every.layers[-1]
+    assert list(probe.state.layers) == [1, last]
+    assert probe.state.sentence.unit_sum.equal(every.sentence.unit_sum[[1, last]])
+    for layers in ([], [1, 1]):
+        with pytest.raises(ValueError, match=r"layers: got \[.*\]; it must be one layer or more, each once"):
+            ConeProbe(model, layers=layers)
