@@ -167,7 +167,7 @@ class Estimates:
         if largest is None:
             return alone
         beyond = (largest[:, None] >= t).sum(0)
-        adjusted = (1 + beyond) / (1 + len(largest))
+        adjusted = (1 + beyond).double() / (1 + len(largest))  # of integers torch's default dtype would be taken
         # No draw goes as far as a t of 20; there Bonferroni's bound is the better one.
         adjusted = adjusted.clamp(alone, (several * alone).clamp_max(1))
         return torch.where(self.values == 0, 1.0, adjusted).where(self._known, torch.nan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,7 @@ def test_what_is_not_defined_has_a_reason(folder: Path) -> None:
 def result(
     value: float, stderr: float = 0.01, bound: float = 0.02, before: float = 0.7, held_out: str | None = None
 ) -> CenteringResult:
-    levels = [Level(one, stderr, 1000, 0, 0, 1.0) for one in (before, -0.001)]
+    levels = [Level(one, stderr, 1000, 0, 0, 1.0) for one in (before + 0.1, -0.001)]  # of all rows
     centering = Centering.fit(moments_of(cone()))
     judged = Judged(value, stderr, before, Claim(value - before, 0.0, bound), 4, 300)
     cone_claim = Claim(before, 0.0, 0.05)
@@ -207,6 +208,12 @@ def test_summary_says_what_is_seen(judged: dict[str, float], words: str) -> None
     assert "labelled pairs tell" in third
     # Nothing praises a cone for being open.
     assert "is open" not in " ".join(found.summary())
+
+
+def test_two_prompts_are_told_apart() -> None:
+    fitted_on = {"state": "other", "sentences": 400, "prompt": "query: "}
+    _, said, *_ = replace(result(0.1), model={"prompt": None}, fitted_on=fitted_on).summary()
+    assert said == "It was fitted with the prompt “query: ”, and measured without a prompt."
 
 
 def test_what_is_measured_where_it_was_fitted_proves_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -78,6 +79,14 @@ def test_summary_json_and_report_say_it(result: CompareResult) -> None:
     assert data["layers"][1]["cone"]["verdict"] == "turned"
     assert data["layers"][1]["cone"]["new"]["value"] == cones(result)[1].new.estimate
     assert "Was the cone removed, or did it turn" in fragment(data)
+
+
+def test_of_few_sentences_on_either_side_nothing_is_known() -> None:
+    many, few = (state_of((noise(seed, n) + 3 * basis(0))[None, :, None]) for seed, n in ((1, 400), (2, 20)))
+    for two in ((many, few), (few, many)):  # of 20 there are two blocks, which tell no error
+        cone = compare(*two, paired=False).layers[0].cone
+        assert math.isnan(cone.removed.bound)
+        assert math.isnan(cone.new.bound)
 
 
 def test_other_sentences_of_one_model_changed_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -60,6 +61,23 @@ def test_it_is_in_every_result_that_has_errors() -> None:
     both = compare(state, other)
     assert [one["warning"] for one in both.to_dict()["dependence"]] == [True, False]
     assert sum("Neighbouring sentences" in line for line in both.summary()) == 1
+
+
+def test_of_two_states_of_the_same_sentences_the_worse_one_is_told_of() -> None:
+    quiet, warned = Dependence(0.01, 0.2), Dependence(0.35, 0.2)
+    found = compare(*(state_of(topical(200, 1, seed)) for seed in (0, 1)), paired=True)
+    for both in ((quiet, warned), (warned, quiet)):
+        said = [line for line in replace(found, dependence=both).summary() if "Neighbouring" in line]
+        assert len(said) == 1
+        assert "autocorrelation is 0.35; of independent ones it is above 0.20 once" in said[0]
+
+
+def test_it_is_the_product_of_neighbours_over_the_squares() -> None:
+    """Sixteen groups of a sentence each, four alike and four unlike all others in turn."""
+    kinds = [0 if at // 4 % 2 == 0 else 1 + at for at in range(16)]
+    found = Dependence.of(state_of(torch.eye(17)[kinds]))
+    # Of fifteen pairs of neighbours twelve are of one kind: (12 - 3)/16, over 15/16 for the mean that is taken off.
+    assert found.autocorrelation == 0.6
 
 
 def test_few_groups_tell_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -80,6 +81,9 @@ def test_numbers_are_those_of_plain_means(steps: tuple[LayerStep, ...]) -> None:
         covariances = [torch.cov(x.mT) for x in hidden[at : at + 2]]
         drawn = (covariances[0] * covariances[1]).sum() / (covariances[0].trace() * covariances[1].trace())
         assert step.axes_random == pytest.approx(float(drawn), rel=1e-6)
+        assert step.axes is not None  # three steps are judged together (Šidák)
+        judged = scipy.stats.t.ppf(0.5 + 0.95 ** (1 / 3) / 2, step.axes.degrees)
+        assert step.axes_bound == pytest.approx(step.axes.stderr * judged, rel=1e-9)
 
 
 def test_what_is_drawn_from_the_covariances_is_that_mean(steps: tuple[LayerStep, ...]) -> None:

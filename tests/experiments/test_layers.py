@@ -171,17 +171,20 @@ def test_repr_shows_every_layer(result: LayersResult) -> None:
     assert f"{result.layers[3].sentence.anisotropy:.4f}" in text.splitlines()[-1]
 
 
-def summary(*values: tuple[float, float], stderr: float = 0.001) -> tuple[str, ...]:
-    """Of layers with these mean cosines of two sentences and of two tokens, as if all errors were independent."""
+def summary(*values: tuple[float, float], stderr: float = 0.001, pooling: str = "mean") -> tuple[str, ...]:
+    """Of layers with these mean cosines of two sentences and of two tokens, as if all errors were independent.
+
+    The last layer has 100 sentences, the one before one less, and so on.
+    """
     rows = tuple(
-        Layer(number, "", *(Level(value, stderr, 100, 0, 0, 1.0) for value in levels))
+        Layer(number, "", *(Level(value, stderr, 101 - len(values) + number, 0, 0, 1.0) for value in levels))
         for number, levels in enumerate(values)
     )
     heights = torch.tensor(values, dtype=torch.float64).T.flatten()
     both = Estimates.of_errors(heights, torch.full_like(heights, stderr))
     sentence, token = (both.at(torch.arange(len(values)) + first) for first in (0, len(values)))
     claims = ConeClaims.of_estimates(sentence, token, cone=sentence.claims())
-    state = ConeState.empty(layers=range(len(values)), dim=2)
+    state = ConeState.empty(layers=range(len(values)), dim=2, pooling=pooling)
     return LayersResult({}, {}, rows, {}, state, claims).summary()
 
 
@@ -207,6 +210,15 @@ def test_summary_is_silent_about_what_is_not_there() -> None:
     closing = summary((0.5, 0.6), (0.2, 0.5), (0.9, 0.99))
     assert "It closes in the last layer: from 0.20 at layer 1 to 0.90 at layer 2." in closing
     assert any("makes the cone look wider" in line for line in closing)
+
+
+@pytest.mark.parametrize(
+    ("token", "pooling", "said"), [(0.67, "mean", False), (0.66, "mean", True), (0.1, "cls", False)]
+)
+def test_what_averaging_does_is_said_of_means_that_differ_by_a_twentieth(
+    token: float, pooling: str, said: bool
+) -> None:
+    assert any("Averaging" in line for line in summary((0.5, 0.5), (0.72, token), pooling=pooling)) == said
 
 
 def test_a_peak_that_is_not_told_from_others_is_no_peak() -> None:
@@ -247,8 +259,10 @@ def test_isotropic_vectors_have_no_cone_no_peak_and_no_dimension_that_carries_it
 
 def test_of_five_sentences_nothing_is_told() -> None:
     rows = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)) + 2
-    (said,) = layers(state=state_of(rows)).summary()
-    assert said == "Of the layers nothing is told from noise by 5 sentences: they are too few."
+    for n in (5, 4):
+        (said,) = layers(state=state_of(rows)).summary()
+        assert said == f"Of the layers nothing is told from noise by {n} sentences: they are too few."
+        rows[2, 0] = 0  # the last layer has one vector less
 
 
 def test_what_is_left_out_is_that_of_the_layer_that_has_most() -> None:

@@ -274,6 +274,14 @@ def test_summary_does_not_read_the_noise() -> None:
     assert summary([row(0, 0.9, 0.2, predicted=0.3)])[0].startswith("Pooling widens the cone most at layer 0: ")
 
 
+def test_the_largest_gap_may_be_one_that_widens_and_the_last_layer_may_have_none() -> None:
+    layers = [row(0, 0.1, 0.3), row(1, 0.9, 0.2), row(2, 0.1, 0.12, math.nan)]
+    said = summary(layers)
+    assert said[0].startswith("Pooling widens the cone most at layer 1: ")
+    assert not any("At the last layer" in line for line in said)
+    assert summary(layers[:2])[-1] == "At the last layer, 1, the gap is -0.700 ± 0.001."
+
+
 def test_a_pooling_is_not_both_the_narrowest_and_the_widest() -> None:
     poolings = {"mean": 0.30, "cls": 0.35, "last": 0.40, "max": 0.29}
     *_, said = summary([row(0, 0.1, 0.5, 0.02), row(1, 0.1, 0.3, 0.02, poolings=poolings)])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from cone_kernels.experiments.quality_result import (
     Fit,
@@ -16,8 +17,10 @@ from cone_kernels.experiments.quality_result import (
     QualityLayer,
     Verdict,
     error_in_words,
+    verdict_of,
 )
 from cone_kernels.statistics.claims import Claim
+from cone_kernels.statistics.estimates import Estimates
 
 OUTPUT = Place("output", None)
 
@@ -119,6 +122,18 @@ def test_poolings_are_named_where_there_are_several() -> None:
     two = (LAYERS[0], layer(Place(0, "cls"), 0.61, mean=0.04), LAYERS[-1])
     assert "most whitening at layer 0 (mean of all tokens)" in said(two)[2]
     assert said((*LAYERS[:1], *LAYERS[2:]))[2].startswith("Some method helps at layer 0, most whitening at layer 0: ")
+
+
+@pytest.mark.parametrize(
+    ("centred", "raw", "decision"),
+    [(0.8, 0.79, "centre"), (0.8, 0.8, "do not"), (0.6, 0.7, "do not"), (0.701, 0.7, "undecided")],
+)
+def test_centring_is_advised_where_no_layer_as_it_is_serves_as_well(centred: float, raw: float, decision: str) -> None:
+    """Of the vectors in use, 0.7 as they are and `centred`, and those of a layer, `raw` as they are and 0.5."""
+    layers = layer(OUTPUT, 0.7, mean=centred - 0.7), layer(Place(1, "mean"), raw, mean=0.5 - raw)
+    values = torch.tensor([0.7, centred, raw, 0.5], dtype=torch.float64)
+    found = verdict_of(layers, Estimates.of_errors(values, torch.full((4,), 0.002)), OUTPUT)
+    assert (found.decision, found.layer, found.method, found.value) == (decision, "output", "mean", centred)
 
 
 def test_errors_never_show_as_zero() -> None:

@@ -77,6 +77,15 @@ def test_numbers_are_those_of_a_plain_computation() -> None:
     assert means.overlap.value == pytest.approx(cosine**2, rel=1e-12)
     assert found.centered_anisotropy[0][1] == pytest.approx(plain_anisotropy(a - b.mean(0)), abs=1e-12)
     assert found.to_dict()["corpora"]["carried"][0][1]["estimate"] == found.centered_anisotropy[0][1]
+    for (i, j), said in zip(((0, 1), (1, 0)), found.summary()[1:], strict=True):
+        own = found.corpora.halves[i]
+        assert (
+            f" a mean cosine of {found.centered_anisotropy[i][j]:.4f} (s.e. {found.centered_stderr[i][j]:.4f}), "
+            in said
+        )
+        assert said.endswith(
+            f" that of another half of its own sentences ({own.anisotropy:.4f}, s.e. {own.stderr:.4f})."
+        )
     for x, level in zip((a, b), found.corpora.halves, strict=True):
         groups = jackknife_groups(torch.arange(len(x)))
         half = jackknife_blocks(torch.bincount(groups, minlength=64))[groups] % 2

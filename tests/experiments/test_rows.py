@@ -135,6 +135,9 @@ def test_a_known_relation_is_told(name: str) -> None:
     assert found.verdict == verdict
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["verdict"] == verdict
     assert verdict in fragment(found.to_dict())
+    # What a rotation does is of no interest where nothing is to be turned.
+    turned = any(line.startswith("After the best rotation") for line in found.summary())
+    assert turned == (verdict != "same up to rounding")
 
 
 def test_one_row_has_no_error_and_no_other_to_be_compared_with() -> None:
@@ -147,6 +150,9 @@ def test_too_few_rows_leave_a_rotation_undecided() -> None:
     few = experiments.rows(a, a @ turn())
     assert (few.verdict, few.rotation) == ("undecided", None)
     assert few.summary()[0].endswith("it takes at least 33.")
+    for wider in (experiments.rows(cone(40), cone(40) @ turn(D, 33)), experiments.rows(cone(40, 33), cone(40))):
+        assert (wider.verdict, wider.rotation) == ("undecided", None)  # of the wider space's directions there are 33
+        assert wider.summary()[0].endswith("it takes at least 45.")
     assert experiments.rows(a, a).verdict == "same up to rounding"
     assert experiments.rows(cone(40), cone(40) @ turn()).verdict == "same up to a rotation"
     one = experiments.rows(a[:1], a[:1])

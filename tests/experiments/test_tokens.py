@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,18 @@ from torch import Tensor
 
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.result import Estimate
 from cone_kernels.experiments.tokens import tokens
-from cone_kernels.experiments.tokens_result import MASSIVE, TokenClass, TokensResult, _norms
+from cone_kernels.experiments.tokens_result import (
+    MASSIVE,
+    TokenClass,
+    TokensLayer,
+    TokensResult,
+    Words,
+    WordSimilarity,
+    _norms,
+)
 from cone_kernels.models import load_model
 from cone_kernels.names import TOKEN_DIVISIONS
 from cone_kernels.runs import token_plan
@@ -26,6 +37,7 @@ from cone_kernels.runs.options import RunOptions
 from cone_kernels.runs.token_plan import KEPT, LEAST_SENTENCES, TokenPlan
 from cone_kernels.runs.token_sums import TokenSums
 from cone_kernels.state.sentence_batch import SentenceBatch
+from cone_kernels.statistics.claims import Claim
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -448,3 +460,50 @@ def test_json_has_every_class_with_its_claims(result: TokensResult) -> None:
 def test_classes_of_norms_in_numbers(name: str, words: str) -> None:
     """Where the median token lies from 3.2 to 6.4."""
     assert _norms(name, 3.2) == words
+
+
+def of_numbers(*rows: tuple[float, float, float], contextual: Claim) -> TokensResult:
+    """Of layers with these adjusted self-similarities, and explained variances: raw, and less that of any tokens."""
+    layers = []
+    for at, (self_adjusted, explained, explained_adjusted) in enumerate(rows):
+        numbers = {one.name: Estimate(0.5, 0.001) for one in fields(WordSimilarity)}
+        numbers |= {name: Estimate(value, 0.001) for name, value in (
+            ("self_adjusted", self_adjusted), ("explained", explained), ("explained_adjusted", explained_adjusted),
+        )}  # fmt: skip
+        level = Level(0.4, 0.001, 900, 0, 0, 1.0)
+        layers.append(TokensLayer(at, "", level, Claim(0.4 * (at > 0), 0.0, 0.01), 3.2, WordSimilarity(**numbers)))
+    return TokensResult({}, {}, tuple(layers), (), contextual, Words(("w",) * 7, 9, 2, 9, 9), {})
+
+
+def of_class(layer: int, share: float, opens: float, name: str = MASSIVE) -> TokenClass:
+    known = Estimate(share, 0.002)
+    excess, opened = Claim(share - 0.1, 0.0, 0.01), Claim(opens, 0.0, 0.01)
+    return TokenClass(layer, "norm", name, 90, 0.1, known, excess, known, known, Estimate(0.4 - opens, 0.001), opened)
+
+
+def test_words_move_as_their_claim_says_and_differ_most_by_what_is_adjusted() -> None:
+    rows = ((0.2, 0.9, 0.3), (0.3, 0.8, 0.1), (0.6, 0.7, 0.4))
+    grows = of_numbers(*rows, contextual=Claim(0.4, 0.0, 0.01)).summary()
+    assert grows[-2].endswith("any two tokens grows from 0.200 ± 0.001 at layer 0 to 0.600 ± 0.001 at layer 2.")
+    assert "explains 0.400 ± 0.001 more than that of as many tokens' at layer 2, where it is most" in grows[-1]
+    assert grows[-1].endswith(" and 0.100 ± 0.001 at layer 1, where it is least.")
+    falls = of_numbers(*rows[::-1], contextual=Claim(-0.4, 0.0, 0.01)).summary()
+    assert "any two tokens falls from 0.600 ± 0.001 at layer 0 to 0.200" in falls[-2]
+    alike = of_numbers(*rows, contextual=Claim(0.4, 0.0, 0.5)).summary()
+    assert "is 0.200 ± 0.001 at layer 0 and, not told from that, 0.600 ± 0.001 at layer 2." in alike[-2]
+
+
+@pytest.mark.parametrize(("opens", "words"), [(0.1, "0.300 in place of 0.400, a wider cone."),
+                                              (-0.1, "0.500 in place of 0.400, a tighter cone."),
+                                              (0.0, "0.400 in place of 0.400.")])  # fmt: skip
+def test_long_tokens_are_told_where_there_is_a_cone_to_share(opens: float, words: str) -> None:
+    """At layer 0 there is none, whatever their share of it is."""
+    found = of_numbers((0.2, 0.9, 0.3), (0.3, 0.8, 0.1), contextual=Claim(0.1, 0.0, 0.01))
+    classes = of_class(0, 0.8, 0.0), of_class(1, 0.5, opens), of_class(1, 0.45, 0.3, "8 to 16")
+    said = replace(found, classes=classes[1:]).summary()[list(TOKEN_DIVISIONS).index("norm")]
+    assert said.startswith(
+        "By their norm, the tokens of norms of 51.2 and more exceed their share of the tokens most, "
+    )
+    assert said.endswith(f"10.0% of the tokens make 50.0% ± 0.2% of the cone. Without them the mean cosine is {words}")
+    massive = " ".join(replace(found, classes=classes).summary())
+    assert "at layer 1 they are 10.0% of the tokens and make 50.0% of the cone." in massive

@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 
 from cone_kernels import Centering, ConeState
 from cone_kernels.experiments import center, compare, layers, rotation, vectors
+from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.vectors_result import _anisotropy
 from cone_kernels.report import fragment
+from cone_kernels.statistics.claims import Claim
 from cone_kernels.sums import jackknife_groups
 from cone_kernels.vector_files import VectorFileError, Vectors
 from tests.support.vector_writers import BYTES, WRITERS, Array
@@ -174,6 +177,13 @@ def test_sentences_say_no_more_than_the_data_do() -> None:
     assert "carry" in tight.summary()[1]
     few = vectors(isotropic + 0.5, rogue=0)
     assert len(few.summary()) == 1
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"), [(0.02, "0.123 ± 0.020."), (0.00042, "0.1235 ± 0.0004."), (0.00004, "0.12346 ± 0.00004.")]
+)
+def test_as_many_decimals_as_show_the_error(stderr: float, said: str) -> None:
+    assert _anisotropy(Level(0.123456789, stderr, 9, 0, 0, 1.0), Claim(0.1, 0.0, 0.01)).endswith(f"cosine of {said}")
 
 
 def test_states_of_vectors_are_taken_by_the_other_experiments(tmp_path: Path) -> None:

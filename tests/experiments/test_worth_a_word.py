@@ -13,13 +13,14 @@ from cone_kernels.experiments.axes_pair import AxesPair, Chance
 from cone_kernels.experiments.axis import axis
 from cone_kernels.experiments.axis_result import AxisResult
 from cone_kernels.experiments.compare import compare
-from cone_kernels.experiments.compare_result import DirectionChange
+from cone_kernels.experiments.compare_result import DirectionChange, _tokens
+from cone_kernels.experiments.corpora_result import MeansPair, _moves
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.layer_steps import LayerStep, layer_steps
 from cone_kernels.experiments.pooling_claims import PoolingClaims
 from cone_kernels.experiments.result import Estimate
 from cone_kernels.experiments.rotation import rotation_of
-from cone_kernels.experiments.rotation_result import RotationResult, _correlate
+from cone_kernels.experiments.rotation_result import RotationResult, _apart, _correlate
 from cone_kernels.experiments.rows_result import _below
 from cone_kernels.experiments.vectors import vectors
 from cone_kernels.statistics.estimates import Estimates
@@ -49,6 +50,18 @@ def test_shared_axes(corrected: float, noise: float, verdict: str, needed: int) 
     pair = AxesPair(overlap(corrected, noise), 0.002, 0.01, (0.9, 0.9), Chance(0.1, 0.3), 100)
     assert (pair.verdict, pair.needed) == (verdict, needed)
     assert (pair.to_dict()["corrected"] is None) == (verdict == "undecided")
+    assert (pair.to_dict()["low"] is None) == (pair.to_dict()["high"] is None) == (verdict == "undecided")
+
+
+@pytest.mark.parametrize(("corrected", "moves"), [(0.997, "moves with the corpus, but stays above"), (0.999, "stays")])
+def test_a_mean_that_stays(corrected: float, moves: str) -> None:
+    """Where the interval of ± 0.002 reaches 1."""
+    assert _moves(MeansPair(overlap(corrected), 0.002, (0.99, 0.99))).startswith(moves)
+
+
+def test_fewest_sentences_are_told_where_it_is_undecided() -> None:
+    pairs = [AxesPair(overlap(0.81), 0.002, 0.01, (0.9, 0.9), Chance(0.1, 0.3), n) for n in (200, 100, 300)]
+    assert _apart(pairs, "a and b").startswith("Whether a and b share their axis is undecided by 100 sentences: |cos| ")
 
 
 def test_no_closer_than_chance() -> None:
@@ -73,6 +86,21 @@ def test_axes_that_are_the_same_at_every_layer(second: float, said: bool) -> Non
     layers = tuple(replace(row, axis=axis) for row, axis in zip(found.layers, axes, strict=True))
     words = f"The space of the top axes is the same in both: overlap at least {second:.3f}."
     assert (words in replace(found, layers=layers).summary()) == said
+
+
+def test_the_largest_change_is_told_of_those_that_fall_and_of_those_that_rise() -> None:
+    """Of tokens, which have a value at every layer; what is not significant is not counted."""
+    rows = normal(5, 20, 1, 4, dtype=torch.float64)
+    found = compare(state_of(rows), state_of(rows))
+    changes = ((-0.3, True), (-0.1, True), (-0.5, False), (0.2, True), (0.05, True))
+    layers = tuple(
+        replace(row, token=replace(row.token, difference=difference, significant=significant))  # type: ignore[type-var]
+        for row, (difference, significant) in zip(found.layers, changes, strict=True)
+    )
+    assert _tokens(layers) == [
+        "The mean cosine of two tokens fell at layers 0 and 1 (by up to 0.3000) and rose at layers 3 and 4 (by up to "
+        "0.2000)."
+    ]
 
 
 @pytest.mark.parametrize(("length", "least", "verdict"), [(2.85, 0.02, "removed"), (2.93, 0.005, "stayed")])
@@ -177,7 +205,10 @@ def test_what_averaging_alone_does_not_predict() -> None:
     assert [claim.verdict for claim in claims.rest] == ["greater", "equal"]
 
 
-@pytest.mark.parametrize(("r", "n", "same"), [(0.934, 103, True), (0.929, 103, False), (0.999, 3, False)])
+@pytest.mark.parametrize(
+    ("r", "n", "same"),
+    [(0.934, 103, True), (0.929, 103, False), (0.999, 3, False), (0.999, 5, True), (0.996, 4, False)],
+)
 def test_projections_that_are_the_same(r: float, n: int, same: bool) -> None:
     """z = atanh 0.9 + 1.96/√100 is that of r = 0.9313."""
     assert _correlate(r, n) == same

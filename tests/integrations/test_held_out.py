@@ -214,6 +214,8 @@ def test_alerts_are_crossed_beyond_their_error_alone(caplog: pytest.LogCaptureFi
     assert "a is 0.9500 ± 0.0100 (standard error), above 0.9 by more than 3 standard errors" in caplog.text
     assert not alerts.stops({"b": 0.05, "b_stderr": 0.01}, 6)
     assert "step 6: b is 0.0500 ± 0.0100 (standard error), below 0.1" in caplog.text
+    both = Alerts([Alert("a", above=0.9, stop=True), Alert("b", above=0.0)])  # one that stops is enough
+    assert both.stops({"a": 0.95, "a_stderr": 0.01, "b": 0.05, "b_stderr": 0.01}, 0)
     with pytest.raises(ValueError, match="alerts: got b; it must be a value that is logged with a standard error"):
         alerts.stops({"b": 0.05}, 7)
     for wrong in ({}, {"above": 1.0, "below": 0.0}, {"above": math.inf}, {"above": 0.0, "errors": -1.0}):

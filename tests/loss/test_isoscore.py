@@ -175,3 +175,14 @@ ROWS = torch.ones(6, 3)
 def test_errors_name_the_argument(options: dict[str, object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         isoscore_loss(ROWS, **options)  # type: ignore[arg-type]
+
+
+def test_two_vectors_vary_in_one_direction() -> None:
+    assert isoscore_loss(torch.eye(3)[:2]).item() == pytest.approx(1, abs=1e-12)
+
+
+def test_a_reference_is_for_layers_of_its_width() -> None:
+    layers = [torch.eye(4)[:, :3], torch.eye(4)]
+    words = r"reference: got shape \(3, 3\); it must be \(3, 3\), or \(2, 3, 3\) for 2 layers of one width"
+    with pytest.raises(ValueError, match=words):
+        isoscore_loss(layers, layers=[0, 1], reference=torch.eye(3), shrinkage=0.5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cone_kernels.probe.cone_probe import ConeProbe
+from cone_kernels.probe.gathered import Skipped
 from tests.support.recording_probe import probed, same
 from tests.support.tiny_models import ToyModel, tiny_batch, tiny_model
 
@@ -225,3 +226,27 @@ def test_no_tokens() -> None:
     encoded = SimpleNamespace(last_hidden_state=torch.zeros(2, 3, 32))
     with ConeProbe(model), pytest.raises(ValueError, match="input_ids or inputs_embeds: got none"):
         model(encoder_outputs=encoded, decoder_input_ids=torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_sixteen_reasons_are_told_apart_and_each_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    skipped = Skipped("a forward is not counted")
+    for letter in "abcdefghijklmnopqr":
+        for number in (1, 22):
+            skipped.note(ValueError(f"{letter}: got {number}"))
+    assert skipped.counts == {**{f"{letter}: got #": 2 for letter in "abcdefghijklmnop"}, "other": 4}
+    assert len(caplog.records) == 17
+    skipped.note(ValueError("a: got 3"), lost=5)  # what is lost is said each time
+    assert "a: got 3; 5 sentences that were in the same sums are lost with it" in caplog.text
+
+
+def test_layers_that_are_chosen_are_gathered_and_each_is_chosen_once() -> None:
+    model = tiny_model("bert")
+    with ConeProbe(model, layers=[1, -1]) as probe, torch.no_grad():
+        model(**tiny_batch())
+    every = probed(model, tiny_batch())
+    last = every.layers[-1]
+    assert list(probe.state.layers) == [1, last]
+    assert probe.state.sentence.unit_sum.equal(every.sentence.unit_sum[[1, last]])
+    for layers in ([], [1, 1]):
+        with pytest.raises(ValueError, match=r"layers: got \[.*\]; it must be one layer or more, each once"):
+            ConeProbe(model, layers=layers)

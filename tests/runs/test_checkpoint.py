@@ -256,6 +256,32 @@ def test_as_much_room_as_the_whole_run_takes(
             file.shard_done(part, expected)
 
 
+def test_the_next_one_is_due_after_so_many_seconds(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("cone_kernels.runs.checkpoint.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    part = run(loaded, TEXTS[:8], shard_size=8).part
+    file = Checkpoint(tmp_path / "c", every=60)
+    found = []
+    for now in (1000, 1059, 1060, 1119, 1120):  # counted anew from the one that is written
+        clock[0] = now
+        found.append(file.due)
+        file.shard_done(part, None)
+    assert found == [False, False, True, False, True]
+
+
+def test_room_for_the_whole_run_is_looked_for_once(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first shard, however many follow before a checkpoint is due: what others take meanwhile stops none."""
+    part = run(loaded, TEXTS[:8], shard_size=8).part
+    file, usage = Checkpoint(tmp_path / "c", every=math.inf), shutil.disk_usage(tmp_path)
+    file.shard_done(part, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    file.shard_done(part, 1000)
+
+
 def test_room_that_others_have_taken_meanwhile_is_told_before_a_checkpoint_is_begun(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

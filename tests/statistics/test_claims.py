@@ -24,6 +24,8 @@ from cone_kernels.sums import jackknife_blocks
         (0.3, 0.1, 0.5, "equal"),
         (0.3, 0.25, 0.5, "undecided"),  # more than nothing, and perhaps more than the margin
         (0.0, 0.0, 0.0, "equal"),
+        (0.5, 0.1, 0.5, "greater"),  # at least the margin
+        (0.25, 0.25, 0.5, "equal"),  # no more than the margin
         (0.3, math.nan, 0.0, "undecided"),
         (math.nan, 0.1, 0.0, "undecided"),
     ],
@@ -86,6 +88,9 @@ def test_of_two_groups_no_error_is_known() -> None:
     for groups, known in ((2, False), (3, True)):
         found = of_rows(torch.tensor([[1.0, 1.1, 0.9][:groups]], dtype=torch.float64))
         assert bool(found.bounds().isfinite()) == bool(found.p_values().isfinite()) == known
+        if known:
+            wanted = scipy.stats.ttest_1samp([1.0, 1.1, 0.9], 0).pvalue
+            assert float(found.p_values()) == pytest.approx(float(wanted), rel=1e-9)
     # Nor of three of which one is nearly all.
     left_out = torch.tensor([[0.9, 1.0, 1.1]], dtype=torch.float64)
     found = Estimates.of_jackknife(torch.ones(1).double(), left_out, torch.tensor([[90, 5, 5]]))
@@ -101,6 +106,31 @@ def test_p_values_agree_with_the_bounds_and_stay_between_one_test_and_many() -> 
     assert bool((together <= 6 * alone).all())
     for alpha in (0.01, 0.05, 0.2):
         assert (found.bounds(alpha) < found.values.abs()).tolist() == (together <= alpha).tolist()
+
+
+def test_a_family_has_the_degrees_of_the_one_that_has_fewest() -> None:
+    def of_degrees(*degrees: float) -> Estimates:
+        m = len(degrees)
+        return Estimates(torch.ones(m).double(), torch.eye(m).double(), torch.tensor(degrees).double())
+
+    few = of_degrees(5, 5).bounds().tolist()
+    assert few > of_degrees(50, 50).bounds().tolist()
+    for degrees in ((5, 50), (50, 5)):
+        assert of_degrees(*degrees).bounds().tolist() == few
+        one, other = (of_degrees(each) for each in degrees)
+        assert one.less(other).degrees.tolist() == [5]
+
+
+def test_p_values_beyond_every_draw() -> None:
+    """Of 8,192 draws none goes as far: one of 8,193 does, counted with what was found; further out Bonferroni's."""
+    copies = Estimates(
+        torch.full((50,), 4.5).double(), torch.ones(50, 1).double(), torch.full((50,), math.inf).double()
+    )
+    assert copies.adjusted_p_values().tolist() == pytest.approx([1 / 8193] * 50, rel=1e-12)
+    # What has no value is no test: the other one stands alone.
+    one = Estimates.of_errors(torch.tensor([8.0, math.nan]), torch.ones(2)).adjusted_p_values()
+    assert float(one[0]) == pytest.approx(2 * scipy.stats.norm.sf(8), rel=1e-4, abs=0)
+    assert bool(one[1].isnan())
 
 
 @pytest.mark.parametrize("groups", [8, 40])

@@ -139,14 +139,15 @@ def test_rows_that_have_no_shape_say_so() -> None:
     # Σ‖x − m‖⁴ cannot be told from the rounding of Σ‖x‖⁴.
     far = heavy_tailed(100, 4, 0) + 1e5
     assert math.isnan(geometry_of(far).population.participation_ratio)
-    near = geometry_of(heavy_tailed(100, 4, 0) + 20).population
+    near = geometry_of(heavy_tailed(100, 4, 0) + 60).population  # a ten-millionth of Σ‖x‖⁴ is left
     assert near.participation_ratio == pytest.approx(
         geometry_of(heavy_tailed(100, 4, 0)).population.participation_ratio
     )
 
 
 def test_every_value_that_grows_with_n_is_said_with_what_it_lacks() -> None:
-    population = Population(300, 65.31, 2.41, 0.17, 0.01, effective_rank_lack=0.22, rank_me_lack=0.01)
+    population = Population(300, 65.31, 2.41, 0.17, 0.01, effective_rank_lack=math.log(1.25), rank_me_lack=0.01)
+    assert population.to_dict()["effective_rank"] == {"lacks": pytest.approx(0.2), "enough": "no"}  # 4 of 5 are there
     geometry = Geometry(52.9, 0.1, 0.069, 96.6, 199.9, population)
     said = list(geometry_in_words(geometry, "sentences", "the 300 sentences of layer 6"))
     assert said == [
@@ -154,7 +155,7 @@ def test_every_value_that_grows_with_n_is_said_with_what_it_lacks() -> None:
         "corrected for n it is 65.3 ± 2.4, if the sentences are independent); the first principal axis holds 6.9% of "
         "the variance.",
         "Of what more sentences would give, their effective rank (96.6) lacks at least 20% and RankMe (199.9) lacks "
-        "less than 5%: both grow with n, and are comparable at equal n, of 1,848 sentences or more.",
+        "less than 5%: both grow with n, and are comparable at equal n, of 1,875 sentences or more.",
     ]
     few: dict[str, Any] = {"participation_ratio": math.nan, "effective_rank_lack": 0.04}
     first, second = geometry_in_words(replace(geometry, population=replace(population, **few)), "vectors", "they")

@@ -62,6 +62,13 @@ def test_variables_without_a_relation_go_together_as_rarely_as_promised(n: int) 
     assert low <= false / rounds <= high
 
 
+def test_a_correlation_that_is_not_known_is_no_test() -> None:
+    alone = correlation_claims({"a": 0.5}, n=12, margin=0.0)["a"]
+    assert correlation_claims({"a": 0.5, "b": math.nan}, n=12, margin=0.0)["a"].bound == alone.bound
+    assert alone.bound == pytest.approx(0.5760, abs=1e-4)  # of tables of r for 10 degrees of freedom
+    assert correlation_claims({"a": 0.5, "b": 0.1}, n=12, margin=0.0)["a"].bound > 0.62
+
+
 def test_a_relation_is_told_and_few_rows_tell_none() -> None:
     (claim,) = correlation_claims({"length": -0.6}, 50, margin=0.3).values()
     assert claim.verdict == "less"

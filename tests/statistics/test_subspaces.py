@@ -140,6 +140,8 @@ def test_the_overlap_of_first_axes_is_corrected_by_what_sampling_turns_them() ->
     slope = 2 * 4 * 4 * (c * s) ** 2 * 0.5 / (n * 9)
     squared = 4 * 2 * sum(part**2 for part in parts)
     assert found.stderr == pytest.approx(math.sqrt(slope - squared))
+    for two in ((one, replace(other, count=50)), (replace(one, count=50), other)):
+        assert top_axes_overlap(*two, 3).degrees == 49
     # Axes that are not known are as near as the last one that is.
     few = replace(one, values=values[:2], vectors=one.vectors[:2])
     assert few.turns(1)[0] == pytest.approx(parts[0] + 4 * 0.75 / (n * 9))
