@@ -59,6 +59,12 @@ PCA = (
     Ratio("sklearn_residual", "of λ₁ is scikit-learn's"),
 )
 NAIVE_RUN = (Ratio("times_naive", "× the naive script", "target_times_naive"),)
+STEP = (
+    Ratio("times_bare_step_at_the_default_rate", "× the bare step",
+          "target_times_bare_step_at_the_default_rate", less=True),
+    Ratio("times_bare_step_every_step", "× where every step is watched"),
+    Ratio("own_time_at_the_default_rate", "of a step is the probe's own time"),
+)  # fmt: skip
 
 CASES: dict[str, tuple[str, tuple[Ratio, ...]]] = {
     COSINE + "mean_pairwise_cosine": ("mean pairwise cosine, 300,000 × 1024, float32", (
@@ -96,11 +102,20 @@ CASES: dict[str, tuple[str, tuple[Ratio, ...]]] = {
     WHOLE + "all_of_snli": ("a run over the whole SNLI dev set", (
         *NAIVE_RUN, Ratio("share_of_sgemm", "of the rate of a float32 matrix product"),
     )),
-    "bench/bench_training.py::test_cost_of_a_step": ("a step of a small BERT's training, watched every 10 steps", (
-        Ratio("times_bare_step_at_the_default_rate", "× the bare step",
-              "target_times_bare_step_at_the_default_rate", less=True),
-        Ratio("times_bare_step_every_step", "× where every step is watched"),
-        Ratio("own_time_at_the_default_rate", "of a step is the probe's own time"),
+    "bench/bench_training.py::test_cost_of_a_step": ("a step of a small BERT's training, watched every 10 steps", STEP),
+    **{
+        f"bench/bench_training.py::test_cost_of_a_step[{name}]": (f"a step of {about}, watched every 10 steps", (
+            *STEP[:1],
+            Ratio("times_bare_step_every_step", "× where every step is watched",
+                  "target_times_bare_step_every_step", less=True),
+            Ratio("own_time_of_a_counted_step", "of a watched step is the probe's own time"),
+        ))
+        for name, about in (("MiniLM", "MiniLM's shape, 16 × 48"), ("BERT-Small", "BERT-Small, 4 × 8"))
+    },
+    "bench/bench_vectors.py::test_a_file_in_the_page_cache": ("a file of vectors in the page cache, 200,000 × 384", (
+        Ratio("share_of_read", "× `read` of the file by one thread", "target_share"),
+        Ratio("share_of_mapped_sum", "of `torch.sum` of the file as a map", "target_share"),
+        Ratio("share_of_rows_in_memory", "of the same sums of rows in memory"),
     )),
     **{
         f"{GRADIENT}mean_pairwise_cosine_backward[torch.{dtype}]": (f"backward of the cosine, 50,000 × 1024, {dtype}", (
@@ -119,6 +134,15 @@ CASES: dict[str, tuple[str, tuple[Ratio, ...]]] = {
     GRADIENT + "isotropy_loss_of_a_training_batch": ("`isotropy_loss`, forward and backward, 32 × 32 × 768", (
         Ratio("times_autograd_of_torch", "× autograd of plain torch"),
     )),
+    **{
+        f"{GRADIENT}isotropy_loss_of_a_training_batch[({b}, {t}, {d})]": (
+            f"`isotropy_loss`, forward and backward, {b} × {t} × {d}", (
+                Ratio("times_autograd_of_torch", "× autograd of plain torch"),
+                Ratio("times_autograd_of_few_calls", "× that of as few calls as there can be"),
+                Ratio("times_autograd_of_bmm", "× that of a `bmm` pool"),
+            ))
+        for b, t, d in ((4, 8, 64), (8, 16, 384), (32, 32, 768), (32, 64, 384), (128, 128, 768))
+    },
 }  # fmt: skip
 
 
