@@ -8,11 +8,7 @@ import click
 
 from cone_kernels.cli.experiment import measure_and_show
 from cone_kernels.cli.help import ConeCommand
-from cone_kernels.cli.options import (
-    debuggable,
-    json_option,
-    max_bad_option,
-)
+from cone_kernels.cli.options import debuggable, json_option, max_bad_option
 from cone_kernels.cli.outputs import check_outputs
 from cone_kernels.cli.vectors_options import vectors_field_option, vectors_format_option, vectors_limit_option
 

@@ -50,8 +50,7 @@ class CorpusOptions(TypedDict, total=False):
 
 
 class LoadOptions(TypedDict, total=False):
-    """The keywords of `load_model`: how a model is loaded that is given as a folder or a hub id; and what one in memory
-    lacks."""
+    """The keywords of `load_model`, for a model given as a folder or a hub id; and what one in memory lacks."""
 
     tokenizer: Any
     """Of a model of transformers that is in memory already, which has none with it."""
