@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,32 @@ def test_a_block_is_a_map_of_the_file_while_it_lives(tmp_path: Path, case: str) 
     gc.collect()
     assert maps_of(path) == 0
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_disk_is_asked_ahead_for_what_is_not_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """Of the block and of as much after it; every megabyte of both is looked for."""
+    array, size = numbers("float32", 2000, 1024), 1000 * 4096
+    np.save(tmp_path / "vectors.npy", array)
+    looked: list[int] = []
+    asked: list[tuple[int, int]] = []
+
+    def look(file: int, buffers: list[bytearray], place: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        looked.append(place)
+        if not cached and place in (128, 128 + size + 2 * 2**20):  # in the block, and in what follows it
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(os, "preadv", look)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, first, length, advice: asked.append((first, length)))
+    rows = Vectors(tmp_path / "vectors.npy").read(0, 1000)
+    np.testing.assert_array_equal(rows.numpy(), array[:1000])
+    assert asked == ([] if cached else [(128, size), (128 + size, size)])
+    if cached:
+        assert looked == [128 + begin + step * 2**20 for begin in (0, size) for step in range(4)]
 
 
 def test_memory_is_flat_over_two_gigabytes(tmp_path: Path) -> None:
