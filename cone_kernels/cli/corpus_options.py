@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
 from cone_kernels.names import TEXT_FORMATS
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:
-    """A decorator that gives a command these options, in this order."""
-
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
 
 field_option = click.option("--field", multiple=True, help="A field of the records to read; may be repeated.")
 
@@ -74,8 +57,3 @@ policy_options = (
         help="What to do with records that cannot be read or lack a field.",
     ),
 )
-
-
-def text_options(command: _Command) -> _Command:
-    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions`."""
-    return all_of((*order_options, *file_options, *policy_options))(command)

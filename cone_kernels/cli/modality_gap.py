@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from cone_kernels.cli.corpus_options import text_options
 from cone_kernels.cli.experiment import measure_and_show
 from cone_kernels.cli.help import ConeCommand
 from cone_kernels.cli.options import (
@@ -17,6 +16,7 @@ from cone_kernels.cli.options import (
     json_option,
     max_bad_option,
     revision_option,
+    text_options,
     threads_option,
     trust_option,
 )

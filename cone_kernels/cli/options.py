@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cone_kernels.cli.corpus_options import all_of, file_options, order_options, policy_options
+from cone_kernels.cli.corpus_options import file_options, order_options, policy_options
 from cone_kernels.names import (
     BASELINES,
     MEASURES,
@@ -22,8 +22,18 @@ from cone_kernels.names import (
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-
 _MODEL = "A model's folder or file (.gguf; .txt, .vec or word2vec's .bin of word vectors), or its id on the hub"
+
+
+def all_of(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:
+    """A decorator that gives a command these options, in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def model_options(required: bool = True) -> Callable[[_Command], _Command]:
@@ -233,6 +243,11 @@ shard_size_option = click.option(
     metavar="N",
     help="Sentences of a shard.  [default: 8192, on a GPU 65536]",
 )
+
+
+def text_options(command: _Command) -> _Command:
+    """How a file of texts is read that is no `--corpus`: the keywords of `CorpusOptions`."""
+    return all_of((*order_options, *file_options, *policy_options))(command)
 
 
 def shared_options() -> Callable[[_Command], _Command]:

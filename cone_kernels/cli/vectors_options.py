@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from cone_kernels.cli.corpus_options import all_of
 from cone_kernels.cli.options import (
+    all_of,
     backend_option,
     checkpoint_options,
     debuggable,

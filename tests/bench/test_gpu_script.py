@@ -33,12 +33,10 @@ LEAVES_A_CHILD = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: `make gpu` would run")
-def test_without_a_gpu_it_says_so_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", str(tmp_path), "bench"])
-    assert gpu.main() == 2
-    assert capsys.readouterr().out.strip() == "gpu: torch finds no GPU on this machine; nothing was run"
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    result = run_python("-m", "bench.gpu.run", "--results", tmp_path, "bench")
+    assert result.returncode == 2
+    assert result.stdout.strip() == "gpu: torch finds no GPU on this machine; nothing was run"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -51,6 +51,11 @@ class Curve:
     series: str = ""
 
 
+def curve_height(width: float) -> float:
+    """Pixels that a figure of curves over the layers takes at a width."""
+    return 330 if width < 500 else 370
+
+
 def curve_axes(
     canvas: Canvas,
     numbers: Sequence[int],

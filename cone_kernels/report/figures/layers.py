@@ -8,7 +8,7 @@ from typing import Any
 
 from cone_kernels.names import GEOMETRY, is_share, label_of
 from cone_kernels.report.figures.canvas import SMALL, Canvas, layer_scale, points, scale
-from cone_kernels.report.figures.curves import Curve, curve_axes, draw_curve, mark, value_at
+from cone_kernels.report.figures.curves import Curve, curve_axes, curve_height, draw_curve, mark, value_at
 from cone_kernels.report.figures.grid import grid, grid_height
 from cone_kernels.report.figures.key import draw_key
 from cone_kernels.report.figures.panel import Panel
@@ -57,7 +57,7 @@ def _curve_panel(result: Node) -> Panel:
         "How tight the cone is at every layer",
         caption,
         _curve_description(result),
-        lambda width: 330 if width < 500 else 370,
+        curve_height,
         lambda canvas: _draw_curve(canvas, result),
     )
 

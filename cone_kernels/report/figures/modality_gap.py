@@ -7,7 +7,7 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 
 from cone_kernels.report.figures.canvas import SMALL, Canvas, Hover, points, scale
-from cone_kernels.report.figures.curves import Curve, curve_axes
+from cone_kernels.report.figures.curves import Curve, curve_axes, curve_height
 from cone_kernels.report.figures.layers import layer_numbers, level_curve
 from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Inline, Parts, count, estimate, fixed
@@ -102,7 +102,7 @@ def _curve_panel(result: Node) -> Panel:
             "is of the vectors in the space of both. The bands are two standard errors on both sides."
         ],
         description,
-        lambda width: 330 if width < 500 else 370,
+        curve_height,
         lambda canvas: _draw_curves(canvas, result),
     )
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from cone_kernels.names import POOLINGS, label_of
 from cone_kernels.report.figures.canvas import Canvas, layer_scale, points
-from cone_kernels.report.figures.curves import Curve, curve_axes, draw_multiples
+from cone_kernels.report.figures.curves import Curve, curve_axes, curve_height, draw_multiples
 from cone_kernels.report.figures.grid import grid_height
 from cone_kernels.report.figures.layers import layer_numbers, level_curve
 from cone_kernels.report.figures.panel import Panel
@@ -38,7 +38,7 @@ def _levels_panel(result: Node) -> Panel:
             "them is what tokens of unlike length do."
         ],
         _levels_description(result),
-        lambda width: 330 if width < 500 else 370,
+        curve_height,
         lambda canvas: _draw_levels(canvas, result),
     )
 

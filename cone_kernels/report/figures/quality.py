@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cone_kernels.names import OUTPUT, QUALITY_METHODS, label_of, measure_label
 from cone_kernels.report.figures.canvas import Canvas
-from cone_kernels.report.figures.curves import Curve, curve_axes
+from cone_kernels.report.figures.curves import Curve, curve_axes, curve_height
 from cone_kernels.report.figures.panel import Panel
 from cone_kernels.report.inline import Inline, Parts, fixed
 from cone_kernels.report.node import Node
@@ -41,7 +41,7 @@ def _panel(quality: Node, rows: Sequence[Node]) -> Panel:
             "it harms. It is tested on pairs that it was not fitted on; the bands are two standard errors either way."
         ],
         _description(quality),
-        lambda width: 330 if width < 500 else 370,
+        curve_height,
         lambda canvas: _draw(canvas, rows, name),
     )
 
