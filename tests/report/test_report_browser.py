@@ -159,6 +159,19 @@ def test_print(page: Page, report: Path) -> None:
     assert 3 < len(re.findall(rb"/Type\s*/Page\b", paper)) <= 10
 
 
+def test_a_title_breaks_between_names_and_not_at_their_hyphens(page: Page, tmp_path: Path) -> None:
+    results = judged_results(2, 7)
+    for model, name in zip(results["models"], ("all-MiniLM-L6-v2", "MiniLM-untrained"), strict=True):
+        model["layers"]["model"]["name"] = name
+    write_report(results, tmp_path / "report.html")
+    page.open(tmp_path / "report.html", width=1360, height=900)
+    lines = page.evaluate("[...document.querySelectorAll('h1 bdi')].map(name => name.getClientRects().length)")
+    heights = page.evaluate("[...document.querySelectorAll('h1 bdi')].map(name => name.offsetHeight)")
+    size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('h1')).fontSize)")
+    assert lines == [1, 1]
+    assert all(height < 2 * size for height in heights)
+
+
 def test_two_models_take_eight_screens(page: Page, tmp_path: Path) -> None:
     write_report(judged_results(2, 7), tmp_path / "report.html")
     page.open(tmp_path / "report.html", width=1360, height=900)

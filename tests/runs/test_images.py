@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -172,6 +173,18 @@ def test_a_model_in_memory_gives_what_its_folder_gives(name: str, root: Path) ->
     first = hidden_states(root / name, root / "photos")[-1][:, 0]
     assert abs(pooled.layers[-1].poolings["cls"].anisotropy - mean_cosine(first)) < 1e-6
     assert all(part.training for part in model.modules())
+
+
+def test_a_model_of_images_with_an_adapter_is_measured_with_it(root: Path) -> None:
+    model, processor = live(root, "dinov2-registers")
+    options: dict[str, Any] = {"processor": processor, "threads": 1}
+    plain = experiments.layers(model, root / "photos", **options)
+    lora = peft.LoraConfig(target_modules=["query", "value", "q_proj", "v_proj"], r=2, init_lora_weights=False)
+    tuned = peft.get_peft_model(model, lora)
+    found = experiments.layers(tuned, root / "photos", **options)
+    merged = experiments.layers(tuned.merge_and_unload(), root / "photos", **options)
+    assert found.layers[-1].sentence.anisotropy == pytest.approx(merged.layers[-1].sentence.anisotropy, abs=1e-6)
+    assert abs(found.layers[-1].sentence.anisotropy - plain.layers[-1].sentence.anisotropy) > 1e-4
 
 
 def test_a_processor_of_both_is_taken_and_models_are_compared(root: Path, tmp_path: Path) -> None:
