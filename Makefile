@@ -22,7 +22,7 @@ EDITABLE := $(INSTALL) --no-build-isolation --editable
 # The suite; the tests of a file share a process, and with it their models.
 SUITE := -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo test test-latest test-oldest test-slow test-browser mutate fuzz sanitize lint format bench docs gpu lock clean
+.PHONY: setup demo test test-kernels test-latest test-oldest test-slow test-browser mutate fuzz sanitize lint format bench docs gpu lock clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -60,6 +60,10 @@ demo:
 
 test: $(VENV)/.built
 	$(BIN)/python $(SUITE)
+
+# The GPU kernels on the CPU; `make test` runs these tests where a source or a version has changed since they passed here.
+test-kernels: $(VENV)/.built
+	$(BIN)/python -m tests.support.passed_before -n $(JOBS)
 
 # The newest release of everything but torch, in an environment of its own that is brought up to date each time.
 test-latest:

@@ -18,6 +18,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch  # noqa: E402
 
+from tests.support.passed_before import RECORD, left_out, passed_before  # noqa: E402
 from tests.support.places import SNLI  # noqa: E402
 from tests.support.undrawn import DRAWN_BY  # noqa: E402
 from tests.support.undrawn import undrawn as empty_figure  # noqa: E402
@@ -54,8 +55,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Brings the files of LONGEST forward where processes share the files; the order within a file stays."""
+def pytest_report_header() -> str | None:
+    """Says which tests a run of the whole suite leaves out."""
+    kinds = [kind for kind in ("emulated", "compiled") if passed_before(kind)]
+    if not kinds:
+        return None
+    return (
+        f"GPU kernels: the tests of what is {' or '.join(kinds)} passed with these sources and versions, as "
+        f"{RECORD.name} says, and are run where they are named (make test-kernels)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what passed before, and brings the files of LONGEST forward where processes share the files."""
+    passed = set(left_out(items, config.args))
+    config.hook.pytest_deselected(items=list(passed))
+    items[:] = [item for item in items if item not in passed]
     if SIDE_BY_SIDE == 1:
         return
     places = {name: place for place, name in enumerate(LONGEST)}
