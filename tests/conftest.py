@@ -18,7 +18,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch  # noqa: E402
 
-from tests.support.passed_before import RECORD, left_out, passed_before  # noqa: E402
+from tests.support.passed_before import KINDS, left_out, passed_before  # noqa: E402
 from tests.support.places import SNLI  # noqa: E402
 from tests.support.undrawn import DRAWN_BY  # noqa: E402
 from tests.support.undrawn import undrawn as empty_figure  # noqa: E402
@@ -57,12 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str | None:
     """Says which tests a run of the whole suite leaves out."""
-    kinds = [kind for kind in ("emulated", "compiled") if passed_before(kind)]
-    if not kinds:
-        return None
+    passed = [kind for kind in KINDS if passed_before(kind)]
     return (
-        f"GPU kernels: the tests of what is {' or '.join(kinds)} passed with these sources and versions, as "
-        f"{RECORD.name} says, and are run where they are named (make test-kernels)"
+        f"not run again unless they are named: {', '.join(passed)}, which passed with these sources and versions "
+        "(tests/support/passed_before.py)"
+        if passed
+        else None
     )
 
 

@@ -22,7 +22,6 @@ from bench.gpu import run as gpu
 from bench.gpu import small_case as gpu_small_case
 from bench.gpu import timing as gpu_timing
 from bench.gpu.process import Ended, run, toolkit
-from bench.gpu.tests import run_tests
 from tests.support.forked import run_python
 from tests.support.places import ROOT
 from tests.support.processes import alive
@@ -95,58 +94,6 @@ def test_toolkit_looks_in_cuda_home_first(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("CUDA_HOME")
     assert toolkit("compute-sanitizer") == str(tmp_path / "path" / "bin" / "compute-sanitizer")
     assert toolkit("no-such-program") is None
-
-
-TESTS = """
-import os, time
-import pytest
-pytestmark = pytest.mark.gpu
-
-def test_passes(): pass
-def test_fails(): assert 1 == 2
-def test_is_skipped(): pytest.skip("no such backend")
-def test_aborts(): os.abort()
-@pytest.fixture
-def memory():
-    yield
-    raise RuntimeError("so does what follows")
-def test_loses_the_device(memory):
-    from bench.gpu import outcomes as gpu_outcomes
-    gpu_outcomes.device_is_lost = lambda: True
-    raise RuntimeError("illegal access")
-def test_hangs(): time.sleep(60)
-@pytest.mark.parametrize("n", range(3))
-def test_passes_after_them(n): pass
-"""
-
-
-def test_every_test_has_an_outcome_whatever_the_others_do(tmp_path: Path) -> None:
-    (tmp_path / "test_them.py").write_text(TESTS)
-    result = run_tests(tmp_path, limit=60, processes=2, hangs_seconds=6)
-    outcomes = {test.rpartition("::")[2]: known for test, known in result["tests"].items()}
-    assert {name: known["outcome"] for name, known in outcomes.items()} == {
-        "test_passes": "passed",
-        "test_fails": "failed",
-        "test_is_skipped": "skipped",
-        "test_aborts": "not finished",
-        "test_loses_the_device": "failed",
-        "test_hangs": "not finished",
-        **{f"test_passes_after_them[{n}]": "passed" for n in range(3)},
-    }
-    assert "assert 1 == 2" in outcomes["test_fails"]["text"]
-    assert "illegal access" in outcomes["test_loses_the_device"]["text"]
-    assert not result["ok"]
-    assert result["counts"] == {"passed": 4, "failed": 2, "skipped": 1, "not finished": 2}
-
-
-def test_a_file_that_cannot_be_collected_says_why_and_costs_no_other(tmp_path: Path) -> None:
-    (tmp_path / "test_broken.py").write_text("import no_such_module")
-    (tmp_path / "test_whole.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_passes(): pass")
-    result = run_tests(tmp_path, limit=60, processes=1)
-    assert not result["ok"]
-    broken, whole = (known for _, known in sorted(result["tests"].items()))
-    assert "no_such_module" in broken["text"]
-    assert whole["outcome"] == "passed"
 
 
 def test_the_tests_need_no_plugin() -> None:

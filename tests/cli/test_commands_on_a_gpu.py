@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 SAME = ("--token-budget", "60", "--shard-size", "32", "--threads", "1")
 # What tells of the run and not of the model.
 OF_THE_RUN = {"manifest", "vectors_file", "file", "seconds", "device", "device_name"}
+# `make test-slow` has those that do the work of another one with less of it.
 COMMANDS = [
-    ["layers"],
+    pytest.param(["layers"], marks=pytest.mark.slow),
     ["layers", "--second-moment", "--rogue", "3"],
     ["layers", "--pooling", "model"],
-    ["pooling"],
+    pytest.param(["pooling"], marks=pytest.mark.slow),
     ["pooling", "--pooling", "all"],
     ["axis", "--k", "2", "--top", "2", "--tokens", "3"],
-    ["center", "--method", "mean"],
-    ["center", "--method", "all-but-the-top", "--components", "2"],
+    pytest.param(["center", "--method", "mean"], marks=pytest.mark.slow),
+    pytest.param(["center", "--method", "all-but-the-top", "--components", "2"], marks=pytest.mark.slow),
     ["center", "--method", "whitening", "--shrinkage", "0.2"],
     ["rotation", "--k", "2"],
     ["tokens"],
@@ -111,9 +113,11 @@ def test_16_bits_and_batches_as_large_as_pays(
         assert got["sentence"]["anisotropy"] == pytest.approx(one["sentence"]["anisotropy"], abs=0.02)
 
 
-def test_all_experiments_in_one_run(folders: list[Path], corpus: Path, tmp_path: Path, gpu: None) -> None:
+def test_all_experiments_in_one_run(folders: list[Path], corpus: Path, tmp_path: Path) -> None:
     models = [part for folder in folders for part in ("--model", folder)]
-    cone("run", *models, "--corpus", corpus, *SAME, "--pooling", "all", "--device", "cuda", "--out", tmp_path / "gpu")
+    with stand_in_gpu():
+        options = (*SAME, "--pooling", "all", "--device", "cuda")
+        cone("run", *models, "--corpus", corpus, *options, "--out", tmp_path / "gpu")
     cone("run", *models, "--corpus", corpus, *SAME, "--pooling", "all", "--device", "cpu", "--out", tmp_path / "cpu")
     names = sorted(file.name for file in (tmp_path / "cpu").iterdir())
     assert sorted(file.name for file in (tmp_path / "gpu").iterdir()) == names
@@ -123,15 +127,15 @@ def test_all_experiments_in_one_run(folders: list[Path], corpus: Path, tmp_path:
     assert without_the_run(got) == about(without_the_run(wanted))
 
 
-def test_a_saved_state_is_compared_and_fitted_anywhere(
-    folders: list[Path], corpus: Path, tmp_path: Path, gpu: None
-) -> None:
+def test_a_saved_state_is_compared_and_fitted_anywhere(folders: list[Path], corpus: Path, tmp_path: Path) -> None:
     found = {}
     for device in ("cuda", "cpu"):
         states = [tmp_path / f"{device}-{folder.name}" for folder in folders]
-        for folder, state in zip(folders, states, strict=True):
-            save = ("--second-moment", "--save-state", state)
-            cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", device, *save)
+        # Only where it is the device: the stand-in slows the CPU too.
+        with stand_in_gpu() if device == "cuda" else nullcontext():
+            for folder, state in zip(folders, states, strict=True):
+                save = ("--second-moment", "--save-state", state)
+                cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", device, *save)
         fit = ("center", "--state", states[0], "--method", "whitening", "--shrinkage", "0.2")
         compared, fitted = (json.loads(cone(*one, "--json", "-").stdout) for one in (("compare", *states), fit))
         found[device] = [compared["layers"], fitted["before"], fitted["after"]]

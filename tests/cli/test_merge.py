@@ -49,7 +49,7 @@ def whole(loaded: LoadedModel, one_thread: None) -> Run:
     return run(loaded, TEXTS, **OPTIONS)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("processes", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7)), 3, 20])
 def test_processes_together_are_the_single_run(loaded: LoadedModel, whole: Run, tmp_path: Path, processes: int) -> None:
     files = [tmp_path / f"{process}.part" for process in range(processes)]
     for process, file in enumerate(files):

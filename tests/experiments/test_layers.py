@@ -427,7 +427,7 @@ def test_published_curve_lies_beside(folder: Path) -> None:
     assert layers(folder, TEXTS).to_dict()["published"] is None
 
 
-@pytest.mark.parametrize("budget", [512, 16384])
+@pytest.mark.parametrize("budget", [pytest.param(512, marks=pytest.mark.slow), 16384])
 def test_minilm_on_snli(snli: Path, budget: int) -> None:
     """A plain float64 computation gives these numbers on the first 300 distinct sentences."""
     found = layers(MODEL_DIR, snli, limit=300, token_budget=budget)

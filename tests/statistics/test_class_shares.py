@@ -34,7 +34,7 @@ def corpus(sentences: int, shares: list[float], generator: torch.Generator) -> t
     return torch.nn.functional.normalize(x.double(), dim=1), number, sentence % GROUPS
 
 
-@pytest.mark.parametrize("shares", [[0.2] * 5, [0.5, 0.3, 0.15, 0.05]])
+@pytest.mark.parametrize("shares", [pytest.param([0.2] * 5, marks=pytest.mark.slow), [0.5, 0.3, 0.15, 0.05]])
 def test_classes_drawn_by_chance_are_seldom_told_apart(shares: list[float]) -> None:
     generator = torch.Generator().manual_seed(0)
     false, times = 0, 300

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,13 +101,18 @@ class _OnStandIn(TorchDispatchMode):
         self._work = work
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "aten":
+        if func.namespace == "aten" and _is_made_of_others(func):
             with self:
                 # In inference mode torch hands over what is made of other operations as a whole.
-                parts = func.decompose(*args, **(kwargs or {}))
-            if parts is not NotImplemented:
-                return parts
+                return func.decompose(*args, **(kwargs or {}))
         return _dispatched(func, args, kwargs or {}, self._work)
+
+
+@cache
+def _is_made_of_others(func: Any) -> bool:
+    """What `OpOverload.decompose` asks at every call, which takes as long as all else here."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
 def _dispatched(func: Any, args: Any, kwargs: dict[str, Any], work: Work) -> Any:

@@ -78,7 +78,7 @@ def without_manifests(result: Any) -> Any:
     return [without_manifests(value) for value in result] if isinstance(result, (list, tuple)) else result
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 40])
+@pytest.mark.parametrize("processes", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 2, 40])
 def test_parts_unite_to_the_vectors_of_a_single_process(
     loaded: LoadedModel, corpus: Path, alone: Measurement, tmp_path: Path, processes: int
 ) -> None:
