@@ -1,10 +1,10 @@
 """How many faults the tests notice: `make mutate` puts them, one at a time, into a copy of the package.
 
 A fault is one changed operator, comparison, constant or condition, or one statement or condition left out, in a module
-that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that run its line, the
-quickest first, and what they do not notice against those that name its module; what a test noticed that fails without
-the fault too does not count. A fault that no test notices is a survivor: it needs a test, or a reason why it changes
-nothing. What came of it is kept in `bench/results/mutations.json`.
+that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that run its line,
+the quickest first, and what they do not notice against those that name its module; what a test noticed that fails
+without the fault too does not count. A fault that no test notices is a survivor: it needs a test, or a reason why it
+changes nothing. What came of it is kept in `bench/results/mutations.json`.
 """
 
 from __future__ import annotations
