@@ -101,7 +101,11 @@ test-browser: $(VENV)/.built
 
 # Faults put into a copy of the package, one at a time: how many of them the tests notice.
 MUTATE ?= --sample 60 --minutes 30
-mutate: $(VENV)/.built
+$(VENV)/.mutate-packages: requirements/mutate.txt $(VENV)/.built
+	$(BIN)/python $(LOCKED) $<
+	touch $@
+
+mutate: $(VENV)/.mutate-packages
 	$(BIN)/python -m bench.mutate --processes $(JOBS) $(MUTATE)
 
 # Altered bytes for everything that reads some; finds stay in bench/results/fuzz.
@@ -158,6 +162,8 @@ lock:
 	  --overrides requirements/left-out-of-demo.in
 	$(subst 3.10,3.11,$(UV_COMPILE)) --universal requirements/docs.in --output-file requirements/docs.txt
 	$(UV_COMPILE) --universal requirements/nvcc.in --output-file requirements/nvcc.txt
+	$(UV_COMPILE) --universal requirements/mutate.in --constraints requirements/test.txt \
+	  --output-file requirements/mutate.txt
 	$(LOCK) --resolution lowest-direct $(EXTRAS:%=--extra %) --output-file requirements/oldest.txt
 
 clean:

@@ -1,10 +1,10 @@
 """How many faults the tests notice: `make mutate` puts them, one at a time, into a copy of the package.
 
 A fault is one changed operator, comparison, constant or condition, or one statement or condition left out, in a module
-that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that name its module,
-the closest first; what a test noticed that fails without the fault too does not count. A fault that no test notices is
-a survivor: it needs a test, or a reason why it changes nothing. What came of it is kept in
-`bench/results/mutations.json`.
+that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that run its line,
+the quickest first, and what they do not notice against those that name its module; what a test noticed that fails
+without the fault too does not count. A fault that no test notices is a survivor: it needs a test, or a reason why it
+changes nothing. What came of it is kept in `bench/results/mutations.json`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from bench.lines_run import LinesRun
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides numbers and claims.
@@ -59,18 +61,18 @@ class Fault:
     module: Path
     number: int
 
-    def source(self) -> tuple[str, str]:
-        """The module with the fault in it, and the change in words.
+    def source(self) -> tuple[str, int, str]:
+        """The module with the fault in it, the fault's line, and the change in words.
 
         Examples:
-            >>> source, words = Fault(ROOT / "cone_kernels" / "sums.py", 0).source()
+            >>> source, line, words = Fault(ROOT / "cone_kernels" / "sums.py", 0).source()
         """
         tree = ast.parse(self.module.read_text())
         node, changed = next(itertools.islice(_changes(tree), self.number, None))
-        words = f"{ast.unparse(node)}  →  {ast.unparse(changed)}"
-        where = f"{self.module.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        line = getattr(node, "lineno", 0)
+        words = f"{self.module.relative_to(ROOT)}:{line}: {ast.unparse(node)}  →  {ast.unparse(changed)}"
         _put(tree, node, changed)
-        return ast.unparse(ast.fix_missing_locations(tree)), f"{where}: {words}"
+        return ast.unparse(ast.fix_missing_locations(tree)), line, words
 
 
 def modules() -> list[Path]:
@@ -241,6 +243,16 @@ def failing_anyway(tests: Sequence[str], copy_of_root: Path) -> set[str]:
     return set(_failed(copy_of_root)) if tests and _pytest(copy_of_root, tests) else set()
 
 
+def lines_run(kept_in: Path | None, scratch: Path, root: Path, processes: int) -> LinesRun:
+    """Which tests run which line of the copy in `root`; kept, and read where it is kept already."""
+    folder = kept_in or scratch / "lines"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "times.xml").exists():
+        tests = [str(file.relative_to(ROOT)) for file in _files("tests") if file.stem.startswith("test_")]
+        LinesRun.record(folder, root, [name for name in tests if not any(map(name.__contains__, LEFT_OUT))], processes)
+    return LinesRun.read(folder)
+
+
 def main() -> None:
     """Draws a sample of faults, runs their tests, and prints the score and the survivors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,24 +262,31 @@ def main() -> None:
     parser.add_argument("--each", type=float, default=180.0, help="seconds for the tests of one fault")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="modules whose path holds this")
+    parser.add_argument("--lines", type=Path, help="a folder to keep which tests run which line, for the next sample")
     asked = parser.parse_args()
     everything = [fault for module in modules() if (asked.only or "") in str(module) for fault in faults_of(module)]
     sample = random.Random(asked.seed).sample(everything, min(asked.sample, len(everything)))
     # All that is read of the checkout is read now: it may change meanwhile, and the copies do not.
-    work = [(fault.module, *fault.source(), files_that_test(fault.module)) for fault in sample]
-    end = time.monotonic() + 60 * asked.minutes
+    work = [
+        (fault.module, fault.module.read_text(), *fault.source(), files_that_test(fault.module)) for fault in sample
+    ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as threads:
         copies = [Path(folder, str(number)) for number in range(asked.processes)]
         for root in copies:
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results"))
         Path(folder, "shared").symlink_to(ROOT.parent / "shared")  # the sentences that lie beside a checkout
+        lines = lines_run(asked.lines, Path(folder), copies[0], asked.processes)
+        end = time.monotonic() + 60 * asked.minutes
 
-        def run(module: Path, source: str, words: str, tests: list[str]) -> Outcome:
+        def run(module: Path, whole: str, source: str, line: int, words: str, named: list[str]) -> Outcome:
             if time.monotonic() > end:
                 return Outcome("not begun")
+            running = lines.tests(module.relative_to(ROOT), whole, line, asked.each / 2)
             root = copies.pop()
             try:
-                found = outcome_of(module, source, root, asked.each, tests)
+                found = outcome_of(module, source, root, asked.each, running) if running else Outcome("SURVIVED")
+                if found.said == "SURVIVED":
+                    found = outcome_of(module, source, root, asked.each, named)
             finally:
                 copies.append(root)
             print(f"{found.said:12}  {' '.join(words.split())[:300]}  {' '.join(found.failed)}", flush=True)

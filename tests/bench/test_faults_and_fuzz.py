@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench.fuzz import CASES, altered
+from bench.lines_run import LinesRun, lines_of_statement
 from bench.mutate import Outcome, _changes, failing_anyway, faults_of, files_that_test, modules, outcome_of
 from tests.support.places import ROOT
 
@@ -32,12 +34,12 @@ def test_a_fault_is_one_change_of_its_module() -> None:
     faults = faults_of(module)
     assert len(faults) > 50
     for fault in random.Random(0).sample(faults, 20):
-        source, words = fault.source()
+        source, line, words = fault.source()
         ast.parse(source)
         lines = source.splitlines()
         assert lines != whole, words
         assert sum(a != b for a, b in zip(whole, lines, strict=False)) == 1 or len(lines) != len(whole), words
-        assert words.startswith("cone_kernels/sums.py:")
+        assert words.startswith(f"cone_kernels/sums.py:{line}: ")
 
 
 def test_annotations_and_words_are_left_alone(tmp_path: Path) -> None:
@@ -66,6 +68,54 @@ def test_every_module_that_decides_has_tests() -> None:
         assert file in files_that_test(package / name)
     assert files_that_test(package / "loss" / "uniformity.py")[0] == "tests/loss/test_uniformity.py"
     assert all(map(files_that_test, random.Random(0).sample(modules(), 20)))
+
+
+SOURCE = """LIMIT = 3
+
+
+class A:
+    field: int = 2
+
+    def method(self, x):
+        if (
+            x > LIMIT
+        ):
+            return [
+                x,
+                1,
+            ]
+        return 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [(1, None), (5, None), (7, None), (8, range(8, 11)), (9, range(8, 11)), (12, range(11, 15)), (15, range(15, 16))],
+)
+def test_the_lines_of_a_statement(line: int, wanted: range | None) -> None:
+    assert lines_of_statement(ast.parse(SOURCE), line) == wanted
+
+
+def test_the_quickest_tests_that_run_a_line_come_first() -> None:
+    """Of a fixture's line all tests of its file count, of a line outside of functions all that run the file."""
+    ran = {
+        9: ["tests/test_a.py::test_slow|run", "tests/test_a.py::test_quick|run"],
+        15: ["tests/test_b.py::test_b|setup"],
+    }
+    seconds = {
+        "tests/test_a.py::test_slow": 5.0,
+        "tests/test_a.py::test_quick": 1.0,
+        "tests/test_b.py::test_b": 2.0,
+        "tests/test_b.py::test_of_the_fixture": 0.5,
+        "tests/test_c.py::test_c": 0.1,
+    }
+    lines = LinesRun(SimpleNamespace(contexts_by_lineno=lambda file: ran), seconds)  # type: ignore[arg-type]
+    slow, quick, b, of_the_fixture, _ = seconds
+    assert lines.tests(Path("m.py"), SOURCE, 8, 10) == [quick, slow]
+    assert lines.tests(Path("m.py"), SOURCE, 9, 4) == [quick]
+    assert lines.tests(Path("m.py"), SOURCE, 15, 10) == [of_the_fixture, b]
+    assert lines.tests(Path("m.py"), SOURCE, 12, 10) == []
+    assert lines.tests(Path("m.py"), SOURCE, 1, 10) == [of_the_fixture, quick, b, slow]
 
 
 def test_a_fault_counts_where_a_test_fails_with_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
