@@ -150,6 +150,7 @@ def test_lengths_that_rounding_alone_makes_differ_go_with_nothing(folder: Path) 
     assert np.isfinite(experiments.axis(flat, TEXTS).components[0].correlations["norm"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_of_it_in_one_run(folder: Path, tmp_path: Path) -> None:
     found = experiments.run([folder], TEXTS, tmp_path / "out", pooling=["mean", "model"], **OPTIONS)
     data = json.loads((tmp_path / "out" / "results.json").read_text())

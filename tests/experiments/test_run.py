@@ -144,6 +144,7 @@ def test_table_has_a_row_for_each_model_and_layer(out: Path, results: dict[str, 
     assert row["participation_ratio"] == layer["geometry"]["participation_ratio"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_model_as_csv_by_the_command_line(folders: list[Path], tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus.txt", tmp_path / "out"
     corpus.write_text("\n".join(TEXTS))
@@ -210,6 +211,7 @@ def test_without_pyarrow_the_table_is_csv(folders: list[Path], tmp_path: Path, m
     assert not (tmp_path / "out" / "layers.parquet").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_layer_that_overflows_costs_the_axis_alone(folders: list[Path], tmp_path: Path) -> None:
     """A norm that leaves float16: the rest is measured and written, and what is missing says why."""
     model = tiny_model("bert")

@@ -24,6 +24,7 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_a_run_and_of_each_of_its_experiments(tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 1)):
         save_checkpoint(tmp_path / name, seed=seed)

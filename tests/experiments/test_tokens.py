@@ -147,6 +147,16 @@ def test_classes_are_those_of_all_pairs(by: str, result: TokensResult, plain: Pl
                 assert one.across.value == pytest.approx(float(cosines[mine][:, ~mine].mean()), abs=1e-6)
 
 
+def test_the_typical_norm_is_where_the_class_of_the_median_token_begins(result: TokensResult, plain: Plain) -> None:
+    for row in result.layers:
+        norms = plain.states[:, row.layer].norm(dim=1)
+        begins = row.typical_norm
+        assert begins <= float(norms.sort().values[(len(norms) + 1) // 2 - 1]) < 2 * begins
+        typical = result.at(row.layer, "norm", "1 to 2")
+        assert typical is not None
+        assert typical.tokens == int(((begins <= norms) & (norms < 2 * begins)).sum())
+
+
 def test_shares_add_up_to_one(result: TokensResult) -> None:
     for row in result.layers:
         for by in TOKEN_DIVISIONS:

@@ -146,6 +146,7 @@ def test_the_output_is_as_the_model_pools_whatever_the_layers_are(folder: Path, 
     assert by_cls.layers[-1].without_rogue.value == pytest.approx(mean_cosine(first, MASSIVE), abs=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_run_says_the_same(folder: Path, tmp_path: Path) -> None:
     found = run([folder], Corpus.from_sentences(TEXTS[:80]), out=tmp_path / "run", rogue=2, table="csv")
     alone = layers(folder, TEXTS[:80], rogue=2)

@@ -256,6 +256,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         load_model(save_static(tmp_path / "static"), attention="sdpa")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_takes_a_table(tmp_path: Path) -> None:
     file, corpus = tmp_path / "glove.txt", tmp_path / "texts.txt"
     rows = table()
