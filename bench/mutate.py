@@ -14,16 +14,17 @@ import ast
 import copy
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,9 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
 CALLED_INSTEAD = {"min": "max", "max": "min", "any": "all", "all": "any"}
 # A module that fewer test files are called like or name is run by those called like its users too.
 FEW = 3
+# Each run of the tests is forked from a process that has imported what takes them longest.
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["torch", "transformers", "scipy.stats", "sklearn.linear_model", "matplotlib", "pytest"])
 # pytest's exit code where no test was found.
 NO_TEST = 5
 
@@ -220,16 +224,32 @@ def outcome_of(of: Path, source: str, copy_of_root: Path, seconds: float, tests:
 def _pytest(root: Path, arguments: Iterable[str], seconds: float | None = None) -> int | None:
     """pytest's exit code; None where it takes longer than so many seconds."""
     shutil.rmtree(root / ".pytest_cache", ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = _FORKED.Process(target=_run_pytest, args=(str(root), ["-q", "-p", "no:cov", *arguments]))
+    process.start()
+    process.join(seconds)
+    code = process.exitcode
     # A session of its own: the processes that tests start end with it.
-    with subprocess.Popen(command, cwd=root, env=environment, start_new_session=True, **quiet) as process:
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.join()
+    return code
+
+
+def _run_pytest(root: str, arguments: list[str]) -> None:
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    os.chdir(root)
+    # This copy and no other, here and in what the tests start.
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    sys.path[:] = [root, *(entry for entry in sys.path if Path(entry).resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("bench", "tests", "cone_kernels")]:
+        del sys.modules[name]
+    import pytest
+
+    code = pytest.main(arguments)
+    os._exit(int(code))
 
 
 def _failed(root: Path) -> list[str]:
