@@ -14,8 +14,10 @@ from cone_kernels import _cpu
 from tests.support.places import ROOT
 
 MODULES = ["_cpu", "_cuda"]
-# pybind11 3 says what it converts to an integer or a float, pybind11 2 what it converts it to.
+# pybind11 3 says what it converts to an integer or a float, pybind11 2 what it converts it to; and pybind11 2 calls each
+# sequence and mapping that is given a list and a dict.
 CONVERTED = {"SupportsInt | SupportsIndex": "int", "SupportsFloat | SupportsIndex": "float"}
+GIVEN = {"list[": "Sequence[", "dict[": "Mapping["}
 # Names that pybind11 gives where none was given.
 UNNAMED = re.compile(r"\barg\d+\b")
 
@@ -42,9 +44,10 @@ def functions_of(body: list[ast.stmt], prefix: str = "") -> dict[str, ast.Functi
 def told_by(function: object) -> ast.FunctionDef:
     """What pybind11 writes at the head of a function's docstring."""
     line = re.sub(r"\b(?:typing|collections\.abc|cone_kernels\._\w+)\.", "", inspect.getdoc(function).splitlines()[0])
-    for said, converted in CONVERTED.items():
-        line = line.replace(said, converted)
-    (node,) = ast.parse(f"def {line}: ...").body
+    given, arrow, returned = line.rpartition(" -> ")
+    for said, converted in (CONVERTED | GIVEN).items():
+        given = given.replace(said, converted)
+    (node,) = ast.parse(f"def {given}{arrow}{returned}: ...").body
     assert isinstance(node, ast.FunctionDef)
     return node
 

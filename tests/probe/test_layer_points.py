@@ -8,13 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cone_kernels.probe.calibration import Path
+from cone_kernels.probe.calibration import Path, _same_memory
 from cone_kernels.probe.cone_probe import ConeProbe
 from cone_kernels.probe.layer_points import LayerPoint
 from tests.support.recording_probe import RecordingProbe, assert_statistics_of, hidden_states
 from tests.support.tiny_models import ToyModel, tiny_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_same_memory() -> None:
+    """Of whole tensors it begins alike and has as many rows; of others rows and steps are those too."""
+    whole = torch.zeros(4, 6, 8)
+    assert _same_memory(whole, whole.view(1, 4, 6, 8))
+    assert not _same_memory(whole, whole[:2])
+    assert not _same_memory(whole, whole.clone())
+    turned = whole.transpose(0, 1)  # (6, 4, 8)
+    assert _same_memory(turned, whole.transpose(0, 1))
+    assert not _same_memory(turned, whole)
+    assert not _same_memory(turned, whole.view(4, 3, 2, 8).transpose(0, 1))
+    square = torch.zeros(4, 4, 8)
+    assert not _same_memory(square, square.transpose(0, 1))
 
 
 class AddsInPlace(ToyModel):

@@ -522,7 +522,9 @@ def test_a_cleared_state_is_an_empty_one_in_the_same_memory(second_moment: bool)
         (lambda tensors, info: info["state"].update(layer_names="ab"), "layer_names are 'ab'; they must be a text for"),
         (lambda tensors, info: info["state"].update(layer_names=[1, 2]), "layer_names are"),
         (lambda tensors, info: info["sentence"].update(layers=[0, 10**30]), "layers are"),
+        (lambda tensors, info: info["sentence"].update(layers=[0, 2**31]), "layers are"),
         (lambda tensors, info: info["sentence"].update(dim=10**30), "dim is"),
+        (lambda tensors, info: info["sentence"].update(dim=2**31), "dim is 2147483648; it must be 1 or more"),
     ],
 )
 def test_values_that_cannot_be_are_refused(
