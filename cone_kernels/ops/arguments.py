@@ -288,11 +288,10 @@ def differentiated_directly(tensor: Tensor) -> bool:
     return not _is_compiling() and type(tensor) is Tensor and not _dispatch_modes()
 
 
-def like_input(result: Tensor, *inputs: Any) -> Any:
+def like_input(result: Tensor, given: Any) -> Any:
     """`result` as a NumPy array where the caller passed NumPy's, or what has `__array__` alone; else as it is."""
-    first = inputs[0]
-    if isinstance(first, Tensor):
+    if isinstance(given, Tensor):
         return result
-    if not is_array(first) and isinstance(first, Sequence):
-        first = first[0]
-    return result.numpy() if isinstance(first, np.ndarray) or not hasattr(first, "__dlpack__") else result
+    if not is_array(given) and isinstance(given, Sequence):
+        given = given[0]
+    return result.numpy() if isinstance(given, np.ndarray) or not hasattr(given, "__dlpack__") else result

@@ -217,6 +217,14 @@ def test_numpy() -> None:
     np.testing.assert_array_equal(masked_mean_pool(hidden.numpy(), mask.numpy()), masked_mean_pool(hidden, mask))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_layers_of_arrays_give_arrays(layers: int) -> None:
+    """Also where the mask is a tensor; and of tensors with an array as their mask there are tensors."""
+    hidden, mask = normal(3, 4, 5), ragged_mask(3, 4)
+    assert isinstance(pool_moments([hidden.numpy()] * layers, mask)[0], np.ndarray)
+    assert isinstance(pool_moments([hidden] * layers, mask.numpy())[0], torch.Tensor)
+
+
 def test_the_backend_asked_for_runs() -> None:
     hidden, mask = normal(3, 4, 5), torch.ones(3, 4)
     for backend in ("cpu", "reference"):
