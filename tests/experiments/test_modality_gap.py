@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from cone_kernels import backends, experiments
 from cone_kernels.cli import main
 from cone_kernels.corpora import Corpus
+from cone_kernels.experiments.modality_gap import _left_out
 from cone_kernels.experiments.modality_gap_result import ModalityGapResult
 from cone_kernels.models import ModelError
 from cone_kernels.models.images import ImageError
@@ -254,6 +256,14 @@ def test_what_is_left_out_of_a_layer_is_bad(folder: Path, photos: Path) -> None:
     result = experiments.modality_gap(model, photos, TEXTS, **given)
     with_word = sum(WORDS[0] in text.split() for text in TEXTS)
     assert 0 < with_word == result.n_bad == result.texts.layers[0].sentence.n_nonfinite
+
+
+@pytest.mark.parametrize("worst", [0, 1, 2])
+def test_the_worst_layer_or_the_output_says_how_many_are_left_out(worst: int) -> None:
+    levels = [SimpleNamespace(n_zero=1, n_nonfinite=1) for _ in range(3)]
+    levels[worst] = SimpleNamespace(n_zero=2, n_nonfinite=3)
+    rows = [SimpleNamespace(sentence=level) for level in levels[:2]]
+    assert _left_out(SimpleNamespace(layers=rows, output=levels[2])) == 5  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_measured_is_refused(folder: Path, photos: Path, tmp_path: Path) -> None:
