@@ -14,8 +14,8 @@ from cone_kernels import _cpu
 from tests.support.places import ROOT
 
 MODULES = ["_cpu", "_cuda"]
-# pybind11 3 says what it converts to an integer or a float, pybind11 2 what it converts it to; and pybind11 2 calls each
-# sequence and mapping that is given a list and a dict.
+# pybind11 3 says what it converts to an integer or a float, pybind11 2 what it converts it to; and pybind11 2 calls
+# each sequence and mapping that is given a list and a dict.
 CONVERTED = {"SupportsInt | SupportsIndex": "int", "SupportsFloat | SupportsIndex": "float"}
 GIVEN = {"list[": "Sequence[", "dict[": "Mapping["}
 # Names that pybind11 gives where none was given.
