@@ -28,7 +28,7 @@ class LinesRun:
 
     Examples:
         >>> lines = LinesRun.read(folder)
-        >>> lines.tests(Path("cone_kernels/sums.py"), source, 40, seconds=60)
+        >>> lines.tests(Path("cone_kernels/sums.py"), source, 40, seconds=60, closest=["tests/test_metrics.py"])
         ['tests/test_metrics.py::test_of_one_row']
     """
 
@@ -58,8 +58,9 @@ class LinesRun:
         cases = ElementTree.parse(folder / TIMES).iter("testcase")
         return cls(of_files, {_name(case): float(case.get("time", 0)) for case in cases})
 
-    def tests(self, module: Path, source: str, line: int, seconds: float) -> list[str]:
-        """The quickest tests that run the statement of this line, as many as take so many seconds.
+    def tests(self, module: Path, source: str, line: int, seconds: float, closest: Sequence[str] = ()) -> list[str]:
+        """Tests that run the statement of this line, as many as take so many seconds: of the closest files first, and
+        the quickest of them first.
 
         A statement of the module or of a class runs when it is imported: then every test counts that runs the file.
         Of a fixture that several tests of a file share, all the file's tests count.
@@ -67,11 +68,14 @@ class LinesRun:
         of_lines = self.of_files.contexts_by_lineno(str(module))
         wanted = lines_of_statement(ast.parse(source), line)
         contexts = {context for number in wanted or of_lines for context in of_lines.get(number, ())}
-        shared = {context.split("::")[0] for context in contexts if context.endswith("|setup")}
+        shared = {_file(context) for context in contexts if context.endswith("|setup")}
         running = {context.rpartition("|")[0] for context in contexts}
-        running |= {test for test in self.seconds if test.split("::")[0] in shared}
+        running |= {test for test in self.seconds if _file(test) in shared}
         chosen, left = [], seconds
-        for test in sorted(running & self.seconds.keys(), key=self.seconds.__getitem__):
+        by_place = sorted(
+            running & self.seconds.keys(), key=lambda test: (_file(test) not in closest, self.seconds[test])
+        )
+        for test in by_place:
             left -= self.seconds[test]
             if left < 0:
                 break
@@ -103,3 +107,7 @@ def _statements(node: ast.AST, in_function: bool) -> Iterator[tuple[ast.stmt, bo
 
 def _name(case: ElementTree.Element) -> str:
     return f"{str(case.get('classname')).replace('.', '/')}.py::{case.get('name')}"
+
+
+def _file(test: str) -> str:
+    return test.split("::")[0]

@@ -2,9 +2,9 @@
 
 A fault is one changed operator, comparison, constant or condition, or one statement or condition left out, in a module
 that decides numbers or claims; a sample of them is drawn by a seed. Each is run against the tests that run its line,
-the quickest first, and what they do not notice against those that name its module; what a test noticed that fails
-without the fault too does not count. A fault that no test notices is a survivor: it needs a test, or a reason why it
-changes nothing. What came of it is kept in `bench/results/mutations.json`.
+those of files about the module first, and what they do not notice against all files that name it; what a test noticed
+that fails without the fault too does not count. A fault that no test notices is a survivor: it needs a test, or a
+reason why it changes nothing. What came of it is kept in `bench/results/mutations.json`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
 CALLED_INSTEAD = {"min": "max", "max": "min", "any": "all", "all": "any"}
 # A module that fewer test files are called like or name is run by those called like its users too.
 FEW = 3
+# So many of a module's own test files come before others that run a line of it.
+CLOSEST = 5
 # Each run of the tests is forked from a process that has imported what takes them longest.
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["torch", "transformers", "scipy.stats", "sklearn.linear_model", "matplotlib", "pytest"])
@@ -301,7 +303,7 @@ def main() -> None:
         def run(module: Path, whole: str, source: str, line: int, words: str, named: list[str]) -> Outcome:
             if time.monotonic() > end:
                 return Outcome("not begun")
-            running = lines.tests(module.relative_to(ROOT), whole, line, asked.each / 2)
+            running = lines.tests(module.relative_to(ROOT), whole, line, asked.each / 2, named[:CLOSEST])
             root = copies.pop()
             try:
                 found = outcome_of(module, source, root, asked.each, running) if running else Outcome("SURVIVED")

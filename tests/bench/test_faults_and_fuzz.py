@@ -113,6 +113,7 @@ def test_the_quickest_tests_that_run_a_line_come_first() -> None:
     slow, quick, b, of_the_fixture, _ = seconds
     assert lines.tests(Path("m.py"), SOURCE, 8, 10) == [quick, slow]
     assert lines.tests(Path("m.py"), SOURCE, 9, 4) == [quick]
+    assert lines.tests(Path("m.py"), SOURCE, 1, 10, closest=["tests/test_b.py"]) == [of_the_fixture, b, quick, slow]
     assert lines.tests(Path("m.py"), SOURCE, 15, 10) == [of_the_fixture, b]
     assert lines.tests(Path("m.py"), SOURCE, 12, 10) == []
     assert lines.tests(Path("m.py"), SOURCE, 1, 10) == [of_the_fixture, quick, b, slow]
