@@ -237,3 +237,24 @@ def test_what_is_no_number_is_matched_with_its_like_alone(fills: bool) -> None:
     with ConeProbe(model) as probe, torch.no_grad():
         model(**tiny_batch())
     assert probe.layer_names == ("embeddings", "blocks.0", "blocks.1", "output of the model")
+
+
+class PreNormBlock(nn.Module):
+    """A block that is called like a norm: it has parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.linear(self.norm(hidden))
+
+
+@pytest.mark.parametrize(("last", "final_norm"), [(PreNormBlock(), False), (nn.LayerNorm(8), True)])
+def test_a_norm_has_no_parts(last: nn.Module, final_norm: bool) -> None:
+    model = ToyModel()
+    model.blocks[-1] = last
+    with RecordingProbe(model) as probe, torch.no_grad():
+        model(**tiny_batch())
+    assert probe.final_norm is final_norm
+    assert probe.layer_names[-1] == ("blocks.2 (final norm applied)" if final_norm else "blocks.2")
