@@ -316,3 +316,14 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(loss(hidden), wanted)
         assert torch.equal(gradient(loss, hidden), wanted_grad)
+
+
+@pytest.mark.parametrize(("backend", "device"), [("cuda", "cpu"), ("cpu", "meta")])
+def test_a_backend_that_cannot_run_a_gradient_here_is_refused(backend: str, device: str) -> None:
+    x, of_layers = torch.zeros(3, 4, device=device), torch.zeros(4, dtype=torch.float64, device=device)
+    count, grad = torch.tensor(3.0, device=device), torch.tensor(1.0, device=device)
+    said = f"backend={backend} cannot run "
+    with pytest.raises(backends.BackendUnavailable, match=said + "mean_pairwise_cosine_backward"):
+        cosine_gradient(x, of_layers, count, grad, backend)
+    with pytest.raises(backends.BackendUnavailable, match=said + "masked_mean_pool_backward"):
+        pool_gradient(x, torch.ones(3, 2, device=device), None, 2, torch.float32, backend)
