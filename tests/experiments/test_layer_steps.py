@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import ConeState
-from cone_kernels.experiments.layer_steps import LayerStep, layer_steps, steps_in_words
+from cone_kernels.experiments.layer_steps import LayerStep, _estimates, layer_steps, steps_in_words
 from cone_kernels.experiments.layers import layers_of
 from cone_kernels.report import fragment
 from cone_kernels.runs.measurement import from_state
@@ -152,3 +152,17 @@ def test_one_layer_has_no_step() -> None:
     of_rows = state_of(rows()[:1, :, None])
     assert layer_steps(of_rows.sentence, of_rows.layers) == ()
     assert steps_in_words((), D) == []
+
+
+def test_a_step_has_the_degrees_of_freedom_of_the_layer_with_fewer_rows() -> None:
+    hidden = rows()
+    hidden[1, : N // 3] = 0
+    hidden[3, ::7] = 0
+    moments = state(hidden).sentence
+    blocks = jackknife_blocks(moments.count[0])
+    counts = torch.zeros(4, int(blocks.max()) + 1, dtype=torch.float64).index_add_(1, blocks, moments.count.double())
+    fewer = [torch.minimum(counts[layer], counts[layer + 1]) for layer in range(3)]
+    wanted = [float(one.sum() ** 2 / one.square().sum() - 1) for one in fewer]
+    assert wanted[0] == wanted[1] < wanted[2]
+    for estimates in _estimates(moments)[:3]:
+        assert estimates.degrees.tolist() == pytest.approx(wanted)

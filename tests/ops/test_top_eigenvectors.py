@@ -363,6 +363,9 @@ def test_a_matrix_of_which_one_triangle_is_filled_is_refused() -> None:
     half = (x.mT @ x).tril()
     with pytest.raises(ValueError, match=r"covariance: got one whose entries \(i, j\) and \(j, i\) differ by up to"):
         top_eigenvectors(covariance=half)
+    for scale in (1e60, 1e-60):  # which float32 cannot hold
+        with pytest.raises(ValueError, match="differ by up to"):
+            top_eigenvectors(covariance=half * scale)
     rounded = (x.mT @ x).bfloat16()
     rounded[0, 1] = torch.nextafter(rounded[0, 1], torch.tensor(torch.inf, dtype=torch.bfloat16))
     wanted = torch.linalg.eigvalsh(rounded.double())[-1:]
