@@ -258,3 +258,24 @@ def test_a_norm_has_no_parts(last: nn.Module, final_norm: bool) -> None:
         model(**tiny_batch())
     assert probe.final_norm is final_norm
     assert probe.layer_names[-1] == ("blocks.2 (final norm applied)" if final_norm else "blocks.2")
+
+
+@pytest.mark.parametrize(
+    ("mask", "wanted"), [([0, 0, 1, 1, 1], [7, 8, 9]), ([1, 1, 1, 0, 0], [5, 6, 7]), ([0, 0, 0, 0, 0], [5, 6, 7, 8, 9])]
+)
+def test_the_layers_are_looked_for_with_tokens_that_count(mask: list[int], wanted: list[int]) -> None:
+    """Of a first row without any with all that it has."""
+    seen: list[list[int]] = []
+
+    class Records(ToyModel):
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
+        ) -> dict[str, Any]:
+            seen.append(input_ids.tolist())
+            return super().forward(input_ids, attention_mask, output_hidden_states)
+
+    model, batch = Records(), torch.tensor([[5, 6, 7, 8, 9], [1, 2, 3, 4, 5]])
+    with ConeProbe(model), torch.no_grad():
+        model(batch, torch.tensor([mask, [1] * 5]))
+    assert seen[0] == [wanted]
+    assert seen[-1] == batch.tolist()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cone_kernels import isotropy_loss, metrics
+from cone_kernels import isotropy_loss, mean_pairwise_cosine, metrics, row_moments, second_moment
 from cone_kernels.axes import axes
 from cone_kernels.centering import Centering
 from cone_kernels.integrations.scalars import cone_scalars
@@ -123,3 +124,10 @@ def test_finding_the_layers_waits_for_the_device_twice(gpu: Work) -> None:
     gpu.waits.clear()
     assert len(find_layer_points(model, batch).points) == 4
     assert sum(gpu.waits.values()) <= 3
+
+
+@pytest.mark.parametrize("op", [mean_pairwise_cosine, row_moments, second_moment])
+def test_float64_is_refused_with_what_is_taken_there(op: Callable[..., Any]) -> None:
+    message = "x: got dtype float64 on device cuda:0; it must be one of float32, bfloat16, float16 there"
+    with pytest.raises(TypeError, match=message):
+        op(torch.zeros(3, 4, dtype=torch.float64, device=GPU))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cone_kernels.experiments.corpus_tokens import CorpusTokens
 from cone_kernels.statistics.correlation import Correlation
-from cone_kernels.statistics.extremes import Extreme, Extremes, project
+from cone_kernels.statistics.extremes import Extreme, Extremes, block_rows, project
 from tests.support.moment_cases import normal
 
 CUTS = st.lists(st.integers(0, 40), max_size=6).map(sorted)
@@ -25,6 +25,12 @@ def streamed(projections: torch.Tensor, count: int, cuts: list[int]) -> Extremes
     for block, rows in zip(ids, projections.tensor_split(cuts), strict=True):
         extremes.add(block, rows)
     return extremes
+
+
+@pytest.mark.parametrize("dim", [1, 384, 4096, 1 << 20, 1 << 30])
+def test_a_block_of_rows_takes_tens_of_megabytes_or_is_one_row(dim: int) -> None:
+    taken = 8 * dim * block_rows(dim)  # bytes of float64
+    assert block_rows(dim) == 1 if dim > 1 << 23 else 10e6 < taken < 100e6
 
 
 @settings(max_examples=150, deadline=None)
