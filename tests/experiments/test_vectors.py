@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from cone_kernels import Centering, ConeState
 from cone_kernels.experiments import center, compare, layers, rotation, vectors
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.vectors import vectors_of
 from cone_kernels.experiments.vectors_result import _anisotropy
 from cone_kernels.report import fragment
+from cone_kernels.runs.measurement import from_state
 from cone_kernels.statistics.claims import Claim
 from cone_kernels.sums import jackknife_groups
 from cone_kernels.vector_files import VectorFileError, Vectors
@@ -196,6 +198,8 @@ def test_states_of_vectors_are_taken_by_the_other_experiments(tmp_path: Path) ->
     again = vectors(state=files["before"])
     assert again.level == vectors(array).level
     assert again.vectors["name"] == "before"
+    # The axis that was asked for needs the vectors themselves.
+    assert vectors_of(from_state(files["before"]), axis=2).axis is None
     changed = compare(files["before"], files["after"])
     (row,) = changed.layers
     assert (row.layer, row.token, changed.paired) == ("output", None, True)
