@@ -277,6 +277,12 @@ def test_vectors_that_there_is_no_room_for_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(quality, "memory", lambda: {"available_bytes": 10**6})
     with pytest.raises(MemoryError, match=r"^pairs: the vectors of 300 texts at one layer take 5 MB .* 1 MB are free"):
         quality._require_room(measurement, pairs, 1)
+    enough = quality._COPIES * 300 * 1000 * 4
+    monkeypatch.setattr(quality, "memory", lambda: {"available_bytes": enough})
+    assert quality._require_room(measurement, pairs, 1) == 300 * (3 * 1000 + 500) * 4
+    monkeypatch.setattr(quality, "memory", lambda: {"available_bytes": enough - 1})
+    with pytest.raises(MemoryError, match=r"^pairs: "):
+        quality._require_room(measurement, pairs, 1)
 
 
 @pytest.mark.slow
