@@ -284,7 +284,8 @@ def main() -> None:
     parser.add_argument("--each", type=float, default=180.0, help="seconds for the tests of one fault")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="modules whose path holds this")
-    parser.add_argument("--lines", type=Path, help="a folder to keep which tests run which line, for the next sample")
+    kept = "a folder to keep which tests run which line, for the next sample of the same sources"
+    parser.add_argument("--lines", type=Path, help=kept)
     asked = parser.parse_args()
     everything = [fault for module in modules() if (asked.only or "") in str(module) for fault in faults_of(module)]
     sample = random.Random(asked.seed).sample(everything, min(asked.sample, len(everything)))
