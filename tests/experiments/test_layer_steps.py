@@ -14,6 +14,7 @@ from cone_kernels.experiments.layer_steps import LayerStep, _estimates, layer_st
 from cone_kernels.experiments.layers import layers_of
 from cone_kernels.report import fragment
 from cone_kernels.runs.measurement import from_state
+from cone_kernels.statistics.estimates import Estimates
 from cone_kernels.sums import jackknife_blocks, jackknife_groups
 from tests.experiments.test_compare import state_of
 from tests.support.moment_cases import normal
@@ -166,3 +167,26 @@ def test_a_step_has_the_degrees_of_freedom_of_the_layer_with_fewer_rows() -> Non
     assert wanted[0] == wanted[1] < wanted[2]
     for estimates in _estimates(moments)[:3]:
         assert estimates.degrees.tolist() == pytest.approx(wanted)
+
+
+def test_which_step_changes_a_dimension_most_where_rows_are_left_out() -> None:
+    """Of the means of the rows that each layer has, and of those without each block."""
+    hidden = rows()
+    hidden[1, : N // 3] = 0
+    moments = state(hidden).sentence
+    block = jackknife_blocks(moments.count[0])[jackknife_groups(torch.arange(N))]
+    units, used = torch.nn.functional.normalize(hidden, dim=2), hidden.norm(dim=2) > 0
+
+    def shares(kept: Tensor) -> Tensor:
+        means = torch.stack([unit[there & kept].mean(0) for unit, there in zip(units, used, strict=True)])
+        most = means.diff(dim=0).abs().argmax(0)
+        return torch.stack([(most == step).double().mean() for step in range(3)])
+
+    left_out = torch.stack([shares(block != number) for number in range(int(block.max()) + 1)], 1)
+    counts = torch.stack([torch.bincount(block[there], minlength=left_out.shape[1]) for there in used])
+    wanted = Estimates.of_jackknife(shares(used[0]), left_out, counts[1:].minimum(counts[:-1]))
+    found = _estimates(moments)[1]
+    assert len(set(wanted.values.tolist())) > 1
+    assert bool((wanted.stderr > 0).any())
+    torch.testing.assert_close(found.values, wanted.values)
+    torch.testing.assert_close(found.deviations, wanted.deviations)

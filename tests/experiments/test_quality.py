@@ -261,6 +261,11 @@ def test_pairs_that_do_not_do_are_refused() -> None:
                          texts=tuple(map(str, range(100)))))  # fmt: skip
     with pytest.raises(CorpusError, match="all labels are alike"):
         items_of(replace(one, labels=(1.0, *(0.0,) * 39)))
+    fold = items_of(one).fold
+    assert {float(label) for label, number in zip(one.labels, fold.tolist(), strict=True) if number != 2} == {0.0, 1.0}
+    alike = tuple(1.0 if number == 2 else label for label, number in zip(one.labels, fold.tolist(), strict=True))
+    with pytest.raises(CorpusError, match="in a quarter of them all labels are alike"):
+        items_of(replace(one, labels=alike))
     without = torch.ones(len(one.texts), dtype=torch.bool)
     without[20] = False
     items = PairItems(one, without)
