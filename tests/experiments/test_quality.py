@@ -290,6 +290,21 @@ def test_vectors_that_there_is_no_room_for_are_refused(monkeypatch: pytest.Monke
         quality._require_room(measurement, pairs, 1)
 
 
+@pytest.mark.parametrize("options", [None, {}, {"token_budget": 64}])
+def test_the_texts_of_pairs_are_run_as_the_corpus_was(
+    options: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vectors(measurement: Any, pairs: Any, pooling: str, options: Any, with_output: bool) -> Any:
+        raise LookupError(options)
+
+    monkeypatch.setattr(quality, "_require_room", lambda *_: 0)
+    monkeypatch.setattr(quality, "_vectors", vectors)
+    measurement: Any = SimpleNamespace(state=SimpleNamespace(pooling="mean"))
+    with pytest.raises(LookupError) as given:
+        quality.quality_of(measurement, labelled(20), layer="output", options=options)
+    assert given.value.args == (options or {},)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", ["auc", "spearman", "mrr"])
 def test_a_method_that_does_nothing_is_told_from_nothing_as_rarely_as_it_should(measure: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from cone_kernels import ConeState, Moments
 from cone_kernels.experiments.axes_pair import AxesPair, Chance
 from cone_kernels.experiments.axis import axis
-from cone_kernels.experiments.axis_result import AxisResult
+from cone_kernels.experiments.axis_result import AxisResult, _quoted, excerpt
 from cone_kernels.experiments.compare import compare
 from cone_kernels.experiments.compare_result import DirectionChange, _tokens
 from cone_kernels.experiments.corpora_result import MeansPair, _moves
@@ -23,6 +23,7 @@ from cone_kernels.experiments.rotation import rotation_of
 from cone_kernels.experiments.rotation_result import RotationResult, _apart, _correlate
 from cone_kernels.experiments.rows_result import _below
 from cone_kernels.experiments.vectors import vectors
+from cone_kernels.experiments.vocabulary import TokenProjection
 from cone_kernels.statistics.estimates import Estimates
 from cone_kernels.statistics.subspaces import Overlap
 from tests.experiments.test_compare import state_of
@@ -265,3 +266,10 @@ def test_a_cone_that_is_large_enough_and_known(level: float, stderr: float, said
 def test_twins_that_are_the_same(distance: float, stderr: float, below: str) -> None:
     """A hundredth of the way to another row, by two standard errors."""
     assert _below(Estimate(distance, stderr)) == below
+
+
+def test_three_tokens_are_quoted_and_long_ones_are_cut() -> None:
+    tokens = [TokenProjection(name, number, 0.0) for number, name in enumerate(("one", "a" * 40, "three", "four"))]
+    said = _quoted(tokens)
+    assert said == f"“one”, “{excerpt('a' * 40, 20)}”, “three”"
+    assert len(excerpt("a" * 40, 20)) <= 20
