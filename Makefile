@@ -61,8 +61,8 @@ demo:
 test: $(VENV)/.built
 	$(BIN)/python $(SUITE)
 
-# The GPU kernels on the CPU, and `make gpu`'s processes; `make test` has these tests where a source or a version is
-# another one than when they last passed here.
+# The GPU kernels on the CPU; `make test` has these tests where a source or a version is another one than when they last
+# passed here.
 test-kernels: $(VENV)/.built
 	$(BIN)/python -m tests.support.passed_before -n $(JOBS)
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from bench.lines_run import LinesRun
+from bench.lines_run import TIMES, LinesRun
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides numbers and claims.
@@ -269,7 +269,7 @@ def lines_run(kept_in: Path | None, scratch: Path, root: Path, processes: int) -
     """Which tests run which line of the copy in `root`; kept, and read where it is kept already."""
     folder = kept_in or scratch / "lines"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "times.xml").exists():
+    if not (folder / TIMES).exists():
         tests = [str(file.relative_to(ROOT)) for file in _files("tests") if file.stem.startswith("test_")]
         LinesRun.record(folder, root, [name for name in tests if not any(map(name.__contains__, LEFT_OUT))], processes)
     return LinesRun.read(folder)

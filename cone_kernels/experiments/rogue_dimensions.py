@@ -109,6 +109,6 @@ def rogue_dimensions(moments: Moments, k: int, anisotropy: float) -> tuple[tuple
         for j, value in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
     )
     left_out = float(moments.unit_sq_sum[0, largest.indices].sum() / moments.count.sum())
-    if len(found) == len(contributions) or left_out > MOST_LEFT_OUT:
+    if left_out > MOST_LEFT_OUT:
         return found, NOT_KNOWN
     return found, WithoutRogue((anisotropy - float(largest.values.sum())) / (1 - left_out))

@@ -213,7 +213,7 @@ def false_alarms(rounds: int, paired: bool, seed: int = 0) -> float:
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_false_alarms_are_as_rare_as_promised(paired: bool) -> None:
-    rounds = 100
+    rounds = 200
     low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, 0.05) / rounds
     assert low <= false_alarms(rounds, paired) <= high
 

@@ -1,9 +1,9 @@
 """Some tests are not run again while all that they depend on is as it was when they passed.
 
-GPU kernels that are emulated (by Triton's interpreter, or on the shim), what compilers make of them, and the processes
-of `make gpu` give the same for the same sources and versions, and take as long as a third of all other tests. So
-`make test-kernels` notes a digest of both in `tests/passed.json`. Where the digest is another one, be it for a changed
-line or another release of torch, the whole suite runs them; and they run wherever they are named.
+GPU kernels that are emulated (by Triton's interpreter, or on the shim), and what compilers make of them, give the same
+for the same sources and versions, and take a quarter of the time of all tests. So `make test-kernels` notes a digest of
+both in `tests/passed.json`. Where the digest is another one, be it for a changed line or another release of torch, the
+whole suite runs them; and they run wherever they are named.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -29,38 +28,32 @@ if TYPE_CHECKING:
 
 TESTS = ROOT / "tests"
 RECORD = TESTS / "passed.json"
-_KERNELS = (
-    *("setup.py", "csrc/**/*", "cone_kernels/kernels/**/*.py", "cone_kernels/ops/*.py", "cone_kernels/state/*.py"),
-    *("cone_kernels/backends.py", "cone_kernels/devices.py", "cone_kernels/names.py", "cone_kernels/sums.py"),
-    *("tests/kernels/cuda/*", "tests/kernels/simt/**/*", "tests/kernels/triton/*", "tests/ops/*.py"),
-    *("tests/support/moment_cases.py", "tests/support/simt_*.py", "tests/support/triton_*.py"),
-    *("tests/support/nvcc_compiled.py", "tests/support/of_sums.py", "tests/support/stand_in_gpu.py"),
-)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Test files, and the files of the repository that decide what their tests say, as patterns."""
-
-    tests: tuple[str, ...]
-    depend_on: tuple[str, ...]
-
-
+# The test files of each kind; of a file that is of both, the first.
 KINDS = {
-    "compiled": Kind(("tests/kernels/*/test_*_compiled*.py",), _KERNELS),
-    "emulated": Kind(("tests/kernels/cuda/*.py", "tests/kernels/simt/*.py", "tests/kernels/triton/*.py"), _KERNELS),
-    "processes": Kind(
-        ("tests/bench/test_gpu_processes.py",),
-        ("bench/gpu/**/*.py", "tests/bench/test_gpu_processes.py", "tests/support/processes.py"),
-    ),
+    "compiled": ("tests/kernels/*/test_*_compiled*.py",),
+    "emulated": ("tests/kernels/cuda/test_*.py", "tests/kernels/simt/test_*.py", "tests/kernels/triton/test_*.py"),
 }
-VERSIONS_OF = ("torch", "triton", "numpy")
+# The files of the repository that decide what these tests say.
+DEPEND_ON = (
+    *("setup.py", "csrc/**/*", "cone_kernels/kernels/**/*.py", "cone_kernels/ops/*.py", "cone_kernels/state/*.py"),
+    *(f"cone_kernels/{name}.py" for name in ("__init__", "backends", "devices", "extras", "files", "names", "sums")),
+    *("tests/kernels/cuda/*", "tests/kernels/simt/**/*", "tests/kernels/triton/*", "tests/ops/*.py"),
+    *("tests/conftest.py", "tests/support/simt_*.py", "tests/support/triton_*.py"),
+    *(f"tests/support/{name}.py" for name in ("built_once", "moment_cases", "nvcc_compiled", "places", "stand_in_gpu")),
+    "tests/support/device_guard.cpp",
+)
+VERSIONS_OF = ("numpy", "pybind11", "pytest", "torch", "triton")
 
 
 def kind_of(file: Path) -> str | None:
     """The kind of a file with such tests, else None."""
-    found = (name for name, kind in KINDS.items() if any(map(file.match, kind.tests)))
-    return next(found, None)
+    return next((kind for kind, patterns in KINDS.items() if any(map(file.match, patterns))), None)
+
+
+def files_depended_on() -> list[Path]:
+    """Every file of `DEPEND_ON`, in order."""
+    found = {file for pattern in DEPEND_ON for file in ROOT.glob(pattern)}
+    return sorted(file for file in found if file.is_file() and "__pycache__" not in file.parts)
 
 
 @cache
@@ -73,10 +66,9 @@ def digest(kind: str) -> str:
         compiler = nvcc()
         said = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout if compiler else b"none"
         found.update(said)
-    for file in sorted({file for pattern in KINDS[kind].depend_on for file in ROOT.glob(pattern)}):
-        if file.is_file() and "__pycache__" not in file.parts:
-            found.update(str(file.relative_to(ROOT)).encode())
-            found.update(file.read_bytes())
+    for file in files_depended_on():
+        found.update(str(file.relative_to(ROOT)).encode())
+        found.update(file.read_bytes())
     return found.hexdigest()
 
 
@@ -103,8 +95,8 @@ def left_out(items: Sequence[pytest.Item], arguments: Iterable[str]) -> list[pyt
 
 def main() -> int:
     """Runs these tests, with further arguments for pytest; where all pass, their digests are noted."""
-    files = sorted({str(file) for kind in KINDS.values() for pattern in kind.tests for file in ROOT.glob(pattern)})
-    command = [sys.executable, "-m", "pytest", *sys.argv[1:], *(file for file in files if "test_" in file)]
+    files = sorted({str(file) for patterns in KINDS.values() for pattern in patterns for file in ROOT.glob(pattern)})
+    command = [sys.executable, "-m", "pytest", *sys.argv[1:], *files]
     failed = subprocess.run(command, cwd=ROOT, check=False).returncode
     if not failed:
         noted = {"passed": str(date.today()), **{kind: digest(kind) for kind in KINDS}}
