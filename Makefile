@@ -100,7 +100,7 @@ test-browser: $(VENV)/.built
 	$(BIN)/python -m pytest -m browser
 
 # Faults put into a copy of the package, one at a time: how many of them the tests notice.
-MUTATE ?= --sample 60 --minutes 30
+MUTATE ?= --sample 200 --minutes 20
 $(VENV)/.mutate-packages: requirements/mutate.txt $(VENV)/.built
 	$(BIN)/python $(LOCKED) $<
 	touch $@

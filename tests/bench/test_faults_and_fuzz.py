@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
 import random
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import cone_kernels
+from bench.fault_runs import FaultOutcome, FaultRun
+from bench.faults import SWITCH, SWITCH_SOURCE, Fault, faults_of, modules, switched
 from bench.fuzz import CASES, altered
-from bench.lines_run import LinesRun, lines_of_statement
-from bench.mutate import Outcome, _changes, failing_anyway, faults_of, files_that_test, modules, outcome_of
+from bench.lines_run import TIMES_TO, LinesRun, TestTimes, _NotedTimes, lines_of_statement
+from bench.mutate import files_that_test, outcomes, run_of
 from tests.support.places import ROOT
 
 
@@ -28,33 +35,97 @@ def test_altered_bytes_are_made_by_the_seed_alone() -> None:
     assert sum(one != content for one in made) > 40
 
 
-def test_a_fault_is_one_change_of_its_module() -> None:
-    module = ROOT / "cone_kernels" / "sums.py"
-    whole = ast.unparse(ast.parse(module.read_text())).splitlines()
-    faults = faults_of(module)
-    assert len(faults) > 50
-    for fault in random.Random(0).sample(faults, 20):
-        source, line, words = fault.source()
-        ast.parse(source)
-        lines = source.splitlines()
-        assert lines != whole, words
-        assert sum(a != b for a, b in zip(whole, lines, strict=False)) == 1 or len(lines) != len(whole), words
-        assert words.startswith(f"cone_kernels/sums.py:{line}: ")
+MODULE = Path("cone_kernels/m.py")
 
 
-def test_annotations_and_words_are_left_alone(tmp_path: Path) -> None:
-    module = tmp_path / "m.py"
-    module.write_text('def f(x: "tuple[1, 2]", y: int = 3) -> int:\n    raise ValueError(f"got {x + 1}")\n')
-    assert len(faults_of(module)) == 2  # the default, and the raise that is left out
-    module.write_text("@dataclass(frozen=True)\nclass A:\n    pass\n")
-    assert faults_of(module) == []
+def _changed(source: str) -> list[str]:
+    return [fault.words.partition(" → ")[2] for fault in faults_of(source, MODULE)]
+
+
+def test_annotations_and_words_are_left_alone() -> None:
+    source = 'def f(x: "tuple[1, 2]", y: int = 3) -> int:\n    raise ValueError(f"got {x + 1}")\n'
+    assert _changed(source) == ["pass", "4"]  # the raise that is left out, and the default
+    assert _changed("@dataclass(frozen=True)\nclass A:\n    pass\n") == []
 
 
 def test_parts_of_a_condition_are_left_out_and_every_comparison_of_a_chain_is_changed() -> None:
-    tree = ast.parse("x = a and b and min(c)\ny = 0 < a <= b\n")
-    changed = [ast.unparse(other) for _, other in _changes(tree)]
+    changed = _changed("x = a and b and min(c)\ny = 0 < a <= b\n")
     wanted = ["a or b or min(c)", "b and min(c)", "a and min(c)", "a and b", "max(c)", "0 <= a <= b", "0 < a < b", "1"]
     assert sorted(changed) == sorted(wanted)
+
+
+def test_a_fault_has_its_place_and_its_number() -> None:
+    assert faults_of("a = 1\nb = (\n    x < 2\n)\n", MODULE, first=7) == [
+        Fault(MODULE, 1, f"{MODULE}:1: 1 → 2", 7),
+        Fault(MODULE, 3, f"{MODULE}:3: x < 2 → x <= 2", 8),
+        Fault(MODULE, 3, f"{MODULE}:3: 2 → 3", 9),
+    ]
+
+
+OF_EVERY_KIND = '''"""What it is for."""
+
+from __future__ import annotations
+
+import math
+
+LIMIT = 3
+
+
+def f(x, y=2):
+    """What it does."""
+    found = [x * y + 1]
+    found.append(min(x, y))
+    if x > y and y < LIMIT:
+        found.append(0.5)
+        x += 1
+    else:
+        x -= 1
+    if x == 7:
+        raise ValueError("seven")
+    return found, x, math.pi if y is None else -y
+'''
+
+
+def test_of_all_faults_behind_switches_the_one_in_force_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function does with the switch at a fault what it does with that fault alone, and without one what it did."""
+    faults = faults_of(OF_EVERY_KIND, MODULE, first=100)
+    in_force = SimpleNamespace(number=-1)
+    monkeypatch.setitem(sys.modules, f"cone_kernels.{SWITCH}", in_force)
+    monkeypatch.setattr(cone_kernels, SWITCH, in_force, raising=False)
+
+    def done(source: str) -> list[str]:
+        names: dict[str, Any] = {}
+        exec(compile(source, "m", "exec"), names)
+        results = []
+        for given in ((1, 2), (2, 1), (3, 2), (8, 2), (9, 8), (2, 2), (6, 2), (1,), (5, 3)):
+            try:
+                results.append(str(names["f"](*given)))
+            except ValueError as error:
+                results.append(str(error))
+        return results
+
+    whole = done(OF_EVERY_KIND)
+    assert done(switched(OF_EVERY_KIND, 100)) == whole
+    noticed = 0
+    for fault in faults:
+        in_force.number = fault.number
+        before, _, after = fault.words.partition(": ")[2].partition(" → ")
+        with_it = done(switched(OF_EVERY_KIND, 100))
+        noticed += with_it != whole
+        if after != "pass" and not before.startswith("if "):
+            one_line = OF_EVERY_KIND.splitlines()
+            one_line[fault.line - 1] = one_line[fault.line - 1].replace(before, after, 1)
+            assert with_it == done("\n".join(one_line)), fault.words
+    assert len(faults) > 25
+    assert noticed >= len(faults) - 2
+    assert ast.get_docstring(ast.parse(switched(OF_EVERY_KIND))) == "What it is for."
+
+
+def test_every_fault_of_the_package_has_a_switch() -> None:
+    for module in random.Random(0).sample(modules(), 12):
+        source = module.read_text()
+        behind = set(map(int, re.findall(rf"{SWITCH}\.number == (\d+)", switched(source, 5))))
+        assert behind == {fault.number for fault in faults_of(source, module, 5)}, module
 
 
 def test_every_module_that_decides_has_tests() -> None:
@@ -96,43 +167,124 @@ def test_the_lines_of_a_statement(line: int, wanted: range | None) -> None:
     assert lines_of_statement(ast.parse(SOURCE), line) == wanted
 
 
+SLOW, QUICK, SHARED, SHARING, OTHER = (
+    *("tests/test_a.py::test_slow", "tests/test_a.py::test_quick"),
+    *("tests/test_b.py::test_b", "tests/test_b.py::test_of_the_fixture", "tests/test_c.py::test_c"),
+)
+RAN = {SLOW: 5.0, QUICK: 1.0, SHARED: 1.5, SHARING: 0.5, OTHER: 0.1}
+
+
+def _lines(of_lines: dict[int, list[str]], times: TestTimes) -> LinesRun:
+    return LinesRun(SimpleNamespace(contexts_by_lineno=lambda file: of_lines), times)  # type: ignore[arg-type]
+
+
 def test_the_quickest_tests_that_run_a_line_come_first() -> None:
     """Of a fixture's line all tests of its file count, of a line outside of functions all that run the file."""
-    ran = {
-        9: ["tests/test_a.py::test_slow|run", "tests/test_a.py::test_quick|run"],
-        15: ["tests/test_b.py::test_b|setup"],
-    }
-    seconds = {
-        "tests/test_a.py::test_slow": 5.0,
-        "tests/test_a.py::test_quick": 1.0,
-        "tests/test_b.py::test_b": 2.0,
-        "tests/test_b.py::test_of_the_fixture": 0.5,
-        "tests/test_c.py::test_c": 0.1,
-    }
-    lines = LinesRun(SimpleNamespace(contexts_by_lineno=lambda file: ran), seconds)  # type: ignore[arg-type]
-    slow, quick, b, of_the_fixture, _ = seconds
-    assert lines.tests(Path("m.py"), SOURCE, 8, 10) == [quick, slow]
-    assert lines.tests(Path("m.py"), SOURCE, 9, 4) == [quick]
-    assert lines.tests(Path("m.py"), SOURCE, 1, 10, closest=["tests/test_b.py"]) == [of_the_fixture, b, quick, slow]
-    assert lines.tests(Path("m.py"), SOURCE, 15, 10) == [of_the_fixture, b]
+    lines = _lines({9: [f"{SLOW}|run", f"{QUICK}|run"], 15: [f"{SHARED}|setup"]}, TestTimes.of({}, RAN))
+    assert lines.tests(Path("m.py"), SOURCE, 8, 10) == [QUICK, SLOW]
+    assert lines.tests(Path("m.py"), SOURCE, 9, 4) == [QUICK]
+    assert lines.tests(Path("m.py"), SOURCE, 1, 10, closest=["tests/test_a.py"]) == [QUICK, SLOW, SHARING, SHARED]
+    assert lines.tests(Path("m.py"), SOURCE, 15, 10) == [SHARING, SHARED]
     assert lines.tests(Path("m.py"), SOURCE, 12, 10) == []
-    assert lines.tests(Path("m.py"), SOURCE, 1, 10) == [of_the_fixture, quick, b, slow]
+
+
+def test_what_the_tests_of_a_file_share_is_set_up_once() -> None:
+    """Tests of a file follow each other, and what they share counts with the first of them."""
+    times = TestTimes.of({SHARED: 0.0, SHARING: 4.0, OTHER: 0.2}, RAN)
+    assert times.of_fixtures == {"tests/test_b.py": 4.0, "tests/test_c.py": 0.2}
+    everything = times.quickest_first([*RAN, "tests/test_c.py::test_of_which_nothing_is_known"])
+    assert everything == [OTHER, QUICK, SHARING, SHARED, SLOW]
+    assert times.within(6.5, everything) == [OTHER, QUICK, SHARING]
+    assert times.within(9, everything) == [OTHER, QUICK, SHARING, SHARED]
+    assert times.within(9, [QUICK, OTHER, SLOW]) == [QUICK, SLOW, OTHER]
+    assert times.within(7, [OTHER, SHARED], after=[SHARING]) == [OTHER, SHARED]
+    assert times.within(6, [OTHER, SHARED], after=[SHARING]) == [OTHER]
+
+
+def test_a_fault_runs_the_tests_of_its_line_and_then_those_of_files_about_its_module() -> None:
+    source = "ONE = 1\n\n\ndef f(x):\n    return x + 1\n"
+    by_its_line, about_it, long, of_another = (
+        *("tests/probe/test_forward.py::test_a", "tests/test_metrics.py::test_b", "tests/test_metrics.py::test_long"),
+        "tests/test_axes.py::test_c",
+    )
+    times = TestTimes.of({}, {by_its_line: 1.0, about_it: 2.0, long: 20.0, of_another: 1.0})
+    lines = _lines({5: [f"{by_its_line}|run"]}, times)
+    of_constant, of_sum = faults_of(source, Path("cone_kernels/metrics.py"))[:2]
+    assert run_of(of_sum, source, lines, 10) == FaultRun(of_sum.number, [by_its_line, about_it], 50)
+    assert run_of(of_constant, source, lines, 10).fresh
+
+
+def test_times_are_noted_of_each_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = _NotedTimes()
+    for when, duration in (("setup", 1.0), ("call", 2.0), ("teardown", 0.5)):
+        noted.pytest_runtest_logreport(SimpleNamespace(nodeid="a::b", when=when, duration=duration))  # type: ignore[arg-type]
+    monkeypatch.setenv(TIMES_TO, str(tmp_path / "times.json"))
+    noted.pytest_sessionfinish()
+    times = TestTimes.of(**json.loads((tmp_path / "times.json").read_text()))
+    assert times == TestTimes({"a::b": 2.5}, {"a": 1.0})
+
+
+ADD = "ONE = 1\n\n\ndef add(x):\n    while x < 0:\n        x += 1\n    return x + ONE\n"
+OF_THE_COPY = {
+    "bench/__init__.py": "",
+    "bench/faults.py": (ROOT / "bench" / "faults.py").read_text(),
+    "bench/fault_runs.py": (ROOT / "bench" / "fault_runs.py").read_text(),
+    "cone_kernels/__init__.py": "",
+    f"cone_kernels/{SWITCH}.py": SWITCH_SOURCE,
+    "cone_kernels/sums.py": switched(
+        "ONE = 1\n\n\ndef add(x):\n    while x < 0:\n        x += 1\n    return x + ONE\n"
+    ),
+    "test_good.py": """from cone_kernels.sums import add
+
+
+def test_add():
+    assert add(1) == 2
+
+
+def test_below():
+    assert add(-1) == 1
+
+
+def test_tmp_path(tmp_path):
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept").write_text("")
+""",
+    "test_bad.py": "def test_two():\n    assert 1 == 2\n",
+}
 
 
 def test_a_fault_counts_where_a_test_fails_with_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take most of the time
     root = tmp_path / "copy"
-    for name, text in {
-        "cone_kernels/__init__.py": "",
-        "cone_kernels/sums.py": "ONE = 1\n",
-        "test_good.py": "from cone_kernels.sums import ONE\n\n\ndef test_one():\n    assert ONE == 1\n",
-        "test_bad.py": "def test_two():\n    assert 1 == 2\n",
-    }.items():
+    for name, text in OF_THE_COPY.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    tests = ["test_good.py"]
-    module = ROOT / "cone_kernels" / "sums.py"
-    assert outcome_of(module, "ONE = 2\n", root, 60, tests) == Outcome("noticed", ("test_good.py::test_one",))
-    assert outcome_of(module, "while True:\n    pass\n", root, 1, tests) == Outcome("not finished")
-    assert (root / "cone_kernels/sums.py").read_text() == "ONE = 1\n"
-    assert failing_anyway(["test_good.py::test_one", "test_bad.py::test_two"], root) == {"test_bad.py::test_two"}
+    add, below, made, bad = [
+        *(f"test_good.py::{name}" for name in ("test_add", "test_below", "test_tmp_path")),
+        "test_bad.py::test_two",
+    ]
+    faults = {fault.words.partition(":")[2]: fault.number for fault in faults_of(ADD, Path("cone_kernels/sums.py"))}
+    one, endless = faults["1: 1 → 2"], faults["6: x += 1 → x -= 1"]
+    runs = [
+        FaultRun(faults["7: x + ONE → x - ONE"], [made, below, add], 60),
+        FaultRun(endless, [add, below], 2),
+        FaultRun(endless, [made, add], 60),
+        FaultRun(one, [add], 60, fresh=True),
+        FaultRun(one, [add], 60),
+        FaultRun(-1, [made, bad, add], 60, first_only=False),
+        FaultRun(-1, [add, below], 60, fresh=True),
+        FaultRun(-1, [], 60),
+    ]
+    found = list(outcomes(root, runs, 1, 1))
+    assert [(outcome.said, outcome.failed) for outcome in found] == [
+        ("noticed", [below]),
+        ("not finished", []),
+        ("SURVIVED", []),
+        ("noticed", [add]),
+        ("SURVIVED", []),  # what an import made is as it was
+        ("noticed", [bad]),
+        ("SURVIVED", []),
+        ("SURVIVED", []),
+    ]
+    assert list(outcomes(root, runs[:1], 1, 0)) == [FaultOutcome(runs[0].fault, "not begun")]
+    assert not any((root.parent / "tmp-of-faults").iterdir())
