@@ -42,8 +42,10 @@ def test_how_many_would_decide() -> None:
     assert Claim(0.1, 0.0, bound=0.2).needed(100) == 400
     assert Claim(0.1, 0.0, bound=0.1, margin=0.3).needed(100) == 100
     assert Claim(0.1, 0.0, bound=0.4, margin=0.3).needed(100) == 400
+    assert Claim(0.25, 0.0, bound=0.5, margin=0.25).needed(100) == 400  # at the margin: the bound must fall below it
     assert Claim(0.0, 0.0, bound=0.2).needed(100) is None
-    assert Claim(0.1, 0.0, bound=math.nan).needed(100) is None
+    for unknown in (Claim(0.1, 0.0, math.nan), Claim(0.1, 0.0, math.inf), Claim(math.nan, 0.0, 0.2)):
+        assert unknown.needed(100) is None
 
 
 def of_rows(rows: Tensor) -> Estimates:

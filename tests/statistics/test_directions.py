@@ -36,6 +36,7 @@ def test_axis_cosine_is_that_of_float64(dtype: torch.dtype) -> None:
     assert axis_cosine(a, b) == pytest.approx(wanted, rel=1e-14, abs=0)
     assert axis_cosine(a, -4 * b) == pytest.approx(wanted, rel=1e-14, abs=0)
     assert axis_cosine(a, a) == pytest.approx(1, abs=1e-15)
+    assert axis_cosine(a * 2.0**-20, b) == pytest.approx(wanted, rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,9 @@ def test_axis_cosine_is_that_of_float64(dtype: torch.dtype) -> None:
         (torch.ones(3), torch.ones(4), "got widths 3 and 4; .* have no angle. .* `functional_cosine`"),
         (torch.ones(3), torch.zeros(3), "b: got a vector of length 0.0"),
         (torch.tensor([1.0, math.nan]), torch.ones(2), "a: got a vector of length nan"),
+        (torch.tensor([1.0, math.inf]), torch.ones(2), "a: got a vector of length inf"),
         (torch.ones(3, 1), torch.ones(3), r"got shapes \(3, 1\) and \(3,\)"),
+        (torch.ones(3), torch.ones(3, 1), r"got shapes \(3,\) and \(3, 1\)"),
     ],
 )
 def test_what_has_no_cosine_is_refused(a: Tensor, b: Tensor, words: str) -> None:
@@ -84,7 +87,8 @@ def test_angles_that_are_known_keep_their_digits(angles: list[float], extra: int
     mixed = (torch.eye(k, dtype=torch.float64) + normal(k, k, dtype=torch.float64, seed=seed) / (4 * k)) @ turned
     larger = torch.cat([space[:k], space[2 * k :]])
     wanted = np.degrees(angles)
-    for found in (principal_angles(larger, mixed), principal_angles(mixed, larger)):
+    # Nor does it matter how long the rows are.
+    for found in (principal_angles(larger, mixed), principal_angles(mixed, larger * 1e-12)):
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -93,7 +97,9 @@ def test_angles_that_are_known_keep_their_digits(angles: list[float], extra: int
     [
         (torch.eye(3), torch.eye(4), "got widths 3 and 4"),
         (torch.ones(3), torch.eye(3), r"got shapes \(3,\) and \(3, 3\)"),
+        (torch.eye(3), torch.ones(1, 3, 3), r"got shapes \(3, 3\) and \(1, 3, 3\)"),
         (torch.ones(2, 3), torch.eye(3), "2 rows that are linearly dependent"),
+        (torch.zeros(1, 3), torch.eye(3), "1 rows that are linearly dependent"),
         (torch.full((1, 3), math.nan), torch.eye(3), "linearly dependent or not finite"),
         (torch.ones(4, 3), torch.eye(3), "4 rows of width 3"),
         (torch.ones(0, 3), torch.eye(3), "0 rows of width 3"),
@@ -153,6 +159,7 @@ def test_random_directions_do_as_is_said() -> None:
 
 def test_one_dimension_has_one_axis() -> None:
     assert (random_cosine_mean(1), random_cosine_quantile(0.95, 1), random_cosine_p_value(1.0, 1)) == (1, 1, 1)
+    assert random_cosine_p_value(1 + 2e-16, 1) == 0
 
 
 def test_arguments_out_of_range_are_refused() -> None:

@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cone_kernels.statistics.significance import correlation_claims, holm, student_p_value
+from cone_kernels.statistics.significance import correlation_claims, holm, student_bound, student_p_value
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 10, 62, 63, 126])
@@ -34,6 +34,13 @@ def test_p_value_far_out_is_that_of_many_digits() -> None:
         student_p_value(math.nan, 3)
 
 
+def test_a_bound_is_that_of_as_many_estimates_as_are_judged_together() -> None:
+    assert student_bound(2.0, 1) == pytest.approx(2 * math.tan(0.475 * math.pi), rel=1e-9)  # ν = 1: Cauchy's
+    wanted = 0.5 * scipy.stats.t.ppf(0.5 + 0.95 ** (1 / 3) / 2, 7)  # Šidák's level for three
+    assert student_bound(0.5, 7, 3) == pytest.approx(wanted, rel=1e-9)
+    assert math.isnan(student_bound(0.5, 0))
+
+
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=12), st.floats(0.001, 0.5))
 def test_holm_rejects_what_its_procedure_rejects(p_values: list[float], alpha: float) -> None:
     adjusted = holm(p_values)
@@ -47,8 +54,9 @@ def test_holm_rejects_what_its_procedure_rejects(p_values: list[float], alpha: f
 
 
 def test_what_is_no_probability_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"p_values: got \[1.5\]"):
-        holm([0.5, 1.5])
+    with pytest.raises(ValueError, match=r"p_values: got \[1.5, -0.1\]; each must be between 0 and 1"):
+        holm([0.5, 1.5, -0.1])
+    assert holm([0.0, 0.7, 1.0]) == [0, 1, 1]
 
 
 @pytest.mark.parametrize("n", [3, 5, 10, 50])
@@ -76,3 +84,4 @@ def test_a_relation_is_told_and_few_rows_tell_none() -> None:
     found = correlation_claims({"length": -0.99, "norm": math.nan}, 3, margin=0.3)
     assert [one.verdict for one in found.values()] == ["undecided", "undecided"]
     assert correlation_claims({"norm": 1.0}, 2, margin=0.3)["norm"].verdict == "undecided"
+    assert math.isnan(correlation_claims({"norm": math.nan}, 50, margin=0.3)["norm"].bound)
