@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels.statistics.claims import Claim, Verdict
-from cone_kernels.statistics.estimates import Estimates, common_direction
+from cone_kernels.statistics.estimates import Estimates, common_direction, turns
 from cone_kernels.sums import jackknife_blocks
 
 
@@ -93,7 +93,13 @@ def test_of_two_groups_no_error_is_known() -> None:
         if known:
             wanted = scipy.stats.ttest_1samp([1.0, 1.1, 0.9], 0).pvalue
             assert float(found.p_values()) == pytest.approx(float(wanted), rel=1e-9)
-    # Nor of three of which one is nearly all.
+    # Groups without rows are none.
+    left_out, empty = torch.tensor([[0.9, 9.0, 1.0, 1.1]], dtype=torch.float64), torch.tensor([[5, 0, 5, 5]])
+    found = Estimates.of_jackknife(torch.ones(1).double(), left_out, empty)
+    assert float(found.stderr) == pytest.approx(math.sqrt(2 / 3 * 0.02))
+    alone = Estimates.of_jackknife(torch.ones(1).double(), left_out[:, :1], empty[:, :1])
+    assert bool(alone.stderr.isnan())
+    # Nor is it of three of which one is nearly all.
     left_out = torch.tensor([[0.9, 1.0, 1.1]], dtype=torch.float64)
     found = Estimates.of_jackknife(torch.ones(1).double(), left_out, torch.tensor([[90, 5, 5]]))
     assert bool(found.bounds().isnan())
@@ -108,6 +114,38 @@ def test_p_values_agree_with_the_bounds_and_stay_between_one_test_and_many() -> 
     assert bool((together <= 6 * alone).all())
     for alpha in (0.01, 0.05, 0.2):
         assert (found.bounds(alpha) < found.values.abs()).tolist() == (together <= alpha).tolist()
+
+
+def test_what_is_zero_is_no_difference_and_what_has_no_value_is_not_of_the_family() -> None:
+    found = Estimates.of_errors(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0]))
+    for p_values in (found.p_values(), found.adjusted_p_values()):
+        assert p_values[:2].tolist() == [1, 1]
+        assert 0.3 < float(p_values[2]) < 0.8  # a t of 1
+    for values, errors in (([1.0, math.nan], [1.0, 1.0]), ([1.0, 1.0], [1.0, math.nan])):
+        of_both = Estimates.of_errors(torch.tensor(values), torch.tensor(errors))
+        assert float(of_both.bounds()[0]) == float(of_both.at(torch.tensor([0])).bounds())
+        assert bool(of_both.bounds()[1].isnan())
+    assert [claim.verdict for claim in Estimates.of_errors(torch.zeros(2), torch.zeros(2)).claims()] == ["equal"] * 2
+
+
+def test_sizes_and_fewer_parts_keep_the_errors_and_what_goes_together() -> None:
+    rows = torch.randn(3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = of_rows(rows - rows.mean(1, keepdim=True) + torch.tensor([[-2.0], [1.0], [3.0]]))
+    together = found.deviations @ found.deviations.mT
+    sizes, condensed = found.sizes(), found.condensed()
+    assert sizes.values.tolist() == pytest.approx([2, 1, 3])
+    assert torch.equal(sizes.deviations, torch.stack([-found.deviations[0], *found.deviations[1:]]))
+    assert condensed.deviations.shape == (3, 3)
+    torch.testing.assert_close(condensed.deviations @ condensed.deviations.mT, together)
+    for one in (sizes, condensed):
+        assert one.degrees.tolist() == found.degrees.tolist()
+    assert torch.equal(condensed.values, found.values)
+
+
+def test_without_a_spread_a_difference_has_the_fewer_degrees() -> None:
+    one, other = of_rows(torch.ones(1, 5).double()), of_rows(torch.ones(1, 4).double())
+    for difference in (one.less_apart(other), other.less_apart(one)):
+        assert difference.degrees.tolist() == pytest.approx([3])
 
 
 def test_a_family_has_the_degrees_of_the_one_that_has_fewest() -> None:
@@ -125,10 +163,10 @@ def test_a_family_has_the_degrees_of_the_one_that_has_fewest() -> None:
 
 def test_p_values_beyond_every_draw() -> None:
     """Of 8,192 draws none goes as far: one of 8,193 does, counted with what was found; further out Bonferroni's."""
-    copies = Estimates(
-        torch.full((50,), 4.5).double(), torch.ones(50, 1).double(), torch.full((50,), math.inf).double()
-    )
-    assert copies.adjusted_p_values().tolist() == pytest.approx([1 / 8193] * 50, rel=1e-12)
+    for t, degrees in ((4.5, math.inf), (20.0, 5.0)):
+        each = ((50,), t), ((50, 1), 1.0), ((50,), degrees)
+        copies = Estimates(*(torch.full(shape, value, dtype=torch.float64) for shape, value in each))
+        assert copies.adjusted_p_values().tolist() == pytest.approx([1 / 8193] * 50, rel=1e-12)
     # What has no value is no test: the other one stands alone.
     one = Estimates.of_errors(torch.tensor([8.0, math.nan]), torch.ones(2)).adjusted_p_values()
     assert float(one[0]) == pytest.approx(2 * scipy.stats.norm.sf(8), rel=1e-4, abs=0)
@@ -179,8 +217,29 @@ def test_a_common_direction_is_judged_by_every_turn_of_the_groups() -> None:
         assert (claim.verdict == "greater") == (more <= 0.05)
     between = sums.sum(1).square().sum(1) - sums.square().sum((1, 2))
     assert [claim.estimate for claim in found] == pytest.approx((between / (35**2 - 7 * 25)).tolist())
+    # A family in which nothing goes together adds nothing to the others' bound.
+    across = torch.eye(7, 6).double()[None] * torch.arange(1, 8)[:, None]
+    with_it = common_direction(torch.cat([sums, across]), torch.full((3, 7), 5))
+    assert with_it == [*found, Claim(0.0, 0.0, 0.0)]
     few = common_direction(sums[:, :4], torch.full((2, 4), 5))
     assert [claim.verdict for claim in few] == ["undecided"] * 2
+    # Of five groups 16 turns differ, one without rows among them or not: too few for 1 in 20, enough for 1 in 16.
+    counts = torch.tensor([[5] * 5 + [0] * 2] * 2)
+    for alpha, known in ((0.05, False), (1 / 16, True)):
+        claims = common_direction(sums * (counts > 0)[:, :, None], counts, alpha)
+        assert [math.isfinite(claim.bound) for claim in claims] == [known] * 2
+
+
+@pytest.mark.parametrize(("groups", "number"), [(0, 1), (1, 1), (2, 2), (5, 16), (12, 2048), (14, 4096)])
+def test_all_turns_of_few_groups_and_as_many_as_are_drawn_of_more(groups: int, number: int) -> None:
+    found = turns(groups)
+    assert found.shape == (number, groups)
+    assert bool((found.abs() == 1).all())
+    assert bool((found[0] == 1).all())  # it turns nothing around
+    if groups > 12:
+        assert 0.45 < float((found > 0).double().mean()) < 0.55
+    elif groups:  # no two are alike, nor each other's opposite, which turns the same
+        assert len({tuple(one) for one in [*found.tolist(), *(-found).tolist()]}) == 2 * number
 
 
 @pytest.mark.parametrize(("dim", "n"), [(64, 6), (8, 40)])

@@ -85,3 +85,12 @@ def test_errors_of_groups_are_those_of_their_sums() -> None:
     assert found.degrees.tolist() == [14.0] * 3
     undefined = Estimates.of_influences(torch.tensor([float("nan"), 0.5], dtype=torch.float64), own[:2], group)
     assert undefined.bounds().isnan().tolist() == [True, False]
+    assert float(undefined.stderr[0]) == 0
+    # Groups need not be numbered one after the other; of two the error is that of two, of one it is none.
+    apart = Estimates.of_influences(value, own, 3 * group + 2)
+    torch.testing.assert_close(apart.stderr, found.stderr)
+    assert apart.degrees.tolist() == [14.0] * 3
+    two, one = (Estimates.of_influences(value, own, torch.arange(N) // size) for size in (N // 2, N))
+    sums = own.reshape(3, 2, -1).sum(2)
+    torch.testing.assert_close(two.stderr, (sums[:, 1] - sums[:, 0]).abs())
+    assert one.stderr.tolist() == [0.0] * 3
