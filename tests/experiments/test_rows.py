@@ -109,6 +109,15 @@ def test_neighbours_are_those_of_a_plain_search(n: int, most: int) -> None:
     assert found.chance == 4 / (len(shared) - 1)
 
 
+def test_of_many_rows_so_many_are_kept_and_so_many_ask() -> None:
+    for n, among, queries in ((1025, 1025, 1025), (2048, 2048, 1024), (8193, 4097, 1025)):
+        kept = EvenlySpaced()
+        kept.add(torch.ones(n, 1), torch.ones(n, 1))
+        found = kept.overlap(1)
+        assert found is not None
+        assert (found.among, found.queries) == (among, queries)
+
+
 def bfloat16(rows: np.ndarray) -> np.ndarray:
     return torch.from_numpy(rows).bfloat16().double().numpy()
 

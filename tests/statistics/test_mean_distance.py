@@ -44,6 +44,7 @@ def test_by_all_turns_of_few_groups() -> None:
     [
         ([1] * 64, [8] * 8),  # eight at least
         ([0, 20, 15, *[10] * 60, 5], [45, *[40] * 13, 75]),  # of 640 a sixteenth, 40, at least
+        ([39, 38, 1, 40] * 5 + [40, 10], [*[77, 41] * 4, 77, 41, 50]),
         ([5, 0, 2], [7]),
     ],
 )
@@ -68,6 +69,25 @@ def test_it_is_wrong_as_often_as_it_says() -> None:
         moved = GroupedSums(a.sums + 8 * torch.tensor([0.0, 0, 0, 1, 0]), sizes)
         assert distance_of_means(moved, b).verdict == "greater"
     assert wrong <= 8  # of 60 at 1 in 20 more than 8 come once in 300 seeds
+
+
+def test_two_groups_are_enough_and_as_many_turns_as_the_rate_needs() -> None:
+    """Of two groups and two there are eight turns, of which the longest leaves 1 in 8."""
+    random = np.random.default_rng(1)
+    a, b = (GroupedSums(torch.from_numpy(random.normal(size=(2, 3))) / 100, torch.ones(2).double()) for _ in "ab")
+    ends = [float((one.sums[0] - one.sums[1]).norm()) / 2 for one in (a, b)]
+    null = math.sqrt(ends[0] ** 2 + ends[1] ** 2)
+    for alpha, known in ((0.125, True), (0.1, False)):
+        found = distance_of_means(a, b, alpha)
+        assert found.null == pytest.approx(null)
+        assert math.isfinite(found.bound) == known
+    halves = [sign * (one.sums[0] - one.sums[1]) / 2 for one in (a, b) for sign in (1, -1)]
+    longest = max(
+        float(sum(sign * half for sign, half in zip(signs, halves, strict=True)).norm()) / math.sqrt(2)
+        for signs in itertools.product((-1, 1), repeat=4)
+    )
+    found = distance_of_means(a, b, 0.125)
+    assert found.null + found.bound == pytest.approx(longest)
 
 
 @pytest.mark.parametrize("sizes", [([5], [2] * 9), ([2, 0, 3], [1, 0, 0]), ([2, 2], [2, 2])])

@@ -16,7 +16,7 @@ from cone_kernels import Moments, metrics
 from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.metrics import Geometry
 from cone_kernels.state.file import StateFileError
-from cone_kernels.statistics.population import Population
+from cone_kernels.statistics.population import Population, population
 from tests.support.moment_cases import normal
 
 
@@ -143,6 +143,42 @@ def test_rows_that_have_no_shape_say_so() -> None:
     assert near.participation_ratio == pytest.approx(
         geometry_of(heavy_tailed(100, 4, 0)).population.participation_ratio
     )
+
+
+def test_how_many_rows_are_needed() -> None:
+    assert Population(100, effective_rank_lack=0.1).needed("effective_rank") == 280  # 0.1 and 0.4 of it, in 0.05
+    assert Population(100, effective_rank_lack=0.01).needed("effective_rank") is None  # these are enough
+    assert Population(100).needed("effective_rank") is None
+    assert Population(20, rank_me_lack=0.05).needed("rank_me") == 28
+    assert Population(19, rank_me_lack=0.05).needed("rank_me") == 20
+
+
+def test_directions_in_which_nothing_varies_change_nothing() -> None:
+    x = normal(40, 4, dtype=torch.float64, shift=0) * torch.tensor([4.0, 2.0, 1.5, 0.5], dtype=torch.float64)
+    plain, wide = (geometry_of(rows).population for rows in (x, torch.nn.functional.pad(x, (0, 2))))
+    for name in ("participation_ratio", "participation_ratio_stderr", "effective_rank_lack", "rank_me_lack"):
+        assert getattr(wide, name) == pytest.approx(getattr(plain, name), rel=1e-9)
+    assert wide.iso_score == pytest.approx((plain.participation_ratio - 1) / 5)
+    assert wide.iso_score_stderr == pytest.approx(plain.participation_ratio_stderr / 5)
+    one = geometry_of(x[:, :1]).population
+    assert math.isnan(one.iso_score)
+    assert math.isnan(one.iso_score_stderr)
+
+
+@pytest.mark.parametrize("fourth", [100.0, 300.0])  # one of the two estimates is below zero, and both are
+def test_an_estimate_below_zero_is_none(fourth: float) -> None:
+    ones, none = torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    sums = {"sum": none, "cubic_sum": none, "quartic_sum": torch.tensor(19 * fourth, dtype=torch.float64)}
+    found = population(ones.diag(), 20 * ones.diag(), ones, 20 * ones, sums, 20)
+    assert math.isnan(found.participation_ratio)
+    assert math.isnan(found.participation_ratio_stderr)
+
+
+def test_rows_spread_evenly_on_a_circle_have_no_error() -> None:
+    """Of lighter tails than normal rows the sampling error vanishes to first order, and so does the second one."""
+    angles = torch.arange(24, dtype=torch.float64) * (2 * math.pi / 24)
+    found = geometry_of(torch.stack([angles.cos(), angles.sin()], 1)).population
+    assert found.participation_ratio_stderr == pytest.approx(0, abs=1e-6)
 
 
 def test_every_value_that_grows_with_n_is_said_with_what_it_lacks() -> None:
