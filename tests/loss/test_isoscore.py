@@ -34,7 +34,7 @@ def reference_of(d: int) -> Tensor:
     return torch.cov(spread(200, d, seed=9).mT)
 
 
-@pytest.mark.parametrize("n", [4, 40])  # fewer vectors than dimensions, and more
+@pytest.mark.parametrize("n", [2, 4, 40])  # fewer vectors than dimensions, and more
 @pytest.mark.parametrize("shrinkage", [0.0, 0.3])
 def test_equals_the_published_steps(n: int, shrinkage: float) -> None:
     rows = spread(n, 7)
@@ -160,14 +160,18 @@ ROWS = torch.ones(6, 3)
     ("options", "error", "words"),
     [
         ({"target": 1.5}, ValueError, "target: got 1.5"),
+        ({"target": -0.1}, ValueError, "target: got -0.1"),
         ({"target": float("nan")}, ValueError, "target: got nan"),
+        ({"target": "1"}, ValueError, "target: got '1'"),
         ({"level": "word"}, ValueError, "level: got 'word'"),
         ({"shrinkage": 1.0, "reference": torch.eye(3)}, ValueError, "shrinkage: got 1.0"),
         ({"shrinkage": -0.1}, ValueError, "shrinkage: got -0.1"),
+        ({"shrinkage": "0"}, ValueError, "shrinkage: got '0'"),
         ({"shrinkage": 0.1}, ValueError, "reference: got none with shrinkage 0.1"),
         ({"reference": torch.eye(3)}, ValueError, "reference: got one with shrinkage 0.0"),
         ({"shrinkage": 0.1, "reference": torch.eye(4)}, ValueError, r"reference: got shape \(4, 4\)"),
         ({"shrinkage": 0.1, "reference": torch.eye(3).int()}, TypeError, "reference: got Tensor"),
+        ({"shrinkage": 0.1, "reference": [[1.0]]}, TypeError, "reference: got list"),
         ({"shrinkage": 0.1, "reference": torch.eye(3) / 0}, ValueError, "reference: got values that are not finite"),
         ({"mask": MASK}, ValueError, "mask: got one; it must be None"),
     ],
@@ -175,6 +179,12 @@ ROWS = torch.ones(6, 3)
 def test_errors_name_the_argument(options: dict[str, object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         isoscore_loss(ROWS, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_the_ends_can_be_aimed_at(target: int) -> None:
+    rows = spread(9, 4)
+    assert isoscore_loss(rows, target=target).item() == pytest.approx((decomposed(rows) - target) ** 2)
 
 
 def test_two_vectors_vary_in_one_direction() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from cone_kernels import isotropy_loss, masked_mean_pool, mean_pairwise_cosine
 from tests.support.moment_cases import DTYPES, normal
@@ -55,6 +56,22 @@ def test_vectors_need_no_mask() -> None:
     vectors = masked_mean_pool(hidden, MASK)
     loss = isotropy_loss(vectors, target=-0.1)
     assert loss == isotropy_loss(hidden, MASK, target=-0.1) == (mean_pairwise_cosine(vectors) + 0.1).square()
+
+
+@pytest.mark.parametrize("target", [-1, 1])
+def test_the_ends_can_be_aimed_at(target: int) -> None:
+    vectors = normal(5, 4, dtype=torch.float64)
+    wanted = (mean_pairwise_cosine(vectors) - target).square()
+    assert isotropy_loss(vectors, target=target).item() == pytest.approx(wanted.item())
+
+
+def test_of_a_batch_without_values_it_has_none() -> None:
+    with FakeTensorMode():
+        hidden = torch.empty(5, 4, 9, requires_grad=True)
+        loss = isotropy_loss(hidden, torch.ones(5, 4, dtype=torch.bool))
+        loss.backward()
+    assert (type(loss), type(hidden.grad)) == (FakeTensor, FakeTensor)
+    assert (loss.shape, hidden.grad.shape) == ((), (5, 4, 9))
 
 
 def test_gradcheck() -> None:
@@ -213,6 +230,7 @@ HIDDEN = torch.zeros(5, 4, 9)
         (HIDDEN, {"mask": MASK, "layers": 0}, ValueError, "layers: got 0; .* hidden is one tensor"),
         ((HIDDEN,) * 3, {"mask": MASK, "layers": [3]}, ValueError, "layers: got 3; it must be from -3 to 2"),
         ((HIDDEN,) * 3, {"mask": MASK, "layers": [-4]}, ValueError, "layers: got -4"),
+        ((HIDDEN,) * 3, {"mask": MASK, "layers": [1.0]}, ValueError, "layers: got 1.0; it must be from -3 to 2"),
         ((HIDDEN,) * 3, {"mask": MASK, "layers": [0, -3]}, ValueError, "must pick each layer once"),
         ((HIDDEN,) * 3, {"mask": MASK, "layers": []}, ValueError, "layers: got none"),
         ((), {"mask": MASK}, ValueError, "layers: got -1; it must be from 0 to -1"),
@@ -226,7 +244,9 @@ HIDDEN = torch.zeros(5, 4, 9)
         (HIDDEN[0], {"cu_seqlens": torch.tensor([0, 3])}, ValueError, "it must rise from 0 to the number of rows"),
         (HIDDEN, {"mask": MASK * 2}, ValueError, "mask: got values other than 0 and 1"),
         (HIDDEN, {"mask": MASK, "target": 1.5}, ValueError, "target: got 1.5"),
+        (HIDDEN, {"mask": MASK, "target": -1.5}, ValueError, "target: got -1.5"),
         (HIDDEN, {"mask": MASK, "target": float("nan")}, ValueError, "target: got nan"),
+        (HIDDEN, {"mask": MASK, "target": "1"}, ValueError, "target: got '1'"),
         (HIDDEN, {"mask": MASK, "group": "world"}, TypeError, "group: got str 'world'"),
         (HIDDEN, {"mask": MASK, "group": False}, TypeError, "group: got bool False"),
         (HIDDEN, {"mask": MASK, "group": True}, ValueError, "torch.distributed is not initialized"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cone_kernels import alignment_loss, isoscore_loss, uniformity_loss
+from cone_kernels import alignment_loss, isoscore_loss, isotropy_loss, uniformity_loss
 from tests.loss.test_isotropy_distributed import PARTS, SENTENCES, WIDTH, batch, gradients, tiny_model
 from tests.support.gloo_ranks import run_ranks
 from tests.support.moment_cases import normal
@@ -230,3 +230,57 @@ def test_a_wrong_group_is_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         loss_of(vectors(6), group=group)
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """This process alone as the default process group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+NO_ROWS, ONE_ROW, ALIKE = torch.ones(0, 3), torch.ones(1, 3), torch.full((4, 3), 0.1)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_the_loss_of_a_group_of_one_is_that_of_its_process() -> None:
+    of_vectors: dict[str, Callable[..., Tensor]] = {
+        **ON_VECTORS,
+        "isotropy": functools.partial(isotropy_loss, target=0.3),
+        "two layers": lambda rows, **options: isoscore_loss((rows, rows + 1), layers=[0, 1], **options),
+        "two layers, uniformity": lambda rows, **options: uniformity_loss((rows, rows + 1), layers=[0, 1], **options),
+    }
+    for name, loss_of in of_vectors.items():
+        both = []
+        for options in ({"group": True}, {}):
+            rows = vectors(9)[[3, 2, 0, 1, 4, 5, 6, 7, 8]].requires_grad_()  # the first two are not used
+            of_pairs = {"pairs": torch.tensor([[2, 3], [0, 4]])} if name == "alignment" else {}
+            loss = loss_of(rows, **options, **of_pairs)
+            loss.backward()
+            both.append((loss.item(), rows.grad))
+        (loss_of_group, slope_of_group), (alone, slope) = both
+        assert loss_of_group == pytest.approx(alone, rel=1e-12), name
+        torch.testing.assert_close(slope_of_group, slope, rtol=1e-10, atol=1e-14 * float(slope.abs().max()))
+    undefined: list[tuple[Callable[..., Tensor], Tensor]] = [
+        *(
+            (loss_of, rows)
+            for loss_of in (isotropy_loss, isoscore_loss, uniformity_loss)
+            for rows in (NO_ROWS, ONE_ROW)
+        ),
+        (isoscore_loss, ALIKE),
+        (functools.partial(alignment_loss, pairs=torch.zeros(0, 2, dtype=torch.int64)), ALIKE),
+    ]
+    for loss_of, rows in undefined:
+        weight = torch.eye(3).requires_grad_()
+        loss = loss_of(rows @ weight, group=True)
+        loss.backward()
+        assert math.isnan(loss.item())
+        assert not bool(weight.grad.nan_to_num(1.0).any())
+    assert uniformity_loss(ALIKE, group=True).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_layers_of_two_widths_have_no_sums_in_common() -> None:
+    with pytest.raises(ValueError, match="hidden: got layers of width 4 and 3; it must be one width"):
+        isotropy_loss((torch.eye(4), torch.eye(4)[:, :3]), layers=[0, 1], group=True)
