@@ -269,10 +269,11 @@ def test_the_loss_of_a_group_of_one_is_that_of_its_process() -> None:
             for rows in (NO_ROWS, ONE_ROW)
         ),
         (isoscore_loss, ALIKE),
+        (isoscore_loss, torch.full((9, 3), 0.3, dtype=torch.float64)),  # whose mean is not exactly that number
         (functools.partial(alignment_loss, pairs=torch.zeros(0, 2, dtype=torch.int64)), ALIKE),
     ]
     for loss_of, rows in undefined:
-        weight = torch.eye(3).requires_grad_()
+        weight = torch.eye(3, dtype=rows.dtype).requires_grad_()
         loss = loss_of(rows @ weight, group=True)
         loss.backward()
         assert math.isnan(loss.item())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import alignment_loss, masked_mean_pool, uniformity_loss
+from cone_kernels.loss.uniformity import _log_of_sum
 from tests.loss.batches import MASK, STARTS, packed_and_padded
 from tests.support.moment_cases import DTYPES, normal
 
@@ -42,6 +43,19 @@ def test_uniformity_is_the_plain_mean_over_pairs(t: float) -> None:
 
 def test_uniformity_of_far_points_does_not_underflow() -> None:
     assert uniformity_loss(torch.eye(3), t=1000.0).item() == pytest.approx(-2000)
+
+
+@pytest.mark.parametrize("others", [[0, 1, 2, 3], [0, 1], [1]])
+def test_of_the_rows_of_all_ranks_one_is_no_pair_with_itself(others: list[int]) -> None:
+    rows, used = normal(4, 5, dtype=torch.float64), torch.tensor([True, True, False, True])
+    units = torch.nn.functional.normalize(rows, dim=1)
+    log, count = _log_of_sum(units[1:2], used[1:2], units[others], used[others], others.index(1), 1.5)
+    terms = [math.exp(-1.5 * math.dist(units[1], units[other]) ** 2) for other in others if other not in (1, 2)]
+    assert int(count) == len(terms)
+    if terms:
+        assert float(log) == pytest.approx(math.log(sum(terms)))
+    else:
+        assert bool(log.isfinite())
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])

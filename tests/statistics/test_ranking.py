@@ -47,6 +47,13 @@ def test_influences_are_what_leaving_an_item_out_changes(statistic: Statistic, l
         torch.testing.assert_close(value - left_out, own[:, item], rtol=0.12, atol=4e-4)
 
 
+def test_the_error_of_a_mean_is_the_textbook_one() -> None:
+    value, own = ranking.mean(SCORES)
+    torch.testing.assert_close(value, SCORES.mean(1))
+    found = Estimates.of_influences(value, own, torch.arange(N))
+    torch.testing.assert_close(found.stderr, SCORES.std(1) / N**0.5)
+
+
 def test_what_has_no_order_is_not_defined() -> None:
     for value, own in (
         ranking.auc(SCORES, torch.ones(N, dtype=torch.bool)),
