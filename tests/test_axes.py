@@ -46,6 +46,8 @@ def test_an_axis_across_the_mean_has_its_largest_component_positive() -> None:
     x[..., 5] += 100
     moments = Moments.empty("sentence", [0], 6, second_moment=True)
     moments.update(x)
-    axis = axes(moments).centered.vectors[0, 0]
+    found = axes(moments).centered.vectors
+    assert found.shape == (1, 1, 6)  # one axis, where no number is given
+    axis = found[0, 0]
     assert int(axis.abs().argmax()) == 3
     assert float(axis[3]) > 0

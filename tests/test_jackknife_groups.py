@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cone_kernels import metrics, row_moments
 from cone_kernels.state.moments import Moments
-from cone_kernels.sums import jackknife_groups
+from cone_kernels.sums import cosine_of_sums, jackknife_groups, jackknife_stderr
 from tests.support.moment_cases import GROUP_OF
 
 
@@ -66,6 +66,20 @@ def test_sums_are_by_these_groups() -> None:
     moments.update(x[:100])
     moments.update(x[100:])
     assert torch.equal(moments.count[0], expected)
+
+
+def test_the_error_is_of_the_groups_that_are_not_empty() -> None:
+    left_out = torch.tensor([[1.0, 7.0, 2.0, 6.0], [1.0, 2.0, 3.0, 4.0], [1.0, math.nan, 3.0, 4.0]]).double()
+    there = torch.tensor([[True, False, True, True], [False, True, False, False], [True, False, True, False]])
+    # Of 1, 2 and 6 the mean is 3, of 1 and 3 it is 2; of one group no error is known.
+    wanted = [math.sqrt(2 / 3 * (4 + 1 + 9)), math.nan, math.sqrt(1 / 2 * (1 + 1))]
+    assert jackknife_stderr(left_out, there).tolist() == pytest.approx(wanted, nan_ok=True)
+
+
+def test_of_one_row_there_is_no_pair_whatever_rounding_left() -> None:
+    units, squares = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]).double(), torch.tensor([7.0, 0.999, 0.0])
+    found = cosine_of_sums(units, squares.double(), torch.tensor([7, 1, 0]))
+    assert found.tolist() == pytest.approx([18 / 42, math.nan, math.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize("families", [1, 4])

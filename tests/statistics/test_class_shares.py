@@ -107,6 +107,21 @@ def test_a_class_of_few_groups_or_of_no_row_is_undecided(groups: int, verdict: s
     assert float(found.share.values[3]) == 0
 
 
+def test_a_class_has_as_many_degrees_as_groups_of_one_size_that_vary_like_it() -> None:
+    """Of 64 groups the first eight have rows of the second class, as many each; the third has more in one of eight."""
+    count = torch.zeros(4, GROUPS, dtype=torch.int64)
+    count[0], count[1, :8], count[2, :8], count[3, :7] = 9, 3, torch.tensor([2] * 7 + [3]), 3
+    generator = torch.Generator().manual_seed(4)
+    total = torch.randn(4, GROUPS, 3, dtype=torch.float64, generator=generator) * (count > 0)[:, :, None]
+    found = class_shares(total, count.double(), count)
+    rows = count.sum(0).double()
+    most = float(rows.sum() ** 2 / rows.square().sum()) - 1  # no more than all classes together have
+    for estimates in (found.share, found.excess, found.opens):
+        assert estimates.degrees.tolist() == pytest.approx([most, 7, 0, 0])
+    assert most < 63
+    assert found.rows_share.tolist() == pytest.approx([576 / 638, 24 / 638, 17 / 638, 21 / 638])
+
+
 def test_without_a_cone_shares_are_not_defined() -> None:
     flat = torch.zeros(2, GROUPS, 4, dtype=torch.float64)
     found = class_shares(flat, torch.zeros(2, GROUPS, dtype=torch.float64), torch.ones(2, GROUPS, dtype=torch.int64))

@@ -79,6 +79,7 @@ def test_projections_are_bitwise_the_same_in_any_blocks(dim: int, dtype: torch.d
     assert torch.equal(torch.cat([project(block, axes, origin) for block in rows.tensor_split(cuts)]), whole)
     expected = (rows.double().numpy() - origin.numpy()) @ axes.numpy().T
     np.testing.assert_allclose(whole.numpy(), expected, rtol=1e-12, atol=1e-12 * dim)
+    assert torch.equal(project(rows, axes), project(rows, axes, torch.zeros_like(origin)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +109,7 @@ def test_a_constant_has_no_correlation(cuts: list[int]) -> None:
 
 def test_rounding_is_no_variation() -> None:
     x = torch.linspace(-1, 1, 50, dtype=torch.float64)
-    lengths = 1 + 1e-7 * x
+    lengths = 8 + 8e-7 * x  # what counts is the share of the mean
     for resolution, varies in ((0.0, True), (1e-8, True), (1e-6, False)):
         correlation = Correlation(1, resolution)
         correlation.add(x[:, None], lengths)
