@@ -82,7 +82,7 @@ def test_bounds_of_one_of_copies_and_of_independent_ones() -> None:
     found = Estimates.of_errors(torch.zeros(10), errors)
     assert found.bounds().tolist() == pytest.approx((sidak * errors).tolist(), rel=0.02)
     # Without an error nothing is known; without a spread all is.
-    mixed = Estimates.of_errors(torch.ones(3), torch.tensor([0.1, 0.0, math.nan]))
+    mixed = Estimates.of_errors(torch.full((3,), 0.5), torch.tensor([0.1, 0.0, math.nan]))
     assert [claim.verdict for claim in mixed.claims()] == ["greater", "greater", "undecided"]
 
 
