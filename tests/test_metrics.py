@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import ConeState, Moments, metrics
+from cone_kernels.sums import jackknife_blocks
 from tests.support.moment_cases import GROUP_OF, normal
 
 SENTENCES, TOKENS, DIM = 90, 6, 8
@@ -52,6 +53,20 @@ def test_anisotropy_at_both_levels(state: ConeState, hidden: Tensor, mask: Tenso
     assert float(metrics.anisotropy(state.token)) == pytest.approx(mean_pair(hidden[mask]), rel=1e-12)
     assert float(metrics.anisotropy(state.sentence)) == pytest.approx(mean_pair(pooled), rel=1e-12)
     assert float(metrics.pooling_gap(state)) == pytest.approx(mean_pair(pooled) - mean_pair(hidden[mask]), rel=1e-11)
+
+
+def test_all_of_first_order_at_once_is_each_by_itself(state: ConeState) -> None:
+    wanted = {
+        "sentence": metrics.anisotropy(state.sentence),
+        "token": metrics.anisotropy(state.token),
+        "gap": metrics.pooling_gap(state),
+        "within": metrics.within_sentence_cosine(state.token),
+        "between": metrics.between_sentence_cosine(state.token),
+        "predicted": metrics.predicted_anisotropy(state.token),
+    }
+    found = metrics.first_order(state)
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
 def test_within_and_between(state: ConeState, hidden: Tensor, mask: Tensor) -> None:
@@ -123,10 +138,13 @@ def long_jackknife(statistic: object, groups: Tensor) -> float:
     return float(np.sqrt((len(values) - 1) / len(values) * np.sum((values - values.mean()) ** 2)))
 
 
+@pytest.mark.parametrize("n", [SENTENCES, 12])  # of 12 sentences most groups have none
 def test_jackknife_is_the_recomputation_without_each_group(
-    state: ConeState, hidden: Tensor, mask: Tensor, pooled: Tensor
+    n: int, hidden: Tensor, mask: Tensor, pooled: Tensor
 ) -> None:
-    groups = torch.tensor(GROUP_OF[:SENTENCES])
+    hidden, mask, pooled, groups = hidden[:n], mask[:n], pooled[:n], torch.tensor(GROUP_OF[:n])
+    state = ConeState.empty([0], DIM)
+    state.update([hidden], mask)
 
     def token(keep: Tensor) -> float:
         return mean_pair(hidden[keep][mask[keep]])
@@ -168,6 +186,17 @@ def test_standard_error_covers_the_truth() -> None:
         values.append(float(metrics.anisotropy(moments)))
         errors.append(float(metrics.anisotropy_stderr(moments)))
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.15)
+
+
+def test_blocks_of_groups_are_left_out_together(pooled: Tensor) -> None:
+    moments = Moments.empty("sentence", [2, 5], DIM)
+    moments.update(torch.stack([pooled, pooled.flip(0)]))
+    blocks = jackknife_blocks(moments.count[0], least=25)
+    assert len(blocks.unique()) > 2
+    found = metrics.anisotropy(moments, metrics.leave_blocks_out(blocks))  # (L, B)
+    of_rows = blocks[torch.tensor(GROUP_OF[:SENTENCES])]
+    wanted = [[mean_pair(rows[of_rows != block]) for block in blocks.unique()] for rows in (pooled, pooled.flip(0))]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_contributions_sum_to_the_anisotropy(state: ConeState, pooled: Tensor) -> None:
@@ -244,7 +273,7 @@ def test_rank_me_is_garridos_equation_1(state: ConeState, pooled: Tensor) -> Non
 
 def test_undefined_is_nan_with_a_reason() -> None:
     one = Moments.empty("sentence", [4], 3, second_moment=True, unit_second_moment=True)
-    one.update(torch.tensor([[1.0, 2, 3], [0, 0, 0]]))
+    one.update(torch.tensor([[1.0, 2, 3], [0, 0, 0], [torch.nan, 2, 3]]))
     for value in (
         metrics.anisotropy(one),
         metrics.anisotropy_stderr(one),
@@ -254,10 +283,12 @@ def test_undefined_is_nan_with_a_reason() -> None:
     ):
         assert value.shape == (1,)
         assert bool(value.isnan())
-    assert metrics.undefined_reason(one, 0) == ("1 sentences used (1 left out as zero or not finite); a pair needs two")
+    assert metrics.undefined_reason(one, 0) == "1 sentences used (2 left out as zero or not finite); a pair needs two"
+    assert str(metrics.undefined_reason(one, 0, "captions")).startswith("1 captions used (2 left out")
     one.update(torch.ones(1, 3))
     assert metrics.undefined_reason(one, 0) is None
     tokens = Moments.empty("token", [0], 3)
+    assert str(metrics.undefined_reason(tokens, 0)).startswith("0 tokens used (0 left out")
     for statistic in (metrics.within_sentence_cosine, metrics.between_sentence_cosine, metrics.predicted_anisotropy):
         assert bool(statistic(tokens).isnan())
 
@@ -307,18 +338,22 @@ def test_what_is_defined_of_so_few_rows_has_its_value_and_the_rest_has_none(n: i
 
 
 def test_the_fewest_tokens_that_make_a_pair_within_and_between_sentences() -> None:
-    hidden, mask = normal(2, 2, 4, dtype=torch.float64), torch.tensor([[1, 1], [1, 0]])
+    hidden, mask = normal(3, 2, 4, dtype=torch.float64), torch.tensor([[1, 1], [1, 0], [1, 0]])
     cosine = torch.nn.functional.cosine_similarity
-    for sentences, within, between in (
-        ([0], cosine(hidden[0, 0], hidden[0, 1], dim=0), None),
-        ([1], None, None),
-        ([0, 1], cosine(hidden[0, 0], hidden[0, 1], dim=0), cosine(hidden[0], hidden[1, :1], dim=1).mean()),
+    pair, apart = cosine(hidden[0, 0], hidden[0, 1], dim=0), cosine(hidden[1, 0], hidden[2, 0], dim=0)
+    averaged = cosine(unit(hidden[0]).sum(0), hidden[1, 0], dim=0)
+    for sentences, within, between, predicted in (
+        ([0], pair, None, None),
+        ([1], None, None, None),
+        ([1, 2], None, apart, None),  # nothing is averaged
+        ([0, 1], pair, cosine(hidden[0], hidden[1, :1], dim=1).mean(), averaged),
     ):
         state = ConeState.empty([0], 4)
         state.update([hidden[sentences]], mask[sentences])
         for statistic, value in (
             (metrics.within_sentence_cosine, within),
             (metrics.between_sentence_cosine, between),
+            (metrics.predicted_anisotropy, predicted),
         ):
             found = float(statistic(state.token))
             assert math.isnan(found) if value is None else found == pytest.approx(float(value), rel=1e-12)
@@ -332,3 +367,27 @@ def test_a_covariance_of_nothing_and_one_of_one_dimension_have_no_shape() -> Non
     assert float(metrics.participation_ratio(single)) == 1
     # 2 dimensions are the fewest that can be alike or not.
     assert float(metrics.iso_score(torch.eye(2, dtype=torch.float64))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("shape", "undefined"), [((30, 1, 9), "within"), ((1, 30, 9), "between")])
+def test_what_rounding_leaves_is_no_mean_over_no_pair(shape: tuple[int, int, int], undefined: str) -> None:
+    state = ConeState.empty([0], shape[-1])
+    state.update([normal(*shape)], torch.ones(shape[:2]))
+    found = metrics.first_order(state)
+    assert {name for name in ("within", "between") if bool(found[name].isnan())} == {undefined}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_shape_of_vectors_does_not_depend_on_their_unit(scale: float, state: ConeState, pooled: Tensor) -> None:
+    moments = Moments.empty("sentence", [0], DIM, second_moment=True)
+    moments.update(pooled * scale)
+    found, wanted = metrics.geometry(moments), metrics.geometry(state.sentence)
+    assert found is not None
+    assert wanted is not None
+    assert found.values == pytest.approx(wanted.values, rel=1e-9)
+
+
+def test_a_geometry_shows_its_metrics_alone(state: ConeState) -> None:
+    found = metrics.geometry(state.sentence)
+    assert found is not None
+    assert repr(found) == f"Geometry({', '.join(f'{name}={value!r}' for name, value in found.values.items())})"
