@@ -197,6 +197,9 @@ def test_blocks_of_groups_are_left_out_together(pooled: Tensor) -> None:
     of_rows = blocks[torch.tensor(GROUP_OF[:SENTENCES])]
     wanted = [[mean_pair(rows[of_rows != block]) for block in blocks.unique()] for rows in (pooled, pooled.flip(0))]
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert metrics.summed_by_block(moments.count, blocks).tolist() == [torch.bincount(of_rows).tolist()] * 2
+    alone = metrics.leave_blocks_out(torch.arange(64))
+    assert torch.equal(metrics.anisotropy(moments, alone), metrics.anisotropy(moments, metrics.leave_one_out))
 
 
 def test_contributions_sum_to_the_anisotropy(state: ConeState, pooled: Tensor) -> None:

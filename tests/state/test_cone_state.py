@@ -20,6 +20,7 @@ from torch import Tensor
 from cone_kernels import ConeState, Moments, metrics
 from cone_kernels.axes import axes
 from cone_kernels.names import POOLINGS
+from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state.file import StateFileError
 from tests.support.moment_cases import assert_sums_close, normal
@@ -246,6 +247,41 @@ def test_the_first_sentences_left_out_are_kept() -> None:
     assert state.merge(many).first_left_out[1].tolist() == [3, 9, 17, 30, 100, 101, 102, 103]
 
 
+def test_notes_of_what_was_left_out_are_worked_off_every_64_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, mask = ConeState.empty([0], DIM), torch.tensor([[1, 1], [0, 0]])
+    for turn in range(1, 67):
+        state.update([normal(2, 2, DIM)], mask)
+        assert len(state._left_out) == turn % 64
+    assert state.first_left_out.tolist() == [list(range(1, 16, 2))]
+    assert state._left_out == []
+    # What a CUDA graph leaves is written over when it is replayed.
+    monkeypatch.setattr("cone_kernels.state.cone_state.is_captured", lambda tensor: True)
+    state.update([normal(2, 2, DIM)], mask)
+    assert state._left_out == []
+
+
+def test_neighbouring_layers_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(layers: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+        calls.append(len(layers))
+        return pool_moments_(layers, *rest)
+
+    monkeypatch.setattr("cone_kernels.state.cone_state.pool_moments_", counted)
+    hidden, mask = batch(3, 1, layers=5)
+    state = ConeState.empty(range(5), DIM)
+    for layers, wanted in (
+        ([0, 1, 2, 3, 4], [5]),
+        ([2, 3, 4], [3]),
+        ([3], [1]),
+        ([0, 1, 4], [1, 1, 1]),
+        ([2, 1], [1, 1]),
+    ):
+        calls.clear()
+        state.update([hidden[layer] for layer in layers], mask, layers=layers)
+        assert calls == wanted
+
+
 def test_status_names_what_was_wrong() -> None:
     hidden, mask = batch(4, 6)
     mask[:] = True
@@ -378,6 +414,11 @@ def of_the_level_of(tensors: dict[str, Tensor], info: dict[str, Any], part: str,
         (lambda t, i: of_the_level_of(t, i, "sentence", "token"), "wrong levels .sentence: token, token: token"),
         (lambda t, i: of_the_level_of(t, i, "token", "sentence"), "wrong levels .sentence: sentence, token: sentence"),
         (lambda t, i: i.update(more={}), "got a header of"),
+        *(
+            (lambda t, i, pooling=pooling: i.update(pooling=pooling), "pooling is .*; it must be one of mean, ")
+            for pooling in ("mean", "median", None, 3, ["cls"], {"cls": 1})
+        ),
+        (lambda t, i: i.update(output=None), "header: got None; it must be an object with"),
         (lambda t, i: i.update(state=[]), r"state is \[\]; it must be an object"),
         (
             lambda t, i: t.update({"word.count": t["token.count"] + 0}),
@@ -430,6 +471,9 @@ def test_unlike_states_do_not_merge() -> None:
         moments.merge(Moments.empty("token", [0, 2], DIM))
     one, other = (ConeState.empty([0], DIM, info={"model": name, "seed": 1}) for name in "ab")
     with pytest.raises(ValueError, match=r"differ in model \('a' and 'b'\)$"):
+        one.merge(other)
+    one, other = (ConeState.empty([0], DIM, info=info) for info in ({"seed": 1}, {}))
+    with pytest.raises(ValueError, match=r"differ in seed \(1 and None\)$"):
         one.merge(other)
     one, other = (ConeState.empty([0], DIM, poolings=poolings) for poolings in (["cls"], ["cls", "max"]))
     with pytest.raises(ValueError, match=r"differ in poolings \(\['cls'\] and \['cls', 'max'\]\)$"):
@@ -502,6 +546,7 @@ def test_a_cleared_state_is_an_empty_one_in_the_same_memory(second_moment: bool)
     state = state_of([batch(600, seed=1), batch(4, seed=2)], **options)
     state.add_output(normal(5, DIM, seed=4), torch.arange(5))
     place = state.sentence.unit_sum.data_ptr()
+    assert bool((state.first_left_out != 2**63 - 1).any())
     state.clear_()
     assert state.sentence.unit_sum.data_ptr() == place
     assert all(not bool(value.any()) for moments in state.all_moments.values() for value in moments.sums.values())

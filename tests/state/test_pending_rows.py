@@ -53,6 +53,23 @@ def test_layers_that_came_apart_are_given_out_apart() -> None:
         assert torch.equal(pending.waiting(run)[0], x[run])
 
 
+def test_a_single_row_waits_too() -> None:
+    pending, x = PendingRows(1), torch.ones(1, 1, 2)
+    pending.extend(slice(None), x, all_used(x), "auto")
+    assert list(pending.runs()) == [slice(0, 1)]
+    assert torch.equal(pending.waiting(slice(0, 1))[0], x)
+
+
+def test_layers_of_which_nothing_waits_go_on_together() -> None:
+    pending, x = PendingRows(3), torch.ones(3, 512, 2)
+    for at in (slice(0, 2), slice(2, 3)):
+        pending.extend(at, x[at], all_used(x[at]), "auto")
+        (run,) = pending.full_runs(at)
+        pending.take_blocks(run)
+    pending.extend(slice(None), x[:, :4], all_used(x[:, :4]), "auto")
+    assert list(pending.runs()) == [slice(0, 3)]
+
+
 def test_what_waits_is_a_copy() -> None:
     pending, x = PendingRows(1), torch.ones(1, 4, 2)
     pending.extend(slice(None), x, all_used(x), "auto")

@@ -15,7 +15,7 @@ from cone_kernels.models import load_model
 from cone_kernels.names import POOLINGS, pooling_names
 from cone_kernels.ops.masked_mean_pool import masked_mean_pool
 from cone_kernels.probe.cone_probe import ConeProbe
-from cone_kernels.state.poolings import drawn_positions, pool
+from cone_kernels.state.poolings import drawn_positions, needs_special, pool, pool_layers
 from cone_kernels.state.sentence_batch import SentenceBatch
 from tests.probe.test_layer_points import Unpads
 from tests.support.moment_cases import DTYPES, normal, views
@@ -96,6 +96,47 @@ def test_as_its_definition_says(dtype: torch.dtype, kind: str, pooling: str) -> 
         torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
     if pooling in {"cls", "last", "max", "drawn_token"}:
         torch.testing.assert_close(padded.double(), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    ("sentences", "tokens", "kept"), [(3, 5, slice(1, 4)), (3, 5, slice(2, 3)), (1, 1, slice(None))]
+)
+def test_sentences_of_one_length_beside_padding(sentences: int, tokens: int, kept: slice, pooling: str) -> None:
+    hidden, mask = normal(sentences, tokens, 4), torch.zeros(sentences, tokens, dtype=torch.bool)
+    mask[:, kept] = True
+    special = torch.zeros_like(mask)
+    got = pool(hidden.masked_fill(~mask[..., None], torch.nan), pooling, mask, special=special)
+    torch.testing.assert_close(got.double(), plain_vectors(hidden, mask, special, pooling), rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_poolings_together_are_each_by_itself(dtype: torch.dtype) -> None:
+    mask, special = masks("holes")
+    hidden = normal(2, 9, 7, 20, dtype=dtype)
+    batch = SentenceBatch.of(hidden[0], mask, None, None, special=special)
+    together = pool_layers([name for name in POOLINGS if name != "mean"], list(hidden), batch)
+    for (name, vectors), layer in itertools.product(together.items(), range(2)):
+        wanted = pool(hidden[layer], name, mask, special=special)
+        torch.testing.assert_close(vectors[layer], wanted, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_special_tokens_are_needed_where_one_pooling_needs_them() -> None:
+    needing = [name for name in POOLINGS if needs_special([name])]
+    assert needing == ["mean_without_special", "drawn_token"]
+    assert needs_special(POOLINGS)
+    assert not needs_special([name for name in POOLINGS if name not in needing])
+    assert not needs_special([])
+
+
+def test_a_state_with_every_pooling_is_read_again() -> None:
+    mask, special = masks("right")
+    state = ConeState.empty([0], 12, poolings="all")
+    state.update([normal(9, 7, 12)], mask, special=special)
+    tensors, header = state.file_content()
+    again = ConeState.restore("s", tensors, header)
+    assert list(again.poolings) == list(state.poolings)
+    assert again.fingerprint() == state.fingerprint()
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

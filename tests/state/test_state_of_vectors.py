@@ -44,10 +44,24 @@ def test_it_merges_and_is_copied_as_any_state(tmp_path: Path) -> None:
     assert merged.save(tmp_path / "s") == ConeState.load(tmp_path / "s").fingerprint()
     for again in (state.settled(), state.emptied().merge(state), copy.deepcopy(state)):
         assert again.fingerprint() == state.fingerprint()
+        assert again.info == {"vectors": {"dim": 5}}
+    assert ConeState.of_vectors(5).info == {}
     with pytest.raises(ValueError, match=r"differ in dim \(5 and 6\)"):
         Moments.merge(state.sentence, state_of(normal(3, 6), second_moment=True).sentence)
     with pytest.raises(ValueError, match=r"differ in output \(True and False\)"):
         state.merge(ConeState.empty([0], 5, second_moment=True, info=state.info))
+
+
+def test_vectors_of_sentences_without_a_token_are_counted_as_such_and_nowhere_else() -> None:
+    state, rows = ConeState.of_vectors(4, second_moment=True), normal(5, 4, dtype=torch.float64)
+    empty = torch.tensor([True, False, False, True, False])
+    state.add_output(rows, torch.arange(5), empty)
+    assert state.output is not None
+    assert state.output.n_empty[0, :6].tolist() == [1, 0, 0, 1, 0, 0]
+    assert state.output.count[0, :6].tolist() == [0, 1, 1, 0, 1, 0]
+    torch.testing.assert_close(state.output.sum[0], rows[~empty].sum(0), rtol=1e-14, atol=1e-14)
+    with pytest.raises(ValueError, match="vectors: got width 3; it must be 4 as the state's output"):
+        state.add_output(normal(2, 3), torch.arange(2))
 
 
 def test_it_says_what_it_holds() -> None:

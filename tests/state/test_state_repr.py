@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -65,6 +65,21 @@ def test_a_level_says_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([7], "7"),
+        ([7, 8], "7 to 8"),
+        ([8, 7], "8, 7"),
+        (range(0, 16, 2), "0, 2, 4, 6, 8, 10, 12, 14"),
+        (range(0, 18, 2), "0, 2, 4, 6, 8, 10, 12, 14 and 1 more"),
+        ([-1, 0, 1], "-1 to 1"),
+    ],
+)
+def test_layers_in_words(layers: Sequence[int], words: str) -> None:
+    assert repr(Moments.empty("token", layers, 4)).splitlines()[1] == f"  layers: {words}; 4 wide, on cpu"
+
+
+@pytest.mark.parametrize(
     ("info", "name"),
     [
         ({}, "model not named"),
@@ -105,6 +120,7 @@ def test_showing_a_state_changes_nothing_and_reads_no_second_moment(monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(Moments, "_add_products", multiplied)
         repr(state)
+        assert int(state.sentence.count.sum()) == 2 * 1196
     assert state.fingerprint() == before
 
 
