@@ -91,9 +91,27 @@ def test_default_shrinkage_is_scikit_learns(n: int) -> None:
 
 
 def test_default_components_are_a_hundredth_of_the_width() -> None:
-    for dim, components in ((7, 1), (199, 1), (384, 3)):
+    for dim, components in ((7, 1), (199, 1), (200, 2), (300, 3)):
         moments = moments_of(normal(500, dim, dtype=torch.float64))
         assert Centering.fit(moments, method="all-but-the-top").components == components
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("unit", [1e-5, 1e5])
+def test_what_vectors_are_measured_in_changes_nothing_but_the_scale(unit: float, method: Any) -> None:
+    rows = cone()
+    plain, scaled = (Centering.fit(moments_of(x), method=method) for x in (rows, rows * unit))
+    assert scaled.shrinkage == (None if plain.shrinkage is None else pytest.approx(plain.shrinkage, rel=1e-9))
+    wanted = plain(rows) * (1 if method == "whitening" else unit)
+    torch.testing.assert_close(scaled(rows * unit), wanted, rtol=0, atol=1e-8 * float(wanted.abs().max()))
+
+
+def test_a_sphere_is_shrunk_to_itself() -> None:
+    rows = torch.cat([torch.eye(4), -torch.eye(4)]).double()
+    centering = Centering.fit(moments_of(rows), method="whitening")
+    assert centering.shrinkage == 1.0
+    # C = (2/7)·I
+    torch.testing.assert_close(centering(rows), rows * math.sqrt(3.5), rtol=1e-12, atol=1e-12)
 
 
 quick = settings(max_examples=25, deadline=None)
@@ -176,12 +194,18 @@ def test_gradients(method: Any) -> None:
         (lambda c, m: Centering.fit(m, method="median"), "method: got 'median'; it must be one of mean, all-but"),
         (lambda c, m: Centering.fit(m, components=2), "components: got 2; it must be None for method 'mean'"),
         (lambda c, m: Centering.fit(m, shrinkage=0.5), "shrinkage: got 0.5; it must be None for method 'mean'"),
-        (lambda c, m: Centering.fit(m, method="all-but-the-top", components=0), "components: got 0"),
+        (lambda c, m: Centering.fit(m, method="all-but-the-top", components=0), "components: got 0; .* at least 1"),
         (lambda c, m: Centering.fit(m, method="all-but-the-top", components=13), "components: got 13; .* to the width"),
         (lambda c, m: Centering.fit(m, method="whitening", shrinkage=1.1), "shrinkage: got 1.1"),
         (lambda c, m: Centering.fit(m, method="whitening", shrinkage=math.nan), "shrinkage: got nan"),
         (lambda c, m: Centering.fit(m, layer=3), r"layer: got 3; it must be one of the state's layers \(4,\)"),
+        (lambda c, m: Centering.fit(m, layer=0), "layer: got 0"),
         (lambda c, m: Centering.fit(m, layer=-2), "layer: got -2"),
+        (lambda c, m: Centering.fit(m, layer="output"), "layer: got 'output'; it must be a number, for the state has"),
+        (
+            lambda c, m: Centering.fit(ConeState.empty([0], 3), layer="output"),
+            "layer: got 'output'; it must be a number, for the state has no output",
+        ),
         (
             lambda c, m: Centering.fit(moments_of(cone(), second_moment=False), method="whitening"),
             "state: got one without second moments; it must have them \\(second_moment=True\\) for method 'whitening'",
@@ -201,7 +225,7 @@ def test_gradients(method: Any) -> None:
         ),
         (
             lambda c, m: Centering.fit(moments_of(cone(DIM)), method="whitening", shrinkage=0),
-            "shrinkage: got 0; the smallest eigenvalue .* blow up rounding",
+            "shrinkage: got 0; the smallest eigenvalue .* blow up rounding; it must be 1e-08 or more, so shrink more",
         ),
     ],
 )
@@ -239,6 +263,13 @@ def test_the_layer_of_a_state(tmp_path: Path) -> None:
         assert (found.layer, found.model) == (state.layers[at], {"architecture": "BertModel"})
     with pytest.raises(ValueError, match="layer: got 1"):
         Centering.fit(state, layer=1)
+    assert Centering.fit(state).layer == Centering.fit(state.token).layer == 5
+    assert Centering.fit(state.token).level == "token"
+    # What the model itself gives comes before its layers, of whatever width.
+    state.add_output(torch.ones(3, 7), torch.arange(3))
+    for layer, found in ((None, "output"), ("output", "output"), (-1, 5), (0, 0)):
+        centering = Centering.fit(state, layer=layer)  # type: ignore[arg-type]
+        assert (centering.layer, centering.dim) == (found, 7 if found == "output" else 3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -257,11 +288,29 @@ def test_what_is_saved_is_what_is_loaded(method: Any, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("options", "n", "dim"),
+    [
+        ({}, 1, 1),
+        ({"method": "all-but-the-top", "components": 1}, 40, DIM),
+        ({"method": "all-but-the-top", "components": DIM}, 40, DIM),
+        ({"method": "whitening", "shrinkage": 0}, 40, DIM),
+        ({"method": "whitening", "shrinkage": 1}, 40, DIM),
+    ],
+)
+def test_what_is_just_within_the_bounds_is_loaded(options: dict[str, Any], n: int, dim: int, tmp_path: Path) -> None:
+    centering = Centering.fit(cone(n, dim), **options)
+    assert (centering.count, centering.dim) == (n, dim)
+    centering.save(tmp_path / "c")
+    assert Centering.load(tmp_path / "c") == centering
+
+
 def test_repr_tells_what_it_does() -> None:
     moments = moments_of(cone(1200))
     assert repr(Centering.fit(moments)) == f"Centering(mean, {DIM} wide, layer 4, from 1,200 sentences)"
-    top = Centering.fit(moments, method="all-but-the-top", components=3)
-    assert repr(top).startswith("Centering(all-but-the-top of 3 components, ")
+    for components, words in ((1, "1 component"), (2, "2 components")):
+        top = Centering.fit(moments, method="all-but-the-top", components=components)
+        assert repr(top).startswith(f"Centering(all-but-the-top of {words}, {DIM} wide, ")
     assert "whitening with shrinkage 0.25," in repr(Centering.fit(moments, method="whitening", shrinkage=0.25))
 
 
@@ -297,6 +346,9 @@ def header(**changes: Any) -> Callable[[dict[str, Tensor], dict[str, Any]], None
         ("mean", header(method=["mean"]), "method"),
         ("mean", header(level="word"), "level"),
         ("mean", header(layer=True), "layer"),
+        ("mean", header(layer="last"), "layer"),
+        ("mean", header(layer=None), "layer"),
+        ("mean", header(dim=0), "dim"),
         ("mean", header(dim=-DIM), "dim"),
         ("mean", header(count=0), "count"),
         ("mean", header(count=1.5), "count"),
@@ -311,8 +363,12 @@ def header(**changes: Any) -> Callable[[dict[str, Tensor], dict[str, Any]], None
         ("all-but-the-top", header(components=DIM + 1), "components"),
         ("all-but-the-top", header(components=None), "components"),
         ("all-but-the-top", header(components=2), "directions has shape"),
+        ("all-but-the-top", header(dim="12"), "dim"),
         ("all-but-the-top", lambda t, i: t.update(directions=t["directions"] * 2), "directions are not orthonormal"),
+        ("all-but-the-top", lambda t, i: t["directions"].mul_(1 + 1e-6), "directions are not orthonormal"),
         ("whitening", header(shrinkage=1.5), "shrinkage"),
+        ("whitening", header(shrinkage=-0.1), "shrinkage"),
+        ("whitening", header(shrinkage=True), "shrinkage"),
         ("whitening", header(shrinkage=None), "shrinkage"),
         ("whitening", header(shrinkage="0"), "shrinkage"),
         ("whitening", lambda t, i: t["matrix"].triu_(), "matrix is not symmetric"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cone_kernels import backends, mean_pairwise_cosine
+from cone_kernels.ops.mean_pairwise_cosine import cosine_and_sums, cosine_gradient, cosine_of_normalized
 from tests.support.moment_cases import DTYPES, WIDTHS, normal, views
 
 # Of the anisotropy itself; the data's own dtype is taken as exact.
@@ -147,3 +148,29 @@ def test_the_cosine_alone_is_the_one_that_has_a_gradient(shape: tuple[int, ...])
     for other in (mean_pairwise_cosine(x, strict=True), mean_pairwise_cosine(x.clone().requires_grad_()).detach()):
         assert alone.shape == x.shape[:-2]
         torch.testing.assert_close(alone, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_rows_near_zero_count_and_rows_of_zeros_do_not(backend: str) -> None:
+    x = torch.tensor([[0.0, 0.0], [1e-13, 0.0], [0.0, 2.0], [3.0, 0.0]], dtype=torch.float64)
+    # Divided by 1e-12 at least they are (0.1, 0), (0, 1) and (1, 0): ‖(1.1, 1)‖² = 2.21, less 0.01 + 1 + 1.
+    cosine, left_out, unit_sum, count = cosine_and_sums(x, backend, 1e-12)
+    assert float(cosine) == pytest.approx((2.21 - 2.01) / 6, rel=1e-12)
+    assert (int(left_out), int(count)) == (1, 3)
+    torch.testing.assert_close(unit_sum, torch.tensor([1.1, 1.0], dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 4), (2, 0, 4), (0, 5, 4)])
+def test_of_no_pair_of_rows_near_zero_or_not_there_is_no_cosine(shape: tuple[int, ...]) -> None:
+    cosine = cosine_of_normalized(torch.ones(shape), 1e-12)
+    assert cosine.shape == shape[:-2]
+    assert bool(cosine.isnan().all())
+
+
+def test_the_gradient_is_the_same_where_the_host_cannot_look_at_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, unit_sum = normal(5, 3, 4), normal(5, 4, dtype=torch.float64, seed=1)
+    arguments = (x, unit_sum, torch.tensor([0, 1, 2, 3, 70]), torch.tensor([3.0, 3.0, -2.0, 0.5, 1e3]), "cpu")
+    wanted = cosine_gradient(*arguments)
+    assert [bool(layer.any()) for layer in wanted] == [False, False, True, True, True]
+    monkeypatch.setattr("cone_kernels.ops.mean_pairwise_cosine.read_is_free", lambda tensor: False)
+    assert torch.equal(cosine_gradient(*arguments), wanted)

@@ -245,7 +245,7 @@ def test_opcheck(packed: bool) -> None:
     torch.library.opcheck(torch.ops.cone_kernels.masked_mean_pool.default, (layers[0], mask, starts, "cpu"))
 
 
-HIDDEN, MASK = torch.zeros(2, 3, 4), torch.ones(2, 3)
+HIDDEN, MASK, STARTS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.tensor([0, 3])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,10 @@ HIDDEN, MASK = torch.zeros(2, 3, 4), torch.ones(2, 3)
         ({"hidden_states": HIDDEN[0], "mask": MASK}, ValueError, r"hidden_states: got shape \(3, 4\)"),
         ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0, 2])}, ValueError, "for 3 rows; it must rise"),
         ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0, 3, 2, 3])}, ValueError, "must rise from 0"),
+        ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([1, 3])}, ValueError, "must rise from 0"),
         ({"hidden_states": HIDDEN[0], "cu_seqlens": torch.tensor([0.0, 3.0])}, TypeError, "cu_seqlens: got dtype"),
+        ({"hidden_states": HIDDEN[0], "cu_seqlens": STARTS[:0]}, ValueError, r"cu_seqlens: got shape \(0,\)"),
+        ({"hidden_states": HIDDEN[0], "cu_seqlens": STARTS[None]}, ValueError, r"cu_seqlens: got shape \(1, 2\)"),
     ],
 )
 def test_errors_name_the_argument(arguments: dict[str, object], error: type[Exception], words: str) -> None:
@@ -274,8 +277,18 @@ def test_layers_must_be_alike() -> None:
         pool_moments([HIDDEN, torch.zeros(2, 3, 5)], MASK)
     with pytest.raises(ValueError, match=r"hidden_states\[1\]: got dtype"):
         pool_moments([HIDDEN, HIDDEN.double()], MASK)
-    with pytest.raises(ValueError, match="at least one layer"):
-        pool_moments([], MASK)
+    for nothing in ([], HIDDEN.new_zeros(0, 2, 3, 4)):
+        with pytest.raises(ValueError, match="at least one layer"):
+            pool_moments(nothing, MASK)
+
+
+@pytest.mark.parametrize("starts", [[0], [0, 0], [0, 0, 0]])
+def test_packed_tokens_may_be_none(starts: list[int]) -> None:
+    pooled, sums, status = pool_moments(HIDDEN[0, :0], cu_seqlens=torch.tensor(starts))
+    assert (pooled.shape, status.tolist()) == ((len(starts) - 1, 4), [4] * (len(starts) - 1))
+    assert not any(bool(total.any()) for total in sums.values())
+    assert masked_mean_pool(HIDDEN[0, :0], cu_seqlens=torch.tensor(starts)).shape == pooled.shape
+    assert masked_mean_pool(HIDDEN.new_zeros(0, 2, 3, 4), MASK).shape == (0, 2, 4)
 
 
 def test_compiles_whole() -> None:

@@ -119,6 +119,14 @@ def test_scaled_rows(isa: str) -> None:
     assert_moments_close(got, torch.stack([torch.cov(rows.mT) for rows in u]), 1e-6)
 
 
+def test_every_row_counts_once_in_the_mean_of_many_scaled_rows() -> None:
+    x = torch.full((8200, 2), 1.0, dtype=torch.float64)
+    x[[0, 4095, 4096, 4097, 8192, 8199], 1] = torch.tensor([3.0, 1e4, -2e4, 5e4, 7e4, -1e4], dtype=torch.float64)
+    scale = torch.full((8200,), 0.5, dtype=torch.float64)
+    wanted = torch.from_numpy(np.cov(x.numpy().T * 0.5))
+    torch.testing.assert_close(second_moment(x, row_scale=scale, center=True), wanted, rtol=1e-12, atol=1e-9)
+
+
 def test_rows_not_used_are_not_read(isa: str) -> None:
     x = normal(2, 1300, 20)
     use = torch.rand(2, 1300, generator=torch.Generator().manual_seed(1)) < 0.6
@@ -268,5 +276,6 @@ def test_the_state_form_checks_its_moment() -> None:
         second_moment_(torch.zeros(1, 2, 4).double()[..., ::2], x)
     with pytest.raises(ValueError, match=r"moment: got shape \(1, 3, 3\)"):
         second_moment_(torch.zeros(1, 3, 3).double(), x)
-    with pytest.raises(ValueError, match="use: got dtype int64 of shape"):
-        second_moment_(torch.zeros(1, 2, 2).double(), x, use=torch.ones(1, 3).long())
+    for use in (torch.ones(1, 3).long(), torch.ones(1, 2).bool(), torch.ones(3).bool()):
+        with pytest.raises(ValueError, match=r"use: got dtype \w+ of shape \(.*\); it must be bool \(1, 3\)"):
+            second_moment_(moment, x, use=use)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, top_eigenvectors
-from cone_kernels.ops.top_eigenvectors import TopEigenvectors
+from cone_kernels.ops.top_eigenvectors import TopEigenvectors, signed_along
 from tests.support.moment_cases import DTYPES, normal, views
 
 WIDTHS = [*range(1, 131), 384]
@@ -377,3 +377,49 @@ def test_how_many_is_an_integer(k: Any) -> None:
     with pytest.raises(TypeError, match=f"k: got {k!r}; it must be an integer"):
         top_eigenvectors(torch.randn(20, 4), k)
     assert top_eigenvectors(torch.randn(20, 4), np.int64(2)).values.shape == (2,)
+
+
+@pytest.mark.parametrize("length", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize(("cosine", "sign"), [(1.5e-3, 1.0), (-1.5e-3, -1.0), (0.5e-3, 1.0), (-0.5e-3, 1.0)])
+def test_the_mean_decides_the_sign_from_a_cosine_of_a_thousandth_on(cosine: float, sign: float, length: float) -> None:
+    vectors, values = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    mean = length * torch.tensor([[cosine, (1 - cosine**2) ** 0.5]], dtype=torch.float64)
+    assert signed_along(vectors, values, mean).tolist() == [[[sign, 0.0]]]
+
+
+@pytest.mark.parametrize("deviation", [1e-10, 1.0, 1e10])
+@pytest.mark.parametrize(("times", "sign"), [(1.5e-12, -1.0), (0.5e-12, 1.0)])
+def test_what_rounding_leaves_of_a_mean_decides_no_sign(times: float, sign: float, deviation: float) -> None:
+    vectors = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+    values = torch.tensor([[deviation**2]], dtype=torch.float64)
+    mean = torch.tensor([[-times * deviation, 0.0]], dtype=torch.float64)
+    assert signed_along(vectors, values, mean).tolist() == [[[sign, 0.0]]]
+
+
+def test_the_triangles_of_a_covariance_may_differ_by_a_hundredth() -> None:
+    matrix = torch.tensor([[1.0, 0.5], [0.509, 1.0]], dtype=torch.float64)
+    # Both are read: the largest eigenvalue is that of their mean.
+    assert float(top_eigenvectors(covariance=matrix).values) == pytest.approx(1.5045, rel=1e-6)
+    matrix[1, 0] = 0.511
+    with pytest.raises(ValueError, match=r"differ by up to 0\.011; it must be symmetric"):
+        top_eigenvectors(covariance=matrix)
+    assert top_eigenvectors(covariance=torch.empty(0, 4, 4), k=2).values.shape == (0, 2)
+
+
+def test_the_fewest_rows_and_reads() -> None:
+    x = torch.tensor([[1.0, 0.0], [3.0, 0.0]], dtype=torch.float64)
+    assert float(top_eigenvectors(x).values) == pytest.approx(2, rel=1e-12)
+    assert float(top_eigenvectors(x[1:], center=False).values) == pytest.approx(9, rel=1e-12)
+    assert top_eigenvectors(covariance=torch.eye(40), max_iterations=1).values.shape == (1,)
+
+
+@pytest.mark.parametrize("given", ["x", "covariance"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_options_that_are_not_given(dtype: torch.dtype, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    fields = (torch.zeros(()),) * len(dataclasses.fields(TopEigenvectors))
+    op = "cone_kernels.ops.top_eigenvectors._top_eigenvectors"
+    monkeypatch.setattr(op, lambda matrix, *options: asked.append(options) or fields)
+    top_eigenvectors(**{given: torch.ones(3, 3, dtype=dtype)})
+    tolerance = 1e-8 if given == "covariance" or dtype == torch.float64 else 1e-6
+    assert asked == [(given == "covariance", True, 1, tolerance, 500, "cpu")]

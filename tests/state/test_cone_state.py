@@ -162,6 +162,9 @@ def test_second_moments_are_those_of_the_rows_used() -> None:
         u = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         for got, wanted in ((moments.second_moment, rows.T @ rows), (moments.unit_second_moment, u.T @ u)):
             torch.testing.assert_close(metrics.symmetric(got[layer]), wanted, rtol=1e-12, atol=1e-12)
+        squares = rows.square().sum(-1, keepdim=True)
+        torch.testing.assert_close(moments.cubic_sum[layer], (squares * rows).sum(0), rtol=1e-12, atol=0)
+        torch.testing.assert_close(moments.quartic_sum[layer], squares.square().sum(), rtol=1e-12, atol=0)
     torch.testing.assert_close(metrics.covariance(moments)[0], torch.cov(x[0, [*range(7), *range(8, 1300)]].T))
 
 
