@@ -106,12 +106,13 @@ def test_what_vectors_are_measured_in_changes_nothing_but_the_scale(unit: float,
     torch.testing.assert_close(scaled(rows * unit), wanted, rtol=0, atol=1e-8 * float(wanted.abs().max()))
 
 
-def test_a_sphere_is_shrunk_to_itself() -> None:
-    rows = torch.cat([torch.eye(4), -torch.eye(4)]).double()
+@pytest.mark.parametrize("stretch", [1.0, 1.01])
+def test_what_is_nearly_a_sphere_is_shrunk_to_one(stretch: float) -> None:
+    rows = torch.cat([torch.eye(4), -torch.eye(4)]).double() * torch.tensor([1, 1, 1, stretch], dtype=torch.float64)
     centering = Centering.fit(moments_of(rows), method="whitening")
     assert centering.shrinkage == 1.0
-    # C = (2/7)·I
-    torch.testing.assert_close(centering(rows), rows * math.sqrt(3.5), rtol=1e-12, atol=1e-12)
+    variance = 2 / 7 * (3 + stretch**2) / 4
+    torch.testing.assert_close(centering(rows), rows / math.sqrt(variance), rtol=1e-12, atol=1e-12)
 
 
 quick = settings(max_examples=25, deadline=None)

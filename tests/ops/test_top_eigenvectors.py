@@ -379,7 +379,7 @@ def test_how_many_is_an_integer(k: Any) -> None:
     assert top_eigenvectors(torch.randn(20, 4), np.int64(2)).values.shape == (2,)
 
 
-@pytest.mark.parametrize("length", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("length", [1e-3, 1e9])
 @pytest.mark.parametrize(("cosine", "sign"), [(1.5e-3, 1.0), (-1.5e-3, -1.0), (0.5e-3, 1.0), (-0.5e-3, 1.0)])
 def test_the_mean_decides_the_sign_from_a_cosine_of_a_thousandth_on(cosine: float, sign: float, length: float) -> None:
     vectors, values = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
