@@ -129,13 +129,14 @@ def test_special_tokens_are_needed_where_one_pooling_needs_them() -> None:
     assert not needs_special([])
 
 
-def test_a_state_with_every_pooling_is_read_again() -> None:
+@pytest.mark.parametrize("options", [{"poolings": "all"}, {"pooling": "cls"}, {"pooling": "mean"}], ids=str)
+def test_a_state_is_read_again_with_its_poolings(options: dict[str, str]) -> None:
     mask, special = masks("right")
-    state = ConeState.empty([0], 12, poolings="all")
+    state = ConeState.empty([0], 12, **options)  # type: ignore[arg-type]
     state.update([normal(9, 7, 12)], mask, special=special)
     tensors, header = state.file_content()
     again = ConeState.restore("s", tensors, header)
-    assert list(again.poolings) == list(state.poolings)
+    assert (again.pooling, list(again.poolings)) == (state.pooling, list(state.poolings))
     assert again.fingerprint() == state.fingerprint()
 
 
