@@ -139,6 +139,13 @@ def test_group_of_a_row_is_that_of_its_id() -> None:
     assert sums["count"][:3].tolist() == [1, 2, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_no_rows_may_have_no_ids(dtype: torch.dtype) -> None:
+    sums = row_moments(torch.ones(0, 4), sentence_ids=torch.zeros(0, dtype=dtype))
+    assert sums["unit_sum"].shape == (64, 4)
+    assert not any(bool(total.any()) for total in sums.values())
+
+
 def test_numpy_in_numpy_out() -> None:
     x = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
     sums = row_moments(x)

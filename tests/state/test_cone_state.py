@@ -521,6 +521,13 @@ def test_groups_that_are_given_are_from_0_to_63(n: int) -> None:
                 state.add_output(normal(n, 4), torch.arange(n), groups=groups)
 
 
+def test_no_vectors_may_have_no_groups() -> None:
+    state, nothing = ConeState.empty([0], 4), torch.arange(0)
+    state.add_output(normal(0, 4), nothing, groups=nothing)
+    assert state.output is not None
+    assert state.output.rows_seen(0) == 0
+
+
 def test_no_such_field() -> None:
     with pytest.raises(AttributeError, match="has no field 'second_moment'"):
         _ = Moments.empty("token", [0], 3).second_moment
