@@ -16,6 +16,7 @@ from cone_kernels.probe.batch_arguments import (
     mask_values,
     n_padding,
     n_sentences,
+    refuse_cache,
     refuse_packed_rows,
     sentence_starts,
     token_mask,
@@ -46,6 +47,11 @@ NO_MASK = "it must be bool or 0/1 integers (B, T)"
         (torch.ones(1, 1, 2, dtype=torch.int64), ValueError, f"got torch.int64 of shape (1, 1, 2); {NO_MASK}"),
         (torch.ones(1, 2, dtype=torch.bfloat16), ValueError, f"got torch.bfloat16 of shape (1, 2); {NO_MASK}"),
         (torch.ones(1, 2, dtype=torch.complex64), ValueError, f"got torch.complex64 of shape (1, 2); {NO_MASK}"),
+        (
+            torch.tensor([[2]]),
+            ValueError,
+            "got values other than 0 and 1; it must say for each token whether it counts",
+        ),
         (
             torch.tensor([[1, 2]]),
             ValueError,
@@ -89,6 +95,16 @@ def test_a_mask_of_bool_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
 def test_a_gap_is_a_0_with_a_1_after_it(rows: list[list[int]], gaps: bool, dtype: torch.dtype) -> None:
     assert has_gaps(torch.tensor(rows).to(dtype)) is gaps
+
+
+def test_a_cache_with_earlier_tokens_is_refused() -> None:
+    refuse_cache({"input_ids": IDS, "past_key_values": None, "mems": [torch.zeros(2, 2)]})
+    with pytest.raises(ValueError, match="mems") as refused:
+        refuse_cache({"input_ids": IDS, "mems": [torch.ones(2, 2)]})
+    assert str(refused.value) == (
+        "mems: got a cache with earlier tokens; it must be empty, as a probed forward takes in whole sentences "
+        "(generate() continues them; probe the forward on the prompt alone)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,6 +189,7 @@ def test_the_mask_of_a_sound_is_checked_later() -> None:
         ({"input_ids": IDS, "cu_seq_lens_q": torch.tensor([0, 2, 6])}, 2),
         ({"input_ids": IDS, "cu_seq_lens_q": torch.tensor([0, 2, 5, 6])}, 2),  # the last one is padding
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}, 2),
+        ({"inputs_embeds": torch.ones(1, 6, 3), "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}, 2),
     ],
 )
 def test_how_many_sentences_a_call_takes_in(arguments: dict[str, Any], wanted: int) -> None:
@@ -248,6 +265,7 @@ def test_every_token_of_a_flattened_batch_counts() -> None:
         ([[5, 6, 7, 8, 0, 3]], [0, 2, 4, 5, 6], 0),
         ([[5, 6, 7, 8, 9, 0]], [0, 5, 6], 1),
         ([[0, 0]], [0, 1, 2], 2),
+        ([[5, 0]], [0, 1, 2], 1),
         ([[5, 0]], [0, 2], 0),
         ([[5, 0]], [0], 0),
         ([[5, 0]], [0, 2, 3], 1),  # does not fit, which others say
@@ -269,6 +287,7 @@ def test_padding_is_sentences_of_one_padding_token_at_the_end(ids: Any, starts: 
         ([[0, 1, 2, 3], [0, 1, 2, 0]], [[1, 1, 1, 1], [1, 1, 1, 1]], True),
         ([[0, 0, 0, 0], [0, 1, 1, 2]], [[1, 1, 1, 1], [1, 1, 1, 1]], True),
         ([[0, 0, 0, 0]], [[1, 1, 1, 1]], False),
+        ([[0, 0, 1, 0]], [[0, 1, 1, 1]], True),
         # Padding before the tokens and after them has positions of any kind.
         ([[1, 1, 0, 1]], [[0, 0, 1, 1]], False),
         ([[0, 1, 2, 0]], [[1, 1, 1, 0]], False),
