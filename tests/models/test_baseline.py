@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from cone_kernels import load_model
 from cone_kernels.cli import main
 from cone_kernels.experiments import compare, layers
+from cone_kernels.models import baseline as baselines
 from cone_kernels.models.baseline import baseline_of
+from cone_kernels.models.loaded import LoadedModel
+from cone_kernels.models.output import Output
 from cone_kernels.models.source import ModelError
 from cone_kernels.runs.encoded_shard import EncodedShard
 from tests.support.tiny_checkpoints import save_checkpoint
@@ -110,3 +116,73 @@ def test_what_cannot_be_made_says_why(folder: Path) -> None:
     loaded.model.__class__ = Odd
     with pytest.raises(ModelError, match="baseline: Odd cannot be made with random weights: two arguments"):
         baseline_of(loaded, "random-weights")
+
+
+class OneWeight(nn.Module):
+    """An architecture of one weight, made of its configuration."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config, self.linear = config, nn.Linear(1, 1)
+        for error in config.errors:
+            raise error
+
+
+def loaded_one(*errors: Exception, compiled: bool = False, **attributes: Any) -> LoadedModel:
+    model = OneWeight(SimpleNamespace(errors=[])).double()
+    model.config.errors = list(errors)
+    info = {"name": "one", "compiled": compiled, "weights_sha256": "ab", "output": "as it was"}
+    return LoadedModel(model, None, None, (), info, **attributes)
+
+
+def test_random_weights_are_on_the_model_s_device_and_of_its_type() -> None:
+    loaded = loaded_one()
+    made = baseline_of(loaded, "random-weights")
+    assert {(weight.device, weight.dtype) for weight in made.model.parameters()} == {(loaded.device, torch.float64)}
+    assert not any(module.training for module in made.model.modules())
+    assert made.model.config is not loaded.model.config
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_random_weights_are_compiled_where_the_model_is(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(baselines, "compile_blocks", seen.append)
+    made = baseline_of(loaded_one(compiled=compiled), "random-weights")
+    assert seen == [made.model] * compiled
+    baseline_of(loaded_one(compiled=compiled), "shuffled-tokens")
+    assert len(seen) == compiled
+
+
+def test_modules_with_weights_of_their_own_give_no_output_of_random_ones() -> None:
+    plain = Output(("Transformer", "Pooling"), ("mean",), (), 1)
+    dense = Output(("Transformer", "Pooling", "Dense"), ("mean",), (), 1, weights_sha256="cd")
+    for output, baseline, wanted in (
+        (None, "random-weights", None),
+        (plain, "random-weights", plain),
+        (dense, "shuffled-tokens", dense),
+    ):
+        found = baseline_of(loaded_one(output=output), baseline)
+        assert (found.output, found.info["output"]) == (wanted, "as it was")
+    found = baseline_of(loaded_one(output=dense), "random-weights")
+    assert found.output is None
+    assert found.info["output"] == {
+        "modules": ["Transformer", "Pooling", "Dense"],
+        "reason": "modules after the transformer have weights of their own, and those of this baseline are random",
+    }
+
+
+def test_images_have_no_order_of_tokens() -> None:
+    of_images = loaded_one(image_processor=object())
+    with pytest.raises(ValueError, match="baseline") as refused:
+        baseline_of(of_images, "shuffled-tokens")
+    assert str(refused.value) == "baseline: got 'shuffled-tokens' for a model of images; it must be random-weights"
+    assert baseline_of(of_images, "random-weights").image_processor is of_images.image_processor
+
+
+@pytest.mark.parametrize(
+    ("error", "why"), [(KeyError(), "KeyError"), (ValueError("no such width\nin its configuration"), "no such width")]
+)
+def test_an_architecture_that_cannot_be_made_says_why_in_a_line(error: Exception, why: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        baseline_of(loaded_one(error), "random-weights")
+    assert str(refused.value) == f"baseline: OneWeight cannot be made with random weights: {why}"
