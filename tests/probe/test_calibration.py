@@ -46,6 +46,10 @@ class TakesReturnDict(Takes):
     def forward(self, output_hidden_states: bool = False, return_dict: bool = True, **rest: Any) -> None: ...
 
 
+class TakesAny(Takes):
+    def forward(self, **rest: Any) -> None: ...
+
+
 class TakesNoMore(Takes):
     def forward(self, input_ids: Tensor, output_hidden_states: bool = False) -> None: ...
 
@@ -62,6 +66,7 @@ HIDDEN_STATES = {"output_hidden_states": True}
     [
         (Takes(), {"input_ids": IDS}, {"input_ids": [[4, 5, 6, 7, 8, 9, 10, 11]]}),
         (TakesNoMore(), {"input_ids": IDS[:, :3]}, {"input_ids": [[4, 5, 6]]}),
+        (TakesAny(), {"input_ids": IDS[:, :3]}, {"input_ids": [[4, 5, 6]]}),
         # The tokens that count; with them a mask, where the call has one of any shape.
         (
             Takes(),
@@ -179,6 +184,9 @@ def test_models_that_show_no_layers_of_their_own_are_refused() -> None:
         "Face model inside it (of a SentenceTransformer: model[0].auto_model)"
     )
     towers = Takes()
+    towers.get_text_features = towers.get_image_features = None
+    assert _short_call(towers, {"input_ids": IDS})[1] == 8  # of no towers
+    towers = Takes()
     towers.text_model = towers.vision_model = nn.Identity()
     assert _short_call(towers, {"input_ids": IDS})[1] == 8  # it takes more than the modules
     towers.get_text_features = None  # type: ignore[assignment]
@@ -285,6 +293,18 @@ def test_a_sharded_model_has_the_class_it_was_written_as_meanwhile(fails: bool) 
     assert type(model) is sharded
 
 
+def test_a_quiet_forward_runs_a_model_as_it_was_written() -> None:
+    """Without what is sharded, or compiled in place."""
+    model = ToyModel()
+    model.__class__ = sharded = type("FSDPToyModel", (FSDPModule, ToyModel), {})
+    vars(model.blocks[0])["_compiled_call_impl"] = compiled = model.blocks[0].forward
+    with _quiet_forward(model):
+        assert type(model) is ToyModel
+        assert vars(model.blocks[0])["_compiled_call_impl"] is None
+    assert type(model) is sharded
+    assert vars(model.blocks[0])["_compiled_call_impl"] is compiled
+
+
 class ReturnsMore(nn.Linear):
     """A block that takes and returns more than its layer."""
 
@@ -345,6 +365,9 @@ def test_a_tensor_that_begins_with_another() -> None:
         whole[:1, :5].double(),
     ):
         assert not event(whole[:1]).begins_with(other)
+    assert not event(whole[0]).begins_with(whole[0, :, :5])
+    halves = torch.zeros(1, 6, 8, dtype=torch.float16)
+    assert not event(halves).begins_with(halves.view(torch.bfloat16)[:, :5])
     assert not event(whole[0]).begins_with(whole[:1, :5])
     assert not event(whole[:1, ::2]).begins_with(whole[:1, :2])
     assert not event(whole[:1, :5]).begins_with(whole[:1])

@@ -135,7 +135,7 @@ class EndsInNorm(ToyModel):
         self.between = between
 
     def after_block(self, index: int, hidden: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.between(hidden))) if index == 2 else hidden
+        return self.dropout(self.norm(self.between(hidden))) if index == len(self.blocks) - 1 else hidden
 
 
 def test_a_final_norm_is_found_through_dropout_and_the_last_layer_before_it_where_that_is_asked_for() -> None:
@@ -149,6 +149,32 @@ def test_a_final_norm_is_found_through_dropout_and_the_last_layer_before_it_wher
     # Where it is no block's output.
     before = found_in(EndsInNorm(between=lambda hidden: hidden + 1), before_final_norm=True)
     assert before.points[3] == input_of("norm", 3, "input of norm")
+
+
+@pytest.mark.parametrize("n_blocks", [0, 1, 2, 4])
+def test_before_the_final_norm_of_few_blocks_and_of_more(n_blocks: int) -> None:
+    model = EndsInNorm()
+    model.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(n_blocks))
+    if n_blocks == 0:
+        model.start = lambda hidden, mask: model.norm(hidden)  # type: ignore[method-assign]
+    last = found_in(model, before_final_norm=True).points[-1]
+    assert last == input_of("norm", n_blocks, f"blocks.{n_blocks - 1}" if n_blocks else "embeddings")
+
+
+def test_before_the_final_norm_is_a_block_rather_than_the_stack_around_all() -> None:
+    class NormAfter(AroundTheBlocks):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            for block in self.stack.blocks:
+                block.norm = nn.Identity()
+
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            output = super().forward(*arguments, **options)
+            return SimpleNamespace(hidden_states=[*output.hidden_states[:-1], self.norm(output.last)])
+
+    last = found_in(NormAfter(), before_final_norm=True).points[-1]
+    assert (last.name, last.module, last.kind) == ("stack.blocks.1", "norm", "input")
 
 
 def test_before_the_final_norm_of_a_model_without_one_is_the_same() -> None:
