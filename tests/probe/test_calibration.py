@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from cone_kernels.probe.calibration import (
     Event,
     Recording,
     _classes_before_sharding,
+    _on_host,
     _quiet_forward,
     _short_call,
     as_tuple,
@@ -275,6 +277,30 @@ def test_a_quiet_forward_leaves_everything_as_it_was(fails: bool) -> None:
             assert not rest
         assert "left_behind" not in vars(module)
     assert model.blocks[0].asked is False
+
+
+def test_the_random_state_of_each_device_of_a_model_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ["cuda:1", "cpu", "meta", "cuda:0", "xpu:0", "cuda:1"]
+    weights, buffers = (
+        [SimpleNamespace(device=torch.device(place)) for place in some] for some in (places[:3], places[3:])
+    )
+    model = ToyModel()
+    monkeypatch.setattr(model, "parameters", lambda: iter(weights))
+    monkeypatch.setattr(model, "buffers", lambda: iter(buffers))
+    aside: list[tuple[str, set[str]]] = []
+
+    def fork_rng(devices: list[torch.device], device_type: str = "cpu") -> nullcontext[None]:
+        aside.append((device_type, set(map(str, devices))))
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with _quiet_forward(model):
+        assert aside == [("cpu", set()), ("cuda", {"cuda:0", "cuda:1"}), ("xpu", {"xpu:0"})]
+
+
+def test_what_is_on_the_cpu_is_not_copied() -> None:
+    rows = torch.ones(3, 2)
+    assert _on_host({5: rows})[5] is rows
 
 
 @pytest.mark.parametrize("fails", [False, True])
