@@ -88,6 +88,11 @@ HIDDEN_STATES = {"output_hidden_states": True}
             {"input_ids": [[6, 6]], "attention_mask": [[1, 1]]},
         ),
         (Takes(), {"inputs_embeds": IDS[:, :2, None]}, {"inputs_embeds": [[[4], [5]]]}),
+        (
+            Takes(),
+            {"inputs_embeds": IDS[..., None], "attention_mask": (IDS > 11).long()},
+            {"inputs_embeds": [[[12], [13]]], "attention_mask": [[1, 1]]},
+        ),
         (TakesReturnDict(), {"input_ids": IDS[:, :2]}, {"input_ids": [[4, 5]], "return_dict": True}),
         (Takes(return_dict=False), {"input_ids": IDS[:, :2]}, {"input_ids": [[4, 5]], "return_dict": True}),
         (Takes(return_dict=True), {"input_ids": IDS[:, :2]}, {"input_ids": [[4, 5]]}),
@@ -121,6 +126,7 @@ def test_the_call_on_the_first_tokens(model: nn.Module, arguments: dict[str, Any
             {
                 "pixel_values": torch.zeros(2, 1, 1, 1),
                 "spatial_shapes": torch.tensor([[3, 4], [5, 6]]),
+                "lengths": torch.tensor([3, 4]),
                 "of_three": torch.zeros(3, 1),
                 "temperature": torch.tensor(2.0),
                 "interpolate_pos_encoding": True,
@@ -134,6 +140,7 @@ def test_the_call_on_the_first_tokens(model: nn.Module, arguments: dict[str, Any
             {
                 "pixel_values": [[[[0.0]]]],
                 "spatial_shapes": [[3, 4]],
+                "lengths": [3],
                 "interpolate_pos_encoding": True,
                 "size": 7,
                 "scale": 0.5,
@@ -143,8 +150,8 @@ def test_the_call_on_the_first_tokens(model: nn.Module, arguments: dict[str, Any
         # The padding of a wave goes with the rest of it; that of other inputs stays.
         (
             Takes(),
-            {"input_values": ONES, "attention_mask": 0 * ONES},
-            {"input_values": [[1] * 10], "attention_mask": [[1] * 10]},
+            {"input_values": IDS, "attention_mask": 0 * ONES, "speaker": torch.tensor([2, 3])},
+            {"input_values": [list(range(4, 14))], "attention_mask": [[1] * 10], "speaker": [2]},
         ),
         (
             Takes(),
@@ -166,6 +173,8 @@ def test_two_seconds_of_a_wave_are_enough() -> None:
     kwargs, _ = _short_call(Takes(), {"input_values": waves, "attention_mask": waves, "labels": waves[:, :9]})
     sizes = {name: tuple(value.shape) for name, value in kwargs.items() if isinstance(value, Tensor)}
     assert sizes == {"input_values": (1, 32_768), "attention_mask": (1, 32_768), "labels": (1, 9)}
+    kwargs, _ = _short_call(Takes(), {"input_features": waves[..., None]})
+    assert kwargs["input_features"].shape == (1, 40_000, 1)  # frames are all taken
 
 
 @pytest.mark.parametrize("name", ["input_ids", "pixel_values"])
@@ -344,6 +353,7 @@ def test_layers_are_looked_for_among_tensors_of_floats_with_rows() -> None:
     endless: list[Any] = [torch.ones(1, 3, 8)]
     endless.append(endless)
     beside = {"ids": torch.ones(1, 2, dtype=torch.int64), "scale": torch.ones(()), "vector": torch.ones(8)}
+    beside["packed"] = torch.ones(6, 9)
     three, four = {"deep": torch.ones(1, 4, 8)}, {"deeper": [torch.ones(1, 5, 8)]}
 
     def forward(**_: Any) -> Any:
@@ -356,6 +366,7 @@ def test_layers_are_looked_for_among_tensors_of_floats_with_rows() -> None:
     found = [(event.module, event.kind, event.call, event.path, event.tensor.shape[1]) for event in recording.events]
     assert found == [
         ("block", "input", 0, (0, 0, 0), 2),
+        ("block", "input", 0, (1, "beside", "packed"), 9),
         ("block", "input", 0, (1, "beside", "deep"), 4),
         ("block", "output", 0, (0,), 2),
         ("block", "input", 1, (0, 0, 0), 3),
@@ -363,8 +374,8 @@ def test_layers_are_looked_for_among_tensors_of_floats_with_rows() -> None:
         ("", "output", 0, (0,), 2),
     ]
     assert recording.calls == {"block": 2, "": 1}
-    assert [event.started for event in recording.events] == [2, 2, 2, 6, 6, 1]
-    assert [event.seen for event in recording.events] == [3, 4, 5, 7, 8, 9]
+    assert [event.started for event in recording.events] == [2, 2, 2, 2, 7, 7, 1]
+    assert [event.seen for event in recording.events] == [3, 4, 5, 6, 8, 9, 10]
 
 
 def test_the_first_value_of_an_output_is_its_hidden_states() -> None:

@@ -109,11 +109,11 @@ class AroundTheBlocks(nn.Module):
 
     def __init__(self, *, pads: int = 0) -> None:
         super().__init__()
-        self.embeddings, self.stack, self.pads = nn.Embedding(100, 8), self.Stack(), pads
+        self.wte, self.stack, self.pads = nn.Embedding(100, 8), self.Stack(), pads
 
     def forward(self, input_ids: Tensor, output_hidden_states: bool = False, **_: Any) -> Any:
         n = input_ids.shape[1]
-        last, states = self.stack(nn.functional.pad(self.embeddings(input_ids), (0, 0, 0, self.pads)))
+        last, states = self.stack(nn.functional.pad(self.wte(input_ids), (0, 0, 0, self.pads)))
         return SimpleNamespace(last=last[:, :n], hidden_states=[state[:, :n] for state in states])
 
 
@@ -123,6 +123,7 @@ def test_a_layer_is_the_block_rather_than_a_part_of_it_or_the_stack_around_all(p
     blocks = tuple(output_of(f"stack.blocks.{n}", n + 1, padded=pads > 0) for n in range(2))
     assert found.points[1:] == blocks
     assert (found.points[0].module, found.points[0].kind) == ("stack.blocks.0", "input")
+    assert found.points[0].name == "embeddings"
     assert found.final_norm is False  # a norm within a block is none after them
 
 
@@ -179,6 +180,78 @@ def test_before_the_final_norm_is_a_block_rather_than_the_stack_around_all() -> 
 
 def test_before_the_final_norm_of_a_model_without_one_is_the_same() -> None:
     assert found_in(ToyModel(), before_final_norm=True) == found_in(ToyModel())
+
+
+def test_a_norm_that_takes_in_the_last_layer_is_none_before_it() -> None:
+    class NormsItsOutput(EndsInNorm):
+        def after_block(self, index: int, hidden: Tensor) -> Tensor:
+            return hidden + 1
+
+        def forward(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+            output = super().forward(*arguments, **options)
+            return {"normed": self.norm(output["last_hidden_state"]), **output}
+
+    found = found_in(NormsItsOutput())
+    assert found.points[3] == input_of("norm", 3, "input of norm")
+    assert found.final_norm is False
+
+
+def test_a_first_layer_that_no_block_takes_in_is_called_embeddings_too() -> None:
+    class Turned(nn.Module):
+        """Its embeddings have another name, and its first block takes in something else."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.block = nn.Embedding(100, 8), nn.Linear(8, 8)
+
+        def forward(self, input_ids: Tensor, output_hidden_states: bool = False, **_: Any) -> Any:
+            hidden = self.wte(input_ids)
+            return {"hidden_states": (hidden, self.block(2 * hidden))}
+
+    found = found_in(Turned())
+    assert found.points == (
+        LayerPoint(0, "embeddings", "wte", "output", 0, (), kept=True),
+        LayerPoint(1, "block", "block", "output", 0, (), kept=True),
+    )
+
+
+def point_at(*path: Any) -> LayerPoint:
+    return LayerPoint(2, "blocks.1", "blocks.1", "output", 0, path)
+
+
+def test_a_layer_is_at_the_end_of_its_path() -> None:
+    layer, other = torch.ones(1), torch.zeros(1)
+    for value, path in (
+        (layer, ()),
+        (layer, (0,)),
+        ((layer, other), ()),
+        ((other, layer), (1,)),
+        ([other, [layer]], (1, 0)),
+        (((other,), {"hidden_states": layer}), (1, "hidden_states")),
+    ):
+        assert point_at(*path).tensor_in(value) is layer
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "kind"),
+    [
+        ({"hidden_states": torch.ones(1)}, (), "dict"),
+        ([torch.ones(1)], (), "list"),
+        ((None, torch.ones(1)), (), "NoneType"),
+        ((torch.ones(1),), (1,), "NoneType"),
+        ({"hidden_states": torch.ones(1)}, ("last",), "NoneType"),
+        (((), {"given": 3}), (1, "given"), "int"),
+        (torch.ones(2), (1,), "NoneType"),
+        ("words", (0,), "NoneType"),
+    ],
+)
+def test_a_path_that_ends_elsewhere_is_told(value: Any, path: tuple[Any, ...], kind: str) -> None:
+    with pytest.raises(RuntimeError) as refused:
+        point_at(*path).tensor_in(value)
+    assert str(refused.value) == (
+        f"layer 2 (blocks.1): output {path} of module 'blocks.1' is {kind} in this forward, and was a tensor in the "
+        "first"
+    )
 
 
 def test_a_final_norm_of_two_tensors_of_a_layers_shape_is_refused() -> None:
