@@ -206,6 +206,11 @@ def test_a_mask_of_samples_without_a_gap_is_of_the_first_frames() -> None:
     wrong = of(attention_mask=2 * mask)
     with pytest.raises(ValueError, match=r"^attention_mask: got values other than 0 and 1"):
         wrong.refuse_wrong_mask()
+    images = {"pixel_values": torch.ones(2, 3, 1, 1), "pixel_attention_mask": torch.full((2, 3), 2)}
+    patches = ProbedForward.of(model, images, BatchNotes(), 0, ("mean",))
+    patches.begin(point(), hidden)
+    with pytest.raises(ValueError, match=r"^pixel_attention_mask: got values other than 0 and 1"):
+        patches.refuse_wrong_mask()
     # Of the frames themselves any may count.
     frames = torch.tensor([[0, 1, 1], [1, 0, 1]])
     of(attention_mask=frames).refuse_wrong_mask()

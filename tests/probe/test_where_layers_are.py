@@ -59,6 +59,9 @@ class WithoutEmbeddings(ToyModel):
 
 
 def test_a_first_block_in_place_of_the_embeddings_has_its_own_name() -> None:
+    model = WithoutEmbeddings()
+    model.blocks[2] = nn.LayerNorm(8)
+    assert found_in(model).points[0].name == "blocks.0"  # whatever the last one is
     found = found_in(WithoutEmbeddings())
     assert [point.name for point in found.points] == ["blocks.0", "blocks.1", "blocks.2"]
     # What the second block takes in is what the first one returned, whatever came before it.
@@ -162,6 +165,19 @@ def test_before_the_final_norm_of_few_blocks_and_of_more(n_blocks: int) -> None:
     assert last == input_of("norm", n_blocks, f"blocks.{n_blocks - 1}" if n_blocks else "embeddings")
 
 
+def test_before_a_final_norm_that_is_followed_by_a_write_is_what_it_takes_in() -> None:
+    class WritesAfter(EndsInNorm):
+        def after_block(self, index: int, hidden: Tensor) -> Tensor:
+            made = super().after_block(index, hidden)
+            if index == 2:
+                hidden.add_(1.0)
+            return made
+
+    assert found_in(WritesAfter(), before_final_norm=True).points[3] == LayerPoint(
+        3, "input of norm", "norm", "input", 0, (0, 0), kept=False
+    )
+
+
 def test_before_the_final_norm_is_a_block_rather_than_the_stack_around_all() -> None:
     class NormAfter(AroundTheBlocks):
         def __init__(self) -> None:
@@ -196,23 +212,84 @@ def test_a_norm_that_takes_in_the_last_layer_is_none_before_it() -> None:
     assert found.final_norm is False
 
 
-def test_a_first_layer_that_no_block_takes_in_is_called_embeddings_too() -> None:
-    class Turned(nn.Module):
-        """Its embeddings have another name, and its first block takes in something else."""
+class OneBlock(nn.Module):
+    """Its embeddings have another name, and `given` makes of them what the block takes in."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.wte, self.block = nn.Embedding(100, 8), nn.Linear(8, 8)
+    def __init__(self, given: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.wte, self.block, self.given = nn.Embedding(100, 8), nn.Linear(8, 8), given
 
-        def forward(self, input_ids: Tensor, output_hidden_states: bool = False, **_: Any) -> Any:
-            hidden = self.wte(input_ids)
-            return {"hidden_states": (hidden, self.block(2 * hidden))}
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_hidden_states: bool = False
+    ) -> Any:
+        hidden = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        return {"hidden_states": (hidden, self.block(self.given(hidden)))}
 
-    found = found_in(Turned())
-    assert found.points == (
+
+@pytest.mark.parametrize("given", [lambda hidden: 2 * hidden, Tensor.clone])
+def test_a_first_layer_that_no_block_takes_in_is_what_the_embeddings_return(given: Callable[[Tensor], Tensor]) -> None:
+    model, ids = OneBlock(given), tiny_batch()["input_ids"]
+    assert find_layer_points(model, {"input_ids": ids}).points == (
         LayerPoint(0, "embeddings", "wte", "output", 0, (), kept=True),
         LayerPoint(1, "block", "block", "output", 0, (), kept=True),
     )
+    with pytest.raises(RuntimeError, match=r"^model: layer 0 of the hidden_states of OneBlock cannot be probed"):
+        find_layer_points(model, {"inputs_embeds": model.wte(ids).detach()})  # the model alone takes it in
+
+
+def test_the_first_layer_of_one_block_is_what_that_takes_in() -> None:
+    found = find_layer_points(OneBlock(lambda hidden: hidden), {"input_ids": tiny_batch()["input_ids"]})
+    assert found.points[0] == input_of("block", 0, "embeddings")
+
+
+@pytest.mark.parametrize("pads", [0, 2])
+def test_what_the_first_block_takes_in_is_no_layer_once_it_is_written_to(pads: int) -> None:
+    class Cut(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden[:, : hidden.shape[1] - pads].clone()
+
+    class WritesAfter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.block, self.cut = nn.Embedding(100, 8), nn.Linear(8, 8), Cut()
+
+        def forward(self, input_ids: Tensor, output_hidden_states: bool = False, **_: Any) -> Any:
+            hidden = nn.functional.pad(self.wte(input_ids), (0, 0, 0, pads))
+            first = self.block(hidden)
+            hidden.add_(1.0)
+            self.cut(hidden)
+            n = input_ids.shape[1]
+            return {"hidden_states": (hidden[:, :n], first[:, :n])}
+
+    found = found_in(WritesAfter()).points[0]
+    assert (found.module, found.kind) == ("cut", "output" if pads else "input")
+
+
+class CopiesAll(ToyModel):
+    """Every tensor that it gives out is a copy."""
+
+    adds = 0.0
+
+    def entry(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden.clone()
+
+    def after_block(self, index: int, hidden: Tensor) -> Tensor:
+        return hidden + self.adds if index == 2 and self.adds else hidden
+
+    def forward(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return {
+            name: last.clone() if torch.is_tensor(last) else last
+            for name, last in super().forward(*arguments, **options).items()
+        }
+
+
+def test_of_equal_numbers_those_of_a_submodule_stand_for_a_copy_and_else_those_of_the_model() -> None:
+    model = CopiesAll()
+    assert [point.name for point in found_in(model).points] == ["embeddings", "blocks.0", "blocks.1", "blocks.2"]
+    model.blocks[1] = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+    assert found_in(model).points[2] == output_of("blocks.1", 2)  # the last of those that return these numbers
+    model.adds = 1.0
+    assert found_in(model).points[3].name == "output of the model"
 
 
 def point_at(*path: Any) -> LayerPoint:
