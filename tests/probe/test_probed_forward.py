@@ -39,7 +39,9 @@ def test_sentences_that_are_no_repeats_keep_their_ids_and_groups(arguments: dict
     ids, groups = torch.tensor([40, 50, 60], dtype=torch.int32), torch.tensor([4, 5, 6])
     assert begun(arguments, first_id=7).sentence_ids.tolist() == [7, 8, 9]
     assert begun(arguments, first_id=7, repeats=repeats).sentence_ids.tolist() == [7, 8]
-    assert begun(arguments, repeats=~repeats & False).sentence_ids.tolist() == [0, 1, 2]
+    none = begun(arguments, repeats=~repeats & False)
+    assert none.sentence_ids.tolist() == [0, 1, 2]
+    assert (none.kept is None) == (arguments is PADDED)
     found = begun(arguments, repeats=repeats, sentence_ids=ids, groups=groups)
     assert (found.sentence_ids.tolist(), found.sentence_ids.dtype) == ([40, 60], torch.int64)
     assert found.groups is not None
@@ -50,6 +52,26 @@ def test_sentences_that_are_no_repeats_keep_their_ids_and_groups(arguments: dict
     assert whole.sentence_ids.tolist() == [40, 50, 60]
     assert whole.groups is groups
     assert (whole.kept is None) == (arguments is PADDED)
+
+
+def test_one_token_that_fills_up_a_row_is_no_sentence() -> None:
+    forward = begun({"input_ids": FLAT["input_ids"][:, :7], "cu_seq_lens_q": FLAT["cu_seq_lens_q"][:5]})
+    assert forward.kept is not None
+    assert forward.kept.tolist() == [True, True, True, False]
+
+
+def test_the_rows_of_ids_and_of_embeddings_are_sentences() -> None:
+    for arguments in ({"input_ids": IDS[:2]}, {"inputs_embeds": torch.ones(2, 3, 4)}):
+        forward = begun(arguments)
+        assert forward.sentence_ids.tolist() == [0, 1]
+        assert forward.mask.tolist() == [[True] * 3] * 2
+
+
+def test_what_continues_sentences_or_has_several_in_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^mems: got a cache with earlier tokens"):
+        begun({**PADDED, "mems": torch.ones(2, 2)})
+    with pytest.raises(ValueError, match=r"^position_ids: got positions that start again"):
+        begun({**PADDED, "position_ids": torch.tensor([[0, 1, 0], [0, 1, 2], [0, 1, 2]])})
 
 
 @pytest.mark.parametrize("arguments", [PADDED, FLAT], ids=["padded", "flattened"])
@@ -159,6 +181,9 @@ def test_layers_wait_together_that_are_alike(monkeypatch: pytest.MonkeyPatch) ->
     assert not forward.holds_another(point(4), hidden)  # the last one was changed before it was held
     assert [layer for layer, _ in forward.held] == [1, 2, 3]
     assert forward.seen == {1, 2, 3}
+    forward.hold(4, hidden, as_it_was=True)
+    forward.held.clear()
+    assert not forward.holds_another(point(5), hidden)  # none waits any more
 
 
 @pytest.mark.parametrize(("limit", "n"), [(0, 0), (1, 1), (72, 1), (73, 2), (144, 2)])

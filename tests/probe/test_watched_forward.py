@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import pickle
@@ -79,7 +80,8 @@ def test_a_watch_that_others_hold_runs_plainly_once_it_is_removed() -> None:
     model, log = Adds(), []
     watched = watch(model, "a", log)
     held = model.forward
-    model.forward = lambda *args, **kwargs: held(*args, **kwargs)  # type: ignore[method-assign]
+    # As one that takes over all that there is to know of it, where it was held.
+    model.forward = functools.wraps(held)(lambda *args, **kwargs: held(*args, **kwargs))  # type: ignore[method-assign]
     others = model.forward
     assert ran(model, log) == ["a"]
     watched.remove()
@@ -127,6 +129,18 @@ def test_a_copy_keeps_a_forward_of_the_instance() -> None:
     model.forward = model.forward  # type: ignore[method-assign]
     watch(model, "a", log)
     assert "forward" not in vars(copy.copy(model))  # it is the one of the class
+
+
+def test_a_state_of_the_models_own_is_asked_for() -> None:
+    class Own(Adds):
+        def __getstate__(self) -> dict[str, Any]:
+            return {name: value for name, value in vars(self).items() if name != "forward"} | {"copied": True}
+
+    model = Own()
+    watch(model, "a", [])
+    twin = copy.copy(model)
+    assert twin.copied
+    assert "forward" not in vars(twin)
 
 
 def test_a_watched_forward_in_another_model_runs_that_models_own() -> None:

@@ -174,6 +174,15 @@ def test_forwards_are_numbered_from_the_last_attachment() -> None:
     assert str(refused.value) == "this ConeProbe is already attached to ToyModel; leave its `with` block first"
 
 
+def test_a_model_that_was_compiled_since_is_not_attached_to() -> None:
+    model = ToyModel()
+    probe = ConeProbe(model)
+    vars(model)["_compiled_call_impl"] = model.forward
+    with pytest.raises(RuntimeError, match=r"^model: ToyModel was compiled in place by \.compile\(\)"):
+        probe.attach()
+    assert "forward" not in vars(model)
+
+
 def test_a_call_that_does_not_fit_is_no_forward() -> None:
     model = ToyModel()
     with ConeProbe(model) as probe, torch.no_grad():
