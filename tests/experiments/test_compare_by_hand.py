@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def crossed(*variances: float, mean: tuple[float, ...], times: int = 8) -> Tensor:
     """Rows at ± each axis, with these variances (of n − 1), around a mean."""
-    d, n = len(variances), 2 * len(variances) * times
+    n = 2 * len(variances) * times
     axes = torch.diag(torch.tensor(variances, dtype=torch.float64).mul((n - 1) / (2 * times)).sqrt())
     return torch.cat([axes, -axes]).repeat(times, 1) + torch.tensor(mean, dtype=torch.float64)
 
