@@ -133,6 +133,8 @@ def test_a_state_fits_and_a_corpus_measures(folder: Path, tmp_path: Path) -> Non
     assert found.after is not None
     assert found.after.anisotropy == pytest.approx(plain_anisotropy(found.centering(rows)), abs=1e-9)
     assert found.fitted_on == {"state": "half", "sentences": 20, "prompt": None}
+    # The state has what is fitted on.
+    assert found.manifest["options"]["second_moment"] is False
     assert "measured on 20 sentences, fitted on the 20 sentences of half" in found.summary()[0]
     assert isinstance(found.held_out, Judged)
     assert (found.held_out.folds, found.held_out.fitted_on) == (1, 20)
@@ -159,6 +161,7 @@ def test_a_state_of_the_same_sentences_proves_nothing_on_them(folder: Path, tmp_
 
 def test_what_is_not_defined_has_a_reason(folder: Path) -> None:
     data = center(folder, ["w5 w6"]).to_dict()
+    assert data["manifest"]["options"]["second_moment"] is False
     assert (data["before"], data["after"]) == ({"value": None, "stderr": None},) * 2
     assert data["reason"].count("a pair needs two") == 2
     assert data["held_out"] is None
