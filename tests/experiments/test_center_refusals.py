@@ -11,8 +11,10 @@ import torch
 
 from cone_kernels import ConeState
 from cone_kernels.experiments.centering import center, center_of
+from cone_kernels.experiments.held_out import Judged
 from cone_kernels.experiments.vectors import vectors
 from cone_kernels.runs.measurement import from_state
+from tests.experiments.test_rotation import of_rows
 from tests.support.moment_cases import normal
 
 ROWS = normal(64, 4).numpy()
@@ -125,3 +127,13 @@ def test_vectors_made_otherwise_are_not_centred() -> None:
     other = with_output(**{**about, "weights": "cd"})
     assert center_of(from_state(other), fitted_on=from_state(fitted)).layer == "output"
     assert center_of(from_state(measured), layer=0, fitted_on=from_state(fitted)).layer == 0
+
+
+def test_the_layer_that_was_fitted_is_the_one_that_is_measured() -> None:
+    """Not the output of the state, which is what it would be by itself: the same rows are judged in quarters."""
+    fitted = state()
+    fitted.add_output(torch.from_numpy(2 - ROWS), torch.arange(64))
+    for layer in (None, -1):
+        found = center_of(of_rows(torch.from_numpy(ROWS), "m"), layer=layer, fitted_on=from_state(fitted))
+        assert isinstance(found.held_out, Judged)
+        assert (found.layer, found.held_out.folds, found.centering.layer) == (0, 4, 0)
