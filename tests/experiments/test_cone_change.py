@@ -69,6 +69,40 @@ def test_numbers_are_means_over_all_pairs_of_other_blocks(result: CompareResult)
     assert cone.new.estimate == pytest.approx(after - cone.kept, rel=1e-12)
 
 
+def product(a: Tensor, b: Tensor, apart: Tensor) -> float:
+    """The mean of x·y over pairs of rows (n, d) of two states that are apart (n, n)."""
+    return float((a @ b.mT)[apart].mean())
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_errors_are_those_of_leaving_out_every_block(paired: bool) -> None:
+    rows = 96
+    x, y = noise(3, rows) + 3 * basis(0), noise(4, rows) + 2 * basis(0) + 2 * basis(1)
+    found = compare(state_of(x[None, :, None]), state_of(y[None, :, None]), paired=paired).layers[0].cone
+    u, v = (torch.nn.functional.normalize(one, dim=1) for one in (x, y))
+    groups = jackknife_groups(torch.arange(rows))
+    block = jackknife_blocks(torch.bincount(groups, minlength=64))[groups]
+    other = block[:, None] != block
+    assert int(block.max()) >= 5
+
+    def parts(a: Tensor, b: Tensor) -> Tensor:
+        """(2,) removed and new, of the rows (n,) that are kept of each."""
+        before, after = (product(one, one, other & keep & keep[:, None]) for one, keep in ((u, a), (v, b)))
+        both = product(u, v, (other if paired else torch.ones_like(other)) & a[:, None] & b)
+        return torch.tensor([before - both**2 / before, after - both**2 / before], dtype=torch.float64)
+
+    everything, square = torch.ones(rows, dtype=torch.bool), torch.zeros(2, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.tensor([found.removed.estimate, found.new.estimate]).double(), parts(everything, everything)
+    )
+    for of_a, of_b in [(True, True)] if paired else [(True, False), (False, True)]:
+        left = torch.stack(
+            [parts((block != g) | (not of_a), (block != g) | (not of_b)) for g in range(int(block.max()) + 1)]
+        )
+        square += (len(left) - 1) * left.var(0, unbiased=False)
+    assert (found.removed_stderr, found.new_stderr) == pytest.approx(tuple(square.sqrt().tolist()), rel=1e-6)
+
+
 def test_summary_json_and_report_say_it(result: CompareResult) -> None:
     text = " ".join(result.summary())
     assert "At layer 0 the cone was removed, wholly or in part, and did not turn; of a mean cosine of" in text

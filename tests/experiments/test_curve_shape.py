@@ -44,6 +44,8 @@ def test_a_wobble_is_no_swing() -> None:
         ([0.5, 0.7, 0.58], 1, True, (1,)),
         ([0.5, 0.7, 0.688], 1, False, (1,)),
         ([0.5, 0.7, 0.692], 1, False, (1, 2)),
+        # A last step up is no crash.
+        ([0.5, 0.6, 0.9], 1, False, (2,)),
     ],
 )
 def test_what_is_worth_a_word(values: list[float], builds: int, crashes: bool, alike: tuple[int, ...]) -> None:
@@ -51,6 +53,40 @@ def test_what_is_worth_a_word(values: list[float], builds: int, crashes: bool, a
     shape = curve_shape(range(len(values)), values)
     assert shape is not None
     assert (len(shape.builds), shape.crash is not None, shape.alike) == (builds, crashes, alike)
+
+
+def test_json_has_every_swing_and_null_for_no_crash() -> None:
+    falling, rising = (curve_shape(range(3, 7), values) for values in ([0.25, 0.75, 0.5, 0.125], [0.75, 0.5, 0.625, 1]))
+    assert falling is not None
+    assert falling.to_dict() == {
+        "builds": [{"from": 3, "to": 4, "rise": 0.5}],
+        "dips": [],
+        "peak": {"layer": 4, "anisotropy": 0.75, "alike": [4]},
+        "crash": {"from": 5, "to": 6, "drop": 0.375},
+    }
+    assert rising is not None
+    assert rising.to_dict() == {
+        "builds": [{"from": 4, "to": 6, "rise": 0.5}],
+        "dips": [{"layer": 4, "depth": 0.25}],
+        "peak": {"layer": 6, "anisotropy": 1, "alike": [6]},
+        "crash": None,
+    }
+
+
+def test_the_first_swing_is_from_the_highest_or_lowest_layer_so_far() -> None:
+    """A rise too small for a swing, and the fall from its end."""
+    shape = curve_shape(range(4), [0.5, 0.515, 0.49, 0.6])
+    assert shape is not None
+    assert (moves(shape.builds), moves(shape.dips)) == ([(2, 3, 0.11)], [(1, 2, 0.025)])
+    mirrored = curve_shape(range(4), [0.5, 0.485, 0.51, 0.4])
+    assert mirrored is not None
+    assert (moves(mirrored.builds), mirrored.dips) == ([(1, 2, 0.025)], ())
+
+
+def test_the_last_build_ends_at_the_peak_where_two_layers_are_as_high() -> None:
+    shape = curve_shape(range(4), [0.1, 0.5, 0.5, 0.1])
+    assert shape is not None
+    assert (shape.builds[-1].end, shape.peak, shape.alike) == (1, 1, (1, 2))
 
 
 def test_a_swing_within_its_error_is_none() -> None:
