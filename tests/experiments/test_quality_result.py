@@ -39,8 +39,8 @@ def layer(at: Place, raw: float, **differences: float) -> QualityLayer:
 
 
 LAYERS = (
-    layer(Place(0, "mean"), 0.6, mean=0.01, whitening=0.15),
-    layer(Place(1, "mean"), 0.72, mean=0.03, whitening=0.01),
+    layer(Place(0, "mean"), 0.6, mean=0.15, whitening=0.01),
+    layer(Place(1, "mean"), 0.72, mean=0.01, whitening=0.03),
     layer(Place(2, "mean"), 0.69, mean=0.0, whitening=0.01),
     layer(OUTPUT, 0.7, mean=0.05, whitening=-0.04, all_but_the_top=0.012, partial_mean=math.nan),
 )
@@ -76,7 +76,7 @@ def test_to_centre() -> None:
         "output as it is, 0.700 to 0.750 (+0.050 ± 0.008), tested on pairs that it was not fitted on.",
         "At the output whitening (−0.040 ± 0.008) harms; mean removal (+0.050 ± 0.008) helps; all but the top (+0.012 "
         "± 0.008) is not told from doing nothing.",
-        "Some method helps at layers 0 and 1, most whitening at layer 0: 0.600 to 0.750 (+0.150 ± 0.008).",
+        "Some method helps at layers 0 and 1, most mean removal at layer 0: 0.600 to 0.750 (+0.150 ± 0.008).",
         "How many texts mean removal is fitted on: at the output it changes the quality by −0.012 ± 0.004 from 20 and "
         "+0.020 ± 0.0002 from 100; fitted on 5,000 sentences of the corpus by +0.040 ± 0.006, which has 12 of the "
         "pairs' 900 texts in it.",
@@ -113,15 +113,25 @@ def test_what_is_not_known_is_not_said() -> None:
     assert said(value=math.nan) == ()
     alone = (layer(OUTPUT, 0.7, mean=0.05),)
     assert len(said(alone, ())) == 2
-    unknown = Fit("output", None, "pairs", 20, {"mean": (math.nan, math.nan)})
+    unknown = Fit("output", None, "pairs", 20, {"mean": (math.nan, 0.1)})
     assert len(said(alone, (unknown,))) == 2
     assert said(alone, (FITS[0], replace(FITS[2], overlap=0)))[-1].endswith("of the corpus by +0.040 ± 0.006.")
 
 
 def test_poolings_are_named_where_there_are_several() -> None:
     two = (LAYERS[0], layer(Place(0, "cls"), 0.61, mean=0.04), LAYERS[-1])
-    assert "most whitening at layer 0 (mean of all tokens)" in said(two)[2]
-    assert said((*LAYERS[:1], *LAYERS[2:]))[2].startswith("Some method helps at layer 0, most whitening at layer 0: ")
+    assert "most mean removal at layer 0 (mean of all tokens)" in said(two)[2]
+    assert said((*LAYERS[:1], *LAYERS[2:]))[2].startswith(
+        "Some method helps at layer 0, most mean removal at layer 0: "
+    )
+
+
+def test_the_output_is_named_where_other_vectors_are_in_use() -> None:
+    in_use = Place(1, "mean")
+    assert said(in_use=in_use)[2].startswith(
+        "Some method helps at layer 0 and the output, most mean removal at layer 0:"
+    )
+    assert said(LAYERS[1:], in_use=in_use)[2].startswith("Some method helps at the output, most mean removal at the ")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +144,54 @@ def test_centring_is_advised_where_no_layer_as_it_is_serves_as_well(centred: flo
     values = torch.tensor([0.7, centred, raw, 0.5], dtype=torch.float64)
     found = verdict_of(layers, Estimates.of_errors(values, torch.full((4,), 0.002)), OUTPUT)
     assert (found.decision, found.layer, found.method, found.value) == (decision, "output", "mean", centred)
+
+
+@pytest.mark.parametrize(
+    ("first", "best", "difference"),
+    [((0.0, -0.5, -0.4), 1, 0.0), ((0.2, -0.3, -0.2), 1, 0.0), ((0.3, -0.3, -0.2), 0, 0.1), ((math.nan,) * 3, 1, 0.0)],
+)
+def test_the_best_layer_as_it_is_is_the_one_in_use_where_none_is_better(
+    first: tuple[float, float, float], best: int, difference: float
+) -> None:
+    """Of two layers, each as it is and after two methods, the second one is in use."""
+    values = torch.tensor([*first, 0.2, 0.0, -0.1], dtype=torch.float64)
+    layers = tuple(layer(Place(at, "mean"), math.nan, mean=0.0, whitening=0.0) for at in (0, 1))
+    found = verdict_of(layers, Estimates.of_errors(values, torch.full((6,), 0.002)), Place(1, "mean"))
+    assert found.best_raw == Place(best, "mean")
+    assert found.raw_claim.estimate == pytest.approx(difference)
+    assert (found.raw_claim == Claim(0.0, 0.0, 0.0)) == (best == 1)
+    assert (found.layer, found.method, found.value) == (1, "mean", 0.0)
+
+
+def test_as_json_data() -> None:
+    of_method = {"value": 0.8, "difference": 0.05, "stderr": 0.008, "verdict": "greater"}
+    known = MethodQuality(0.8, Claim(0.05, 0.0, 0.02), 0.008, {})
+    assert known.to_dict() == of_method
+    assert replace(known, also={"mrr": 0.6, "recall@1": math.nan}).to_dict() == {
+        **of_method,
+        "also": {"mrr": 0.6, "recall@1": None},
+    }
+    nan = math.nan
+    unknown = MethodQuality(nan, Claim(nan, 0.0, nan), 0.0, {}, "too few")
+    nothing = {"value": None, "difference": None, "stderr": None, "verdict": "undecided", "reason": "too few"}
+    assert unknown.to_dict() == nothing
+    row = QualityLayer(3, "cls", 0.75, 0.01, {}, {"mean": known}, (2, None))
+    of_row = {"layer": 3, "pooling": "cls", "raw": 0.75, "raw_stderr": 0.01}
+    rest = {"methods": {"mean": of_method}, "components": [2, None]}
+    assert row.to_dict() == {**of_row, **rest}
+    assert replace(row, also={"mrr": 0.5}).to_dict() == {**of_row, "also": {"mrr": 0.5}, **rest}
+    differences = {"mean": (0.02, 0.004), "whitening": (nan, 0.0)}
+    fit = Fit("output", None, "pairs", 20, differences)
+    of_fit = {
+        "layer": "output",
+        "pooling": None,
+        "rows": 20,
+        "methods": {"mean": {"difference": 0.02, "stderr": 0.004}, "whitening": {"difference": None, "stderr": None}},
+    }
+    assert fit.to_dict() == {**of_fit, "source": "pairs"}
+    for overlap in (12, None):
+        of_corpus = replace(fit, source="corpus", overlap=overlap)
+        assert of_corpus.to_dict() == {**of_fit, "source": "corpus", "overlap": overlap}
 
 
 def test_errors_never_show_as_zero() -> None:
