@@ -14,6 +14,8 @@ from cone_kernels import ConeState
 from cone_kernels.experiments import compare, layers, pooling
 from cone_kernels.experiments.dependence import Dependence
 from cone_kernels.experiments.vectors import vectors
+from cone_kernels.sums import jackknife_groups
+from tests.support.recording_probe import plain_anisotropy
 
 
 def topical(n: int, stretch: int, seed: int) -> Tensor:
@@ -78,6 +80,40 @@ def test_it_is_the_product_of_neighbours_over_the_squares() -> None:
     found = Dependence.of(state_of(torch.eye(17)[kinds]))
     # Of fifteen pairs of neighbours twelve are of one kind: (12 - 3)/16, over 15/16 for the mean that is taken off.
     assert found.autocorrelation == 0.6
+
+
+def test_groups_of_several_sizes_weigh_by_the_root_of_their_sentences() -> None:
+    """Against plain leave-one-out values, at two layers."""
+    n = 90
+    layers_rows = torch.stack([topical(n, 6, seed).double() for seed in (0, 1)])  # (2, n, d)
+    state = ConeState.empty([0, 1], layers_rows.shape[2])
+    state.update(list(layers_rows[:, :, None]), torch.ones(n, 1))
+    group = jackknife_groups(torch.arange(n))
+    counts = torch.bincount(group).double()
+    assert len(set(counts.tolist())) == 3
+    wanted = []
+    for rows in layers_rows:
+        left_out = torch.tensor([plain_anisotropy(rows[group != one]) for one in range(len(counts))]).double()
+        values = (left_out - left_out.mean()) / counts.sqrt()
+        products = float((values[1:] * values[:-1]).sum() / values.square().sum())
+        wanted.append(products * len(counts) / (len(counts) - 1))
+    found = Dependence.of(state)
+    assert abs(wanted[0] - wanted[1]) > 0.05
+    assert found.autocorrelation == round(sum(wanted) / 2, 4)
+    assert found.threshold == pytest.approx(scipy.stats.norm.ppf(0.95) / math.sqrt(len(counts)), rel=1e-3)
+
+
+def test_a_layer_whose_vectors_are_all_alike_has_none() -> None:
+    kinds = torch.eye(17)[[0 if at // 4 % 2 == 0 else 1 + at for at in range(16)]]
+    state = ConeState.empty([0, 1], 17)
+    state.update([kinds[:, None], torch.eye(17)[:1].expand(16, 1, 17)], torch.ones(16, 1))
+    assert Dependence.of(state).autocorrelation == 0.3  # the mean of 0.6, as above, and of 0
+
+
+def test_the_worst_is_one_that_is_known() -> None:
+    unknown, known = Dependence(math.nan, math.nan), Dependence(-0.1, 0.2)
+    assert Dependence.worst([unknown, known]) is Dependence.worst([known, unknown]) is known
+    assert not Dependence(0.2, 0.2).warning
 
 
 def test_few_groups_tell_nothing() -> None:

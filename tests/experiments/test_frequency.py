@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -115,14 +117,53 @@ def test_the_command_answers_it(result: AxisResult, tmp_path: Path) -> None:
     assert "directions drawn from the covariance" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_of_sentences_has_the_errors_of_independent_sentences() -> None:
+    relations = of_sentences(11, torch.tensor([0.5, -0.2, 0.1, -0.3], dtype=torch.float64), 2)
+    assert [one.rows for one in relations] == [11, 11]
+    assert [one.correlation for one in relations] == [0.5, -0.2]
+    # (1 - r²)/√(n - 2); both are judged together (Šidák), with n - 2 degrees of freedom.
+    assert [one.stderr for one in relations] == pytest.approx([0.25, 0.32])
+    t = scipy.stats.t.ppf(0.5 + 0.95**0.5 / 2, 9)
+    for one in relations:
+        assert one.bound == pytest.approx(t / math.sqrt(9 + t**2))
+        assert (one.random_mean, one.random_p95) == pytest.approx((0.2, 0.29))
+    (few,) = of_sentences(3, torch.tensor([0.5, 0.1], dtype=torch.float64), 1)
+    assert few.stderr == 0.75
+
+
+def test_tokens_are_eight_that_have_an_embedding() -> None:
+    found = embeddings(basis(0), 1.0)
+    found.weight[2] = math.nan
+    axes = torch.stack([basis(0), basis(1)])
+    relations = of_tokens(found, torch.tensor([0, 4, 2, 3, 1, 9, 7, 7, 5, 6]), axes, basis(2)[None])
+    assert [one.rows for one in relations] == [8, 8]
+    assert of_tokens(found, torch.tensor([0, 4, 2, 3, 1, 9, 7, 7, 5]), axes, basis(2)[None]) == []
+
+
 def test_what_is_not_defined_is_not_said() -> None:
+    assert of_sentences(9, torch.tensor([0.5, torch.nan, 0.1]), 1) == []
     assert of_sentences(2, torch.ones(5), 1) == []
     assert of_sentences(9, torch.full((5,), torch.nan), 1) == []
     drawn = drawn_directions(torch.eye(D, dtype=torch.float64))
     assert of_tokens(embeddings(basis(0), 1.0), torch.tensor([0, 4, 2, 0, 1]), basis(0)[None], drawn) == []
 
 
-def test_undecided_says_so() -> None:
-    relation = FrequencyRelation(30, 0.4, 0.15, 0.3, 0.2, 0.35)
-    assert relation.claim.verdict == "undecided"
-    assert "is undecided: r = +0.40 (s.e. 0.15) over 30 sentences" in relation.in_words("sentences")
+@pytest.mark.parametrize(
+    ("correlation", "bound", "words"),
+    [
+        ("+0.40", 0.01, "common words lie at its upper end, more than at those of other directions"),
+        ("-0.40", 0.01, "common words lie at its lower end, more than at those of other directions"),
+        ("+0.20", 0.01, "common words lie at its ends no more than at those of other directions"),
+        ("+0.40", 0.3, "whether common words lie at its ends more than at those of other directions is undecided"),
+    ],
+)
+def test_what_it_says_of_sentences_and_of_tokens(correlation: str, bound: float, words: str) -> None:
+    relation = FrequencyRelation(3000, float(correlation), 0.15, bound, 0.2, 0.35)
+    assert relation.in_words("tokens") == (
+        f"{words}: rho = {correlation} (s.e. 0.15) over 3,000 tokens, where directions drawn from the covariance have "
+        "|rho| 0.20 on average and one in twenty more than 0.35"
+    )
+    assert relation.in_words("sentences") == (
+        f"{words.replace('common', 'sentences of common')}: r = {correlation} (s.e. 0.15) over 3,000 sentences, where "
+        "directions drawn from the covariance have |r| 0.20 on average and one in twenty more than 0.35"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import scipy.stats
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from cone_kernels import ConeState
-from cone_kernels.experiments.layer_steps import LayerStep, _estimates, layer_steps, steps_in_words
+from cone_kernels.experiments.layer_steps import ChangedDimension, LayerStep, _estimates, layer_steps, steps_in_words
 from cone_kernels.experiments.layers import layers_of
 from cone_kernels.report import fragment
 from cone_kernels.runs.measurement import from_state
+from cone_kernels.statistics.claims import Claim
 from cone_kernels.statistics.estimates import Estimates
+from cone_kernels.statistics.subspaces import Overlap
 from cone_kernels.sums import jackknife_blocks, jackknife_groups
 from tests.experiments.test_compare import state_of
 from tests.support.moment_cases import normal
@@ -76,6 +79,9 @@ def test_numbers_are_those_of_plain_means(steps: tuple[LayerStep, ...]) -> None:
         assert step.share.estimate == pytest.approx(squares[at] / sum(squares), rel=1e-8, abs=1e-12)
         cosine = product(at, at + 1) / (product(at, at) * product(at + 1, at + 1)) ** 0.5
         assert step.mean.estimate == pytest.approx(cosine, rel=1e-10)
+        # An even share of three, by half of it; one direction, by 0.9.
+        assert (step.share.null, step.share.margin, step.mean.null) == pytest.approx((1 / 3, 1 / 6, 0.9))
+        assert len(step.dimensions) == 3
         assert step.largest == pytest.approx(float((most == at).double().mean()))
         j = step.dimensions[0].dimension
         assert step.dimensions[0].change == pytest.approx(float(means[at + 1, j] - means[at, j]), abs=1e-12)
@@ -119,6 +125,68 @@ def test_words_json_and_report_say_it(steps: tuple[LayerStep, ...]) -> None:
     assert "What each layer changes of the one before" in fragment(data)
 
 
+def step(start: int, share: float, mean: float, axes: float | None) -> LayerStep:
+    """One of four; everything is known to 0.03."""
+    return LayerStep(
+        start=start,
+        end=start + 1,
+        share=Claim(share, 0.25, 0.03, margin=0.125),
+        share_stderr=0.013,
+        largest=share / 2,
+        largest_stderr=0.021,
+        dimensions=(ChangedDimension(start, 0.5), ChangedDimension(start + 4, -0.25)),
+        mean=Claim(mean, 0.9, 0.03),
+        mean_stderr=0.004,
+        axes=None if axes is None else Overlap(2, axes - 0.01, axes, 0.02, 0.04, 9),
+        axes_bound=0.03,
+        axes_random=0.25,
+    )
+
+
+def test_the_step_that_changes_most_is_named_of_each_kind() -> None:
+    four = (step(0, 0.4, 0.99, 0.85), step(1, 0.6, 0.97, 0.77), step(2, 0.05, 0.5, 0.2), step(3, -0.05, 0.6, None))
+    changed = (
+        "Of what the layers change in the mean vector, dimension by dimension, 60% (s.e. 1.3%) is changed from layer 1 "
+        "to 2, where an even share would be 25%; 30% of the 3 dimensions change most there, and of all 1 and 5."
+    )
+    kept = "Layers keep the mean direction of the layer before at 2 of 4 steps: cosines of 0.970 and more."
+    # In three dimensions |cos| of random directions is even from 0 to 1.
+    turned = (
+        "The mean direction turns at 2 of 4 steps, most from layer 2 to 3: a cosine of 0.500 (s.e. 0.004), where random "
+        "directions have 0.950 or more once in twenty."
+    )
+    axes = (
+        "The space of the top axes turns most from layer 2 to 3: overlap 0.20 (give or take 0.03), of directions drawn "
+        "from the covariances 0.25"
+    )
+    assert steps_in_words(four, 3) == [changed, kept, turned, f"{axes}; at 1 of 4 steps it stays."]
+    assert steps_in_words(four[1:3], 3)[-1] == f"{axes}."
+
+
+def test_where_nothing_turns_it_is_said_of_every_step_or_not_at_all() -> None:
+    stays = "The space of the top axes stays at every step."
+    always = "Layers keep the mean direction of the layer before at every step: cosines of 0.970 and more."
+    assert steps_in_words((step(0, 0.26, 0.97, 0.9), step(1, 0.24, 0.99, 0.9)), 3) == [always, stays]
+    undecided = step(0, 0.3, 0.91, 0.8)
+    assert (undecided.share.verdict, undecided.mean_verdict, undecided.axes_verdict) == ("undecided",) * 3
+    for other in (undecided, step(0, 0.3, 0.91, None)):
+        assert steps_in_words((other, step(1, 0.24, 0.97, 0.9)), 3) == [always.replace("every step", "1 of 2 steps")]
+
+
+def test_as_json_data() -> None:
+    wanted = {
+        "start": 1,
+        "end": 2,
+        "change_share": {"value": 0.6, "stderr": 0.013, "bound": 0.03, "even": 0.25, "verdict": "greater"},
+        "changed_most": {"value": 0.3, "stderr": 0.021},
+        "dimensions": [{"dimension": 1, "change": 0.5}, {"dimension": 5, "change": -0.25}],
+        "mean_cosine": {"value": None, "stderr": 0.004, "bound": 0.03, "verdict": "undecided"},
+    }
+    axes = {"axes": 2, "value": 0.76, "corrected": 0.77, "stderr": 0.02, "bound": 0.03, "random": 0.25}
+    assert step(1, 0.6, math.nan, 0.77).to_dict() == {**wanted, "axes_overlap": {**axes, "verdict": "turns"}}
+    assert step(1, 0.6, math.nan, None).to_dict() == {**wanted, "axes_overlap": None}
+
+
 def test_axes_that_stay_are_said_to_stay_though_the_mean_turns() -> None:
     """One covariance of few strong directions at every layer, and another mean at each."""
     scale = torch.ones(D, dtype=torch.float64)
@@ -153,6 +221,22 @@ def test_one_layer_has_no_step() -> None:
     of_rows = state_of(rows()[:1, :, None])
     assert layer_steps(of_rows.sentence, of_rows.layers) == ()
     assert steps_in_words((), D) == []
+    of_rows = state_of(rows()[:2, :, None])
+    assert [(one.start, one.end) for one in layer_steps(of_rows.sentence, of_rows.layers)] == [(0, 1)]
+
+
+def test_what_a_layer_without_a_mean_direction_or_an_axis_does_is_not_known() -> None:
+    """Of the mean: vectors that point both ways as often. Of the axes: vectors that are all alike."""
+    some, alike = normal(40, D, dtype=torch.float64), torch.zeros(40, D, dtype=torch.float64)
+    alike[:, 0] = 1
+    both_ways = some.clone()
+    both_ways[20:] = -both_ways[:20]
+    for hidden, is_known in (((some, both_ways, some), (False, False)), ((alike, some, alike), (True, True))):
+        of_rows = state(torch.stack(hidden))
+        steps = layer_steps(of_rows.sentence, of_rows.layers)
+        assert tuple(not math.isnan(one.mean.estimate) for one in steps) == is_known
+        assert tuple(one.axes is None for one in steps) == is_known
+        assert tuple(math.isnan(one.axes_random) for one in steps) == is_known
 
 
 def test_a_step_has_the_degrees_of_freedom_of_the_layer_with_fewer_rows() -> None:

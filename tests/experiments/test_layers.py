@@ -422,6 +422,7 @@ def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
 
 def test_published_curve_lies_beside(folder: Path) -> None:
     published = layers(folder, TEXTS, published=True).to_dict()["published"]
+    assert isinstance(published["anisotropy"], list)
     assert len(published["anisotropy"]) == 25
     assert max(published["anisotropy"]) == published["anisotropy"][12] == 0.924
     assert layers(folder, TEXTS).to_dict()["published"] is None

@@ -20,7 +20,7 @@ from cone_kernels.centering import Centering
 from cone_kernels.cli import main
 from cone_kernels.corpora.pairs import LabelledPairs
 from cone_kernels.corpora.reading import CorpusError
-from cone_kernels.experiments import quality
+from cone_kernels.experiments import quality, query_ranks
 from cone_kernels.experiments.held_out import FOLDS
 from cone_kernels.experiments.pair_cosines import PairCosines, _cosines
 from cone_kernels.experiments.quality import Judged, layers_of, of_layer
@@ -135,7 +135,9 @@ def test_cosines_after_a_centring_are_those_of_mapped_vectors() -> None:
     assert not alike.scores(0, Centering.fit(moments_of(torch.ones_like(rows)))).any()
 
 
-def test_queries_are_ranked_among_all_texts_but_themselves() -> None:
+@pytest.mark.parametrize("block", [1, 130, 1 << 24])  # of one query at a time, of a few, of all
+def test_queries_are_ranked_among_all_texts_but_themselves(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_ranks, "_BLOCK", block)
     pairs = labelled(20, measure="mrr")
     # A query that is a relevant text too, of another query.
     pairs = replace(pairs, pairs=(*pairs.pairs, (pairs.pairs[5][0], pairs.pairs[0][0])))

@@ -22,6 +22,7 @@ from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments import axis, center, layers, pooling, rotation, run
 from cone_kernels.experiments.axis_vectors import AxisVectors
+from cone_kernels.experiments.layers_table import encoded_table, layer_rows, table_format
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
 from cone_kernels.names import QUALITY_NOT_MEASURED
@@ -142,6 +143,51 @@ def test_table_has_a_row_for_each_model_and_layer(out: Path, results: dict[str, 
     assert (row["gap"], row["predicted_stderr"]) == (pooled["gap"]["value"], pooled["predicted"]["stderr"])
     assert row["cls_anisotropy"] == pooled["poolings"]["cls"]["anisotropy"]
     assert row["participation_ratio"] == layer["geometry"]["participation_ratio"]
+
+
+def test_a_row_has_the_numbers_of_its_layer_and_nothing_where_there_are_none() -> None:
+    numbers = iter(range(1000))
+    fields = ("anisotropy", "stderr", "mean_norm", "count", "n_zero", "n_nonfinite")
+    geometry = ("participation_ratio", "iso_score", "explained_variance_ratio", "effective_rank", "rank_me")
+    layers: list[dict[str, Any]] = []
+    pooled, wanted, axis = [], [], []
+    for at in range(3):
+        levels = {level: {name: next(numbers) for name in fields} for level in ("sentence", "token")}
+        without = {f"anisotropy_without_rogue{end}": next(numbers) for end in ("", "_stderr")}
+        estimates = {
+            name: {"value": next(numbers), "stderr": next(numbers)}
+            for name in ("gap", "within", "between", "predicted")
+        }
+        poolings = {name: {"anisotropy": next(numbers), "stderr": next(numbers)} for name in ("mean", "cls")}
+        layers.append({"layer": at, "name": f"layer.{at}", **levels, **without, "geometry": None, "population": None})
+        pooled.append({"layer": at, **estimates, "poolings": poolings})
+        axis.append({"layer": at, "share": 0.5 + at, "unknown": None, "words": ["w"]})
+        wanted.append(
+            {"model": "tiny", "layer": at, "name": f"layer.{at}"}
+            | {f"{level}_{name}": value for level, found in levels.items() for name, value in found.items()}
+            | without
+            | {name: found["value"] for name, found in estimates.items()}
+            | {f"{name}_stderr": found["stderr"] for name, found in estimates.items()}
+            | {f"{name}_{key}": value for name, found in poolings.items() for key, value in found.items()}
+            | dict.fromkeys((*geometry, "participation_ratio_corrected", "participation_ratio_corrected_stderr"))
+            | {"axis_share": 0.5 + at, "axis_unknown": None}
+        )
+    layers[1] |= {"geometry": dict.fromkeys(geometry, 7.5), "population": {"participation_ratio": None}}
+    wanted[1] |= dict.fromkeys(geometry, 7.5)
+    layers[2]["population"] = {"participation_ratio": {"value": 9.5, "stderr": 0.25}}
+    wanted[2] |= {"participation_ratio_corrected": 9.5, "participation_ratio_corrected_stderr": 0.25}
+    model = {"layers": {"model": {"name": "tiny"}, "layers": layers}, "pooling": {"layers": pooled}}
+    rows = layer_rows({"models": [model | {"axis": {"layers": axis}}]})
+    assert rows == wanted
+    assert len({tuple(row) for row in rows}) == 1
+
+
+def test_a_table_in_both_formats() -> None:
+    rows = [{"name": "a, b", "value": 0.25}, {"name": "c", "value": None}]
+    assert encoded_table(rows, "csv") == b'name,value\r\n"a, b",0.25\r\nc,\r\n'
+    assert encoded_table(rows[1:], "csv") == b"name,value\r\nc,\r\n"
+    assert parquet.read_table(io.BytesIO(encoded_table(rows, "parquet"))).to_pylist() == rows
+    assert [table_format(one) for one in (None, "parquet", "csv")] == ["parquet", "parquet", "csv"]
 
 
 @pytest.mark.usefixtures("undrawn")
