@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cone_kernels.experiments import LayersResult, layers
 from cone_kernels.experiments.cone_claims import ConeClaims, share_claims
 from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.models import load_model
 from cone_kernels.statistics.estimates import Estimates
 from cone_kernels.sums import jackknife_blocks
@@ -163,6 +165,13 @@ def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
         layers(load_model(folder), ["w5"], dtype="float64")
     with pytest.raises(CorpusError, match=r"fields: got some; it must be None, as sentences\[0\] is a string"):
         layers(folder, ["w5"], field=["text"])
+
+
+@pytest.mark.parametrize("kind", [LayersResult, PoolingResult])
+def test_results_of_the_same_numbers_are_equal(kind: Any) -> None:
+    one, other = (kind({}, {}, (), {}, ConeState.empty([0], 2), object()) for _ in range(2))
+    assert one == other
+    assert one != replace(other, corpus={"sentences": 1})
 
 
 def test_repr_shows_every_layer(result: LayersResult) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from cone_kernels.experiments.held_out import FOLDS
+from cone_kernels.experiments.quality import layers_of
 from cone_kernels.experiments.quality_result import (
     Fit,
     MethodQuality,
@@ -19,6 +22,7 @@ from cone_kernels.experiments.quality_result import (
     error_in_words,
     verdict_of,
 )
+from cone_kernels.names import QUALITY_METHODS
 from cone_kernels.statistics.claims import Claim
 from cone_kernels.statistics.estimates import Estimates
 
@@ -161,6 +165,37 @@ def test_the_best_layer_as_it_is_is_the_one_in_use_where_none_is_better(
     assert found.raw_claim.estimate == pytest.approx(difference)
     assert (found.raw_claim == Claim(0.0, 0.0, 0.0)) == (best == 1)
     assert (found.layer, found.method, found.value) == (1, "mean", 0.0)
+
+
+def test_each_layer_has_its_own_numbers() -> None:
+    """Of two layers: the vectors as they are and after each method, whose numbers are all different."""
+    width, others = 1 + len(QUALITY_METHODS), ("recall@1", "recall@10")
+    values = torch.arange(2 * width, dtype=torch.float64).square() / 1000
+    errors = torch.arange(1, 2 * width + 1, dtype=torch.float64) / 100
+    every = Estimates.of_errors(values, errors)
+    also = torch.arange(2 * width * 3, dtype=torch.float64).reshape(2, width, 3)  # (layers, 1 + methods, measures)
+    judged: list[Any] = [
+        SimpleNamespace(
+            place=Place(at, "mean"),
+            estimates=every.at(torch.arange(width) + at * width),
+            also=also[at],
+            reasons={"whitening": "too few"},
+            components=(at + 1,) * FOLDS,
+        )
+        for at in (0, 1)
+    ]
+    for at, row in enumerate(layers_of(judged, every, others)):
+        raw = at * width
+        assert (row.layer, row.pooling, row.components) == (at, "mean", (at + 1,) * FOLDS)
+        assert (row.raw, row.raw_stderr) == pytest.approx((float(values[raw]), float(errors[raw])))
+        assert row.also == dict(zip(others, also[at, 0, 1:].tolist(), strict=True))
+        assert list(row.methods) == list(QUALITY_METHODS)
+        for place, (name, found) in enumerate(row.methods.items(), 1):
+            assert found.value == float(values[raw + place])
+            assert found.claim.estimate == pytest.approx(float(values[raw + place] - values[raw]))
+            assert found.stderr == pytest.approx(float(torch.hypot(errors[raw + place], errors[raw])))
+            assert found.also == dict(zip(others, also[at, place, 1:].tolist(), strict=True))
+            assert found.reason == ("too few" if name == "whitening" else None)
 
 
 def test_as_json_data() -> None:
