@@ -20,6 +20,7 @@ from cone_kernels.experiments.cone_claims import ConeClaims, share_claims
 from cone_kernels.experiments.layers_result import Layer
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.pooling_result import PoolingResult
+from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
 from cone_kernels.models import load_model
 from cone_kernels.statistics.estimates import Estimates
 from cone_kernels.sums import jackknife_blocks
@@ -427,6 +428,15 @@ def test_a_state_beside_a_run_is_refused(folder: Path) -> None:
         layers(folder)
     with pytest.raises(TypeError, match="options: got limits; they must be of limit, field"):
         layers(folder, TEXTS, limits=3)  # type: ignore[call-arg]
+
+
+def test_the_published_curve_is_that_of_the_post() -> None:
+    post = (
+        "0.626 0.795 0.834 0.881 0.856 0.795 0.702 0.814 0.848 0.900 0.913 0.923 0.924 "
+        "0.909 0.851 0.814 0.876 0.870 0.840 0.815 0.792 0.748 0.723 0.672 0.417"
+    )
+    assert MXBAI_EMBED_LARGE["anisotropy"] == tuple(map(float, post.split()))
+    assert MXBAI_EMBED_LARGE["sentences"] == 300
 
 
 def test_published_curve_lies_beside(folder: Path) -> None:

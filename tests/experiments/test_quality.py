@@ -101,6 +101,15 @@ def test_as_many_directions_as_were_asked_for_are_taken_away() -> None:
         assert found.components == asked
 
 
+@pytest.mark.parametrize(("size", "components"), [(20, 5), (3, 2)])
+def test_of_few_texts_no_more_directions_are_taken_away_than_vary(size: int, components: int) -> None:
+    items, rows = items_of(labelled(30)), rows_of(labelled(30))
+    found = LayerFits(items, rows, of_layer(items, rows), Settings(components=5)).of_some(size)
+    assert found is not None
+    of_folds = [one["all-but-the-top"] for one in found]
+    assert [one.components for one in of_folds if isinstance(one, Centering)] == [components] * FOLDS
+
+
 def test_partial_mean_removal_takes_half_of_the_mean_away() -> None:
     rows = rows_of(labelled(30))
     found = fits_of(moments_of(rows), 1, None)["partial-mean"]
