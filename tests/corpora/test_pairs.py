@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,9 @@ def test_groups_join_pairs_through_chains_of_texts(tmp_path: Path) -> None:
         (["yes", "no", "No"], "true", [1, 0, 0]),
         ([-1, 1, 1], "1", [0, 1, 1]),
         (["not_entailment", "entailment", "entailment"], "entailment", [0, 1, 1]),
+        (["contradiction", "entailment", "neutral", "not_entailment"], "entailment", [0, 1, 0, 0]),
+        (["true", "no", "yes", "false"], "true", [1, 0, 1, 0]),
+        ([2, "2.0", True], "2", [1, 1, 0]),
     ],
 )
 def test_labels_of_two_kinds(tmp_path: Path, labels: list[Any], positive: str, numbers: list[int]) -> None:
@@ -74,6 +79,12 @@ def test_graded_scores_and_what_was_asked_for(tmp_path: Path) -> None:
     path = written(tmp_path, records, "sts.tsv")
     pairs = read_pairs(path)
     assert (pairs.measure, pairs.positive, pairs.labels) == ("spearman", None, (0.0, 0.5, 1.0, 1.5, 2.0))
+    assert read_pairs(written(tmp_path, records[:3])).measure == "spearman"
+    with pytest.raises(CorpusError, match="5 numbers; for measure 'auc' they must be two, and for graded scores say"):
+        read_pairs(path, "auc")
+    one = [{**record, "score": "1.0" if at else "1"} for at, record in enumerate(records)]
+    with pytest.raises(CorpusError, match="1 numbers; for measure 'auc' they must be two"):
+        read_pairs(written(tmp_path, one))
     two = [{**record, "score": at % 2} for at, record in enumerate(records)]
     assert read_pairs(written(tmp_path, two), "spearman").measure == "spearman"
     both = [{**record, "entailment_label": "neutral" if at else "entailment"} for at, record in enumerate(records)]
@@ -100,12 +111,38 @@ def test_what_is_in_no_pair_is_counted(tmp_path: Path) -> None:
     assert pairs.texts == ("a", "b", "h\ufffd", "i")
     assert pairs.dropped == {"empty": 2, "malformed_record": 1, "no_label": 1}
     assert "pairs.csv.gz:4" in pairs.examples[0]
+    assert (pairs.name, pairs.sha256) == ("pairs.csv.gz", hashlib.sha256(rows).hexdigest())
+
+
+def test_records_without_two_texts_or_a_label_are_counted_and_named(tmp_path: Path) -> None:
+    # An em space is no text either. A pair of one text twice is one, where it has a label.
+    records: list[dict[str, Any]] = [
+        {"premise": "a", "hypothesis": "b", "label": "neutral", "negative": "n"},
+        {"premise": "a", "label": "neutral"},
+        {"premise": 3, "hypothesis": "b", "label": "neutral"},
+        {"premise": "a", "hypothesis": "b", "label": None},
+        {"premise": "a", "hypothesis": "\u2003", "label": "neutral"},
+        {"premise": "a", "hypothesis": "a", "label": "entailment"},
+    ]
+    path = written(tmp_path, records)
+    pairs = read_pairs(path)
+    assert (pairs.texts, pairs.pairs, pairs.labels) == (("a", "b"), ((0, 1), (0, 0)), (0.0, 1.0))
+    assert (pairs.columns, pairs.negatives) == (("premise", "hypothesis", "label"), ())
+    assert pairs.dropped == {"empty": 1, "missing_field": 2, "no_label": 1}
+    assert pairs.examples == (
+        f"{path}:2: dropped, field 'hypothesis' is missing",
+        f"{path}:3: dropped, field 'premise' is 3, no string",
+        f"{path}:4: dropped, field 'label' is None: no label",
+    )
 
 
 @pytest.mark.parametrize(
     ("record", "measure", "words"),
     [
         ({"a": "x", "b": "y"}, None, "'a', 'b'; it must have two of texts: premise and hypothesis"),
+        ({"query": "x", "label": 1}, None, "'query', 'label'; it must have two of texts"),
+        ({"positive": "y", "label": 1}, None, "'positive', 'label'; it must have two of texts"),
+        ({}, None, "none; it must have two of texts"),
         ({"sentence1": "x", "sentence2": "y"}, None, r"need a label, one of .*\(--measure mrr\)"),
         ({"query": "x", "positive": "y"}, "auc", "measure 'auc' needs a label"),
         ({"query": "x", "positive": "y", "answer": "z"}, None, "'positive', 'answer' may each be the text"),
@@ -126,6 +163,8 @@ def test_columns_that_are_not_understood(tmp_path: Path, record: dict[str, Any],
         (["good", "bad"], None, "'bad', 'good'; they must be numbers, or 'entailment'"),
         (["entailment", "entailment"], None, "there must be two that differ"),
         (["1", "nan"], "spearman", "numbers must be finite"),
+        (["1", "1.0"], "auc", "1 numbers; for measure 'auc' they must be two"),
+        ([[0], [1]], None, r"'\[0\]', '\[1\]'; they must be numbers"),
     ],
 )
 def test_labels_that_are_not_understood(tmp_path: Path, labels: list[Any], measure: Any, words: str) -> None:
@@ -135,7 +174,6 @@ def test_labels_that_are_not_understood(tmp_path: Path, labels: list[Any], measu
 
 
 def test_files_and_arguments_that_do_not_do(tmp_path: Path) -> None:
-    path = written(tmp_path, NLI)
     with pytest.raises(CorpusError, match=r"^pairs: got .*\.txt; its name must end in \.jsonl, \.csv or \.tsv"):
         read_pairs(tmp_path / "pairs.txt")
     with pytest.raises(FileNotFoundError, match=r"^pairs: there is no file"):
@@ -143,8 +181,16 @@ def test_files_and_arguments_that_do_not_do(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(CorpusError, match=r"empty\.jsonl has no record"):
         read_pairs(tmp_path / "empty.jsonl")
-    with pytest.raises(CorpusError, match=r"has no pair to use: .*:1: dropped, field 'label' is '-': no label"):
-        read_pairs(written(tmp_path, [NLI[3]]))
+    path = written(tmp_path, [NLI[3]] * 4)
+    said = "; ".join(f"{path}:{line}: dropped, field 'label' is '-': no label" for line in (1, 2, 3))
+    with pytest.raises(CorpusError, match=f"has no pair to use: {re.escape(said)}$"):
+        read_pairs(path)
+    (tmp_path / "pairs.csv.gz").write_text("premise,hypothesis,label\n")
+    with pytest.raises(CorpusError, match=r"pairs\.csv\.gz is not a gzip file"):
+        read_pairs(tmp_path / "pairs.csv.gz")
+    (tmp_path / "pairs.csv").write_text("premise,premise,label\na,b,neutral\n")
+    with pytest.raises(CorpusError, match="has the columns 'premise', 'premise', 'label'; each must be there once"):
+        read_pairs(tmp_path / "pairs.csv")
     with pytest.raises(ValueError, match=r"^measure: got 'map'; it must be one of auc, spearman, mrr, or recall@K"):
         read_pairs(path, "map")
     with pytest.raises(ValueError, match=r"^measure: got 'auc' without pairs"):
