@@ -38,6 +38,18 @@ def test_a_digest_is_new_once(added: list[bytes]) -> None:
     seen.close()
 
 
+def test_digests_that_agree_in_one_half_are_told_apart_on_disk() -> None:
+    seen = SeenDigests(MIN_DEDUP_MEMORY)
+    halves = [number.to_bytes(8, "big") for number in range(1, 51)]
+    kept = [half + half for half in halves[:48]]
+    # Of 64 slots three quarters are filled.
+    assert [seen.add(digest) and seen.on_disk for digest in kept] == [False] * 47 + [True]
+    clashing = [halves[at] + halves[second] for at in (0, 47) for second in (48, 49)]
+    assert [seen.add(digest) for digest in clashing * 2] == [True] * 4 + [False] * 4
+    assert not any(map(seen.add, kept))
+    seen.close()
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.integers(50, 400))
 def test_distinct_sentences_beyond_the_memory(seed: int, distinct: int) -> None:

@@ -326,10 +326,17 @@ def test_axes_that_are_partly_apart_differ() -> None:
     found = rotation_of([of_rows(rows, "a"), of_rows(apart, "b"), of_rows(rows * 2, "c")])
     assert found.verdict == (("share", "differ", "share"), ("differ", "share", "differ"), ("share", "differ", "share"))
     shared, differ, *_ = found.summary()
-    assert shared.startswith("a and c share the space of their top 2 axes: overlap 1.00 (from 1.00 to 1.00")
+    assert shared == "a and c share the space of their top 2 axes: overlap 1.00 (from 1.00 to 1.00 with its error)."
     assert differ.startswith(
         "The spaces of the top 2 axes of a and c on one side and b on the other differ: overlap 0.5"
     )
+
+
+def test_of_more_than_two_models_that_share_their_axes_any_two_do() -> None:
+    rows = spread_rows(600, 0)
+    said = rotation_of([of_rows(times * rows, name) for times, name in ((1, "a"), (2, "b"), (3, "c"))]).summary()[0]
+    shared = "a, b and c share the space of their top 2 axes: overlap 1.00 (from 1.00 to 1.00 with its error)"
+    assert said == f"{shared} between any two."
 
 
 def test_axes_of_long_topics_are_told_with_a_warning() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +20,12 @@ from click.testing import CliRunner, Result
 
 from cone_kernels import experiments
 from cone_kernels.cli import main
-from cone_kernels.experiments.rows_result import RowsResult
+from cone_kernels.experiments.result import Estimate
+from cone_kernels.experiments.rows_result import FarRow, RowsResult
 from cone_kernels.report import fragment
 from cone_kernels.runs.progress import Progress
-from cone_kernels.statistics.neighbours import EvenlySpaced
-from cone_kernels.statistics.twin_rows import FOLDS, TwinRows
+from cone_kernels.statistics.neighbours import EvenlySpaced, NeighbourOverlap
+from cone_kernels.statistics.twin_rows import FOLDS, Rotation, TwinRows
 from cone_kernels.sums import jackknife_groups
 from cone_kernels.vector_files import Vectors
 from tests.support.vector_writers import write_bin
@@ -170,6 +175,59 @@ def test_too_few_rows_leave_a_rotation_undecided() -> None:
     assert json.dumps(one.to_dict(), allow_nan=False)
 
 
+SAME, APART, BETWEEN = (0.9995, 0.0005), (0.5, 0.01), (0.995, 0.01)  # a cosine and its error, beside one of 0.5
+
+
+@pytest.mark.parametrize(
+    ("cosine", "turned", "verdict", "begins"),
+    [
+        (SAME, APART, "same up to rounding", "a and b are the same up to rounding: twins are less than 1% of the way "),
+        (BETWEEN, SAME, "undecided", "Whether a and b are the same is undecided at 1,000 rows."),
+        (APART, SAME, "same up to a rotation", "a and b are the same up to a rotation: turned, twins are less than 1%"),
+        (APART, APART, "different", "a and b differ, and no rotation takes the one to the other."),
+        (APART, BETWEEN, "undecided", "Whether a and b are the same is undecided at 1,000 rows."),
+        (APART, None, "undecided", "Whether a rotation takes a and b to each other is undecided: with 1,000 rows it "),
+        (None, SAME, "same up to a rotation", "a and b are the same up to a rotation: turned"),
+    ],
+)
+def test_what_is_said_of_two_sources(cosine: Any, turned: Any, verdict: str, begins: str) -> None:
+    found = RowsResult(
+        a={"name": "a", "dim": 3}, b={"name": "b", "dim": 4}, count=1000, n_left_out=2,
+        cosine=None if cosine is None else Estimate(*cosine), quantiles={"least": -0.5, "percent_1": 0.25},
+        permuted=0.5, rotation=None if turned is None else Rotation(*turned, permuted=0.5),
+        norm_ratio=Estimate(2.0, 0.5), norm_spread=math.nan,
+        neighbours=NeighbourOverlap(5, 100, 1000, 0.75, 0.125, 0.005), furthest=(FarRow(7, -0.5, "seven"),),
+        manifest={},
+    )  # fmt: skip
+    twins = [] if cosine is None else [
+        f"A row and its twin have a mean cosine of {cosine[0]:.6f} ± {cosine[1]:.2g}, a row and another's twin one of "
+        "0.500; one row in a hundred has less than 0.250000 with its twin."
+    ]  # fmt: skip
+    best = [] if turned is None or cosine == SAME else [
+        f"After the best rotation, on rows that it was not fitted on, twins have {turned[0]:.4f} ± {turned[1]:.2g}, "
+        "others 0.500."
+    ]  # fmt: skip
+    near = "Of the 5 nearest rows they share 75.0% ± 12.5% (100 rows asked among 1,000; chance 0.50%)."
+    assert found.verdict == verdict
+    first, *others = found.summary()
+    assert first.startswith(begins)
+    assert others == [*twins, *best, near]
+    data = found.to_dict()
+    # Of the way from a cosine of 1 to the 0.5 of unrelated rows.
+    for name, one in (("distance", cosine), ("rotated_distance", turned)):
+        wanted = None if one is None else {"value": (1 - one[0]) / 0.5, "stderr": one[1] / 0.5}
+        assert data[name] == (wanted and pytest.approx(wanted, rel=1e-12))
+    quantiles = {"least": -0.5, "percent_1": 0.25}
+    assert data["cosine"] == (None if cosine is None else {"value": cosine[0], "stderr": cosine[1], **quantiles})
+    turn = None if turned is None else {"cosine": turned[0], "stderr": turned[1], "permuted": 0.5}
+    assert (data["rotation"], data["permuted"], data["left_out"], data["same_below"]) == (turn, 0.5, 2, 0.01)
+    assert data["norm_ratio"] == {"value": 2.0, "stderr": 0.5, "spread": None}
+    assert data["furthest"] == [{"index": 7, "cosine": -0.5, "id": "seven"}]
+    assert (found.n_bad, repr(found)) == (2, f"RowsResult(a and b, 1,000 rows: {verdict})")
+    alike = replace(found, permuted=1.0).distance  # where all are alike there is no way to go
+    assert alike is None or math.isnan(alike.value)
+
+
 def test_distances_near_the_bound_are_undecided() -> None:
     a = cone(60)
     noise = cone(60, seed=1)
@@ -200,6 +258,10 @@ def test_unequal_numbers_of_rows_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"v": [i % 7 + 1, 2.0]}) for i in range(n)))
     with pytest.raises(ValueError, match=r"at least 9000 rows of a.jsonl and 8500 of b.jsonl"):
         experiments.rows(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    block: np.ndarray = cone(8192, 2)  # where a block ends, one of the two ends too
+    for counts, got in (((1, 2), "8192 rows of .* and 16384 of"), ((2, 1), "16384 rows of .* and 8192 of")):
+        with pytest.raises(ValueError, match=f"a, b: got at least {got} .*; it must be as many of both"):
+            experiments.rows(*(iter([block] * count) for count in counts))
     with pytest.raises(ValueError, match="k: got 0; it must be at least 1"):
         experiments.rows(cone(20), cone(20), k=0)
 
@@ -248,14 +310,18 @@ def test_the_command_judges_what_is_left_out_and_reads_the_first_rows(tmp_path: 
     assert found["a"]["rows"] == 60
 
 
-def test_progress_and_a_limit_over_several_blocks() -> None:
+def test_progress_and_a_limit_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5, 13.25, 14.12345])
+    module = import_module("cone_kernels.experiments.rows")
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.__next__))
     a: np.ndarray = cone(20_000, 4)
     reports: list[Progress] = []
     found = experiments.rows(a, iter(np.array_split(a, 3)), limit=9000, progress=reports.append)
-    assert [(one.unit, one.sentences, one.expected) for one in reports] == [
-        ("pairs", 8192, 9000),
-        ("pairs", 9000, 9000),
+    assert [(one.unit, one.sentences, one.tokens, one.expected, one.elapsed) for one in reports] == [
+        ("pairs", 8192, 0, 9000, 2.5),
+        ("pairs", 9000, 0, 9000, 3.25),
     ]
+    assert found.manifest["seconds"] == 4.123
     assert found.count == 9000
     with pytest.raises(ValueError, match="limit: got 0; it must be at least 1"):
         experiments.rows(a, a, limit=0)

@@ -243,6 +243,10 @@ def test_refusals_come_before_the_run(folders: list[Path], tmp_path: Path, monke
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         run(folders, TEXTS, tmp_path / "file")
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "report.html").touch()
+    with pytest.raises(FileExistsError, match=r"out: .*earlier holds a run, with report\.html; overwrite=True"):
+        run([tmp_path / "no model"], TEXTS, tmp_path / "earlier")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match="pyarrow is not installed"):
         run(folders, TEXTS, tmp_path / "out", table="parquet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,16 @@ from safetensors.torch import save_file
 from cone_kernels import Centering, ConeState
 from cone_kernels.experiments import center, compare, layers, rotation, vectors
 from cone_kernels.experiments.level import Level
+from cone_kernels.experiments.rogue_dimensions import RogueDimension, WithoutRogue
 from cone_kernels.experiments.vectors import vectors_of
-from cone_kernels.experiments.vectors_result import _anisotropy
+from cone_kernels.experiments.vectors_result import (
+    VectorAxes,
+    VectorAxis,
+    VectorProjection,
+    _anisotropy,
+    _axis,
+    _rogue,
+)
 from cone_kernels.report import fragment
 from cone_kernels.runs.measurement import from_state
 from cone_kernels.statistics.claims import Claim
@@ -182,10 +191,76 @@ def test_sentences_say_no_more_than_the_data_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stderr", "said"), [(0.02, "0.123 ± 0.020."), (0.00042, "0.1235 ± 0.0004."), (0.00004, "0.12346 ± 0.00004.")]
+    ("stderr", "said"),
+    [
+        (0.0, "0.123 ± 0.000."),
+        (0.02, "0.123 ± 0.020."),
+        (0.00042, "0.1235 ± 0.0004."),
+        (0.00004, "0.12346 ± 0.00004."),
+        (3e-11, "0.123456789 ± 0.000000000."),
+    ],
 )
 def test_as_many_decimals_as_show_the_error(stderr: float, said: str) -> None:
     assert _anisotropy(Level(0.123456789, stderr, 9, 0, 0, 1.0), Claim(0.1, 0.0, 0.01)).endswith(f"cosine of {said}")
+
+
+ENDS = {
+    "top": (VectorProjection(3, 2.5), VectorProjection(4, 2.25)),
+    "bottom": (VectorProjection(7, -1.25, "a text"), VectorProjection(8, -1.0, "another")),
+}
+
+
+@pytest.mark.parametrize(
+    ("shares", "gap", "cosine", "said"),
+    [
+        (
+            (0.5, 0.25),
+            0.3,
+            0.5,
+            (
+                "The first axis carries 50.0% of the variance, the first 2 together 75.0%.",
+                "The second axis carries nearly as much, so other vectors of the kind could turn the first towards it.",
+                "At its upper end lies row 3 (+2.5), at its lower end “a text” (-1.25).",
+                "It stands at 60° to the mean direction.",
+            ),
+        ),
+        # A gap of a tenth of the eigenvalue is none to warn of, and a mean of zero has no direction.
+        (
+            (0.5,),
+            0.4,
+            math.nan,
+            (
+                "The first axis carries 50.0% of the variance.",
+                "At its upper end lies row 3 (+2.5), at its lower end “a text” (-1.25).",
+            ),
+        ),
+    ],
+)
+def test_sentences_of_axes(shares: tuple[float, ...], gap: float, cosine: float, said: tuple[str, ...]) -> None:
+    components = tuple(VectorAxis(4.0, share, 0.0, gap, **ENDS) for share in shares)
+    assert tuple(_axis(VectorAxes(components, cosine, ()))) == said
+
+
+def test_sentences_of_the_dimensions_that_carry_much() -> None:
+    told, not_told = Claim(0.5, 0.0, 0.1), Claim(0.05, 0.0, 0.1)
+    rogue = [RogueDimension(4, 0.3, 0.6), RogueDimension(1, 0.1, 0.2)]
+
+    def said(dimensions: int, cone: Claim = told, share: Claim | None = told) -> list[str]:
+        without = WithoutRogue(0.125, 0.01, 8)
+        result: Any = SimpleNamespace(cone=cone, share=share, without_rogue=without, level=SimpleNamespace(count=9))
+        result.rogue_dimensions = rogue[:dimensions]
+        return list(_rogue(result))
+
+    drawn = "(8 of the vectors, spread evenly over all)"
+    assert said(1) == [
+        "One dimension does much of it: dimension 4 carries 60% of the mean cosine, which is 0.125 ± 0.010 without it "
+        f"{drawn}."
+    ]
+    assert said(2) == [
+        "A few dimensions do much of it: dimensions 4 and 1 carry 80% of the mean cosine, which is 0.125 ± 0.010 "
+        f"without them {drawn}."
+    ]
+    assert said(2, cone=not_told) == said(2, share=not_told) == said(0, share=None) == []
 
 
 def test_states_of_vectors_are_taken_by_the_other_experiments(tmp_path: Path) -> None:

@@ -120,6 +120,19 @@ def test_a_model_that_padding_changes_is_run_without(tmp_path: Path) -> None:
         torch.testing.assert_close(found, metrics.anisotropy(wanted.state.sentence), rtol=1e-5, atol=1e-6)
 
 
+def test_whether_padding_matters_is_told_by_the_longest_sentence(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, special=False)
+    loaded = load_model(tmp_path, device="cpu")
+
+    def heeds(*texts: str) -> bool:
+        return heeds_padding(loaded, EncodedShard.of(loaded, list(texts)))
+
+    assert heeds("w5", "w6 w7 w8 w9", "w4 w5")
+    assert heeds("w5 w6")
+    assert not heeds("w5", "w6")  # of one token nothing is padded, so that nothing is known
+    assert not heeds("nothing")
+
+
 def test_no_sentence_is_padded_beyond_what_the_model_takes(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, model_max_length=35)  # to which 36 would be the length to pad to
     texts = [" ".join(["w5"] * 40), "w6 w7"]

@@ -150,6 +150,8 @@ def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> Non
         experiments.run([root / "clip"], root / "photos", out=tmp_path / "out")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cut.png").write_bytes((root / "photos" / "01.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match="corpus: got images; it must be texts, whose tokens can be told apart"):
+        experiments.tokens(root / "clip", root / "photos")
     with pytest.raises(ImageError, match=r"images: .*cut\.png cannot be read as an image"):
         experiments.layers(root / "clip", tmp_path / "photos")
 

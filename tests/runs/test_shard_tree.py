@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -134,6 +135,12 @@ def test_states_of_other_runs_are_refused_at_once() -> None:
         tree_of([0]).add(8, ConeState.empty(range(LAYERS), DIM, second_moment=True))
     with pytest.raises(ValueError, match=r"sentence.dim \(3 and 4\)"):
         tree_of([0]).add(8, ConeState.empty(range(LAYERS), 4, second_moment=True, poolings=["cls"]))
+
+
+@pytest.mark.parametrize("node", [(-1, 0), (0, -1)])
+def test_levels_and_indices_of_nodes_are_counted_from_zero(node: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"node: got {node}; level and index must be 0 or more")):
+        ShardTree({node: STATES[0]})
 
 
 def test_a_tree_with_gaps_does_not_close() -> None:
