@@ -155,8 +155,10 @@ def test_options_reach_the_corpus_and_the_model(folder: Path, tmp_path: Path) ->
 def test_sentences_that_were_cut_and_words_that_are_unknown_are_told(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, model_max_length=6)
     texts = ["w5", "w5 w6 w7 w8", "w5 w6 w7 w8 w9", "w5 foreign w7 w8 w9 w10 w11"]
-    corpus = layers(tmp_path, texts).corpus
+    found = layers(tmp_path, texts)
+    corpus = found.corpus
     assert (corpus["truncated"], corpus["tokens"], corpus["unknown_tokens"]) == (2, 3 + 6 + 6 + 6, 1)
+    assert "drops_unknown" not in found.manifest
 
 
 def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:

@@ -86,12 +86,18 @@ def test_numbers_are_those_of_a_plain_computation() -> None:
         assert said.endswith(
             f" that of another half of its own sentences ({own.anisotropy:.4f}, s.e. {own.stderr:.4f})."
         )
-    for x, level in zip((a, b), found.corpora.halves, strict=True):
+    for x, level, alike in zip((a, b), found.corpora.halves, means.halves, strict=True):
         groups = jackknife_groups(torch.arange(len(x)))
         half = jackknife_blocks(torch.bincount(groups, minlength=64))[groups] % 2
+        unit = torch.nn.functional.normalize(x, dim=1)
+        both = torch.cosine_similarity(unit[half == 0].sum(0), unit[half == 1].sum(0), dim=0)
+        assert alike == pytest.approx(float(both) ** 2, rel=1e-12)
         # The one half is centred by the mean of the other.
         assert level.count == int((half == 0).sum())
         assert level.anisotropy == pytest.approx(plain_anisotropy(x[half == 0] - x[half == 1].mean(0)), abs=1e-12)
+    turned = found.corpora.means[1][0]
+    assert turned is not None
+    assert turned.halves == means.halves[::-1]
     claim = found.corpora.carried[0][1]
     assert claim is not None
     assert claim.null == found.corpora.halves[0].anisotropy

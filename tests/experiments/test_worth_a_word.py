@@ -232,10 +232,13 @@ def means(level: float, own: float, other: float, stderr: float = 0.001) -> tupl
     ("other", "words"),
     [
         (0.045, "carries over: 0.045"),
+        (0.05, "carries over: 0.050"),
         (0.055, "carries over in part: 0.055"),
         (0.445, "carries over in part: 0.445"),
+        (0.45, "carries over in part: 0.450"),
         (0.455, "does not carry over: 0.455"),
         (0.545, "does not carry over: 0.545"),
+        (0.55, "does not carry over: 0.550"),
         (0.555, "makes the cone tighter: 0.555"),
     ],
 )

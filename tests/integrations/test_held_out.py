@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +212,31 @@ def test_alerts_are_crossed_beyond_their_error_alone(caplog: pytest.LogCaptureFi
     stops = [alerts.stops({"a": value, "a_stderr": error}, step) for step, (value, error) in enumerate(values)]
     assert stops == [False, True, True, False, False, True]
     assert [record.getMessage()[:6] for record in caplog.records] == ["step 1", "step 5"]  # said once while crossed
-    assert "a is 0.9500 ± 0.0100 (standard error), above 0.9 by more than 3 standard errors" in caplog.text
     assert not alerts.stops({"b": 0.05, "b_stderr": 0.01}, 6)
-    assert "step 6: b is 0.0500 ± 0.0100 (standard error), below 0.1" in caplog.text
+    assert caplog.messages[1:] == [
+        "step 5: a is 0.9500 ± 0.0100 (standard error), above 0.9 by more than 3 standard errors; the training is "
+        "stopped",
+        "step 6: b is 0.0500 ± 0.0100 (standard error), below 0.1 by more than 2 standard errors",
+    ]
+    # Neither where its errors just reach the bound, nor on the other side.
+    assert [Alert("a", above=0.5).crossed(value, 0.25) for value in (0.0, 1.0, 1.125)] == [False, False, True]
+    assert [Alert("a", below=0.5).crossed(value, 0.25) for value in (1.0, 0.0, -0.125)] == [False, False, True]
+    assert Alert("a", above=0.5, errors=0.0).crossed(0.625, 0.25)
     both = Alerts([Alert("a", above=0.9, stop=True), Alert("b", above=0.0)])  # one that stops is enough
     assert both.stops({"a": 0.95, "a_stderr": 0.01, "b": 0.05, "b_stderr": 0.01}, 0)
     with pytest.raises(ValueError, match="alerts: got b; it must be a value that is logged with a standard error"):
         alerts.stops({"b": 0.05}, 7)
-    for wrong in ({}, {"above": 1.0, "below": 0.0}, {"above": math.inf}, {"above": 0.0, "errors": -1.0}):
-        with pytest.raises(ValueError, match=r"above, below: got|errors: got"):
-            Alert("a", **wrong)
+    wrong: list[tuple[dict[str, float], str]] = [
+        ({}, "above, below: got neither for a; exactly one of them must be given"),
+        ({"above": 1.0, "below": 0.0}, "above, below: got both for a; exactly one of them must be given"),
+        ({"above": math.inf}, "above, below: got inf for a; it must be finite"),
+        ({"below": math.nan}, "above, below: got nan for a; it must be finite"),
+        ({"above": 0.0, "errors": -1.0}, "errors: got -1.0 for a; it must be 0 or more"),
+        ({"above": 0.0, "errors": math.inf}, "errors: got inf for a; it must be 0 or more"),
+    ]
+    for options, said in wrong:
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            Alert("a", **options)
     with pytest.raises(TypeError, match="alerts: got str"):
         ConeWatch(alerts=["a"])  # type: ignore[list-item]
 
@@ -233,6 +249,8 @@ def test_a_saved_state_of_the_same_texts_is_the_reference(tmp_path: Path) -> Non
         held_out = HeldOut(TEXTS, word_tokenizer(), reference, probe_options={"layers": [-1]})
         values = {f"probe_{name}": value for name, value in held_out.scalars_of(held_out.measure(after)).items()}
         assert_measured(values, vectors(after), vectors(before))
+        # Of tokens and of the gap nothing is told that was not asked for.
+        assert set(values) == {f"{NAME}{end}" for end in ("", "_stderr", "_change", "_change_stderr")}
     fewer = HeldOut(TEXTS[:8], word_tokenizer(), saved)
     with pytest.raises(ValueError, match="reference: got a state with other numbers of sentences"):
         fewer.scalars_of(fewer.measure(after))
@@ -242,8 +260,10 @@ def test_a_saved_state_of_the_same_texts_is_the_reference(tmp_path: Path) -> Non
         other.scalars_of(other.measure(after))
     with pytest.raises(ValueError, match="tokenizer: got none"):
         ConeWatch(probe_texts=TEXTS).attach(before)
-    with pytest.raises(ValueError, match="probe_texts: got 'one'; it must be two texts or more"):
-        ConeWatch(probe_texts="one")
+    for few in ("one", ["one"], []):
+        with pytest.raises(ValueError, match=rf"probe_texts: got {re.escape(repr(few))}; it must be two texts or more"):
+            ConeWatch(probe_texts=few)
+    assert HeldOut(TEXTS[:2], word_tokenizer()).texts == TEXTS[:2]
     with pytest.raises(ValueError, match="probe_every: got 0"):
         ConeWatch(probe_texts=TEXTS, probe_every=0)
 

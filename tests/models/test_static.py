@@ -154,6 +154,7 @@ def test_model2vec_alone_leaves_out_what_it_does_not_know(tmp_path: Path) -> Non
     unknown = sum(word not in WORDS for text in TEXTS for word in text.split())
     assert result.corpus["unknown_tokens"] == unknown > 0
     assert result.corpus["tokens"] + unknown == sum(len(text.split()) for text in TEXTS)
+    assert result.manifest["drops_unknown"] is True
     assert loaded.max_length == 512
     assert load_model(save_model2vec(tmp_path / "long", {"embeddings": table()}, max_length=4), "cpu").max_length == 4
 
