@@ -89,6 +89,15 @@ def test_records_without_a_group_are_refused_by_policy(tmp_path: Path, files: di
         list(Corpus.from_sentences(["one"], group_by="id"))
 
 
+def test_of_equal_sentences_the_first_one_is_drawn() -> None:
+    records = [{"text": text, "id": at} for at, text in enumerate(("one", "two", "one", "two"))]
+    one, two, *_ = groups = [group_of(at) for at in range(4)]
+    assert len(set(groups)) == 4
+    corpus = Corpus.from_sentences(records, group_by="id", dedup=False)
+    assert [group for _, group in corpus.drawn(4, among=4)] == groups
+    assert corpus.drawn(1, among=4) in ([("one", one)], [("two", two)])
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")

@@ -62,6 +62,21 @@ def test_values_of_steps_are_each_of_their_own_weights() -> None:
     assert watch.skipped == {}
 
 
+def test_steps_of_unequal_size_have_no_group_in_common() -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps: list[list[Sentence]] = [
+        [(torch.randn(2, 4, generator=generator, dtype=torch.float64) + 0.5,) for _ in range(sentences)]
+        for sentences in (3, 5, 4)
+    ]
+    means = StepMeans(token=True, pooling_gap=True)
+    for step in steps:
+        state = ConeState.empty([0], 4)
+        hidden = torch.stack([tokens for (tokens,) in step])  # (B, T, D)
+        state.update([hidden], torch.ones(len(step), 2, dtype=torch.bool))
+        means.add(state, n_sentences=len(step))
+    assert close(means.scalars(), step_values(steps, token=True, pooling_gap=True))
+
+
 def test_the_error_of_a_mean_covers_it() -> None:
     """Of 200 windows of four steps, between which the truth moves: the errors are those that the means have."""
     generator = torch.Generator().manual_seed(0)

@@ -144,7 +144,7 @@ def test_a_header_that_is_wrong_in_one_place_is_refused(
 @pytest.mark.parametrize("where", ["partial", "nodes"])
 def test_a_header_that_is_a_list_is_refused(tmp_path: Path, where: str) -> None:
     tensors, info = part_of([0, 2]).file_content()
-    state_file.write(tmp_path / "a", tensors, info | {where: []})
+    state_file.write(tmp_path / "a", tensors, info | {where: list(info[where])})
     with pytest.raises(StateFileError, match=r"a: its header must have .* under partial, and nodes$"):
         RunPart.load(tmp_path / "a")
 
