@@ -17,6 +17,7 @@ from cone_kernels import Centering, ConeState
 from cone_kernels.experiments import center, compare, layers, rotation, vectors
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.rogue_dimensions import RogueDimension, WithoutRogue
+from cone_kernels.experiments.solved_axes import SolvedAxes, solved_axes
 from cone_kernels.experiments.vectors import vectors_of
 from cone_kernels.experiments.vectors_result import (
     VectorAxes,
@@ -175,6 +176,23 @@ def test_what_too_few_vectors_do_not_define_has_a_reason(rows: int, why: str) ->
     assert why in str(result.level.reason)
     assert why in result.summary()[0]
     assert result.to_dict()["sentence"]["stderr"] is None
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_what_rounding_leaves_of_equal_vectors_is_no_axis(scale: float) -> None:
+    noise = np.random.default_rng(0).standard_normal((100, 3))
+
+    def solved(share: float) -> SolvedAxes:
+        state = ConeState.of_vectors(3, second_moment=True)
+        state.add_output(torch.from_numpy(scale * (1 + share * noise)), torch.arange(100))
+        assert state.output is not None
+        return solved_axes(state.output, 1, "vectors", "vectors")
+
+    wanted = np.linalg.eigvalsh(np.cov(noise.T))[-1]
+    for share in (1.0, 1e-4):
+        assert solved(share).eigenvalues == pytest.approx([wanted * (share * scale) ** 2], rel=1e-6)
+    with pytest.raises(ValueError, match=r"^vectors: got equal vectors; they must vary to have an axis$"):
+        solved(1e-8)
 
 
 def test_sentences_say_no_more_than_the_data_do() -> None:
