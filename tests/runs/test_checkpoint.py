@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from cone_kernels.runs.part import RunPart
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import Run, run
 from cone_kernels.state.file import StateFileError
+from tests.runs.test_part import part_of
 from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.forked import run_python
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -213,6 +215,87 @@ def test_the_damaged_one_does_not_replace_the_one_before(loaded: LoadedModel, tm
     assert found == [2, 0]
 
 
+def test_the_newest_whole_one_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, before, start = tmp_path / "c", tmp_path / "c.previous", part_of([], sentences=0)
+
+    def latest(start: RunPart = start) -> RunPart:
+        return Checkpoint(file, resume=True).latest(start, torch.device("cpu"))
+
+    assert latest() is start
+    vectors = part_of([], identity={"vectors.dim": 3})
+    assert latest(vectors) is vectors
+    there = f"there is no checkpoint {file} yet: starting with the first"
+    assert caplog.messages == [f"{there} sentence", f"{there} vector"]
+    caplog.clear()
+    part_of([0], sentences=8).save(before)
+    with pytest.raises(
+        FileExistsError, match=f"^checkpoint: {before} is there already; resume that run, or remove it$"
+    ):
+        Checkpoint(file)
+    assert latest().sentences == 8
+    file.write_bytes(b"nothing")
+    assert latest().sentences == 8
+    gone, damaged = caplog.messages
+    assert gone == f"there is no {file}; resuming from {before}, 8 sentences in"
+    assert damaged.startswith(f"{file}: not a readable")
+    assert damaged.endswith(f"; resuming from {before}, 8 sentences in")
+    caplog.clear()
+    part_of([0, 1], sentences=16).save(file)
+    assert (latest().sentences, caplog.messages) == (16, [])
+    said = f"resume: {file} and this run differ in options.k (3 and 4), shard ('0/2' and '1/2')"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        latest(part_of([], "1/2", identity={"options.k": 4}))
+    file.unlink()
+    before.write_bytes(b"nothing")
+    with pytest.raises(
+        StateFileError, match=f"^resume: no checkpoint is whole: there is no {file}; {before}: not a read"
+    ):
+        latest()
+
+
+def test_an_interrupted_run_is_written_once(tmp_path: Path) -> None:
+    file, written = tmp_path / "c", []
+    checkpoint = Checkpoint(file, keeper=SimpleNamespace(sync=lambda: written.append(file.exists())))  # type: ignore[arg-type]
+    assert str(checkpoint.interrupted(part_of([], sentences=0))) == f"no shard was done yet, so {file} was not written"
+    part = part_of([0, 1], sentences=1600)
+    for _ in range(2):
+        said = str(checkpoint.interrupted(part))
+        assert said == f"{file} holds the first 1,600 sentences; --resume goes on from there"
+    assert written == [False]
+    assert RunPart.load(file).sentences == 1600
+    checkpoint.interrupted(replace(part, sentences=1601))
+    assert written == [False, True]
+
+
+def test_a_checkpoint_that_cannot_be_written_says_what_is_left(tmp_path: Path) -> None:
+    file, part = tmp_path / "c", part_of([0])
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    keeper = SimpleNamespace(sync=full)
+    checkpoint: Any = Checkpoint(file, keeper=keeper)  # type: ignore[arg-type]
+    said = f"checkpoint: {file} cannot be written: No space left on device"
+    with pytest.raises(OSError, match=f"^{said}$"):
+        checkpoint.save(part)
+    keeper.sync = lambda: None
+    checkpoint.save(part)
+    keeper.sync = full
+    with pytest.raises(OSError, match=f"^{said}; the checkpoint before is whole, {file} or {file}.previous$"):
+        checkpoint.save(part)
+
+
+def test_one_is_written_every_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("cone_kernels.runs.checkpoint.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    file = Checkpoint(tmp_path / "c")
+    found = []
+    for now in (1000.0, 1299.5, 1300.0):
+        clock[0] = now
+        found.append(file.due)
+    assert found == [False, False, True]
+
+
 def test_vectors_are_on_the_disk_before_the_checkpoint_that_counts_them(loaded: LoadedModel, tmp_path: Path) -> None:
     file, there = tmp_path / "c", []
     keeper: Any = SimpleNamespace(sync=lambda: there.append(file.exists()))
@@ -237,7 +320,7 @@ def test_room_is_looked_for_ahead(loaded: LoadedModel, tmp_path: Path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("expected", "shards"), [(1000, 7), (None, 2)])
+@pytest.mark.parametrize(("expected", "shards"), [(1000, 7), (1015, 7), (1016, 8), (None, 2)])
 def test_as_much_room_as_the_whole_run_takes(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: int | None, shards: int
 ) -> None:
@@ -269,6 +352,15 @@ def test_the_next_one_is_due_after_so_many_seconds(
         found.append(file.due)
         file.shard_done(part, None)
     assert found == [False, False, True, False, True]
+
+
+def test_room_is_looked_for_once_there_is_a_shard_to_judge_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    file = Checkpoint(tmp_path / "c", every=math.inf)
+    file.shard_done(part_of([], sentences=8), 1000)  # left to another process
+    with pytest.raises(OSError, match=r"must have room for \d+ MB, and 0 MB are free$"):
+        file.shard_done(part_of([1], sentences=16), 1000)
 
 
 def test_room_for_the_whole_run_is_looked_for_once(
