@@ -334,7 +334,9 @@ def test_axes_that_are_partly_apart_differ() -> None:
 
 def test_of_more_than_two_models_that_share_their_axes_any_two_do() -> None:
     rows = spread_rows(600, 0)
-    said = rotation_of([of_rows(times * rows, name) for times, name in ((1, "a"), (2, "b"), (3, "c"))]).summary()[0]
+    found = rotation_of([of_rows(times * rows, name) for times, name in ((1, "a"), (2, "b"), (3, "c"))])
+    said = found.summary()[0]
+    assert (found.k, [len(angles or ()) for angles in found.principal_angles[0]]) == (4, [4, 4, 4])
     shared = "a, b and c share the space of their top 2 axes: overlap 1.00 (from 1.00 to 1.00 with its error)"
     assert said == f"{shared} between any two."
 
