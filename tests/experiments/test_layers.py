@@ -17,7 +17,7 @@ from cone_kernels import ConeState, Moments
 from cone_kernels.corpora import Corpus, CorpusError
 from cone_kernels.experiments import LayersResult, layers
 from cone_kernels.experiments.cone_claims import ConeClaims, share_claims
-from cone_kernels.experiments.layers_result import Layer
+from cone_kernels.experiments.layers_result import Layer, Output
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
@@ -168,6 +168,22 @@ def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
         layers(load_model(folder), ["w5"], dtype="float64")
     with pytest.raises(CorpusError, match=r"fields: got some; it must be None, as sentences\[0\] is a string"):
         layers(folder, ["w5"], field=["text"])
+
+
+def test_what_is_said_of_the_output() -> None:
+    given = "What the model itself gives for a sentence (Transformer, Pooling)"
+    known = Level(0.25, 0.004, 9, 0, 0, 1.0)
+    about: dict[str, Any] = {"modules": ["Transformer", "Pooling"], "pooling": "mean"}
+    said = f"{given} has a mean cosine of 0.250 ± 0.004"
+    assert Output(about, known).summary("mean") == f"{said}."
+    assert Output(about, replace(known, reason="1 used")).summary("mean") == f"{given} has no mean cosine here: 1 used."
+    other = f"{said}; it pools by the mean, and the layers are pooled by the first token."
+    assert Output(about, known).summary("cls") == other
+    prompted = f"{said}; it leaves the prompt's tokens out of the pooling, and the layers have them in."
+    assert Output({**about, "include_prompt": False}, known).summary("mean") == prompted
+    assert Output({**about, "include_prompt": True}, known).summary("mean") == f"{said}."
+    not_measured = "The model's own output is not measured, because it has none."
+    assert Output({"reason": "it has none"}).summary("mean") == not_measured
 
 
 @pytest.mark.parametrize("kind", [LayersResult, PoolingResult])
