@@ -66,7 +66,7 @@ def rotation(
             (`functional_cosine`, and their own rows of `centered_anisotropy`) is not defined for them.
         layer: its number as in Hugging Face's `hidden_states`, -1 the last of each; or "output", the vectors that the
             models themselves give. None is the output, or with `pooling` and of a model without one the last layer. Or
-            one for each model and state.
+            one for each model and state; with `corpora` one for all.
         pooling: how the sentence vectors of a layer are made, one of `cone_kernels.names.POOLINGS` or "model".
         k: the principal angles are those between the subspaces of the top k axes. The verdict is on the spaces of as
             many axes, at most k, as stand furthest apart from the rest.
@@ -130,6 +130,8 @@ def _over_corpora(
     if len(corpora) < 2:
         raise ValueError(f"corpora: got {len(corpora)}; it must be at least two")
     layers = _layers(layer, len(corpora), k)
+    if len(set(layers)) > 1:
+        raise ValueError(f"layer: got {layers} with corpora; it must be one, for only the corpus may differ")
     rest = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurements: list[Measurement] = []
     for at, (one, number) in enumerate(zip(corpora, layers, strict=True)):
