@@ -86,6 +86,13 @@ def test_options_that_are_out_of_range(options: dict[str, Any], why: str) -> Non
     assert str(refused.value) == why
 
 
+@pytest.mark.parametrize("options", [{"errors": "skip"}, {"strict": True}, {"layers": [0]}, {"every": 1}])
+def test_options_that_are_within_range(options: dict[str, Any]) -> None:
+    with ConeProbe(ToyModel(), **options) as probe, torch.no_grad():
+        probe._model(**tiny_batch())
+    assert probe.n_sentences == 5
+
+
 @pytest.mark.parametrize("options", [{"pooling": "median"}, {"poolings": ["mean", "median"]}])
 def test_poolings_that_are_unknown_are_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="median"):
