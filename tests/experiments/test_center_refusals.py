@@ -67,7 +67,7 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], words: st
 def test_pairs_are_read_before_it_is_seen_that_a_model_or_a_corpus_is_missing(tmp_path: Path) -> None:
     for options in ({"model": "m"}, {"corpus": ["w5"]}):
         with pytest.raises(FileNotFoundError):
-            center(pairs=tmp_path / "none.csv", **options)  # type: ignore[arg-type]
+            center(pairs=tmp_path / "none.csv", **options)
 
 
 def test_options_at_their_defaults_and_a_field_of_a_file_are_taken(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_second_moments_are_kept_where_the_fit_is_on_the_vectors_and_needs_them(
         ({"method": "whitening", "state": tmp_path / "other.safetensors"}, False),
         ({"method": "mean", "state": tmp_path / "other.safetensors"}, False),
     ):
-        found = center(vectors=ROWS[::2], **options)  # type: ignore[arg-type]
+        found = center(vectors=ROWS[::2], **options)
         assert found.manifest["options"]["second_moment"] is kept
         of_state = "state" in options
         assert found.fitted_on == {"state": "other" if of_state else None, "sentences": 64 if of_state else 32}
