@@ -126,7 +126,7 @@ def _turning_points(points: Sequence[_Point]) -> list[_Point]:
             if _apart(point, start, _SWING):
                 rising, extreme = point.value > start.value, point
                 turns.append(start)
-        elif (point.value > extreme.value) == rising:
+        elif point.value > extreme.value if rising else point.value < extreme.value:
             extreme = point
         elif _apart(point, extreme, _SWING):
             turns.append(extreme)

@@ -83,10 +83,13 @@ def test_the_first_swing_is_from_the_highest_or_lowest_layer_so_far() -> None:
     assert (moves(mirrored.builds), mirrored.dips) == ([(1, 2, 0.025)], ())
 
 
-def test_the_last_build_ends_at_the_peak_where_two_layers_are_as_high() -> None:
+def test_of_layers_that_are_as_high_or_as_low_a_swing_ends_at_the_first() -> None:
     shape = curve_shape(range(4), [0.1, 0.5, 0.5, 0.1])
     assert shape is not None
     assert (shape.builds[-1].end, shape.peak, shape.alike) == (1, 1, (1, 2))
+    mirrored = curve_shape(range(5), [0.1, 0.9, 0.5, 0.5, 0.9])
+    assert mirrored is not None
+    assert (moves(mirrored.dips), moves(mirrored.builds)) == ([(1, 2, 0.4)], [(0, 1, 0.8), (2, 4, 0.4)])
 
 
 def test_a_swing_within_its_error_is_none() -> None:
