@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,14 +307,16 @@ def test_the_command_shows_and_writes_what_python_gives(folder: Path, photos: Pa
     captions = tmp_path / "captions.jsonl"
     lines = [json.dumps({"id": at, "caption": text}) for at, text in enumerate([*TEXTS, TEXTS[0]])]
     captions.write_text("\n".join([*lines, "not JSON"]))
-    options = ("--captions", captions, "--field", "caption", "--max-bad", 1)
+    options, begun = ("--captions", captions, "--field", "caption", "--max-bad", 1), time.perf_counter()
     done = cone(*asked(folder, photos), *options, "--json", tmp_path / "gap.json")
+    elapsed = time.perf_counter() - begun
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "gap.json").read_text())
     assert found["corpus"]["duplicates"] == 1
     assert found["corpus"]["left_out"] == 0
     times = {name: found["manifest"].pop(name) for name in ("started", "seconds")}
     assert all(value == round(value, 3) > 0 for value in times["seconds"].values())
+    assert times["seconds"]["load"] + times["seconds"]["run"] < elapsed
     assert {name: value for name, value in found.items() if name != "corpus"} == untimed(wanted)
     assert "dropped: 1 " in done.stderr
     assert re.search(r"^41 images and 70 texts in \d+\.\d s$", done.stderr, re.MULTILINE)
