@@ -123,6 +123,7 @@ def test_words_json_and_report_say_it(steps: tuple[LayerStep, ...]) -> None:
     data = json.loads(json.dumps(layers_of(from_state(state(rows()))).to_dict(), allow_nan=False))
     assert [step["mean_cosine"]["verdict"] for step in data["steps"]] == ["keeps", "keeps", "turns"]
     assert "What each layer changes of the one before" in fragment(data)
+    assert data["published"] is None  # no other curve is asked for
 
 
 def step(start: int, share: float, mean: float, axes: float | None) -> LayerStep:
