@@ -136,7 +136,8 @@ class Verdict:
 
     Attributes:
         decision: "centre": the best method at the best layer serves better than the vectors in use as they are, and
-            than every layer as it is; "do not": it serves worse, or a layer as it is serves as well; else "undecided".
+            than every layer as it is; "do not": it serves worse than those in use, or better where a layer as it is
+            serves as well; else "undecided".
         layer, pooling, method: the best of all methods and layers.
         value: the measure there.
         claim: the difference to the vectors in use as they are; all layers and methods are judged together.
