@@ -108,7 +108,7 @@ def run_of(fault: Fault, source: str, lines: LinesRun, seconds: float) -> FaultR
     named = files_that_test(ROOT / fault.module)
     running = lines.tests(fault.module, source, fault.line, seconds / 2, named[:CLOSEST])
     of_files = (test for test in lines.times.of_tests if file_of(test) in named and test not in running)
-    others = lines.times.within(seconds, lines.times.quickest_first(of_files, named[:CLOSEST]), after=running)
+    others = lines.times.within(seconds, lines.times.quickest_first(of_files), after=running)
     fresh = lines_of_statement(ast.parse(source), fault.line) is None
     return FaultRun(fault.number, [*running, *others], 2 * seconds + 30, fresh)
 

@@ -21,8 +21,10 @@ from cone_kernels.experiments.layers_result import Layer, Output
 from cone_kernels.experiments.level import Level
 from cone_kernels.experiments.pooling_result import PoolingResult
 from cone_kernels.experiments.published import MXBAI_EMBED_LARGE
+from cone_kernels.metrics import Geometry
 from cone_kernels.models import load_model
 from cone_kernels.statistics.estimates import Estimates
+from cone_kernels.statistics.population import Population
 from cone_kernels.sums import jackknife_blocks
 from tests.support.moment_cases import GROUP_OF
 from tests.support.of_sums import of_sums
@@ -199,15 +201,19 @@ def test_repr_shows_every_layer(result: LayersResult) -> None:
     assert f"{result.layers[3].sentence.anisotropy:.4f}" in text.splitlines()[-1]
 
 
-def summary(*values: tuple[float, float], stderr: float = 0.001, pooling: str = "mean") -> tuple[str, ...]:
+def summary(
+    *values: tuple[float, float], stderr: float = 0.001, pooling: str = "mean", second_moment: bool = False
+) -> tuple[str, ...]:
     """Of layers with these mean cosines of two sentences and of two tokens, as if all errors were independent.
 
-    The last layer has 100 sentences, the one before one less, and so on.
+    The last layer has 100 sentences, the one before one less, and so on; of layer n they spread over n + 1 directions.
     """
     rows = tuple(
         Layer(number, "", *(Level(value, stderr, 101 - len(values) + number, 0, 0, 1.0) for value in levels))
         for number, levels in enumerate(values)
     )
+    if second_moment:
+        rows = tuple(replace(row, geometry=Geometry(row.layer + 1, 0.5, 0.5, 1, 1, Population(100))) for row in rows)
     heights = torch.tensor(values, dtype=torch.float64).T.flatten()
     both = Estimates.of_errors(heights, torch.full_like(heights, stderr))
     sentence, token = (both.at(torch.arange(len(values)) + first) for first in (0, len(values)))
@@ -238,6 +244,12 @@ def test_summary_is_silent_about_what_is_not_there() -> None:
     closing = summary((0.5, 0.6), (0.2, 0.5), (0.9, 0.99))
     assert "It closes in the last layer: from 0.20 at layer 1 to 0.90 at layer 2." in closing
     assert any("makes the cone look wider" in line for line in closing)
+
+
+@pytest.mark.parametrize("values", [((0.5, 0.5), (0.72, 0.7), (0.6, 0.6)), ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))])
+def test_the_spread_that_is_told_is_that_of_the_last_layer(values: tuple[tuple[float, float], ...]) -> None:
+    said = summary(*values, second_moment=True)[-1]
+    assert said.startswith("Around their mean the 100 sentences of layer 2 spread as if evenly over 3.0 directions")
 
 
 @pytest.mark.parametrize(

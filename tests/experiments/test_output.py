@@ -94,7 +94,9 @@ def test_it_is_said_first_and_shown_in_the_tables(layers: LayersResult) -> None:
     assert len(shown) == 2  # levels, geometry
     assert layers.output is not None
     assert layers.output.sentence is not None
-    assert f"{layers.output.sentence.anisotropy:.4f}" in shown[0]
+    output = layers.output.sentence
+    assert f"{output.anisotropy:.4f}" in shown[0]
+    assert repr(layers).splitlines()[-1].split() == ["output", f"{output.anisotropy:.4f}", f"{output.stderr:.4f}"]
     words = re.sub("<[^>]*>", "", fragment(layers.to_dict()))
     assert "Transformer, Pooling, Dense and Normalize" in words
 

@@ -30,6 +30,7 @@ from cone_kernels.experiments.quality_scores import PairItems
 from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.names import QUALITY_METHODS, QUALITY_NOT_MEASURED
 from cone_kernels.report import figure, write_report
+from cone_kernels.statistics import ranking
 from cone_kernels.statistics.estimates import joined
 from cone_kernels.statistics.ranking import auc
 from tests.support.encoding_folders import save_encoder
@@ -155,9 +156,11 @@ def test_queries_are_ranked_among_all_texts_but_themselves(block: int, monkeypat
     mean = Centering.fit(moments_of(rows))
     units = normalize(mean(rows), dim=1)
     found = torch.empty(3, len(items), dtype=torch.float64)
-    layer = QueryRanks(items, rows)
+    layer, at_once, ranks_of = QueryRanks(items, rows), [], ranking.ranks_of
+    monkeypatch.setattr(ranking, "ranks_of", lambda *given: (at_once.append(given[0].numel()), ranks_of(*given))[1])
     for fold in range(FOLDS):
         found[:, items.fold == fold] = layer.scores(fold, mean)
+    assert max(at_once) <= max(block, len(items.candidates))
     for at, query in enumerate(items.queries.tolist()):
         others = [text for text in items.candidates.tolist() if text != query]
         order = sorted(others, key=lambda text: -float(units[query] @ units[text]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_a_model_that_padding_changes_is_run_without(tmp_path: Path) -> None:
         assert got.batches == wanted.batches
         assert got.part.counts["positions"] == got.tokens + got.no_token
         torch.testing.assert_close(found, metrics.anisotropy(wanted.state.sentence), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_gives_fewer_vectors_than_tokens_is_run_without_padding(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    loaded = load_model(tmp_path, device="cpu")
+
+    class EverySecond(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = loaded.model
+
+        def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.whole(**inputs)[0][:, ::2],)
+
+    assert heeds_padding(loaded, EncodedShard.of(loaded, TEXTS))
+    shortened = replace(loaded, model=EverySecond())  # type: ignore[arg-type]
+    assert not heeds_padding(shortened, EncodedShard.of(loaded, TEXTS))
 
 
 def test_whether_padding_matters_is_told_by_the_longest_sentence(tmp_path: Path) -> None:

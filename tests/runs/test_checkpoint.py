@@ -366,12 +366,19 @@ def test_room_is_looked_for_once_there_is_a_shard_to_judge_by(tmp_path: Path, mo
 def test_room_for_the_whole_run_is_looked_for_once(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first shard, however many follow before a checkpoint is due: what others take meanwhile stops none."""
+    """After the first shard, however many follow before a checkpoint is due: what others take meanwhile stops none.
+
+    Nor does it a run that goes on from its checkpoint.
+    """
     part = run(loaded, TEXTS[:8], shard_size=8).part
     file, usage = Checkpoint(tmp_path / "c", every=math.inf), shutil.disk_usage(tmp_path)
     file.shard_done(part, 1000)
+    file.save(part)
+    resumed = Checkpoint(tmp_path / "c", every=math.inf, resume=True)
+    assert resumed.latest(part, torch.device("cpu")).sentences == 8
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
     file.shard_done(part, 1000)
+    resumed.shard_done(part, 1000)
 
 
 def test_room_that_others_have_taken_meanwhile_is_told_before_a_checkpoint_is_begun(

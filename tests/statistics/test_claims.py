@@ -97,6 +97,8 @@ def test_of_two_groups_no_error_is_known() -> None:
     left_out, empty = torch.tensor([[0.9, 9.0, 1.0, 1.1]], dtype=torch.float64), torch.tensor([[5, 0, 5, 5]])
     found = Estimates.of_jackknife(torch.ones(1).double(), left_out, empty)
     assert float(found.stderr) == pytest.approx(math.sqrt(2 / 3 * 0.02))
+    two = Estimates.of_jackknife(torch.ones(1).double(), left_out[:, ::2], empty[:, ::2])
+    assert float(two.stderr) == pytest.approx(math.sqrt(1 / 2 * 0.005))  # shown, but no claim rests on it
     alone = Estimates.of_jackknife(torch.ones(1).double(), left_out[:, :1], empty[:, :1])
     assert bool(alone.stderr.isnan())
     # Nor is it of three of which one is nearly all.
