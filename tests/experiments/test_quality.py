@@ -203,6 +203,19 @@ def test_values_are_those_of_folds_after_fits_on_the_others() -> None:
     assert judged.components == (2,) * FOLDS
 
 
+def test_the_choice_of_texts_is_in_the_error_of_fits_on_some_of_the_pairs() -> None:
+    pairs = labelled(24, measure="mrr")
+    items = items_of(pairs)
+    judged = Judged(Place(0, "mean"), items, rows_of(pairs), Settings(components=2))
+    by_fold = torch.linspace(-0.2, 0.4, FOLDS, dtype=torch.float64).square()  # by how much other texts change a fold
+    scores = judged._main + by_fold[items.fold]
+    on_pairs, on_corpus = judged._fit("pairs", 20, scores).differences, judged._fit("corpus", 20, scores).differences
+    for method in ("mean", "all-but-the-top"):
+        (difference, error), (wanted, of_pairs) = on_pairs[method], on_corpus[method]
+        assert difference == wanted
+        assert error**2 - of_pairs**2 == pytest.approx(float(by_fold.var()), rel=1e-9)
+
+
 def quality_of_rows(pairs: LabelledPairs, rows: Tensor) -> Any:
     items = items_of(pairs)
     judged = Judged(Place("output", None), items, rows, Settings())

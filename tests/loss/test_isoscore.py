@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -179,6 +180,12 @@ ROWS = torch.ones(6, 3)
 def test_errors_name_the_argument(options: dict[str, object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         isoscore_loss(ROWS, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", ["sentence", "token"])
+def test_packed_tokens_must_all_be_in_a_sentence(level: Any) -> None:
+    with pytest.raises(ValueError, match=r"cu_seqlens: .*must rise from 0 to the number of rows"):
+        isoscore_loss(ROWS, cu_seqlens=torch.tensor([0, 3]), level=level)
 
 
 @pytest.mark.parametrize("target", [0, 1])

@@ -16,7 +16,7 @@ from cone_kernels import Moments, metrics
 from cone_kernels.experiments.population_claims import geometry_in_words
 from cone_kernels.metrics import Geometry
 from cone_kernels.state.file import StateFileError
-from cone_kernels.statistics.population import Population, population
+from cone_kernels.statistics.population import Population, _fourth_power, population
 from tests.support.moment_cases import normal
 
 
@@ -32,6 +32,15 @@ def heavy_tailed(n: int, d: int, seed: int, degrees: int = 10) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randn(n, degrees, dtype=torch.float64, generator=generator).square().mean(1, keepdim=True)
     return torch.randn(n, d, dtype=torch.float64, generator=generator) / lengths.sqrt() + 0.5
+
+
+@pytest.mark.parametrize(("spread", "known"), [(1.0, True), (0.5, False)])
+def test_fourth_powers_around_a_mean_far_from_zero_are_not_told_from_rounding(spread: float, known: bool) -> None:
+    """Σ(x − m)⁴ = n·s⁴ of x = m ± s, where Σx⁴ is about n·m⁴: a part of 1e-8, and of 6e-10."""
+    x = 100 + spread * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)[:, None]
+    sums = {"sum": x.sum(0), "cubic_sum": (x**3).sum(0), "quartic_sum": (x**4).sum()}
+    found = _fourth_power(x.mT @ x, sums, len(x))
+    assert found == pytest.approx(40 * spread**4, rel=1e-3) if known else math.isnan(found)
 
 
 def test_the_corrected_ratio_is_that_of_sums_over_distinct_rows() -> None:
