@@ -134,7 +134,7 @@ def test_every_module_that_decides_has_tests() -> None:
         "metrics.py": "tests/test_metrics.py",
         "experiments/solved_axes.py": "tests/experiments/test_axis.py",
         "experiments/corpus_tokens.py": "tests/experiments/test_axis.py",
-        "statistics/mean_products.py": "tests/experiments/test_layer_steps.py",
+        "statistics/class_shares.py": "tests/experiments/test_tokens.py",
     }.items():
         assert file in files_that_test(package / name)
     assert files_that_test(package / "loss" / "uniformity.py")[0] == "tests/loss/test_uniformity.py"

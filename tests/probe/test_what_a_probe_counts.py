@@ -374,3 +374,16 @@ def test_pooled_vectors_and_hidden_states_are_shown_by_layer() -> None:
         pooled = torch.stack([states[layer][0].mean(0), states[layer][1, 0]])
         assert torch.allclose(seen[at][2], pooled)
         assert torch.equal(seen[2 + at][2], states[layer])
+
+
+def test_what_is_shown_keeps_no_gradient_alive() -> None:
+    model, seen = ToyModel(), []
+    with ConeProbe(
+        model,
+        on_pooled=lambda layer, ids, vectors: seen.append(vectors),
+        on_hidden=lambda layer, hidden, batch: seen.append(hidden),
+    ):
+        states = model(torch.tensor([[3, 4], [5, 6]]), output_hidden_states=True)["hidden_states"]
+    assert all(state.requires_grad for state in states)
+    assert len(seen) == 2 * len(states)
+    assert not any(rows.requires_grad for rows in seen)
