@@ -113,7 +113,7 @@ def outcomes(
             if time.monotonic() > end:
                 yield FaultOutcome(run.fault, "not begun")
                 continue
-            process, begun = _begin(run, [items[test] for test in run.tests if test in items])
+            process, begun = _begin(run, session.config, [items[test] for test in run.tests if test in items])
             running[process] = begun
         for process in list(running):
             outcome = _outcome(process, running[process])
@@ -123,7 +123,7 @@ def outcomes(
         time.sleep(0.02)
 
 
-def _begin(run: FaultRun, items: list[pytest.Item]) -> tuple[int, _Running]:
+def _begin(run: FaultRun, config: Any, items: list[pytest.Item]) -> tuple[int, _Running]:
     reading, writing = os.pipe()
     scratch = Path(f"{os.environ['TMPDIR']}-of-faults", str(run.fault))
     process = os.fork()
@@ -131,7 +131,7 @@ def _begin(run: FaultRun, items: list[pytest.Item]) -> tuple[int, _Running]:
         code = 1
         try:
             os.close(reading)
-            code = _run(run, items, writing, scratch)
+            code = _run(run, config, items, writing, scratch)
         finally:
             os._exit(code)
     os.close(writing)
@@ -161,7 +161,7 @@ def _outcome(process: int, running: _Running) -> FaultOutcome | None:
     return FaultOutcome(running.run.fault, "SURVIVED" if unnoticed else "noticed", failed, seconds)
 
 
-def _run(run: FaultRun, items: list[pytest.Item], pipe: int, scratch: Path) -> int:
+def _run(run: FaultRun, config: Any, items: list[pytest.Item], pipe: int, scratch: Path) -> int:
     """The tests of a fault, in this process: pytest's exit code."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -175,14 +175,12 @@ def _run(run: FaultRun, items: list[pytest.Item], pipe: int, scratch: Path) -> i
         options = ["-q", "-x", "-s", "-p", "no:cov", "-p", "no:cacheprovider", f"--basetemp={scratch / 'tests'}"]
         os.execve(sys.executable, [sys.executable, "-m", "pytest", "-p", __name__, *options, *run.tests], environment)
     importlib.import_module(f"cone_kernels.{SWITCH}").number = run.fault  # type: ignore[attr-defined]
-    config: Any = items[0].config if items else None
     failed = _FailedTests(pipe, run.first_only)
-    if items:
-        config._tmp_path_factory._basetemp = scratch
-        config.pluginmanager.register(failed)
+    config._tmp_path_factory._basetemp = scratch
+    config.pluginmanager.register(failed)
     for place, item in enumerate(items):
         following = items[place + 1] if place + 1 < len(items) else None
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if failed.any and run.first_only:
             return 1
     return int(failed.any)

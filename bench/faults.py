@@ -1,4 +1,5 @@
-"""The faults that can be put into the modules that decide numbers or claims, one at a time or all behind a switch.
+"""The faults that can be put into the modules that decide numbers or claims, and these modules with all of them behind
+switches.
 
 A fault is one changed operator, comparison, constant or condition, or one statement or condition left out.
 """
@@ -27,8 +28,6 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Or: ast.And, ast.USub: ast.UAdd, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 CALLED_INSTEAD = {"min": "max", "max": "min", "any": "all", "all": "any"}
-
-
 # The module of the copy that says which fault is in force; of a process of its own, the environment says it.
 SWITCH = "_fault_in_force"
 IN_FORCE = "CONE_FAULT"
@@ -143,7 +142,7 @@ class _Switch(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> ast.AST:
         visited = self.generic_visit(node)
         for number, changed in self._changes.get(node, ()):
-            in_force = ast.Compare(_attribute(SWITCH, "number"), [ast.Eq()], [ast.Constant(number)])
+            in_force = ast.parse(f"{SWITCH}.number == {number}", mode="eval").body
             if isinstance(visited, (ast.If, ast.IfExp)) and isinstance(node, (ast.If, ast.IfExp)):
                 visited.test = ast.IfExp(in_force, ast.UnaryOp(ast.Not(), visited.test), visited.test)
             elif isinstance(visited, ast.stmt):
@@ -151,7 +150,3 @@ class _Switch(ast.NodeTransformer):
             else:
                 visited = ast.IfExp(in_force, changed, visited)  # type: ignore[arg-type]
         return visited
-
-
-def _attribute(of: str, name: str) -> ast.Attribute:
-    return ast.Attribute(ast.Name(of, ast.Load()), name, ast.Load())

@@ -129,9 +129,9 @@ def _over_corpora(
         raise ValueError(f"corpora: got them with {got}; they must come with one model alone")
     if len(corpora) < 2:
         raise ValueError(f"corpora: got {len(corpora)}; it must be at least two")
+    if isinstance(layer, Sequence) and not isinstance(layer, str) and len(set(layer)) > 1:
+        raise ValueError(f"layer: got {list(layer)} with corpora; it must be one, for only the corpus may differ")
     layers = _layers(layer, len(corpora), k)
-    if len(set(layers)) > 1:
-        raise ValueError(f"layer: got {layers} with corpora; it must be one, for only the corpus may differ")
     rest = {name: value for name, value in options.items() if name not in CORPUS_OPTIONS}
     measurements: list[Measurement] = []
     for at, (one, number) in enumerate(zip(corpora, layers, strict=True)):

@@ -207,7 +207,7 @@ def test_a_fault_runs_the_tests_of_its_line_and_then_those_of_files_about_its_mo
         *("tests/probe/test_forward.py::test_a", "tests/test_metrics.py::test_b", "tests/test_metrics.py::test_long"),
         "tests/test_axes.py::test_c",
     )
-    times = TestTimes.of({}, {by_its_line: 1.0, about_it: 2.0, long: 20.0, of_another: 1.0})
+    times = TestTimes.of({}, {by_its_line: 1.0, about_it: 2.0, long: 8.0, of_another: 1.0})
     lines = _lines({5: [f"{by_its_line}|run"]}, times)
     of_constant, of_sum = faults_of(source, Path("cone_kernels/metrics.py"))[:2]
     assert run_of(of_sum, source, lines, 10) == FaultRun(of_sum.number, [by_its_line, about_it], 50)
@@ -231,9 +231,7 @@ OF_THE_COPY = {
     "bench/fault_runs.py": (ROOT / "bench" / "fault_runs.py").read_text(),
     "cone_kernels/__init__.py": "",
     f"cone_kernels/{SWITCH}.py": SWITCH_SOURCE,
-    "cone_kernels/sums.py": switched(
-        "ONE = 1\n\n\ndef add(x):\n    while x < 0:\n        x += 1\n    return x + ONE\n"
-    ),
+    "cone_kernels/sums.py": switched(ADD),
     "test_good.py": """from cone_kernels.sums import add
 
 
@@ -249,7 +247,20 @@ def test_tmp_path(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "kept").write_text("")
 """,
-    "test_bad.py": "def test_two():\n    assert 1 == 2\n",
+    "test_bad.py": """import time
+
+
+def test_two():
+    assert 1 == 2
+
+
+def test_three():
+    assert 1 == 3
+
+
+def test_long():
+    time.sleep(100)
+""",
 }
 
 
@@ -259,19 +270,19 @@ def test_a_fault_counts_where_a_test_fails_with_it_alone(tmp_path: Path, monkeyp
     for name, text in OF_THE_COPY.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    add, below, made, bad = [
+    add, below, made, two, three, long = [
         *(f"test_good.py::{name}" for name in ("test_add", "test_below", "test_tmp_path")),
-        "test_bad.py::test_two",
+        *(f"test_bad.py::{name}" for name in ("test_two", "test_three", "test_long")),
     ]
     faults = {fault.words.partition(":")[2]: fault.number for fault in faults_of(ADD, Path("cone_kernels/sums.py"))}
     one, endless = faults["1: 1 → 2"], faults["6: x += 1 → x -= 1"]
     runs = [
-        FaultRun(faults["7: x + ONE → x - ONE"], [made, below, add], 60),
+        FaultRun(faults["7: x + ONE → x - ONE"], [made, below, add, long], 20),
         FaultRun(endless, [add, below], 2),
         FaultRun(endless, [made, add], 60),
         FaultRun(one, [add], 60, fresh=True),
         FaultRun(one, [add], 60),
-        FaultRun(-1, [made, bad, add], 60, first_only=False),
+        FaultRun(-1, [made, two, add, three], 60, first_only=False),
         FaultRun(-1, [add, below], 60, fresh=True),
         FaultRun(-1, [], 60),
     ]
@@ -282,9 +293,11 @@ def test_a_fault_counts_where_a_test_fails_with_it_alone(tmp_path: Path, monkeyp
         ("SURVIVED", []),
         ("noticed", [add]),
         ("SURVIVED", []),  # what an import made is as it was
-        ("noticed", [bad]),
+        ("noticed", [two, three]),
         ("SURVIVED", []),
         ("SURVIVED", []),
     ]
     assert list(outcomes(root, runs[:1], 1, 0)) == [FaultOutcome(runs[0].fault, "not begun")]
     assert not any((root.parent / "tmp-of-faults").iterdir())
+    assert not any((root.parent / "tmp").rglob("kept"))
+    assert list(outcomes(tmp_path / "nowhere" / "copy", [], 1, 1)) == []  # not that of all tests there are

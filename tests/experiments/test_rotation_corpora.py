@@ -164,7 +164,8 @@ def test_what_does_not_go_together(folder: Path) -> None:
         rotation([folder], SENTENCES, corpora=[SENTENCES[:20], SENTENCES[20:]])
     with pytest.raises(ValueError, match="corpora: got 1; it must be at least two"):
         rotation([folder], corpora=[SENTENCES])
-    with pytest.raises(ValueError, match=r"^layer: got \[0, 1\] with corpora; it must be one, for only the corpus may"):
-        rotation([folder], corpora=[SENTENCES[:20], SENTENCES[20:]], layer=[0, 1])
+    for layer in ([0, 1], [0, 1, 1]):
+        with pytest.raises(ValueError, match=r"^layer: got \[0, 1.*\] with corpora; it must be one, for only"):
+            rotation([folder], corpora=[SENTENCES[:20], SENTENCES[20:]], layer=layer)
     with pytest.raises(ValueError, match="corpora: got the same sentences twice"):
         rotation([folder], corpora=[SENTENCES, SENTENCES])
