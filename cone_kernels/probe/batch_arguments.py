@@ -110,10 +110,10 @@ def token_mask(
     if mask.shape != size:
         longer = " (continuing from a key-value cache cannot be probed)" if mask.shape[1] > size[1] else ""
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be {size} as the tokens{longer}")
-    if mask.dtype == torch.bool or not mask.is_cuda or is_captured(mask):
+    if mask.dtype == torch.bool or not mask.is_cuda:
         return checked_mask(mask, name), None
-    # A look at them now would make the host wait for all that the GPU has still to do.
-    return mask.to(torch.bool), OnItsWay(mask).values
+    # A look at them now would make the host wait for all that the GPU has still to do; in a capture there are none.
+    return mask.to(torch.bool), None if is_captured(mask) else OnItsWay(mask).values
 
 
 def mask_values(positions: Positions) -> Callable[[], Tensor] | None:

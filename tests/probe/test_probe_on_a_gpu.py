@@ -100,3 +100,17 @@ def test_the_mask_is_that_of_before_the_forward() -> None:
     found, wanted = (probed(kind().to("cuda"), on_gpu(tiny_batch())) for kind in (Overwrites, ToyModel))
     assert found.token.fingerprint() == wanted.token.fingerprint()
     assert found.sentence.fingerprint() == wanted.sentence.fingerprint()
+
+
+@pytest.mark.parametrize("mask", [torch.int64, torch.bool])
+def test_in_a_capture_the_host_looks_at_no_value(gpu: Work, monkeypatch: pytest.MonkeyPatch, mask: torch.dtype) -> None:
+    model, batch = ToyModel().to("cuda"), on_gpu(tiny_batch())
+    batch = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"].to(mask)}
+    with ConeProbe(model) as probe:
+        work_of_a_batch(gpu, model, batch)  # finds the layers
+        before = probe.state.token.count.cpu().sum(1)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        _, waits = work_of_a_batch(gpu, model, batch)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        assert not waits
+        assert torch.equal(probe.state.token.count.cpu().sum(1), 2 * before)
