@@ -22,6 +22,7 @@ from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.sums import GROUPS, jackknife_groups
 
 LAYERS, WIDTH, TOKENS = 25, 1024, 32
+SENTENCES = 1024  # of the probed forward, of 16 tokens each
 # Of the copy's rate, where all that is read is megabytes.
 READING = {262: {"share_of_copy": 0.85}, 2147: {"share_of_copy": 0.95}}
 PRODUCTS = [(4096, 1024), (65_536, 1024), (16_384, 4096)]
@@ -335,7 +336,7 @@ def probed_forward() -> Iterator[Measurement]:
 
     with GPU:
         model = BertModel(BertConfig(**BERT_LARGE)).eval().to(torch.bfloat16)
-        ids = torch.randint(1000, 20_000, (1024, 16))
+        ids = torch.randint(1000, 20_000, (SENTENCES, 16))
     with ExitStack() as attached, torch.inference_mode():
 
         def under_probe(name: str) -> Run:
@@ -358,7 +359,7 @@ def probed_forward() -> Iterator[Measurement]:
             return float((got - torch.stack(anisotropy)).abs().max())
 
         yield Measurement(
-            "forward of BERT-large, 1024×16 tokens, all layers probed",
+            f"forward of BERT-large, {SENTENCES}×16 tokens, all layers probed",
             under_probe,
             error,
             most=1e-6,

@@ -13,7 +13,10 @@ import pytest
 from bench.gpu.process import run
 from bench.gpu.product import stage
 from bench.gpu.tests import run_tests
+from tests.support.forked import forked_programs  # noqa: F401 - a fixture
 from tests.support.processes import alive
+
+pytestmark = pytest.mark.usefixtures("forked_programs")
 
 
 def assert_ended(*files: Path) -> None:

@@ -24,6 +24,7 @@ from bench.gpu.product.differences import (
     printed_numbers,
 )
 from cone_kernels.cli.group import COMMANDS
+from tests.support.forked import forked_programs  # noqa: F401 - a fixture
 from tests.support.places import EXAMPLES
 from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
@@ -175,6 +176,7 @@ print(len(os.listdir("/proc/self/task")), torch.cuda.is_initialized())
     assert ended.printed.strip() == "1 False"
 
 
+@pytest.mark.usefixtures("forked_programs")
 def test_the_program(tmp_path: Path) -> None:
     """It writes the models and runs a case, and an example in two processes, in ones that are forked from it."""
     names = ["isotropy loss and its gradient", "examples/layers.py"]

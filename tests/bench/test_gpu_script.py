@@ -268,6 +268,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MEGABYTES", (1, 2, 3))
     monkeypatch.setattr(gpu_cases, "LAYERS", 3)
     monkeypatch.setattr(gpu_cases, "WIDTH", 64)
+    monkeypatch.setattr(gpu_cases, "SENTENCES", 32)
     monkeypatch.setattr(gpu_cases, "PRODUCTS", [(300, 64)])
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     monkeypatch.setattr(gpu_cases, "BERT_LARGE", sizes)

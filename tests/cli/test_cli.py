@@ -402,7 +402,7 @@ def test_demo_needs_no_network(tmp_path: Path) -> None:
     # A cache that is empty and a proxy that is nowhere.
     environment = os.environ | {"HF_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "COLUMNS": "80"}
     environment.pop("HF_HUB_OFFLINE", None)
-    running = process("demo", "--sentences", "300", env=environment)
+    running = process("demo", "--sentences", "60", env=environment)
     stdout, _ = running.communicate()
     assert running.returncode == 0
     curve = [float(found) for found in re.findall(r"^ +\d +(0\.\d{4}) 0\.\d{4} ", stdout, re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""torchrun with several `cone` commands, which each rank runs one after another: torch is imported once for all.
+"""Several `cone` commands, one after another, in ranks that the agent of torchrun forks: nothing is imported anew.
 
 Their reports have no figures.
 """
@@ -14,19 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-from tests.support.places import ROOT
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from tests.support.forked import run_python
 from tests.support.undrawn import DRAWN_BY, undrawn
 
 
 def torchrun(ranks: int, *commands: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
     """What the commands print and how they end; the first that fails is the last."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "tests.support.torchrun", json.dumps([list(map(str, arguments)) for arguments in commands])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=ROOT)
+    words = json.dumps([list(map(str, arguments)) for arguments in commands])
+    return run_python("-m", "tests.support.torchrun", str(ranks), words)
 
 
-def main(commands: list[list[str]]) -> None:
+def run_commands(commands: list[list[str]]) -> None:
+    """In each rank."""
     for arguments in commands:
         sys.argv[1:] = arguments
         try:
@@ -37,5 +38,20 @@ def main(commands: list[list[str]]) -> None:
                 raise
 
 
+def main(ranks: int, commands: list[list[str]]) -> None:
+    # As `torchrun --standalone` sets it up, but that the ranks are forked and import nothing again.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+    elastic_launch(config, run_commands)(commands)
+
+
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,9 @@ def documents(text: str) -> list[Any]:
 
 @pytest.mark.slow
 def test_ranks_that_would_not_share_are_refused(model: Path, corpus: Path) -> None:
-    done = torchrun(2, ["axis", "--model", model, "--corpus", corpus, "--no-distributed"])
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    axis = ["-m", "cone_kernels", "axis", "--model", model, "--corpus", corpus, "--no-distributed"]
+    done = subprocess.run([*program, *axis], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert "each would do all of it with --no-distributed" in done.stderr
 

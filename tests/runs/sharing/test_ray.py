@@ -37,9 +37,9 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One cluster of two CPUs for all tests: each start takes seconds."""
+    """One cluster for all tests, as each start takes seconds; of one CPU, as each process of it imports torch."""
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
