@@ -38,19 +38,25 @@ from cone_kernels.runs.token_plan import KEPT, LEAST_SENTENCES, TokenPlan
 from cone_kernels.runs.token_sums import TokenSums
 from cone_kernels.state.sentence_batch import SentenceBatch
 from cone_kernels.statistics.claims import Claim
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from cone_kernels.sums import jackknife_blocks, jackknife_groups
+from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
+from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Some words are in most sentences, some in one; a word may come twice in a sentence.
-TEXTS = [" ".join(WORDS[(i * j * 7 + j) % (9 + i % 80)] for j in range(1 + i * 5 % 12)) for i in range(90)]
+# Some words are in most sentences, some in one; a word may come twice in a sentence. Sentences of one length make a
+# batch: of few lengths a pass has few forwards, and 12 tokens have places of every class below 17.
+LENGTHS = [1, *((2, 5, 12)[i % 3] for i in range(89))]
+TEXTS = [" ".join(WORDS[(i * j * 7 + j) % (9 + i % 80)] for j in range(length)) for i, length in enumerate(LENGTHS)]
 OPTIONS: dict[str, Any] = {"threads": 1, "device": "cpu"}
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    save_checkpoint(folder, request.param, special=request.param == "bert")
+    blocks = {"bert": "num_hidden_layers", "gpt2": "n_layer"}[request.param]
+    tiny_model(request.param, **{blocks: 2}).save_pretrained(folder)  # type: ignore[operator]
+    word_tokenizer(special=request.param == "bert").save_pretrained(folder)
     return folder
 
 
@@ -222,7 +228,7 @@ def about(value: Any) -> Any:
     return pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("cut", [{"token_budget": 20}, {"shard_size": 7}, {"shard_size": 33, "token_budget": 300}])
+@pytest.mark.parametrize("cut", [{"token_budget": 40}, {"shard_size": 19}, {"shard_size": 33, "token_budget": 90}])
 def test_batches_and_shards_do_not_matter(cut: dict[str, int], folder: Path, result: TokensResult) -> None:
     assert numbers(tokens(folder, TEXTS, **OPTIONS, **cut)) == about(numbers(result))
 
@@ -244,23 +250,18 @@ def test_a_shard_that_begins_again_counts_once(
     assert numbers(again) == about(numbers(result))
 
 
-def test_errors_are_those_of_the_jackknife(folder: Path, result: TokensResult) -> None:
+def test_errors_are_those_of_the_jackknife(folder: Path, result: TokensResult, plain: Plain) -> None:
     """Blocks of eight sentences are left out in turn: what is then measured gives the error."""
-    corpus = list(Corpus.from_sentences(TEXTS))
-    state = tokens(folder, TEXTS, **OPTIONS)
-    assert numbers(state) == numbers(result)
-    from cone_kernels.sums import jackknife_blocks, jackknife_groups
-
-    groups = jackknife_groups(torch.arange(len(corpus)))
+    assert numbers(tokens(folder, TEXTS, **OPTIONS)) == numbers(result)
+    groups = jackknife_groups(torch.arange(1 + plain.sentence[-1]))
     block = jackknife_blocks(torch.bincount(groups, minlength=64))[groups]
+    cosines = plain.units(2) @ plain.units(2).T
+    cosines.fill_diagonal_(0)
+    first, of_token = torch.tensor(plain.place) == 1, block[torch.tensor(plain.sentence)]
     left_out = []
     for number in range(int(block.max()) + 1):
-        rest = [text for text, one in zip(corpus, block.tolist(), strict=True) if one != number]
-        found = Plain(folder, rest)
-        u, first = found.units(2), torch.tensor([at == 1 for at in found.place])
-        cosines = u @ u.T
-        cosines.fill_diagonal_(0)
-        left_out.append(float(cosines[first].sum() / cosines.sum()))
+        rest = of_token != number
+        left_out.append(float(cosines[first & rest][:, rest].sum() / cosines[rest][:, rest].sum()))
     n = len(left_out)
     wanted = float(((n - 1) * torch.tensor(left_out).double().var(correction=0)).sqrt())
     one = result.at(2, "position", "first")
@@ -360,13 +361,18 @@ def test_one_sentence_tells_nothing(folder: Path) -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_a_sentence_of_one_token_and_one_of_none(folder: Path) -> None:
-    found = tokens(folder, [*TEXTS, "w5", "nothing"], **OPTIONS)
+@pytest.fixture(scope="module")
+def uneven(folder: Path) -> TokensResult:
+    """Two sentences longer than all others, one of a single token and one of none."""
+    return tokens(folder, [*TEXTS, " ".join(WORDS[:30]), " ".join(WORDS[5:35]), "w5", "nothing"], **OPTIONS)
+
+
+def test_a_sentence_of_one_token_and_one_of_none(uneven: TokensResult) -> None:
     assert (
-        sum(one.tokens for one in found.classes if (one.layer, one.by) == (1, "position"))
-        == found.layers[1].token.count
+        sum(one.tokens for one in uneven.classes if (one.layer, one.by) == (1, "position"))
+        == uneven.layers[1].token.count
     )
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(uneven.to_dict(), allow_nan=False)
 
 
 def test_a_class_of_no_token_is_left_out(result: TokensResult) -> None:
@@ -374,10 +380,9 @@ def test_a_class_of_no_token_is_left_out(result: TokensResult) -> None:
     assert result.at(0, "position", "33 to 64") is None
 
 
-def test_few_groups_have_no_error(folder: Path) -> None:
+def test_few_groups_have_no_error(uneven: TokensResult) -> None:
     """Of a word that two sentences have, no error is known, and nothing is said."""
-    texts = [*TEXTS, " ".join(WORDS[:30]), " ".join(WORDS[5:35])]
-    one = tokens(folder, texts, **OPTIONS).at(1, "position", "17 to 32")
+    one = uneven.at(1, "position", "17 to 32")
     assert one is not None
     assert one.excess.verdict == "undecided"
     assert math.isnan(one.share.stderr)
