@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from torch import Tensor
 from cone_kernels import ConeState
 from cone_kernels.cli import main
 from cone_kernels.experiments import CompareResult, compare, measure
-from cone_kernels.experiments.compare_result import RESOLUTION
+from cone_kernels.experiments.compare import _blocks, _change, _turns
+from cone_kernels.experiments.compare_result import RESOLUTION, Change, DirectionChange
+from cone_kernels.experiments.cone_claims import first_estimates
 from cone_kernels.report import fragment
+from cone_kernels.runs.measurement import Measurement, from_state
 from cone_kernels.sums import jackknife_blocks
 from cone_kernels.terminal.compare import print_compare
 from tests.support.moment_cases import GROUP_OF, normal
@@ -29,6 +33,10 @@ from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 INFO = {"model": {"architecture": "BertModel", "model_type": "bert", "dtype": "float32"}, "final_norm": False}
+
+
+# Of two states: the statistics by name of all sentences, then without each group in turn.
+BothLeftOut = tuple[list[dict[str, float]], list[dict[str, float]]]
 
 
 def state_of(hidden: Tensor, mask: Tensor | None = None, info: dict[str, Any] = INFO, **options: bool) -> ConeState:
@@ -95,12 +103,22 @@ def wanted_degrees(mask: Tensor, name: str, errors: tuple[float, float] | None) 
     return own * (a + b) ** 2 / (a**2 + b**2)
 
 
-def brute_force(layers: tuple[Tensor, Tensor], mask: Tensor, paired: bool) -> dict[str, tuple[float, float, float]]:
+@pytest.fixture(scope="module")
+def left_out(before: Tensor, after: Tensor) -> list[BothLeftOut]:
+    """Of every layer; the first 130 sentences are taken."""
+    mask = ragged(130, 4)
+    group = blocks_of(130)
+    kept = [torch.ones(130, dtype=torch.bool), *(group != g for g in group.unique())]
+
+    def statistics(layer: Tensor) -> list[dict[str, float]]:
+        return [plain_statistics(layer[:130], mask, which) for which in kept]
+
+    return [(statistics(one), statistics(other)) for one, other in zip(before, after, strict=True)]
+
+
+def brute_force(left_out: BothLeftOut, mask: Tensor, paired: bool) -> dict[str, tuple[float, float, float]]:
     """Difference, standard error and its degrees of freedom, of every statistic of one layer, group by group."""
-    group = blocks_of(len(mask))
-    everything = torch.ones(len(mask), dtype=torch.bool)
-    whole = [plain_statistics(layer, mask, everything) for layer in layers]
-    parts = [[plain_statistics(layer, mask, group != g) for g in group.unique()] for layer in layers]
+    whole, parts = [of_state[0] for of_state in left_out], [of_state[1:] for of_state in left_out]
 
     def variance(values: list[float]) -> float:
         return (len(values) - 1) * float(torch.tensor(values, dtype=torch.float64).var(unbiased=False))
@@ -115,13 +133,18 @@ def brute_force(layers: tuple[Tensor, Tensor], mask: Tensor, paired: bool) -> di
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_numbers_are_those_of_a_brute_force_jackknife(before: Tensor, after: Tensor, paired: bool) -> None:
+def test_numbers_are_those_of_a_brute_force_jackknife(
+    before: Tensor,
+    after: Tensor,
+    left_out: list[BothLeftOut],
+    paired: bool,
+) -> None:
     mask = ragged(130, 4)
     before, after = before[:, :130], after[:, :130]
     result = compare(state_of(before, mask), state_of(after, mask), paired=paired)
     p_values: dict[str, list[float]] = {}
     for row in result.layers:
-        wanted = brute_force((before[row.layer], after[row.layer]), mask, paired)
+        wanted = brute_force(left_out[row.layer], mask, paired)
         assert sorted(wanted) == sorted(row.changes())
         for name, change in row.changes().items():
             difference, stderr, degrees = wanted[name]
@@ -198,17 +221,42 @@ def test_pairing_looks_at_lengths_within_a_group() -> None:
     assert not compare(*(state_of(hidden, mask) for mask in masks)).paired
 
 
+def of_all_rounds(drawn: Sequence[tuple[Tensor, Tensor]]) -> tuple[Measurement, Measurement]:
+    """The two states of every round in two, for layers do not look at each other: each round is its own few of them."""
+    both = (from_state(state_of(torch.cat(hidden), second_moment=True)) for hidden in zip(*drawn, strict=True))
+    return next(both), next(both)
+
+
+def sentence_changes(drawn: Sequence[tuple[Tensor, Tensor]], paired: bool) -> list[list[Change]]:
+    """What `compare` says of the sentences in every round of two states (L, n, T, d), without all else that it says."""
+    a, b = (first_estimates(one.state.sentence, _blocks(one.state)) for one in of_all_rounds(drawn))
+    rounds = torch.arange(len(a.values)).reshape(len(drawn), -1)  # (rounds, L)
+    found = [_change(a.at(layers), b.at(layers), paired, 0.05) for layers in rounds]
+    whole = compare(*(state_of(one) for one in drawn[-1]), paired=paired)
+    assert [row.sentence for row in whole.layers] == found[-1]
+    return found
+
+
+def turns(drawn: Sequence[tuple[Tensor, Tensor]]) -> list[dict[str, list[DirectionChange]]]:
+    """The same of the axes and the means."""
+    a, b = of_all_rounds(drawn)
+    rounds = torch.arange(len(a.state.layers)).reshape(len(drawn), -1).tolist()
+    found = [_turns(a, b, layers, True) for layers in rounds]
+    whole = compare(*(state_of(one, second_moment=True) for one in drawn[-1])).layers
+    assert {"axis": [row.axis for row in whole], "mean": [row.mean for row in whole]} == found[-1]
+    return found
+
+
 def false_alarms(rounds: int, paired: bool, seed: int = 0) -> float:
     """How often any of three layers is called changed, with both states drawn from one distribution."""
     generator = torch.Generator().manual_seed(seed)
-    alarms = 0
+    drawn = []
     for _ in range(rounds):
         common = torch.randn(3, 192, 1, 8, generator=generator) + 0.7
         own = (torch.randn(2, 3, 192, 1, 8, generator=generator) * 0.5).unbind()
         other = common if paired else torch.randn(3, 192, 1, 8, generator=generator) + 0.7
-        result = compare(state_of(common + own[0]), state_of(other + own[1]), paired=paired)
-        alarms += any(row.sentence.significant for row in result.layers)
-    return alarms / rounds
+        drawn.append((common + own[0], other + own[1]))
+    return sum(any(one.significant for one in found) for found in sentence_changes(drawn, paired)) / rounds
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -229,13 +277,14 @@ def test_false_alarms_over_many_rounds(paired: bool) -> None:
 def test_a_known_difference_is_found_as_often_as_its_size_says() -> None:
     # A shift of the mean moves the mean cosine of two rows from c² to a known value, by about three standard errors.
     generator = torch.Generator().manual_seed(0)
-    rounds, found, sizes = 60, 0, []
-    for _ in range(rounds):
-        a, b = (torch.randn(1, 256, 1, 8, generator=generator) + shift for shift in (0.70, 0.78))
-        change = compare(state_of(a), state_of(b), paired=False).layers[0].sentence
-        found += change.significant
-        sizes.append(change.difference / change.stderr)
-    expected = sum(sizes) / rounds
+    rounds = 60
+    drawn = [
+        (torch.randn(1, 256, 1, 8, generator=generator) + 0.70, torch.randn(1, 256, 1, 8, generator=generator) + 0.78)
+        for _ in range(rounds)
+    ]
+    changes = [change for (change,) in sentence_changes(drawn, paired=False)]
+    found = sum(change.significant for change in changes)
+    expected = sum(change.difference / change.stderr for change in changes) / rounds
     power = 1 - scipy.stats.nct.cdf(scipy.stats.t.ppf(0.975, 63), 63, expected)
     low, high = scipy.stats.binom.ppf([0.0005, 0.9995], rounds, power) / rounds
     assert expected > 2
@@ -284,15 +333,18 @@ def test_axes_and_means(before: Tensor) -> None:
 
 def test_what_sampling_alone_does_to_directions() -> None:
     generator = torch.Generator().manual_seed(0)
-    turns: list[list[float]] = []
-    for _ in range(100):
-        drawn = [stretched(torch.randn(1, 200, 1, 10, generator=generator) + 0.5, 0) for _ in range(2)]
-        row = compare(*(state_of(one, second_moment=True) for one in drawn)).layers[0]
-        assert not row.axis.turned or row.axis.cosine > 0.98
-        turns.append([1 - row.axis.cosine**2, row.axis.sampling, 1 - row.mean.cosine**2, row.mean.sampling])
-    axis, axis_bound, mean, mean_bound = torch.tensor(turns).mean(0).tolist()
-    assert axis == pytest.approx(axis_bound, rel=0.2)
-    assert 0.5 * mean_bound < mean < mean_bound
+
+    def rows() -> Tensor:
+        return stretched(torch.randn(1, 200, 1, 10, generator=generator) + 0.5, 0)
+
+    rounds: list[list[float]] = []
+    for found in turns([(rows(), rows()) for _ in range(100)]):
+        ((axis,), (mean,)) = found["axis"], found["mean"]
+        assert not axis.turned or axis.cosine > 0.98
+        rounds.append([1 - axis.cosine**2, axis.sampling, 1 - mean.cosine**2, mean.sampling])
+    of_axis, axis_bound, of_mean, mean_bound = torch.tensor(rounds).mean(0).tolist()
+    assert of_axis == pytest.approx(axis_bound, rel=0.2)
+    assert 0.5 * mean_bound < of_mean < mean_bound
 
 
 # The spread of vectors with two axes that are nearly alike, then a gap.
@@ -319,12 +371,13 @@ def test_a_space_that_turned_is_told_though_its_axes_are_close() -> None:
 
 def test_spaces_of_two_samples_turn_as_rarely_as_promised() -> None:
     generator, rounds, false, values = torch.Generator().manual_seed(0), 60, 0, []
-    for _ in range(rounds):
-        drawn = [torch.randn(2, 150, 1, 20, generator=generator) * SPREAD + 0.3 for _ in range(2)]
-        result = compare(*(state_of(one, second_moment=True) for one in drawn))
-        false += any(one.turned for row in result.layers for one in (row.axis, row.mean))
-        found = [row.axis.overlap for row in result.layers]
-        values += [one.corrected for one in found if one is not None]
+
+    def rows() -> Tensor:
+        return torch.randn(2, 150, 1, 20, generator=generator) * SPREAD + 0.3
+
+    for found in turns([(rows(), rows()) for _ in range(rounds)]):
+        false += any(one.turned for one in (*found["axis"], *found["mean"]))
+        values += [one.overlap.corrected for one in found["axis"] if one.overlap is not None]
     assert false <= scipy.stats.binom.ppf(0.9995, rounds, 0.1)  # two families at 0.05
     assert sum(values) / len(values) == pytest.approx(1, abs=0.01)
 
