@@ -46,9 +46,12 @@ def spearman(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (m,) and the influences (m, n); NaN and zeros where the labels, or some scores, are all alike.
     """
-    x, y = scores.double(), labels.double().expand(scores.shape)
-    covariance, of_covariance = _rank_covariance(x, y)
-    (of_x, own_x), (of_y, own_y) = _rank_covariance(x, x), _rank_covariance(y, y)
+    x, y = scores.double(), labels.double()[None]
+    u, v = (0.5 - above(one, torch.ones_like(one)) / x.shape[1] for one in (x, y))
+    above_x, above_y = above(x, u), above(y, v)
+    y, v, above_y = (one.repeat(len(x), 1) for one in (y, v, above_y))  # the labels are ranked once for all scores
+    covariance, of_covariance = _rank_covariance(u * v, above(x, v) + above(y, u))
+    (of_x, own_x), (of_y, own_y) = _rank_covariance(u * u, 2 * above_x), _rank_covariance(v * v, 2 * above_y)
     scale = (of_x * of_y).sqrt()
     value = torch.where(scale > 0, covariance / scale, torch.nan)
     own = of_covariance / scale - value / 2 * (own_x / of_x + own_y / of_y)
@@ -122,17 +125,18 @@ def ranks_of(similarities: Tensor, relevant: Tensor) -> Tensor:
     return 1 + higher + ((similarities == own).sum(1, dtype=torch.float64) - 1) / 2
 
 
-def _rank_covariance(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The covariance (m, 1) of the relative ranks of x and y (m, n), and n times its influences (m, n).
+def _rank_covariance(products: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
+    """The covariance (m, 1) of the relative ranks of two variables, and n times its influences (m, n).
 
     An item adds its own product, and it shifts the ranks of all that are above it.
+
+    Args:
+        products: (m, n) of both ranks of each item.
+        beyond: (m, n) for each item the sum of either's ranks over all items that the other one has above it.
     """
-    n = x.shape[1]
-    ones = torch.ones_like(x)
-    u, v = (0.5 - above(one, ones) / n for one in (x, y))
-    shifts = (above(x, v) + above(y, u)) / n
-    value = (u * v).mean(1, keepdim=True)
-    return value, u * v - value + shifts - shifts.mean(1, keepdim=True)
+    shifts = beyond / products.shape[1]
+    value = products.mean(1, keepdim=True)
+    return value, products - value + shifts - shifts.mean(1, keepdim=True)
 
 
 def _undefined(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
 from tests.support.tiny_encoders import LAYERS, SIDE, WHOLE, tiny_encoder
 
-TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(70)]
+TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range((1, 4, 9)[i % 3])) for i in range(70)]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +68,23 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return found
 
 
-def test_captions_of_an_image_are_in_one_group(folder: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def result(folder: Path, photos: Path) -> ModalityGapResult:
+    return experiments.modality_gap(folder, photos, TEXTS, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def in_batches(folder: Path, photos: Path) -> ModalityGapResult:
+    return experiments.modality_gap(folder, photos, TEXTS, batch_size=16, device="cpu", threads=1)
+
+
+# Vectors of images and of texts, and the last hidden states of each text's tokens and each image's positions.
+Features = tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]
+
+
+def test_captions_of_an_image_are_in_one_group(
+    folder: Path, photos: Path, result: ModalityGapResult, features: Features, tmp_path: Path
+) -> None:
     """Against the model's vectors of the texts, added up by hand; the command gives the same numbers."""
     file = tmp_path / "captions.jsonl"
     records = [{"caption": text, "image": f"photo {at // 5}"} for at, text in enumerate(TEXTS)]
@@ -78,16 +94,15 @@ def test_captions_of_an_image_are_in_one_group(folder: Path, photos: Path, tmp_p
     group = np.array([corpus.group for _ in corpus])
     assert len(group) == 70
     assert [len(set(group[at : at + 5])) for at in range(0, 70, 5)] == [1] * 14
-    rows = features(folder, photos)[1]
+    rows = features[1]
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     output = found.texts.state.output
     assert output is not None
     for one in range(64):
         np.testing.assert_allclose(output.unit_sum[0][one], units[group == one].sum(0), atol=1e-5)
         assert found.texts.state.sentence.count[0, one] == found.texts.state.sentence.count[1, one] == sum(group == one)
-    by_place = experiments.modality_gap(folder, photos, TEXTS)
-    assert found.gap.value == pytest.approx(by_place.gap.value, rel=1e-6)
-    assert found.gap_claim.null != by_place.gap_claim.null
+    assert found.gap.value == pytest.approx(result.gap.value, rel=1e-6)
+    assert found.gap_claim.null != result.gap_claim.null
     command = ["modality-gap", "--model", folder, "--images", photos, "--captions", file, "--field", "caption"]
     command += ["--group-by", "image", "--no-dedup", "--json", "-"]
     done = CliRunner().invoke(main, list(map(str, command)))
@@ -99,8 +114,9 @@ def mean_cosine(rows: np.ndarray) -> float:
     return float(((units @ units.T).sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
 
 
-def features(folder: Path, photos: Path) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Vectors of images and of texts, and the last hidden states of each text's tokens and each image's positions."""
+@pytest.fixture(scope="module")
+def features(folder: Path, photos: Path) -> Features:
+    """As transformers gives them, a text at a time."""
     model: Any = transformers.AutoModel.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     files = sorted(path for path in photos.rglob("*") if path.suffix in (".png", ".jpg") and path.name[0] != ".")
@@ -122,9 +138,11 @@ def features(folder: Path, photos: Path) -> tuple[np.ndarray, np.ndarray, list[n
     return images.double().numpy(), np.stack(texts), tokens, list(positions.double().numpy())
 
 
-def test_both_towers_and_the_gap_are_those_of_plain_arithmetic(folder: Path, photos: Path) -> None:
-    result = experiments.modality_gap(folder, photos, TEXTS, batch_size=16, device="cpu")
-    images, texts, tokens, positions = features(folder, photos)
+def test_both_towers_and_the_gap_are_those_of_plain_arithmetic(
+    in_batches: ModalityGapResult, features: Features
+) -> None:
+    result = in_batches
+    images, texts, tokens, positions = features
     assert (len(images), len(texts)) == (41, 70)
     means = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0) for rows in (images, texts)]
     cosine = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
@@ -164,9 +182,8 @@ def test_both_towers_and_the_gap_are_those_of_plain_arithmetic(folder: Path, pho
     )
 
 
-def test_the_error_is_that_of_leaving_groups_out(folder: Path, photos: Path) -> None:
-    result = experiments.modality_gap(folder, photos, TEXTS, device="cpu")
-    images, texts, _, _ = features(folder, photos)
+def test_the_error_is_that_of_leaving_groups_out(result: ModalityGapResult, features: Features) -> None:
+    images, texts, _, _ = features
     units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, texts)]
     statistics: dict[str, Any] = {
         "cosine_of_means": lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b),
@@ -208,8 +225,7 @@ def against_chance(result: ModalityGapResult, units: list[np.ndarray]) -> None:
     assert few.to_dict()["gap_by_chance"] == {"expected": None, "at_most": None, "verdict": "undecided"}
 
 
-def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path) -> None:
-    wanted = experiments.modality_gap(folder, photos, TEXTS, device="cpu")
+def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path, result: ModalityGapResult) -> None:
     model = transformers.AutoModel.from_pretrained(folder).train()
     given: dict[str, Any] = {
         "tokenizer": transformers.AutoTokenizer.from_pretrained(folder),
@@ -220,7 +236,7 @@ def test_a_model_in_memory_and_processed_images(folder: Path, photos: Path) -> N
     pixels: Tensor = given["image_processor"](opened, return_tensors="pt")["pixel_values"]
     for images in (files, opened, pixels):
         got = experiments.modality_gap(model, images, TEXTS, **given)
-        assert got.gap == wanted.gap
+        assert got.gap == result.gap
     assert model.training
     assert all(part.training for part in model.modules())
     with pytest.raises(ValueError, match="image_processor: got none; it must be given with a model that is in memory"):
@@ -302,8 +318,10 @@ def asked(folder: Path, photos: Path) -> tuple[object, ...]:
     return "modality-gap", "--model", folder, "--images", photos, "--batch-size", 16, "--device", "cpu"
 
 
-def test_the_command_shows_and_writes_what_python_gives(folder: Path, photos: Path, tmp_path: Path) -> None:
-    wanted = experiments.modality_gap(folder, photos, TEXTS, batch_size=16, device="cpu")
+def test_the_command_shows_and_writes_what_python_gives(
+    folder: Path, photos: Path, in_batches: ModalityGapResult, tmp_path: Path
+) -> None:
+    wanted = in_batches
     captions = tmp_path / "captions.jsonl"
     lines = [json.dumps({"id": at, "caption": text}) for at, text in enumerate([*TEXTS, TEXTS[0]])]
     captions.write_text("\n".join([*lines, "not JSON"]))
@@ -376,8 +394,7 @@ def test_the_command_on_a_gpu(folder: Path, photos: Path, tmp_path: Path) -> Non
     assert found["cuda"] == about(found["cpu"])
 
 
-def test_a_table_for_pandas_and_a_page(folder: Path, photos: Path, tmp_path: Path) -> None:
-    result = experiments.modality_gap(folder, photos, TEXTS, device="cpu")
+def test_a_table_for_pandas_and_a_page(result: ModalityGapResult, tmp_path: Path) -> None:
     table = result.to_pandas()
     assert list(table["tower"]) == ["images"] * (LAYERS + 2) + ["texts"] * (LAYERS + 2)
     assert table["layer"].tolist()[LAYERS + 1] == "output"
