@@ -29,12 +29,15 @@ from cone_kernels.experiments.quality_result import Place, Quality, verdict_of
 from cone_kernels.experiments.quality_scores import PairItems
 from cone_kernels.experiments.query_ranks import QueryRanks
 from cone_kernels.names import QUALITY_METHODS, QUALITY_NOT_MEASURED
-from cone_kernels.report import figure, write_report
+from cone_kernels.report import _draw_both, figure, write_report
+from cone_kernels.report.figures.panel import Panel
 from cone_kernels.statistics import ranking
 from cone_kernels.statistics.estimates import joined
 from cone_kernels.statistics.ranking import auc
 from tests.support.encoding_folders import save_encoder
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import word_tokenizer
+from tests.support.tiny_models import tiny_model
+from tests.support.undrawn import DRAWN_BY, undrawn
 
 DIM = 12
 
@@ -367,7 +370,8 @@ def test_a_method_that_does_nothing_is_told_from_nothing_as_rarely_as_it_should(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
-    save_checkpoint(folder)
+    tiny_model("bert", num_hidden_layers=2).save_pretrained(folder)  # type: ignore[operator]
+    word_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -439,7 +443,16 @@ def test_without_pairs_it_says_that_nothing_was_measured(folder: Path, files: di
     assert "Whether the vectors serve better centred is not measured" in " ".join(ran.output.split())
 
 
-def test_a_run_judges_every_pooling(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_judges_every_pooling(
+    folder: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def of_quality(panel: Panel, prefix: str) -> str:
+        drawn.append(prefix)
+        return _draw_both(panel, prefix) if prefix.startswith("quality") else undrawn(panel, prefix)
+
+    monkeypatch.setattr(DRAWN_BY, of_quality)  # the other figures of a run have tests of their own
     ran = invoke("run", "--model", folder, "--corpus", files["corpus.txt"], "--pairs", files["retrieval.csv"],
                  "--pooling", "mean", "--pooling", "cls", "--out", tmp_path / "out")  # fmt: skip
     assert ran.exit_code == 0, ran.output
@@ -451,6 +464,7 @@ def test_a_run_judges_every_pooling(folder: Path, files: dict[str, Path], tmp_pa
     assert all(QUALITY_NOT_MEASURED not in one["summary"] for one in data["centering"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'id="quality"' in page
+    assert drawn.count("quality") == page.count("drawing narrow") > 0
     assert "Does opening the cone help?" in page
 
 
@@ -467,8 +481,8 @@ def test_the_output_is_judged_as_the_model_pools_beside_layers_pooled_otherwise(
         assert ran.exit_code == 0, ran.output
         rows = json.loads(json_out.read_text())["quality"]["layers"]
         found[pooling] = {row["layer"]: row["raw"] for row in rows}
-    assert found["cls"]["output"] == found["mean"]["output"] == found["mean"][3]
-    assert found["cls"][3] != found["mean"][3]
+    assert found["cls"]["output"] == found["mean"]["output"] == found["mean"][2]
+    assert found["cls"][2] != found["mean"][2]
 
 
 def test_graded_scores_by_what_is_asked_for(folder: Path, files: dict[str, Path]) -> None:

@@ -49,21 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pooled(folder: Path, texts: Sequence[str]) -> Tensor:
-    """(L, n, D) the mean of each sentence's hidden states, one sentence at a time."""
-    loaded, found = load_model(folder), []
-    for text in texts:
-        with torch.no_grad():
-            output = loaded.model(**loaded.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-        found.append(torch.stack(output.hidden_states)[:, 0].double().mean(1))
-    return torch.stack(found, 1)
+    """(L, n, D) the mean of each sentence's hidden states."""
+    return hidden_states(folder, texts).mean(2)
 
 
-def last_layers(folder: Path, texts: Sequence[str]) -> list[Tensor]:
-    """Of each text the last hidden states (T, D)."""
+def hidden_states(folder: Path, texts: Sequence[str]) -> Tensor:
+    """(L, n, T, D) of texts that are all of one length: the tokenizer refuses others, for nothing is padded."""
     loaded = load_model(folder)
     with torch.no_grad():
-        outputs = [loaded.model(**loaded.tokenizer(text, return_tensors="pt")) for text in texts]
-    return [output.last_hidden_state[0].double() for output in outputs]
+        output = loaded.model(**loaded.tokenizer(texts, return_tensors="pt"), output_hidden_states=True)
+    return torch.stack(output.hidden_states).double()
 
 
 def mean_cosine(rows: Tensor, without: Sequence[int] = ()) -> float:
@@ -144,7 +139,7 @@ def test_the_output_is_as_the_model_pools_whatever_the_layers_are(folder: Path, 
         mean_cosine(pooled(folder, TEXTS[:60])[-1], MASSIVE), abs=1e-6
     )
     assert by_cls.layers[2].without_rogue.value != by_mean.layers[2].without_rogue.value
-    first = torch.stack([rows[0] for rows in last_layers(folder, TEXTS[:60])])
+    first = hidden_states(folder, TEXTS[:60])[-1, :, 0]
     assert by_cls.layers[-1].without_rogue.value == pytest.approx(mean_cosine(first, MASSIVE), abs=1e-6)
 
 
