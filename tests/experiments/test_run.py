@@ -26,13 +26,14 @@ from cone_kernels.experiments.layers_table import encoded_table, layer_rows, tab
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
 from cone_kernels.names import QUALITY_NOT_MEASURED
-from cone_kernels.report import fragment
+from cone_kernels.report import _draw_wide, fragment
 from cone_kernels.terminal.run import print_run
 from tests.support.of_sums import of_sums
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
+from tests.support.undrawn import DRAWN_BY
 
-TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range(1 + i * 5 % 9)) for i in range(40)]
+TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range((1, 4, 9)[i % 3])) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def ran(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(folders, TEXTS, tmp_path_factory.mktemp("run") / "out", k=2, pooling=["mean", "cls"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DRAWN_BY, _draw_wide)  # as wide as a page; tests of reports draw for phones too
+        return run(folders, TEXTS, tmp_path_factory.mktemp("run") / "out", k=2, pooling=["mean", "cls"])
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +67,18 @@ def without_manifest(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_gives_what_the_experiments_give_alone(folders: list[Path], results: dict[str, Any]) -> None:
-    for folder, found in zip(folders, results["models"], strict=True):
+    models = [load_model(folder) for folder in folders]
+    for model, found in zip(models, results["models"], strict=True):
         alone = {
-            "layers": layers(folder, TEXTS, second_moment=True),
-            "pooling": pooling(folder, TEXTS, pooling=["mean", "cls"]),
-            "axis": axis(folder, TEXTS, k=2),
+            "layers": layers(model, TEXTS, second_moment=True),
+            "pooling": pooling(model, TEXTS, pooling=["mean", "cls"]),
+            "axis": axis(model, TEXTS, k=2),
         }
         for name, result in alone.items():
             assert without_manifest(found[name]) == without_manifest(result.to_dict()), name
     compared = without_manifest(results["rotation"])
-    assert compared == without_manifest(rotation(folders, TEXTS, k=2).to_dict())
-    fixed = {method: center(folders[1], TEXTS, method=method) for method in ("mean", "all-but-the-top", "whitening")}
+    assert compared == without_manifest(rotation(models, TEXTS, k=2).to_dict())
+    fixed = {method: center(models[1], TEXTS, method=method) for method in ("mean", "all-but-the-top", "whitening")}
     for found in results["centering"][3:]:
         assert without_manifest(found) == without_manifest(fixed[found["method"]].to_dict())
 
