@@ -71,8 +71,11 @@ def plain(array: Array) -> dict[str, Any]:
     def unit_of(kept: Array) -> Array:
         return kept / np.linalg.norm(kept, axis=1, keepdims=True)
 
-    left = np.array([anisotropy(u[groups != group]) for group in np.unique(groups)])
     total, n = anisotropy(u), len(u)
+    cosines = u @ u.T
+    np.fill_diagonal(cosines, 0)
+    of_pairs = cosines.sum()
+    left = np.array([left_out(cosines, of_pairs, groups == group) for group in np.unique(groups)])
     contributions = (u.sum(0) ** 2 - (u**2).sum(0)) / (n * (n - 1))
     largest = np.argsort(-contributions)[:3]
     covariance = np.cov(x.T)
@@ -88,6 +91,14 @@ def plain(array: Array) -> dict[str, Any]:
         "projections": (x - x.mean(0)) @ axes[:, -1],
         "eigenvalues": values[::-1],
     }
+
+
+def left_out(cosines: Array, total: float, gone: Array) -> float:
+    """The mean over all pairs of the rows that stay: pairs with one or two of the others leave the sum `total`."""
+    of_gone = cosines[gone]
+    rest = total - 2 * of_gone.sum() + of_gone[:, gone].sum()
+    stay = len(gone) - int(gone.sum())
+    return float(rest / (stay * (stay - 1)))
 
 
 @pytest.mark.parametrize(("case", "kind"), CASES)

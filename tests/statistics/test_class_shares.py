@@ -75,15 +75,16 @@ def test_against_all_pairs_and_each_group_left_out() -> None:
 def pairs(u: Tensor, number: Tensor, classes: int) -> dict[str, list[float]]:
     cosines = u @ u.T
     cosines.fill_diagonal_(0)
+    of_class = torch.nn.functional.one_hot(number, classes).double()
+    total = of_class.T @ cosines @ of_class  # (classes, classes) over all pairs of a row of each
     n, found = len(u), []
     for one in range(classes):
-        mine = number == one
-        k = int(mine.sum())
-        rest = cosines[~mine][:, ~mine].sum() / ((n - k) * (n - k - 1))
-        share = cosines[mine].sum() / cosines.sum()
-        across = cosines[mine][:, ~mine].mean()
-        within = cosines[mine][:, mine].sum() / (k * (k - 1))
-        found.append([share, share - k / n, within, across, rest, cosines.sum() / (n * (n - 1)) - rest])
+        k = int((number == one).sum())
+        own, across = total[one, one], total[one].sum() - total[one, one]
+        rest = (total.sum() - own - 2 * across) / ((n - k) * (n - k - 1))
+        share = (own + across) / total.sum()
+        across, within = across / (k * (n - k)), own / (k * (k - 1))
+        found.append([share, share - k / n, within, across, rest, total.sum() / (n * (n - 1)) - rest])
     names = ("share", "excess", "within", "across", "without", "opens")
     return {name: [float(row[at]) for row in found] for at, name in enumerate(names)}
 
