@@ -29,7 +29,7 @@ from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.of_sums import of_sums
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint
 
-TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(90)]
+TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range((1, 4, 9)[i % 3])) for i in range(90)]
 PROMPT = "w80 w81 "
 DENSE = [dense(32, 16), ("Normalize", {})]
 OPTIONS: dict[str, Any] = {"threads": 1, "shard_size": 40}
@@ -237,13 +237,14 @@ def test_other_poolings_say_nothing_of_averaging(folder: Path) -> None:
         experiments.pooling(state=found.state)
 
 
-def test_axis_and_center_by_a_pooling(folder: Path) -> None:
-    centered = experiments.center(folder, TEXTS, layer=2, pooling="cls")
-    layers = experiments.layers(folder, TEXTS, pooling="cls")
-    assert centered.before.anisotropy == pytest.approx(layers.layers[2].sentence.anisotropy, abs=1e-6)
-    assert experiments.axis(folder, TEXTS, layer=2, pooling="cls").sentences == len(TEXTS)
+def test_axis_and_center_by_a_pooling(folder: Path, layers: LayersResult) -> None:
+    loaded = load_model(folder)
+    centered = experiments.center(loaded, TEXTS, layer=2, pooling="cls")
+    of_cls = experiments.layers(loaded, TEXTS, pooling="cls")
+    assert centered.before.anisotropy == pytest.approx(of_cls.layers[2].sentence.anisotropy, abs=1e-6)
+    assert experiments.axis(loaded, TEXTS, layer=2, pooling="cls").sentences == len(TEXTS)
     with pytest.raises(ValueError, match="state: got one of the pooling 'mean'; it must be 'cls', as what it"):
-        experiments.center(folder, TEXTS, state=experiments.layers(folder, TEXTS).state, layer=2, pooling="cls")
+        experiments.center(loaded, TEXTS, state=layers.state, layer=2, pooling="cls")
 
 
 def test_a_pooling_of_layers_asks_for_a_layer(folder: Path) -> None:
