@@ -19,7 +19,7 @@ from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
 
-TEXTS = [" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(40)]
+TEXTS = [" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(1 + i % 3 * 4)) for i in range(40)]  # three lengths
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.support.tiny_checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TEXTS = [*sentences(50), "w7"]
+TEXTS = [*sentences(24), "w7"]
 
 
 def plain_varlen(

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FLASH, MIXING = "flash_of_the_tests", "flash_that_mixes"
 TEXTS = [*sentences(60), "nothing", "w7", "nothing"]
+FEW = [*TEXTS[:25], *TEXTS[60:]]  # to be run one by one
 
 
 def by_sentence(
@@ -82,8 +83,8 @@ def with_attention(folder: Path, attention: str) -> LoadedModel:
 def test_sums_are_those_of_one_sentence_at_a_time(tmp_path: Path, architecture: str) -> None:
     loaded = loaded_with(tmp_path, architecture)
     options: dict[str, Any] = {"poolings": "all", "second_moment": True, "unit_second_moment": True}
-    packed = run(loaded, TEXTS, packed=True, token_budget=50, shard_size=40, **options)
-    alone = run(loaded, TEXTS, batch_size=1, **options)
+    packed = run(loaded, FEW, packed=True, token_budget=50, shard_size=20, **options)
+    alone = run(loaded, FEW, batch_size=1, **options)
     assert (packed.tokens, packed.no_token) == (alone.tokens, alone.no_token)
     assert packed.batches < alone.batches / 3
     found, wanted = ([ran.state.token, *map(ran.state.pooled, pooling_names("all"))] for ran in (packed, alone))
@@ -99,15 +100,15 @@ def test_the_model_s_own_output_is_that_of_one_sentence_at_a_time(tmp_path: Path
     loaded = with_attention(
         save_encoder(tmp_path / "model", tmp_path / "plain", ["cls", "max", "lasttoken"], then=modules, dim=32), FLASH
     )
-    packed = run(loaded, TEXTS, packed=True, token_budget=50, shard_size=40, keep_vectors=["output"])
-    alone = run(loaded, TEXTS, batch_size=1, keep_vectors=["output"])
+    packed = run(loaded, FEW, packed=True, token_budget=50, shard_size=20, keep_vectors=["output"])
+    alone = run(loaded, FEW, batch_size=1, keep_vectors=["output"])
     assert packed.batches < alone.batches / 3
-    found, wanted = (ran.vectors["output"].read(0, len(TEXTS)) for ran in (packed, alone))
+    found, wanted = (ran.vectors["output"].read(0, len(FEW)) for ran in (packed, alone))
     torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5, equal_nan=True)
-    assert found.isnan().all(1).nonzero()[:, 0].tolist() == [60, 62]
+    assert found.isnan().all(1).nonzero()[:, 0].tolist() == [25, 27]
     assert packed.state.output is not None
     counts = {name: int(packed.state.output.sums[name].sum()) for name in ("count", "n_empty", "n_nonfinite")}
-    assert counts == {"count": 61, "n_empty": 2, "n_nonfinite": 0}
+    assert counts == {"count": 26, "n_empty": 2, "n_nonfinite": 0}
 
 
 def test_batches_are_full_whatever_the_lengths(tmp_path: Path) -> None:

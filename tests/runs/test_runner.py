@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,38 +34,49 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(folder)
 
 
-def sentences(count: int, longest: int = 9) -> list[str]:
+def sentences(count: int, longest: int = 9, *, lengths: Sequence[int] = ()) -> list[str]:
+    """Of any number of words up to `longest`, or of one of `lengths`: each length of a shard is a forward."""
     rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+    return [" ".join(rng.choices(WORDS, k=rng.choice(lengths or range(1, longest + 1)))) for _ in range(count)]
 
 
-def group_sums(loaded: LoadedModel, texts: list[str], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sentence and token level Σ u by jackknife group, (64, d) each, one sentence at a time."""
-    sums = torch.zeros(2, 64, loaded.info["hidden_size"], dtype=torch.float64)
+def group_sums(loaded: LoadedModel, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sentence and token level Σ u by layer and jackknife group, (L, 64, d) each, one sentence at a time."""
+    sums = torch.zeros(2, loaded.info["n_layers"] + 1, 64, loaded.info["hidden_size"], dtype=torch.float64)
     for index, text in enumerate(texts):
         inputs = loaded.tokenizer(text, return_tensors="pt")
         with torch.no_grad():
-            hidden = loaded.model(**inputs, output_hidden_states=True).hidden_states[layer][0].double()  # (T, D)
-        for level, rows in enumerate((hidden.mean(0, keepdim=True), hidden)):
-            sums[level, GROUP_OF[index]] += (rows / rows.norm(dim=1, keepdim=True)).sum(0)
+            states = loaded.model(**inputs, output_hidden_states=True).hidden_states
+        hidden = torch.cat(states).double()  # (L, T, D)
+        for level, rows in enumerate((hidden.mean(1, keepdim=True), hidden)):
+            sums[level, :, GROUP_OF[index]] += (rows / rows.norm(dim=2, keepdim=True)).sum(1)
     return sums[0], sums[1]
+
+
+TEXTS = sentences(150, lengths=(1, 4, 9))
+
+
+@pytest.fixture(scope="module")
+def sums(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    return group_sums(loaded, TEXTS)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"token_budget": 1}, {"batch_size": 3}, {"shard_size": 10}, {"shard_size": 64, "token_budget": 20}]
 )
-def test_sums_are_those_of_one_sentence_at_a_time(loaded: LoadedModel, options: dict[str, Any]) -> None:
-    texts = sentences(150)
-    state = run(loaded, texts, **options).state
+def test_sums_are_those_of_one_sentence_at_a_time(
+    loaded: LoadedModel, sums: tuple[torch.Tensor, torch.Tensor], options: dict[str, Any]
+) -> None:
+    state = run(loaded, TEXTS, **options).state
     for layer in (0, 3):
-        sentence, token = group_sums(loaded, texts, layer)
+        sentence, token = (level[layer] for level in sums)
         torch.testing.assert_close(state.sentence.unit_sum[layer], sentence, rtol=0, atol=2e-6)
         torch.testing.assert_close(state.token.unit_sum[layer], token, rtol=0, atol=2e-6)
     assert state.sentence.count[0].tolist() == [GROUP_OF[:150].count(group) for group in range(64)]
 
 
 def test_the_same_run_gives_the_same_bits(loaded: LoadedModel) -> None:
-    texts = sentences(100)
+    texts = sentences(100, lengths=(1, 4, 9))
     first, second = run(loaded, texts, shard_size=40), run(loaded, texts, shard_size=40)
     assert first.state.fingerprint() == second.state.fingerprint()
 
@@ -225,18 +236,18 @@ def test_models_of_other_kinds(tmp_path: Path, architecture: str) -> None:
     model_class = {"t5": "T5ForConditionalGeneration"}.get(architecture)
     save_checkpoint(tmp_path, architecture, model_class=model_class)
     loaded = load_model(tmp_path)
-    texts = sentences(20)
+    texts = sentences(20, lengths=(1, 4, 9))
     state = run(loaded, texts).state
-    sentence, token = group_sums(loaded, texts, 3)
-    torch.testing.assert_close(state.sentence.unit_sum[3], sentence, rtol=0, atol=1e-6)
-    torch.testing.assert_close(state.token.unit_sum[3], token, rtol=0, atol=1e-6)
+    sentence, token = group_sums(loaded, texts)
+    torch.testing.assert_close(state.sentence.unit_sum[3], sentence[3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(state.token.unit_sum[3], token[3], rtol=0, atol=1e-6)
 
 
 def test_states_of_one_model_merge_wherever_its_files_are(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_checkpoint(tmp_path / name)
     save_checkpoint(tmp_path / "c", seed=1)
-    a, b, c = (run(load_model(tmp_path / name), sentences(5)).state for name in "abc")
+    a, b, c = (run(load_model(tmp_path / name), sentences(5, longest=1)).state for name in "abc")
     assert a.merge(b).sentence.count[0].sum() == 10
     with pytest.raises(ValueError, match="weights_sha256"):
         a.merge(c)
