@@ -203,7 +203,7 @@ def test_every_iteration_reads_anew(tmp_path: Path) -> None:
     assert corpus.summary.duplicates == 1
 
 
-@given(st.lists(st.text(), max_size=30), st.integers(1, 10))
+@given(st.lists(st.text(max_size=3), max_size=12), st.integers(1, 10))
 def test_sentences_in_python_follow_the_same_rules(sentences: list[str], limit: int) -> None:
     corpus = Corpus.from_sentences(sentences, limit=limit)
     kept = [s for s in dict.fromkeys(sentences) if s.strip()]

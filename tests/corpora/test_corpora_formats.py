@@ -49,16 +49,21 @@ def table(texts: Sequence[str | None], kind: pa.DataType | None = None) -> pa.Ta
     return pa.table({"id": [3] * len(texts), "text": pa.array(texts, pa.string()).cast(kind or pa.string())})
 
 
+def rows_at_once(made: Sequence[Any] | pa.Table) -> int:
+    """Of a row group or a batch: three of a few rows, and of many as many as make a hundred groups."""
+    return max(3, len(made) // 100)
+
+
 def as_parquet(texts: Sequence[str], **options: Any) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table(texts), sink, **{"row_group_size": 3, **options})
+    pq.write_table(table(texts), sink, **{"row_group_size": rows_at_once(texts), **options})
     return sink.getvalue()
 
 
-def as_arrow(made: pa.Table, new: Callable[..., Any] = pa.ipc.new_file, rows: int = 3) -> bytes:
+def as_arrow(made: pa.Table, new: Callable[..., Any] = pa.ipc.new_file, rows: int | None = None) -> bytes:
     sink = io.BytesIO()
     with new(sink, made.schema) as writer:
-        writer.write_table(made, max_chunksize=rows)
+        writer.write_table(made, max_chunksize=rows or rows_at_once(made))
     return sink.getvalue()
 
 

@@ -135,11 +135,11 @@ def test_a_shuffled_corpus_has_the_same_sentences_in_another_order(tmp_path: Pat
 
 
 def test_every_sample_is_as_likely_as_any_other() -> None:
-    texts = list("abcdefgh")
-    found = Counter(tuple(Corpus.from_sentences(texts, sample=3, seed=seed)) for seed in range(5600))
+    texts = list("abcdef")
+    found = Counter(tuple(Corpus.from_sentences(texts, sample=3, seed=seed)) for seed in range(2000))
     subsets = list(itertools.combinations(texts, 3))
     assert set(found) <= set(subsets)
-    # 56 subsets, 100 expected of each; the seeds are fixed, so this either holds or does not.
+    # 20 subsets, 100 expected of each; the seeds are fixed, so this either holds or does not.
     assert chisquare([found[subset] for subset in subsets]).pvalue > 0.01
 
 

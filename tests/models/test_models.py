@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import unittest.mock
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from cone_kernels.experiments import modality_gap
 from cone_kernels.models import ModelError, load_model, loading
 from cone_kernels.models.loading import load_image_model
+from tests.support.forked import run_python
 from tests.support.tiny_checkpoints import save_checkpoint, save_modules, word_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -285,9 +284,14 @@ def test_a_hub_id_gives_what_its_files_say(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
     local = tmp_path / "local"
     shutil.copytree(snapshot, local)
-    code = "import json; from cone_kernels.models import load_model; print(json.dumps(load_model('someone/tiny').info))"
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    # HF_HUB_CACHE is read when the client is imported, as it has been where this is forked from.
+    (tmp_path / "load.py").write_text(
+        "import json; from huggingface_hub import constants; from cone_kernels.models import load_model\n"
+        f"constants.HF_HUB_CACHE = {str(tmp_path / 'cache')!r}\n"
+        "print(json.dumps(load_model('someone/tiny').info))\n"
+    )
+    done = run_python(tmp_path / "load.py")
+    assert done.returncode == 0, done.stderr
     info = json.loads(done.stdout)
     assert info == {**load_model(local).info, "name": "someone/tiny", "revision": commit}
     assert info["max_length"] == 6

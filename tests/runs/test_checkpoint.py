@@ -43,12 +43,24 @@ def loaded(folder: Path) -> LoadedModel:
 
 
 def sentences(count: int) -> list[str]:
+    """Of three lengths: each length of a shard is a forward."""
     rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(count)]
+    return [" ".join(rng.choices(WORDS, k=rng.choice((1, 4, 9)))) for _ in range(count)]
 
 
-TEXTS = sentences(100)
+TEXTS = sentences(52)  # six whole shards of eight and one of four
 OPTIONS: dict[str, Any] = {"shard_size": 8, "second_moment": True, "checkpoint_every": 0}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded: LoadedModel) -> Run:
+    """The run that nothing ends before its end; no test changes it."""
+    return run(loaded, TEXTS, threads=1, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def first_shard(loaded: LoadedModel) -> RunPart:
+    return run(loaded, TEXTS[:8], shard_size=8, threads=1).part
 
 
 class Stop:
@@ -71,22 +83,23 @@ def interrupted(loaded: LoadedModel, file: Path, after: int, texts: Any = TEXTS,
 
 
 @pytest.mark.parametrize("every", [0, 1000])
-def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(loaded: LoadedModel, tmp_path: Path, every: float) -> None:
-    undisturbed = run(loaded, TEXTS, **OPTIONS)
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
+    loaded: LoadedModel, undisturbed: Run, tmp_path: Path, every: float
+) -> None:
     file = tmp_path / "c"
     # Within the fourth shard, at its end, and within the last one.
     message = interrupted(loaded, file, after=27, checkpoint_every=every)
     assert message == f"{file} holds the first 24 sentences; --resume goes on from there"
     interrupted(loaded, file, after=32, checkpoint_every=every, resume=True)
     assert RunPart.load(file).sentences == 24  # the shard was not done: a batch is reported before its shard ends
-    interrupted(loaded, file, after=98, checkpoint_every=every, resume=True)
-    assert RunPart.load(file).sentences == 96
+    interrupted(loaded, file, after=50, checkpoint_every=every, resume=True)
+    assert RunPart.load(file).sentences == 48
     reports = Stop(1000)
     again = run(loaded, TEXTS, checkpoint=file, resume=True, progress=reports, **{**OPTIONS, "checkpoint_every": every})
     assert again.state.fingerprint() == undisturbed.state.fingerprint()
     for name in ("sentences", "tokens", "batches", "layer_names", "final_norm", "backends", "token_budget"):
         assert getattr(again, name) == getattr(undisturbed, name), name
-    assert {(done.resumed_sentences, done.expected) for done in reports.reports} == {(96, 100)}
+    assert {(done.resumed_sentences, done.expected) for done in reports.reports} == {(48, 52)}
     assert sorted(os.listdir(tmp_path)) == ["c", "c.previous"]
 
 
@@ -99,12 +112,11 @@ def test_a_finished_run_is_there_again(loaded: LoadedModel, tmp_path: Path) -> N
     assert again.layer_names == done.layer_names
 
 
-def test_a_part_is_resumed_too(loaded: LoadedModel, tmp_path: Path) -> None:
-    whole = run(loaded, TEXTS, **OPTIONS)
+def test_a_part_is_resumed_too(loaded: LoadedModel, undisturbed: Run, tmp_path: Path) -> None:
     interrupted(loaded, tmp_path / "c", after=20, shard="1/2")
     part = run(loaded, TEXTS, shard="1/2", checkpoint=tmp_path / "c", resume=True, **OPTIONS).part
     other = run(loaded, TEXTS, shard="0/2", **OPTIONS).part
-    assert part.merge(other).close().fingerprint() == whole.state.fingerprint()
+    assert part.merge(other).close().fingerprint() == undisturbed.state.fingerprint()
 
 
 def test_an_interruption_before_the_first_shard_writes_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -125,7 +137,9 @@ def test_a_smaller_budget_is_kept(loaded: LoadedModel, tmp_path: Path) -> None:
     assert again.state.fingerprint() == undisturbed.state.fingerprint()
 
 
-def test_a_changed_run_is_refused_with_its_differences(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_a_changed_run_is_refused_with_its_differences(
+    loaded: LoadedModel, undisturbed: Run, tmp_path: Path
+) -> None:
     file, other = tmp_path / "c", tmp_path / "other"
     interrupted(loaded, file, after=50)
     save_checkpoint(other, seed=1)
@@ -141,17 +155,17 @@ def test_a_changed_run_is_refused_with_its_differences(loaded: LoadedModel, tmp_
         resumed(load_model(other))
     with pytest.raises(ValueError, match=r"shard \('0/1' and '0/2'\)$"):
         resumed(shard="0/2")
-    with pytest.raises(ValueError, match=r"corpus.limit \(None and 90\)"):
-        resumed(texts=Corpus.from_sentences(TEXTS, limit=90))
+    with pytest.raises(ValueError, match=r"corpus.limit \(None and 50\)"):
+        resumed(texts=Corpus.from_sentences(TEXTS, limit=50))
     with pytest.raises(ValueError, match="the first 48 sentences of the corpus are not those of the checkpoint"):
         resumed(texts=[*TEXTS[:47], "w5", *TEXTS[48:]])
     with pytest.raises(ValueError, match="the corpus has 40 sentences; the checkpoint has passed over 48"):
         resumed(texts=TEXTS[:40])
-    assert resumed().state.fingerprint() == run(loaded, TEXTS, **OPTIONS).state.fingerprint()
-    with pytest.raises(ValueError, match="the first 100 sentences of the corpus are not those"):
+    assert resumed().state.fingerprint() == undisturbed.state.fingerprint()
+    with pytest.raises(ValueError, match="the first 52 sentences of the corpus are not those"):
         resumed(texts=[*TEXTS, "w5"])
-    run(loaded, TEXTS[:96], checkpoint=tmp_path / "d", **OPTIONS)
-    with pytest.raises(ValueError, match="the corpus ended after 96 sentences before, and now has more"):
+    run(loaded, TEXTS[:48], checkpoint=tmp_path / "d", **OPTIONS)
+    with pytest.raises(ValueError, match="the corpus ended after 48 sentences before, and now has more"):
         run(loaded, TEXTS, checkpoint=tmp_path / "d", resume=True, **OPTIONS)
 
 
@@ -168,12 +182,12 @@ def test_resume_without_a_checkpoint_starts_and_says_so(
 ) -> None:
     found = run(loaded, TEXTS, checkpoint=tmp_path / "c", resume=True, **OPTIONS)
     assert caplog.messages == [f"there is no checkpoint {tmp_path / 'c'} yet: starting with the first sentence"]
-    assert found.sentences == 100
+    assert found.sentences == 52
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    loaded: LoadedModel, undisturbed: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     file, before = tmp_path / "c", tmp_path / "c.previous"
     interrupted(loaded, file, after=50)
@@ -188,7 +202,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert f"resuming from {before}, 40 sentences in" in caplog.text
     assert before.read_bytes() == kept
     again = run(loaded, TEXTS, checkpoint=file, resume=True, **OPTIONS)
-    assert again.state.fingerprint() == run(loaded, TEXTS, **OPTIONS).state.fingerprint()
+    assert again.state.fingerprint() == undisturbed.state.fingerprint()
 
 
 def test_two_damaged_checkpoints_are_refused(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -201,8 +215,8 @@ def test_two_damaged_checkpoints_are_refused(loaded: LoadedModel, tmp_path: Path
         run(loaded, TEXTS, checkpoint=tmp_path / "c", resume=True, **OPTIONS)
 
 
-def test_the_damaged_one_does_not_replace_the_one_before(loaded: LoadedModel, tmp_path: Path) -> None:
-    part = run(loaded, TEXTS, **OPTIONS).part
+def test_the_damaged_one_does_not_replace_the_one_before(undisturbed: Run, tmp_path: Path) -> None:
+    part = undisturbed.part
     first, second, third = (replace(part, facts={"number": number}) for number in range(3))
     file = Checkpoint(tmp_path / "c", every=0)
     file.save(first)
@@ -296,10 +310,10 @@ def test_one_is_written_every_five_minutes(tmp_path: Path, monkeypatch: pytest.M
     assert found == [False, False, True]
 
 
-def test_vectors_are_on_the_disk_before_the_checkpoint_that_counts_them(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_vectors_are_on_the_disk_before_the_checkpoint_that_counts_them(first_shard: RunPart, tmp_path: Path) -> None:
     file, there = tmp_path / "c", []
     keeper: Any = SimpleNamespace(sync=lambda: there.append(file.exists()))
-    Checkpoint(file, keeper).save(run(loaded, TEXTS[:8], shard_size=8).part)
+    Checkpoint(file, keeper).save(first_shard)
     assert (there, file.exists()) == ([False], True)
 
 
@@ -313,7 +327,7 @@ def test_the_old_file_is_kept(tmp_path: Path) -> None:
 def test_room_is_looked_for_ahead(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = run(loaded, TEXTS[:8], **OPTIONS).part.nbytes()
     usage = shutil.disk_usage(tmp_path)
-    # One checkpoint fits; three of four nodes do not.
+    # One checkpoint fits; three of three nodes do not.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * size))
     with pytest.raises(OSError, match=r"must have room for \d+ MB, and \d+ MB are free$"):
         run(loaded, TEXTS, checkpoint=tmp_path / "c", **OPTIONS)
@@ -322,10 +336,10 @@ def test_room_is_looked_for_ahead(loaded: LoadedModel, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("expected", "shards"), [(1000, 7), (1015, 7), (1016, 8), (None, 2)])
 def test_as_much_room_as_the_whole_run_takes(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: int | None, shards: int
+    first_shard: RunPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: int | None, shards: int
 ) -> None:
     """Three files with a node for each bit of the number of shards, and the vectors of the sentences to come."""
-    part = run(loaded, TEXTS[:8], shard_size=8).part
+    part = first_shard
     wanted = 3 * part.nbytes() * shards + ((expected or 8) - 8) * 100
     usage = shutil.disk_usage(tmp_path)
     keeper: Any = SimpleNamespace(sentence_bytes=100)
@@ -340,17 +354,16 @@ def test_as_much_room_as_the_whole_run_takes(
 
 
 def test_the_next_one_is_due_after_so_many_seconds(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first_shard: RunPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr("cone_kernels.runs.checkpoint.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    part = run(loaded, TEXTS[:8], shard_size=8).part
     file = Checkpoint(tmp_path / "c", every=60)
     found = []
     for now in (1000, 1059, 1060, 1119, 1120):  # counted anew from the one that is written
         clock[0] = now
         found.append(file.due)
-        file.shard_done(part, None)
+        file.shard_done(first_shard, None)
     assert found == [False, False, True, False, True]
 
 
@@ -364,13 +377,13 @@ def test_room_is_looked_for_once_there_is_a_shard_to_judge_by(tmp_path: Path, mo
 
 
 def test_room_for_the_whole_run_is_looked_for_once(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first_shard: RunPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the first shard, however many follow before a checkpoint is due: what others take meanwhile stops none.
 
     Nor does it a run that goes on from its checkpoint.
     """
-    part = run(loaded, TEXTS[:8], shard_size=8).part
+    part = first_shard
     file, usage = Checkpoint(tmp_path / "c", every=math.inf), shutil.disk_usage(tmp_path)
     file.shard_done(part, 1000)
     file.save(part)

@@ -134,7 +134,7 @@ def memory_for(loaded: LoadedModel, tokens: int, error: Callable[[], Exception])
 def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(
     loaded: LoadedModel, error: Callable[[], Exception]
 ) -> None:
-    texts = sentences(90)
+    texts = sentences(45, lengths=(1, 4, 9))
     with memory_for(loaded, 16, error) as failed:
         result = run(loaded, texts, token_budget=400)
     assert result.out_of_memory == len(failed) >= 2
@@ -143,16 +143,16 @@ def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(
     undisturbed = run(loaded, texts, token_budget=result.token_budget)
     assert undisturbed.out_of_memory == 0
     assert result.state.fingerprint() == undisturbed.state.fingerprint()
-    assert (result.sentences, result.tokens) == (90, undisturbed.tokens)
+    assert (result.sentences, result.tokens) == (45, undisturbed.tokens)
 
 
 def test_out_of_memory_in_a_later_shard_keeps_the_earlier_ones(loaded: LoadedModel) -> None:
-    texts = [*sentences(40, longest=3), *sentences(40)]
+    texts = [*sentences(20, longest=3), *sentences(20, lengths=(1, 4, 9))]
     reports: list[Progress] = []
     with memory_for(loaded, 25, lambda: torch.OutOfMemoryError()):
-        result = run(loaded, texts, token_budget=25, shard_size=40)
+        result = run(loaded, texts, token_budget=25, shard_size=20)
         assert result.out_of_memory == 0
-        result = run(loaded, texts, token_budget=60, batch_size=5, shard_size=40, progress=reports.append)
+        result = run(loaded, texts, token_budget=60, batch_size=5, shard_size=20, progress=reports.append)
     assert result.out_of_memory > 0
     wanted = run(loaded, texts)
     assert torch.equal(result.state.sentence.count, wanted.state.sentence.count)
@@ -160,7 +160,7 @@ def test_out_of_memory_in_a_later_shard_keeps_the_earlier_ones(loaded: LoadedMod
     torch.testing.assert_close(
         metrics.anisotropy(result.state.token), metrics.anisotropy(wanted.state.token), rtol=0, atol=1e-7
     )
-    assert reports[-1] == Progress(80, wanted.tokens, 80)
+    assert reports[-1] == Progress(40, wanted.tokens, 40)
 
 
 def test_out_of_memory_after_some_batches_counts_nothing_twice(loaded: LoadedModel) -> None:
@@ -171,7 +171,7 @@ def test_out_of_memory_after_some_batches_counts_nothing_twice(loaded: LoadedMod
         if len(calls) == 4:
             raise torch.OutOfMemoryError
 
-    texts, reports = sentences(90), list[Progress]()
+    texts, reports = sentences(45, lengths=(1, 4, 9)), list[Progress]()
     with loaded.model.get_submodule("encoder.layer.1").register_forward_pre_hook(refuse_the_fourth):
         result = run(loaded, texts, token_budget=60, progress=reports.append)
     undisturbed = run(loaded, texts, token_budget=result.token_budget)
@@ -179,7 +179,7 @@ def test_out_of_memory_after_some_batches_counts_nothing_twice(loaded: LoadedMod
     assert result.token_budget < 60
     assert result.state.fingerprint() == undisturbed.state.fingerprint()
     assert (result.sentences, result.tokens) == (undisturbed.sentences, undisturbed.tokens)
-    assert reports[-1] == Progress(90, undisturbed.tokens, 90)
+    assert reports[-1] == Progress(45, undisturbed.tokens, 45)
 
 
 def test_a_sentence_that_does_not_fit_alone_is_named(loaded: LoadedModel) -> None:
