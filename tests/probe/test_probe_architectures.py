@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
@@ -47,6 +48,19 @@ FINAL_NORM = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module")
+def models() -> Callable[[str], nn.Module]:
+    """A model of each architecture, made once; a probe that is gone has changed nothing of it."""
+    return functools.cache(tiny_model)
+
+
+@pytest.fixture
+def model(models: Callable[[str], nn.Module], architecture: str) -> Iterator[nn.Module]:
+    """That of the case's architecture; a test may put it into training mode."""
+    yield models(architecture)
+    models(architecture).eval()
+
+
 def batch_for(model: nn.Module, padding: str, seed: int = 1) -> dict[str, Tensor]:
     batch = tiny_batch(padding, seed=seed)
     if model.config.is_encoder_decoder:
@@ -63,8 +77,7 @@ def tuple_of(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...
 
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("architecture", PROBED)
-def test_layers_are_those_of_the_tuple(architecture: str, padding: str) -> None:
-    model = tiny_model(architecture)
+def test_layers_are_those_of_the_tuple(model: nn.Module, padding: str) -> None:
     batches = [batch_for(model, padding, seed) for seed in (1, 2)]
     with RecordingProbe(model) as probe, torch.no_grad():
         for batch in batches:
@@ -80,9 +93,9 @@ def test_layers_are_those_of_the_tuple(architecture: str, padding: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", PROBED)
-def test_layers_in_training_follow_dropout(architecture: str) -> None:
+def test_layers_in_training_follow_dropout(model: nn.Module) -> None:
     # Calibration runs in eval mode, where dropout returns its input; the layers must be the ones after it.
-    model = tiny_model(architecture).train()
+    model.train()
     batch = batch_for(model, "right")
     torch.manual_seed(5)
     with RecordingProbe(model) as probe:
@@ -95,8 +108,7 @@ def test_layers_in_training_follow_dropout(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", PROBED)
-def test_final_norm_is_told(architecture: str) -> None:
-    model = tiny_model(architecture)
+def test_final_norm_is_told(model: nn.Module, architecture: str) -> None:
     with ConeProbe(model) as probe, torch.no_grad():
         model(**batch_for(model, "right"))
     norm = FINAL_NORM.get(architecture)
@@ -109,8 +121,7 @@ def test_final_norm_is_told(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", PROBED)
-def test_before_final_norm(architecture: str) -> None:
-    model = tiny_model(architecture)
+def test_before_final_norm(model: nn.Module, architecture: str) -> None:
     batch = batch_for(model, "right")
     with RecordingProbe(model, before_final_norm=True) as probe, torch.no_grad():
         model(**batch)
@@ -148,8 +159,7 @@ def test_before_final_norm(architecture: str) -> None:
         ),
     ],
 )
-def test_layer_names(architecture: str, names: tuple[str, ...]) -> None:
-    model = tiny_model(architecture)
+def test_layer_names(model: nn.Module, names: tuple[str, ...]) -> None:
     with ConeProbe(model) as probe, torch.no_grad():
         model(**batch_for(model, "right"))
     assert probe.layer_names == names
@@ -193,8 +203,7 @@ def test_layers_of_different_width_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("architecture", ["longformer", "led"])
 @pytest.mark.parametrize("tokens", [16, 17, 31])
-def test_what_a_model_pads_inside_is_left_out_at_any_length(architecture: str, tokens: int) -> None:
-    model = tiny_model(architecture)
+def test_what_a_model_pads_inside_is_left_out_at_any_length(model: nn.Module, tokens: int) -> None:
     batch = tiny_batch("right", tokens=tokens)
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = batch["input_ids"][:, :3]

@@ -52,10 +52,11 @@ def replace_blocks(model: nn.Module) -> None:
     ],
 )
 def test_layers_of_compiled_blocks(how: Callable[[nn.Module], None], when: str, training: bool) -> None:
-    plain = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(training)
+    settings = {"num_hidden_layers": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    plain = tiny_model("bert", **settings).train(training)
     batches = [tiny_batch(seed=seed) for seed in (1, 2, 3)]
     wanted = [hidden_states(plain, batch) for batch in batches]
-    model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(training)
+    model = tiny_model("bert", **settings).train(training)
     before = [hooks for name, *hooks in hooks_of(model)]
     if when == "before the probe":
         how(model)
@@ -81,9 +82,9 @@ def test_layers_of_compiled_blocks(how: Callable[[nn.Module], None], when: str, 
 
 
 def test_a_block_compiled_in_place_between_two_forwards_is_seen_all_the_same() -> None:
-    model = tiny_model("bert")
+    model = tiny_model("bert", num_hidden_layers=2)
     batch = tiny_batch()
-    wanted = hidden_states(tiny_model("bert"), batch)
+    wanted = hidden_states(tiny_model("bert", num_hidden_layers=2), batch)
     with RecordingProbe(model) as probe, torch.no_grad():
         model(**batch)
         compile_in_place(model)
@@ -98,7 +99,7 @@ def test_a_block_compiled_in_place_between_two_forwards_is_seen_all_the_same() -
 
 @pytest.mark.parametrize("in_place", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_part_compiled_around_its_blocks_cannot_be_seen_into(in_place: bool) -> None:
-    model = tiny_model("bert")
+    model = tiny_model("bert", num_hidden_layers=2)
     wanted = hidden_states(model, tiny_batch())[-1]
     if in_place:
         model.encoder.compile(backend="eager")  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -52,6 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@functools.cache
 def hidden_states(folder: Path, photos: Path) -> list[np.ndarray]:
     """Of each layer (n, T, D) float64, the images in the order of their paths."""
     model: Any = transformers.AutoModel.from_pretrained(folder)

@@ -75,16 +75,16 @@ def test_other_errors_are_not_taken_for_memory(loaded: LoadedModel, monkeypatch:
 def test_a_run_takes_what_the_trial_finds(
     loaded: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = sentences(90)
+    texts = sentences(45, lengths=(1, 4, 9))
     monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 40)
-    expected = run(loaded, texts, token_budget=40, shard_size=32)
-    found = run(loaded, texts, token_budget="auto", shard_size=32, checkpoint=tmp_path / "run.ckpt")
-    assert (found.token_budget, found.sentences, found.batches) == (40, 90, expected.batches)
+    expected = run(loaded, texts, token_budget=40, shard_size=16)
+    found = run(loaded, texts, token_budget="auto", shard_size=16, checkpoint=tmp_path / "run.ckpt")
+    assert (found.token_budget, found.sentences, found.batches) == (40, 45, expected.batches)
     assert found.state.fingerprint() == expected.state.fingerprint()
     assert experiments.layers(folder, texts, token_budget="auto", device="cpu").manifest["token_budget"] == 40
     # What is resumed goes on with the budget it had.
     monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 7)
-    again = run(loaded, texts, token_budget="auto", shard_size=32, checkpoint=tmp_path / "run.ckpt", resume=True)
+    again = run(loaded, texts, token_budget="auto", shard_size=16, checkpoint=tmp_path / "run.ckpt", resume=True)
     assert again.token_budget == 40
 
 
