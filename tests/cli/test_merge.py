@@ -116,9 +116,7 @@ def test_no_shard_counts_twice(ran: Callable[[str], Run], tmp_path: Path) -> Non
         part.merge(ran("2/3").part)
 
 
-def test_parts_of_other_runs_are_refused(
-    loaded: LoadedModel, ran: Callable[[str], Run], tmp_path: Path
-) -> None:
+def test_parts_of_other_runs_are_refused(loaded: LoadedModel, ran: Callable[[str], Run], tmp_path: Path) -> None:
     part = ran("0/2").part
 
     def other(texts: Any = TEXTS, model: LoadedModel = loaded, **options: Any) -> RunPart:

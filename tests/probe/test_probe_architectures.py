@@ -75,13 +75,28 @@ def tuple_of(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...
     return states
 
 
+@pytest.fixture(scope="module")
+def probes(models: Callable[[str], nn.Module]) -> Callable[[str, str], RecordingProbe]:
+    """What a probe has seen of an architecture's model with padding on one side, in the batches of two seeds."""
+
+    @functools.cache
+    def probe_of(architecture: str, padding: str) -> RecordingProbe:
+        model = models(architecture)
+        with RecordingProbe(model) as probe, torch.no_grad():
+            for seed in (1, 2):
+                model(**batch_for(model, padding, seed))
+        return probe
+
+    return probe_of
+
+
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("architecture", PROBED)
-def test_layers_are_those_of_the_tuple(model: nn.Module, padding: str) -> None:
+def test_layers_are_those_of_the_tuple(
+    model: nn.Module, probes: Callable[[str, str], RecordingProbe], architecture: str, padding: str
+) -> None:
+    probe = probes(architecture, padding)
     batches = [batch_for(model, padding, seed) for seed in (1, 2)]
-    with RecordingProbe(model) as probe, torch.no_grad():
-        for batch in batches:
-            model(**batch)
     wanted = [tuple_of(model, batch) for batch in batches]
     assert sorted(probe.added) == list(range(len(wanted[0])))
     assert len(wanted[0]) > LAYERS
@@ -108,9 +123,8 @@ def test_layers_in_training_follow_dropout(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("architecture", PROBED)
-def test_final_norm_is_told(model: nn.Module, architecture: str) -> None:
-    with ConeProbe(model) as probe, torch.no_grad():
-        model(**batch_for(model, "right"))
+def test_final_norm_is_told(probes: Callable[[str, str], RecordingProbe], architecture: str) -> None:
+    probe = probes(architecture, "right")
     norm = FINAL_NORM.get(architecture)
     assert probe.final_norm is (norm is not None)
     assert probe.state.info["final_norm"] is probe.final_norm
@@ -159,10 +173,8 @@ def test_before_final_norm(model: nn.Module, architecture: str) -> None:
         ),
     ],
 )
-def test_layer_names(model: nn.Module, names: tuple[str, ...]) -> None:
-    with ConeProbe(model) as probe, torch.no_grad():
-        model(**batch_for(model, "right"))
-    assert probe.layer_names == names
+def test_layer_names(probes: Callable[[str, str], RecordingProbe], architecture: str, names: tuple[str, ...]) -> None:
+    assert probes(architecture, "right").layer_names == names
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,7 @@ def test_a_smaller_budget_is_kept(loaded: LoadedModel, tmp_path: Path) -> None:
     assert again.state.fingerprint() == undisturbed.state.fingerprint()
 
 
-def test_a_changed_run_is_refused_with_its_differences(
-    loaded: LoadedModel, undisturbed: Run, tmp_path: Path
-) -> None:
+def test_a_changed_run_is_refused_with_its_differences(loaded: LoadedModel, undisturbed: Run, tmp_path: Path) -> None:
     file, other = tmp_path / "c", tmp_path / "other"
     interrupted(loaded, file, after=50)
     save_checkpoint(other, seed=1)
