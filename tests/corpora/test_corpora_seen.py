@@ -139,7 +139,8 @@ def test_every_sample_is_as_likely_as_any_other() -> None:
     found = Counter(tuple(Corpus.from_sentences(texts, sample=3, seed=seed)) for seed in range(2000))
     subsets = list(itertools.combinations(texts, 3))
     assert set(found) <= set(subsets)
-    # 20 subsets, 100 expected of each, so one that is an eighth rarer shows; the seeds are fixed, so this either holds or does not.
+    # 20 subsets, 100 expected of each, so that one an eighth rarer shows; the seeds are fixed, so this either holds or
+    # does not.
     assert chisquare([found[subset] for subset in subsets]).pvalue > 0.01
 
 
