@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from cone_kernels.cli import main
 from cone_kernels.runs import token_budget
-from tests.support.encoding_folders import dense, save_tiny_encoder
+from tests.support.encoding_folders import dense, save_encoder
 from tests.support.stand_in_gpu import stand_in_gpu
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.tiny_checkpoints import WORDS, word_tokenizer
+from tests.support.tiny_models import HIDDEN, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
-# So that both devices cut the corpus into the same batches, several of each length.
-SAME = ("--token-budget", "60", "--shard-size", "32", "--threads", "1")
+# Two shards of two or three batches: on the GPU their sentences are padded, on the CPU a batch has one length. Few of
+# them, and models of two layers: the stand-in takes its time for every operation, however many tokens it is of.
+SAME = ("--token-budget", "150", "--shard-size", "30", "--threads", "1")
 # What tells of the run and not of the model.
 OF_THE_RUN = {"manifest", "vectors_file", "file", "seconds", "device", "device_name"}
 # `make test-slow` has those that do the work of another one with less of it.
@@ -42,8 +44,12 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     base = tmp_path_factory.mktemp("models")
-    save_checkpoint(base / "model-1", seed=1)
-    return [save_tiny_encoder(base / "model-0", then=[dense(32, 32), ("Normalize", {})]), base / "model-1"]
+    for name, seed in (("plain", 0), ("model-1", 2)):
+        tiny_model("bert", seed=seed, num_hidden_layers=2).save_pretrained(base / name)
+        word_tokenizer().save_pretrained(base / name)
+    then = [dense(HIDDEN, HIDDEN), ("Normalize", {})]
+    # Not "cls": of embeddings that are all alike, what the layers say of their errors is rounding.
+    return [save_encoder(base / "model-0", base / "plain", "max", then=then, dim=HIDDEN), base / "model-1"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     file.write_text("\n".join(" ".join(WORDS[(i * 7 + j * 3) % 90] for j in range(1 + i * 5 % 9)) for i in range(60)))
     return file
+
+
+@pytest.fixture(scope="module")
+def saved(folders: list[Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """The states of both models on the stand-in; no test changes them."""
+    threads = torch.get_num_threads()
+    states = [tmp_path_factory.mktemp("saved") / folder.name for folder in folders]
+    with stand_in_gpu():
+        for folder, state in zip(folders, states, strict=True):
+            save_state(folder, corpus, "cuda", state)
+    yield states
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -63,6 +81,11 @@ def cone(*arguments: object) -> Result:
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     return done
+
+
+def save_state(folder: Path, corpus: Path, device: str, state: Path) -> None:
+    save = ("--second-moment", "--save-state", state)
+    cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", device, *save)
 
 
 def without_the_run(value: Any) -> Any:
@@ -127,26 +150,25 @@ def test_all_experiments_in_one_run(folders: list[Path], corpus: Path, tmp_path:
     assert without_the_run(got) == about(without_the_run(wanted))
 
 
-def test_a_saved_state_is_compared_and_fitted_anywhere(folders: list[Path], corpus: Path, tmp_path: Path) -> None:
-    found = {}
-    for device in ("cuda", "cpu"):
-        states = [tmp_path / f"{device}-{folder.name}" for folder in folders]
-        # Only where it is the device: the stand-in slows the CPU too.
-        with stand_in_gpu() if device == "cuda" else nullcontext():
-            for folder, state in zip(folders, states, strict=True):
-                save = ("--second-moment", "--save-state", state)
-                cone("layers", "--model", folder, "--corpus", corpus, *SAME, "--device", device, *save)
+def test_a_saved_state_is_compared_and_fitted_anywhere(
+    folders: list[Path], corpus: Path, saved: list[Path], tmp_path: Path
+) -> None:
+    on_the_cpu = [tmp_path / folder.name for folder in folders]
+    for folder, state in zip(folders, on_the_cpu, strict=True):
+        save_state(folder, corpus, "cpu", state)
+    found = []
+    for states in (saved, on_the_cpu):
         fit = ("center", "--state", states[0], "--method", "whitening", "--shrinkage", "0.2")
         compared, fitted = (json.loads(cone(*one, "--json", "-").stdout) for one in (("compare", *states), fit))
-        found[device] = [compared["layers"], fitted["before"], fitted["after"]]
-    assert found["cuda"] == about(found["cpu"])
+        found.append([compared["layers"], fitted["before"], fitted["after"]])
+    assert found[0] == about(found[1])
 
 
-def test_a_run_goes_on_from_its_checkpoint(folders: list[Path], corpus: Path, tmp_path: Path, gpu: None) -> None:
-    run = ("layers", "--second-moment", "--model", folders[0], *SAME, "--device", "cuda")
-    whole = tmp_path / "whole"
-    cone(*run, "--corpus", corpus, "--save-state", whole)
+def test_a_run_goes_on_from_its_checkpoint(
+    folders: list[Path], corpus: Path, saved: list[Path], tmp_path: Path, gpu: None
+) -> None:
+    run = ("layers", "--second-moment", "--model", folders[0], *SAME, "--device", "cuda", "--corpus", corpus)
     checkpoint = ("--checkpoint", tmp_path / "checkpoint", "--checkpoint-every", "0")
-    cone(*run, "--corpus", corpus, *checkpoint)
-    cone(*run, "--corpus", corpus, *checkpoint, "--resume", "--save-state", tmp_path / "resumed")
-    assert (tmp_path / "resumed").read_bytes() == whole.read_bytes()
+    cone(*run, *checkpoint)
+    cone(*run, *checkpoint, "--resume", "--save-state", tmp_path / "resumed")
+    assert (tmp_path / "resumed").read_bytes() == saved[0].read_bytes()
