@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from cone_kernels.cli import main
 from cone_kernels.names import EXPERIMENTS
+from cone_kernels.report.figures import PANELS
 from cone_kernels.report.inline import escape
 from cone_kernels.report.node import Node
 from cone_kernels.report.section import findings
@@ -25,6 +26,7 @@ from tests.support.report_cases import (
     vectors_result,
 )
 from tests.support.report_reading import read_report, value_at
+from tests.support.undrawn import DRAWN_BY
 
 
 def cone_report(*arguments: str | Path) -> Any:
@@ -44,7 +46,11 @@ def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["layers", "pooling", "axis", "rotation", "centering", "compare", "vectors"])
-def test_the_page_of_one_result_is_made_from_its_file(tmp_path: Path, name: str) -> None:
+def test_the_page_of_one_result_is_made_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if name != "compare":  # the figures of all others are drawn on the pages of runs too
+        monkeypatch.setattr(DRAWN_BY, lambda panel, prefix: f"<figure>{panel.title}</figure>")
     makers = {"pooling": pooling_result, "axis": axis_result, "rotation": rotation_result, "vectors": vectors_result}
     makers |= {"layers": layers_result, "centering": centering_result, "compare": compare_result}
     result = makers[name]()
@@ -55,7 +61,11 @@ def test_the_page_of_one_result_is_made_from_its_file(tmp_path: Path, name: str)
     assert page.startswith("<!DOCTYPE html>")
     assert escape(EXPERIMENTS[name].question) in page
     assert findings(Node(result)) in page
-    numbers = read_report(page).all("data")
+    root = read_report(page)
+    titles = [panel.title for panel in PANELS[name](Node(result))]
+    for shown, title in zip(root.all("figure"), titles, strict=True):
+        assert shown.text.startswith(title)
+    numbers = root.all("data")
     assert len(numbers) > 10
     for element in numbers:
         assert json.loads(element.attributes["value"]) == value_at(result, element.attributes["data-at"])
