@@ -49,6 +49,7 @@ def test_encode_is_the_centering_of_what_it_was(vectors: np.ndarray, whitening: 
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "CenteringModule", "Normalize"]
     np.testing.assert_allclose(model.encode(SENTENCES), normalized(whitening(vectors)), atol=1e-6)
     assert model.get_embedding_dimension() == 384
+    some = slice(8)  # fitted on all of them; MiniLM takes most of the time
     # After Normalize, with what was fitted on unit vectors.
     del model[2]
     units = Moments.empty("sentence", [6], 384, second_moment=True)
@@ -56,7 +57,7 @@ def test_encode_is_the_centering_of_what_it_was(vectors: np.ndarray, whitening: 
     for method in METHODS:
         centering = Centering.fit(units, method=method)
         model.append(CenteringModule(centering))
-        np.testing.assert_allclose(model.encode(SENTENCES), centering(normalized(vectors)), atol=1e-5)
+        np.testing.assert_allclose(model.encode(SENTENCES[some]), centering(normalized(vectors[some])), atol=1e-5)
         del model[3]
 
 

@@ -37,8 +37,11 @@ def words(n: int, seed: int = 0) -> list[str]:
 
 def sentence_transformer(folder: Path, architecture: str = "bert") -> SentenceTransformer:
     save_checkpoint(folder, architecture)
-    transformer = Transformer(str(folder))
-    return SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+    return around_transformer(folder)
+
+
+def around_transformer(folder: Path) -> SentenceTransformer:
+    return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(32)], device="cpu")
 
 
 def scalars_by_hand(model: SentenceTransformer, sentences: list[str], **options: Any) -> dict[str, float]:

@@ -26,11 +26,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from cone_kernels.integrations.scalars import cone_scalars
 from cone_kernels.integrations.sentence_transformers_evaluator import ConeEvaluator
 from cone_kernels.integrations.trainer import ConeCallback
-from tests.integrations.test_sentence_transformers_evaluator import arguments, sentence_transformer, words
+from tests.integrations.test_sentence_transformers_evaluator import arguments, around_transformer, words
 from tests.integrations.test_trainer_callback import assert_close, cone_of
 from tests.support.recording_probe import probed
 from tests.support.step_values import Sentence, sentences_of, step_values
-from tests.support.tiny_checkpoints import word_tokenizer
+from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import LAYERS
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -79,8 +79,16 @@ LOSSES: dict[str, Callable[[SentenceTransformer], Any]] = {
 }
 
 
-def without_dropout(folder: Path) -> SentenceTransformer:
-    model = sentence_transformer(folder)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every job begins with; none writes to it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder)
+    return folder
+
+
+def without_dropout(checkpoint: Path) -> SentenceTransformer:
+    model = around_transformer(checkpoint)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -91,9 +99,11 @@ def pairs(n: int, seed: int) -> Dataset:
     return Dataset.from_dict({"anchor": words(n, seed), "positive": words(n, seed + 100)})
 
 
-def trainer_of(folder: Path, how: str, loss: str = "MNRL", evaluator: Any = None, **settings: Any) -> Any:
+def trainer_of(
+    checkpoint: Path, folder: Path, how: str, loss: str = "MNRL", evaluator: Any = None, **settings: Any
+) -> Any:
     torch.manual_seed(0)
-    model = without_dropout(folder / "model")
+    model = without_dropout(checkpoint)
     callback = None if how == "bare" else ConeCallback(every=1)
     trainer = Recorded(
         model,
@@ -121,8 +131,8 @@ def trainer_of(folder: Path, how: str, loss: str = "MNRL", evaluator: Any = None
         pytest.param("Matryoshka", "add_to", marks=pytest.mark.slow),
     ],
 )
-def test_losses(loss: str, how: str, tmp_path: Path) -> None:
-    bare, watched = (trainer_of(tmp_path / one, one, loss, save_strategy="no") for one in ("bare", how))
+def test_losses(loss: str, how: str, checkpoint: Path, tmp_path: Path) -> None:
+    bare, watched = (trainer_of(checkpoint, tmp_path / one, one, loss, save_strategy="no") for one in ("bare", how))
     assert_trained_alike(bare, watched)
     # Nothing stays that other processes could not be given.
     pickle.dumps(watched.model)
@@ -167,8 +177,8 @@ class Encodes(TrainerCallback):
         pytest.param("gradient checkpointing", marks=pytest.mark.slow),
     ],
 )
-def test_events(event: str, tmp_path: Path) -> None:
-    bare, watched = (trainer_of(tmp_path / one, one, save_strategy="no") for one in ("bare", "add_to"))
+def test_events(event: str, checkpoint: Path, tmp_path: Path) -> None:
+    bare, watched = (trainer_of(checkpoint, tmp_path / one, one, save_strategy="no") for one in ("bare", "add_to"))
     for trainer in (bare, watched):
         EVENTS[event](trainer)
     assert_trained_alike(bare, watched)
@@ -193,9 +203,9 @@ def assert_trained_alike(bare: Any, watched: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["add_to", "callbacks="])
-def test_the_best_checkpoint_and_early_stopping(how: str, tmp_path: Path) -> None:
+def test_the_best_checkpoint_and_early_stopping(how: str, checkpoint: Path, tmp_path: Path) -> None:
     settings = {"load_best_model_at_end": True, "metric_for_best_model": BEST, "greater_is_better": False}
-    trainer = trainer_of(tmp_path, how, max_steps=8, **settings)
+    trainer = trainer_of(checkpoint, tmp_path, how, max_steps=8, **settings)
     trainer.add_callback(EarlyStoppingCallback(2))
     trainer.train()
     scores = {log["step"]: log[f"eval_{BEST}"] for log in trainer.state.log_history if "eval_loss" in log}
@@ -207,9 +217,9 @@ def test_the_best_checkpoint_and_early_stopping(how: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("with_data", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_an_evaluator_beside_an_evaluation_set_and_alone(with_data: bool, tmp_path: Path) -> None:
+def test_an_evaluator_beside_an_evaluation_set_and_alone(with_data: bool, checkpoint: Path, tmp_path: Path) -> None:
     texts = words(12, 5)
-    trainer = trainer_of(tmp_path, "add_to", evaluator=ConeEvaluator(texts, name="dev"), save_strategy="no")
+    trainer = trainer_of(checkpoint, tmp_path, "add_to", evaluator=ConeEvaluator(texts, name="dev"), save_strategy="no")
     if not with_data:
         trainer.eval_dataset = None
     trainer.args.max_steps = 2

@@ -212,8 +212,9 @@ def run(job: Job, folder: Path, how: str) -> Ran:
     trainer = job.kind(
         job.model(),
         args=job.config(str(folder), **settings),
-        train_dataset=job.data(96, 1),
-        eval_dataset=job.data(24, 2),
+        # Enough for four steps of four, also of rows that several texts are packed into; and two batches.
+        train_dataset=job.data(64, 1),
+        eval_dataset=job.data(8, 2),
         processing_class=word_tokenizer(special=False),
         callbacks=[*job.callbacks, *([callback] if how == "callbacks=" else [])],
         **job.options(),
