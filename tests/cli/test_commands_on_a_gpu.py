@@ -20,7 +20,7 @@ from tests.support.tiny_models import HIDDEN, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
-# Two shards of two or three batches: on the GPU their sentences are padded, on the CPU a batch has one length. Few of
+# Two shards of two batches each: on the GPU their sentences are padded, on the CPU a batch has one length. Few of
 # them, and models of two layers: the stand-in takes its time for every operation, however many tokens it is of.
 SAME = ("--token-budget", "150", "--shard-size", "30", "--threads", "1")
 # What tells of the run and not of the model.
