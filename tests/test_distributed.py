@@ -127,9 +127,10 @@ def test_repeats_of_a_distributed_sampler(length: int, world_size: int, batch_si
     assert sorted(counted) == list(range(length))
 
 
-def accelerated(even_batches: bool) -> tuple[list[int], list[float]]:
+def accelerated(even_batches: bool, dispatch_batches: bool) -> tuple[list[int], list[float]]:
     """A training loop under Accelerate: sentences counted over all ranks, by layer, and the curve."""
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(even_batches=even_batches))
+    how = DataLoaderConfiguration(even_batches=even_batches, dispatch_batches=dispatch_batches)
+    accelerator = Accelerator(cpu=True, dataloader_config=how)
     assert accelerator.num_processes == dist.get_world_size()
     model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     rows = [{name: value[row] for name, value in sentences().items()} for row in range(SENTENCES)]
@@ -163,12 +164,27 @@ def test_repeats_are_told_of_a_whole_batch_alone(monkeypatch: pytest.MonkeyPatch
         assert repeated_samples(other_size) is None
 
 
+def test_one_process_repeats_nothing() -> None:
+    """However many rows the model makes of a sample: here two, of batches of four samples and a last one of two."""
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(10), batch_size=4))
+    for batch in loader:
+        assert repeated_samples(len(batch)) is None
+        assert repeated_samples(2 * len(batch)) is None
+
+
 @pytest.mark.parametrize(
-    ("even_batches", "rounds"), [(True, [3, 3]), (False, [3, 2]), (True, [2, 2, 2]), (False, [2, 2, 1])]
+    ("even_batches", "dispatch_batches", "rounds"),
+    [
+        (True, False, [3, 3]),
+        (False, False, [3, 2]),
+        (True, False, [2, 2, 2]),
+        (False, False, [2, 2, 1]),
+        (True, True, [2, 2, 2]),
+    ],
 )
-def test_a_loop_under_accelerate(even_batches: bool, rounds: list[int]) -> None:
+def test_a_loop_under_accelerate(even_batches: bool, dispatch_batches: bool, rounds: list[int]) -> None:
     wanted = metrics.anisotropy(state_of_one_process().sentence)
-    answers = run_ranks(accelerated, len(rounds), even_batches)
+    answers = run_ranks(accelerated, len(rounds), even_batches, dispatch_batches)
     assert [counts[0] for counts, _ in answers] == rounds
     for (_, *counts), curve in answers:
         assert counts == [SENTENCES] * (LAYERS + 1)

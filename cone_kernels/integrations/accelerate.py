@@ -13,9 +13,10 @@ from cone_kernels.extras import require
 def repeated_samples(size: int) -> Tensor | None:
     """Which samples of this process's current batch are there a second time, for `next_batch(repeats=...)`.
 
-    A loader prepared by Accelerate (so the Trainer's too) fills its last round of batches with samples from the
-    beginning, unless `even_batches=False`; Accelerate counts the others in `GradientState.remainder`. They can
-    be told where the model takes in a batch as the loader gives it, not in parts or joined to another.
+    Of several processes, a loader prepared by Accelerate (so the Trainer's too) fills the last round of batches with
+    samples from the beginning, unless `even_batches=False`: to whole batches, or, where one process reads for all
+    (`dispatch_batches`), to as many for each. Accelerate counts the others in `GradientState.remainder`. They can be
+    told where the model takes in a batch as the loader gives it, not in parts or joined to another.
 
     Args:
         size: B, the samples that the model takes in.
@@ -32,15 +33,17 @@ def repeated_samples(size: int) -> Tensor | None:
         ...     loss = model(**batch).loss
     """
     require("accelerate", "train", "repeated_samples")
+    from accelerate.data_loader import DataLoaderDispatcher
     from accelerate.state import GradientState, PartialState
 
     loading, process = GradientState(), PartialState()
     loader = loading.active_dataloader
-    if not loading.end_of_dataloader or loading.remainder <= 0:
+    if process.num_processes == 1 or not loading.end_of_dataloader or loading.remainder <= 0:
         return None
     if not getattr(getattr(loader, "batch_sampler", None), "even_batches", True):
         return None
-    if size * process.num_processes != loader.total_batch_size:
+    filled = loading.remainder if isinstance(loader, DataLoaderDispatcher) else loader.total_batch_size
+    if size != -(-filled // process.num_processes):
         return None
     repeats: Tensor = process.process_index * size + torch.arange(size) >= loading.remainder
     return repeats
