@@ -28,7 +28,7 @@ from tests.integrations.test_sentence_transformers_jobs import trainer_of
 from tests.integrations.test_trainer_callback import Recorder, arguments, samples
 from tests.support.recording_probe import plain_anisotropy
 from tests.support.step_values import sentences_of
-from tests.support.tiny_checkpoints import word_tokenizer
+from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import LAYERS, ToyModel, tiny_model
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*")]
@@ -130,8 +130,10 @@ def test_trainer(how: str, tmp_path: Path) -> None:
 
 def test_sentence_transformers(tmp_path: Path) -> None:
     settings = {"save_strategy": "no", "max_steps": 2}
-    bare = trainer_of(tmp_path / "bare", "bare", **settings)
-    watched = trainer_of(tmp_path / "watched", "bare", **settings)
+    save_checkpoint(tmp_path / "model")
+    bare, watched = (
+        trainer_of(tmp_path / "model", tmp_path / name, "bare", **settings) for name in ("bare", "watched")
+    )
     callback = ConeCallback(every=1, probe_texts=TEXTS, probe_every=1).add_to(watched)  # with the model's tokenizer
     copies = Weights()
     watched.add_callback(copies)
