@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,9 @@ forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(
     ["torch", "torch.distributed", "transformers.trainer", "pytest", "cone_kernels.experiments.run"]
 )
+# Where all tests run it imports them while the first ones do; the processes that it forks come by here, too.
+if "PYTEST_XDIST_WORKER" in os.environ and multiprocessing.current_process().name == "MainProcess":
+    forkserver.ensure_running()
 
 
 @pytest.fixture
