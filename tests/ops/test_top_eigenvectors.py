@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,14 @@ def covariance_of(x: Tensor, center: bool) -> Tensor:
     return rows.mT @ rows / (x.shape[-2] - center)
 
 
-def assert_eigenpairs(found: TopEigenvectors, covariance: Tensor, k: int, tolerance: float, rounding: float) -> None:
-    """By definition: residuals, values against eigvalsh, orthonormal vectors; all measured in float64."""
-    exact = torch.linalg.eigvalsh(covariance).flip(-1)
+def assert_eigenpairs(
+    found: TopEigenvectors, covariance: Tensor, k: int, tolerance: float, rounding: float, exact: Tensor | None = None
+) -> None:
+    """By definition: residuals, values against eigvalsh, orthonormal vectors; all measured in float64.
+
+    `exact` are the eigenvalues, descending, where several tests look at one covariance.
+    """
+    exact = eigenvalues_of(covariance) if exact is None else exact
     scale = exact.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     residual = torch.linalg.vector_norm(found.vectors @ covariance - found.values[..., None] * found.vectors, dim=-1)
     assert bool(found.converged.all())
@@ -72,24 +78,57 @@ def assert_eigenpairs(found: TopEigenvectors, covariance: Tensor, k: int, tolera
         assert bool(found.eigengap.isnan().all())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("center", [True, False])
-def test_data_of_every_width(isa: str, dtype: torch.dtype, center: bool) -> None:
-    for d in WIDTHS:
-        x = decaying(2, 150, d, dtype=dtype, seed=d)
-        k = 1 + d % 3 if d >= 3 else d
-        found = top_eigenvectors(x, k, center=center, backend="cpu")
-        assert_eigenpairs(found, covariance_of(x, center), k, TOLERANCE[dtype], ROUNDING[dtype])
+def eigenvalues_of(covariance: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(covariance).flip(-1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_covariance_of_every_width(isa: str, dtype: torch.dtype) -> None:
-    for d in WIDTHS:
-        covariance = covariance_of(decaying(2, 150, d, seed=d), True).to(dtype)
-        covariance = covariance.tril() + covariance.tril(-1).mT
-        k = 1 + d % 3 if d >= 3 else d
-        found = top_eigenvectors(covariance=covariance, k=k, backend="cpu")
-        assert_eigenpairs(found, covariance.double(), k, 1e-8, 1e-13)
+@dataclasses.dataclass
+class Width:
+    """What the op is given at a width, how many eigenvectors are asked for, and the float64 eigenvalues."""
+
+    given: Tensor
+    k: int
+    covariance: Tensor
+    exact: Tensor
+
+
+def at_width(given: Tensor, covariance: Tensor) -> Width:
+    d = given.shape[-1]
+    return Width(given, 1 + d % 3 if d >= 3 else d, covariance, eigenvalues_of(covariance))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Tensor]:
+    """Data (2, 150, d) of every width, which all dtypes round."""
+    return [decaying(2, 150, d, dtype=torch.float64, seed=d) for d in WIDTHS]
+
+
+# pytest runs the tests of one parameter of a module's fixture together: every instruction set finds what the first did.
+@pytest.fixture(scope="module", params=itertools.product([True, False], DTYPES), ids=lambda p: f"{p[0]}-{p[1]}")
+def data(request: pytest.FixtureRequest, drawn: list[Tensor]) -> tuple[bool, torch.dtype, list[Width]]:
+    center, dtype = request.param
+    given = [x.to(dtype) for x in drawn]
+    return center, dtype, [at_width(x, covariance_of(x, center)) for x in given]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def covariances(request: pytest.FixtureRequest, drawn: list[Tensor]) -> list[Width]:
+    given = [covariance_of(x.float(), True).to(request.param) for x in drawn]
+    given = [covariance.tril() + covariance.tril(-1).mT for covariance in given]
+    return [at_width(covariance, covariance.double()) for covariance in given]
+
+
+def test_data_of_every_width(isa: str, data: tuple[bool, torch.dtype, list[Width]]) -> None:
+    center, dtype, widths = data
+    for at in widths:
+        found = top_eigenvectors(at.given, at.k, center=center, backend="cpu")
+        assert_eigenpairs(found, at.covariance, at.k, TOLERANCE[dtype], ROUNDING[dtype], at.exact)
+
+
+def test_covariance_of_every_width(isa: str, covariances: list[Width]) -> None:
+    for at in covariances:
+        found = top_eigenvectors(covariance=at.given, k=at.k, backend="cpu")
+        assert_eigenpairs(found, at.covariance, at.k, 1e-8, 1e-13, at.exact)
 
 
 @pytest.mark.parametrize("name", ["slow", "power", "exponential", "no gap", "one spike"])
