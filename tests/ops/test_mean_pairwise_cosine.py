@@ -22,11 +22,18 @@ def all_pairs(x: torch.Tensor) -> float:
     return float((cosines.sum() - cosines.trace()) / (len(x) * (len(x) - 1)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_is_the_mean_over_all_pairs(isa: str, dtype: torch.dtype) -> None:
-    for d in WIDTHS:
-        x = normal(60, d, dtype=dtype, seed=d, shift=0.8)
-        assert float(mean_pairwise_cosine(x, backend="cpu")) == pytest.approx(all_pairs(x), rel=RELATIVE[dtype]), d
+# pytest runs the tests of one parameter of a module's fixture together: every instruction set finds what the first did.
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def every_width(request: pytest.FixtureRequest) -> list[tuple[torch.Tensor, float]]:
+    """Rows (60, d) of every width with their mean over all pairs."""
+    drawn = [normal(60, d, dtype=request.param, seed=d, shift=0.8) for d in WIDTHS]
+    return [(x, all_pairs(x)) for x in drawn]
+
+
+def test_is_the_mean_over_all_pairs(isa: str, every_width: list[tuple[torch.Tensor, float]]) -> None:
+    for x, wanted in every_width:
+        got = float(mean_pairwise_cosine(x, backend="cpu"))
+        assert got == pytest.approx(wanted, rel=RELATIVE[x.dtype]), x.shape[1]
 
 
 def test_float64_to_the_last_digits_of_a_fifty_digit_computation(isa: str) -> None:
@@ -78,9 +85,15 @@ def test_layouts_agree() -> None:
         torch.testing.assert_close(mean_pairwise_cosine(view), wanted, rtol=1e-6, atol=0, msg=layout)
 
 
-def test_a_million_rows_against_float64(isa: str) -> None:
+@pytest.fixture(scope="module")
+def a_million_rows() -> tuple[torch.Tensor, float]:
+    """Rows (1 000 000, 4) with their cosine in float64."""
     x = normal(1_000_000, 4, shift=0.3)
-    wanted = float(mean_pairwise_cosine(x.double(), backend="reference"))
+    return x, float(mean_pairwise_cosine(x.double(), backend="reference"))
+
+
+def test_a_million_rows_against_float64(isa: str, a_million_rows: tuple[torch.Tensor, float]) -> None:
+    x, wanted = a_million_rows
     assert float(mean_pairwise_cosine(x, backend="cpu")) == pytest.approx(wanted, rel=1e-6)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cone_kernels import backends, masked_mean_pool, pool_moments, row_moments
 from cone_kernels.ops import arguments
-from cone_kernels.ops.pool_moments import pool_moments_
+from cone_kernels.ops.pool_moments import PoolMoments, pool_moments_
 from cone_kernels.sums import ROW_FIELDS, TOKEN_FIELDS, jackknife_groups, zero_sums
 from tests.support.moment_cases import (
     DTYPES,
@@ -47,14 +47,25 @@ def assert_same(got: object, wanted: object, dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equals_the_reference_at_every_width(isa: str, dtype: torch.dtype) -> None:
-    mask = ragged_mask(13, 9)
+# pytest runs the tests of one parameter of a module's fixture together: every instruction set finds what the first did.
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def every_width(request: pytest.FixtureRequest) -> tuple[Tensor, list[tuple[Tensor, PoolMoments[Tensor]]]]:
+    """A mask, and hidden states (2, 13, 9, d) of every width with what the reference makes of them."""
+    mask, widths = ragged_mask(13, 9), []
     for d in WIDTHS:
-        hidden = normal(2, 13, 9, d, dtype=dtype, seed=d)
+        hidden = normal(2, 13, 9, d, dtype=request.param, seed=d)
         hidden[:, ~mask] = torch.nan  # what the mask leaves out is never used
-        got, wanted = (pool_moments(hidden, mask, backend=backend) for backend in ("cpu", "reference"))
-        assert_same(got, wanted, dtype)
+        widths.append((hidden, pool_moments(hidden, mask, backend="reference")))
+    return mask, widths
+
+
+def test_equals_the_reference_at_every_width(
+    isa: str, every_width: tuple[Tensor, list[tuple[Tensor, PoolMoments[Tensor]]]]
+) -> None:
+    mask, widths = every_width
+    for hidden, wanted in widths:
+        dtype = hidden.dtype
+        assert_same(pool_moments(hidden, mask, backend="cpu"), wanted, dtype)
         pooled = masked_mean_pool(hidden, mask, backend="cpu")
         torch.testing.assert_close(pooled, wanted.pooled, rtol=POOLED[dtype], atol=POOLED[dtype])
 

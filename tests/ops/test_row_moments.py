@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from cone_kernels import backends, row_moments
 from cone_kernels.ops.row_moments import row_moments_
@@ -12,12 +13,17 @@ from cone_kernels.sums import COSINE_FIELDS, ROW_FIELDS, jackknife_groups, zero_
 from tests.support.moment_cases import DTYPES, GROUP_OF, RELATIVE, WIDTHS, assert_sums_close, normal, views
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equals_the_reference_at_every_width(isa: str, dtype: torch.dtype) -> None:
-    for d in WIDTHS:
-        x = normal(2, 150, d, dtype=dtype, seed=d)
-        wanted = row_moments(x, backend="reference")
-        assert_sums_close(row_moments(x, backend="cpu"), wanted, RELATIVE[dtype])
+# pytest runs the tests of one parameter of a module's fixture together: every instruction set finds what the first did.
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def every_width(request: pytest.FixtureRequest) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Rows (2, 150, d) of every width with what the reference makes of them."""
+    drawn = [normal(2, 150, d, dtype=request.param, seed=d) for d in WIDTHS]
+    return [(x, row_moments(x, backend="reference")) for x in drawn]
+
+
+def test_equals_the_reference_at_every_width(isa: str, every_width: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
+    for x, wanted in every_width:
+        assert_sums_close(row_moments(x, backend="cpu"), wanted, RELATIVE[x.dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
