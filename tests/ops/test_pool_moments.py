@@ -50,10 +50,10 @@ def assert_same(got: object, wanted: object, dtype: torch.dtype) -> None:
 # pytest runs the tests of one parameter of a module's fixture together: every instruction set finds what the first did.
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
 def every_width(request: pytest.FixtureRequest) -> tuple[Tensor, list[tuple[Tensor, PoolMoments[Tensor]]]]:
-    """A mask, and hidden states (2, 13, 9, d) of every width with what the reference makes of them."""
-    mask, widths = ragged_mask(13, 9), []
+    """A mask, and hidden states (2, 7, 9, d) of every width with what the reference makes of them."""
+    mask, widths = ragged_mask(7, 9), []  # 38 tokens: the kernel adds up 32 in the compute type
     for d in WIDTHS:
-        hidden = normal(2, 13, 9, d, dtype=request.param, seed=d)
+        hidden = normal(2, 7, 9, d, dtype=request.param, seed=d)
         hidden[:, ~mask] = torch.nan  # what the mask leaves out is never used
         widths.append((hidden, pool_moments(hidden, mask, backend="reference")))
     return mask, widths
@@ -246,14 +246,12 @@ def test_the_backend_asked_for_runs() -> None:
         assert {str(name) for _, name in runs} == {backend}
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_opcheck(packed: bool) -> None:
-    layers = [normal(12, 5), normal(12, 5, seed=1)] if packed else [normal(3, 4, 5), normal(3, 4, 5, seed=1)]
-    mask, starts = (None, torch.tensor([0, 4, 8, 12])) if packed else (torch.ones(3, 4).bool(), None)
+def test_opcheck_of_packed_layers() -> None:
+    """Layers with a mask, and the pooling of either form, are cases of test_ops_in_training.py."""
+    layers, starts = [normal(12, 5), normal(12, 5, seed=1)], torch.tensor([0, 4, 8, 12])
     sums = list(zero_sums(TOKEN_FIELDS, 2, 5).values())
-    arguments = (layers, mask, starts, torch.arange(3), sums, "cpu")
+    arguments = (layers, None, starts, torch.arange(3), sums, "cpu")
     torch.library.opcheck(torch.ops.cone_kernels.pool_moments_.default, arguments)
-    torch.library.opcheck(torch.ops.cone_kernels.masked_mean_pool.default, (layers[0], mask, starts, "cpu"))
 
 
 HIDDEN, MASK, STARTS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.tensor([0, 3])
