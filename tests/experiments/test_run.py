@@ -26,12 +26,13 @@ from cone_kernels.experiments.layers_table import encoded_table, layer_rows, tab
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
 from cone_kernels.names import QUALITY_NOT_MEASURED
-from cone_kernels.report import _draw_wide, fragment
+from cone_kernels.report import fragment
 from cone_kernels.terminal.run import print_run
 from tests.support.of_sums import of_sums
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
 from tests.support.undrawn import DRAWN_BY
+from tests.support.undrawn import undrawn as empty_figure
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range((1, 4, 9)[i % 3])) for i in range(40)]
 
@@ -47,7 +48,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def ran(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DRAWN_BY, _draw_wide)  # as wide as a page; tests of reports draw for phones too
+        # What a notebook shows of this run is drawn below; tests of reports, and of a new experiment, draw whole pages.
+        patch.setattr(DRAWN_BY, empty_figure)
         return run(folders, TEXTS, tmp_path_factory.mktemp("run") / "out", k=2, pooling=["mean", "cls"])
 
 
