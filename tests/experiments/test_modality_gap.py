@@ -35,9 +35,10 @@ from tests.cli.test_commands_on_a_gpu import about
 from tests.support.report_reading import read_report, value_at
 from tests.support.stand_in_gpu import stand_in_gpu
 from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
-from tests.support.tiny_encoders import LAYERS, SIDE, WHOLE, tiny_encoder
+from tests.support.tiny_encoders import SIDE, WHOLE, tiny_encoder
 
 TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range((1, 4, 9)[i % 3])) for i in range(70)]
+LAYERS = 2  # of each tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +61,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=sorted(WHOLE))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("towers") / request.param
-    tiny_encoder(request.param).save_pretrained(found)
+    towers = WHOLE[request.param][2]
+    of_each = {f"{one}_config": {**towers[f"{one}_config"], "num_hidden_layers": LAYERS} for one in ("text", "vision")}
+    tiny_encoder(request.param, **of_each).save_pretrained(found)
     names = ["input_ids"] if request.param == "siglip" else ["input_ids", "attention_mask"]
     word_tokenizer(model_input_names=names).save_pretrained(found)
     sizes: dict[str, Any] = {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False}
@@ -385,7 +388,9 @@ def test_the_command_on_a_gpu(folder: Path, photos: Path, tmp_path: Path) -> Non
     found = {}
     for device in ("cpu", "cuda"):
         with stand_in_gpu() as work:
-            done = cone(*asked(folder, photos), "--device", device, "--captions", captions, "--json", "-")
+            done = cone(
+                *asked(folder, photos), "--device", device, "--captions", captions, "--limit", 30, "--json", "-"
+            )
         assert done.exit_code == 0, done.output
         assert (work.launches["pool_moments"] > 1) == (device == "cuda")
         found[device] = json.loads(done.stdout)
