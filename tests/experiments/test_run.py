@@ -26,13 +26,13 @@ from cone_kernels.experiments.layers_table import encoded_table, layer_rows, tab
 from cone_kernels.experiments.run import RunResult
 from cone_kernels.models import load_model
 from cone_kernels.names import QUALITY_NOT_MEASURED
-from cone_kernels.report import fragment
+from cone_kernels.report import _draw_wide, fragment
+from cone_kernels.report.figures.panel import Panel
 from cone_kernels.terminal.run import print_run
 from tests.support.of_sums import of_sums
 from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
-from tests.support.undrawn import DRAWN_BY
-from tests.support.undrawn import undrawn as empty_figure
+from tests.support.undrawn import DRAWN_BY, undrawn
 
 TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range((1, 4, 9)[i % 3])) for i in range(40)]
 
@@ -45,11 +45,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [base / "one", base / "two"]
 
 
+def drawn_of_several(panel: Panel, prefix: str) -> str:
+    return _draw_wide(panel, prefix) if prefix.endswith("-all") else undrawn(panel, prefix)
+
+
 @pytest.fixture(scope="module")
 def ran(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     with pytest.MonkeyPatch.context() as patch:
-        # What a notebook shows of this run is drawn below; tests of reports, and of a new experiment, draw whole pages.
-        patch.setattr(DRAWN_BY, empty_figure)
+        # What is of one model is drawn where a run makes a new experiment, and the first figure in the notebook below.
+        patch.setattr(DRAWN_BY, drawn_of_several)
         return run(folders, TEXTS, tmp_path_factory.mktemp("run") / "out", k=2, pooling=["mean", "cls"])
 
 
@@ -102,6 +106,7 @@ def test_writes_everything_and_says_what_is_in_it(out: Path, folders: list[Path]
     assert manifest["corpus"]["fingerprint"] == results["models"][0]["layers"]["corpus"]["fingerprint"]
     assert manifest["options"]["pooling"] == ["mean", "cls"]
     assert (manifest["device"], manifest["options"]["errors"]) == ("cpu", "replace")
+    assert (out / "report.html").read_text().count("<svg") > 0  # of both models
 
 
 @pytest.mark.parametrize("width", [50, 160])
