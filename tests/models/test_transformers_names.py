@@ -140,8 +140,11 @@ def test_names_that_may_change_stand_in_one_place() -> None:
     for path in (ROOT / "cone_kernels").rglob("*.py"):
         if path.name == "transformers_names.py":
             continue
-        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        assert not strings & may_change, path
+        source = path.read_text()
+        # Whether a name is a string of its own is asked only where its letters stand at all.
+        if any(name in source for name in may_change):
+            strings = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+            assert not strings & may_change, path
 
 
 def test_adapters_of_peft_are_told_and_a_plain_model_has_none() -> None:
