@@ -47,18 +47,13 @@ $(VENV)/.demo-built: $(VENV)/.build-packages $(SOURCES)
 	CONE_CUDA=$${CONE_CUDA:-0} CONE_ISAS=$${CONE_ISAS:-best} $(BIN)/python $(EDITABLE) . --no-deps
 	touch $@
 
-$(VENV)/.extensions: $(VENV)/.build-packages $(SOURCES)
+$(VENV)/.built: $(VENV)/.packages $(SOURCES)
 	$(BIN)/python $(EDITABLE) . --no-deps
-	touch $@
-
-# The compilers and pip work side by side.
-$(VENV)/.built: $(addprefix requirements/,build.txt demo.txt test.txt) $(SOURCES)
-	$(MAKE) --no-print-directory --jobs=2 $(VENV)/.packages $(VENV)/.extensions
 	touch $@
 
 setup: $(VENV)/.built
 
-# Where all is set up, the demo runs in that.
+# Where all is set up, the demo runs in that; else the compiler and pip work side by side.
 demo:
 	$(MAKE) --no-print-directory --jobs=2 $(or $(wildcard $(VENV)/.built),$(VENV)/.demo-packages $(VENV)/.demo-built)
 	$(BIN)/cone demo

@@ -380,6 +380,10 @@ def test_spaces_of_two_samples_turn_as_rarely_as_promised() -> None:
         values += [one.overlap.corrected for one in found["axis"] if one.overlap is not None]
     assert false <= scipy.stats.binom.ppf(0.9995, rounds, 0.1)  # two families at 0.05
     assert sum(values) / len(values) == pytest.approx(1, abs=0.01)
+    for one in (*found["axis"], *found["mean"]):  # of the last round: bounds that hold for both layers together
+        assert one.overlap is not None
+        level = 1 - (1 - 0.95 ** (1 / 2)) / 2
+        assert one.bound == pytest.approx(one.overlap.stderr * scipy.stats.t.ppf(level, one.overlap.degrees), rel=1e-9)
 
 
 def test_a_mean_that_turned_is_told_by_the_same_sentences() -> None:
