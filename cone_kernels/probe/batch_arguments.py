@@ -112,8 +112,7 @@ def token_mask(
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}; it must be {size} as the tokens{longer}")
     if mask.dtype == torch.bool or not mask.is_cuda:
         return checked_mask(mask, name), None
-    # A look at them now would make the host wait for all that the GPU has still to do; in a capture there are none.
-    return mask.to(torch.bool), None if is_captured(mask) else OnItsWay(mask).values
+    return mask.to(torch.bool), _values_on_their_way(mask)
 
 
 def mask_values(positions: Positions) -> Callable[[], Tensor] | None:
@@ -121,9 +120,15 @@ def mask_values(positions: Positions) -> Callable[[], Tensor] | None:
     if positions.mask is None:
         return None
     mask = _mask_of_integers(positions.mask, positions.mask_name)
-    if is_captured(mask):
-        return None
-    return OnItsWay(mask).values if mask.is_cuda else lambda: mask
+    return _values_on_their_way(mask) if mask.is_cuda else lambda: mask
+
+
+def _values_on_their_way(mask: Tensor) -> Callable[[], Tensor] | None:
+    """What gives the values of a mask on a GPU, on the CPU; None in the capture of a CUDA graph, where it has none.
+
+    A look at them at once would make the host wait for all that the GPU has still to do.
+    """
+    return None if is_captured(mask) else OnItsWay(mask).values
 
 
 def n_sentences(model: nn.Module, arguments: Mapping[str, Any]) -> int:

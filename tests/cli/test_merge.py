@@ -25,7 +25,7 @@ from cone_kernels.runs.runner import Run, run
 from cone_kernels.state import file as state_file
 from cone_kernels.state.file import StateFileError
 from tests.support.moment_cases import GROUP_OF
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.tiny_checkpoints import THREE_LENGTHS, save_checkpoint, sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,13 +39,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(folder)
 
 
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """Of three lengths: each length of a shard is a forward."""
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.choice((1, 4, 9)))) for _ in range(count)]
-
-
-TEXTS = sentences(53)  # six whole shards of eight and one of five
+TEXTS = sentences(53, THREE_LENGTHS)  # six whole shards of eight and one of five
 
 
 @pytest.fixture(scope="module")

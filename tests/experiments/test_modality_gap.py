@@ -34,10 +34,10 @@ from cone_kernels.terminal.progress import told
 from tests.cli.test_commands_on_a_gpu import about
 from tests.support.report_reading import read_report, value_at
 from tests.support.stand_in_gpu import stand_in_gpu
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenizer
+from tests.support.tiny_checkpoints import THREE_LENGTHS, WORDS, save_checkpoint, word_tokenizer
 from tests.support.tiny_encoders import SIDE, WHOLE, tiny_encoder
 
-TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range((1, 4, 9)[i % 3])) for i in range(70)]
+TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range(THREE_LENGTHS[i % 3])) for i in range(70)]
 LAYERS = 2  # of each tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")

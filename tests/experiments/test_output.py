@@ -27,9 +27,9 @@ from cone_kernels.state.poolings import pool
 from cone_kernels.terminal.layers import print_layers
 from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.of_sums import of_sums
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.tiny_checkpoints import THREE_LENGTHS, WORDS, save_checkpoint
 
-TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range((1, 4, 9)[i % 3])) for i in range(90)]
+TEXTS = [" ".join(WORDS[(i * 7 + i // 9 + j * 3) % 90] for j in range(THREE_LENGTHS[i % 3])) for i in range(90)]
 PROMPT = "w80 w81 "
 DENSE = [dense(32, 16), ("Normalize", {})]
 OPTIONS: dict[str, Any] = {"threads": 1, "shard_size": 40}

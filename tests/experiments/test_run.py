@@ -30,11 +30,11 @@ from cone_kernels.report import _draw_wide, fragment
 from cone_kernels.report.figures.panel import Panel
 from cone_kernels.terminal.run import print_run
 from tests.support.of_sums import of_sums
-from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
+from tests.support.tiny_checkpoints import THREE_LENGTHS, save_checkpoint, word_tokenizer
 from tests.support.tiny_models import tiny_model
 from tests.support.undrawn import DRAWN_BY, undrawn
 
-TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range((1, 4, 9)[i % 3])) for i in range(40)]
+TEXTS = [" ".join(f"w{4 + (i * 7 + j * 3) % 90}" for j in range(THREE_LENGTHS[i % 3])) for i in range(40)]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from cone_kernels.models import ModelError, load_model
 from cone_kernels.models.compiled_blocks import compile_blocks
 from cone_kernels.probe.calibration import calibrating
 from cone_kernels.runs.runner import run
-from tests.runs.test_runner import sentences
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import save_checkpoint, sentences
 from tests.support.tiny_models import LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

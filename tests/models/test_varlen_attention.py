@@ -17,9 +17,8 @@ from cone_kernels.cli import main
 from cone_kernels.models import load_model
 from cone_kernels.models.varlen_attention import varlen_attention
 from cone_kernels.runs.runner import run
-from tests.runs.test_runner import sentences
 from tests.support.stand_in_gpu import stand_in_gpu
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import save_checkpoint, sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,14 +20,13 @@ from cone_kernels.runs.batches import length_batches, packed_batches, padded_bat
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.mixing import heeds_padding
 from cone_kernels.runs.runner import SHARD_SIZE, TOKEN_BUDGET, run
-from tests.runs.test_runner import sentences
 from tests.support.stand_in_gpu import stand_in_gpu
-from tests.support.tiny_checkpoints import save_checkpoint, word_tokenizer
+from tests.support.tiny_checkpoints import save_checkpoint, sentences, word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Lengths that padding brings together (6, 7 and 8 words) and lengths that it does not: a forward each without it.
-TEXTS = [*sentences(40, lengths=(1, 4, 5, 6, 7, 8)), "nothing", "w7", "nothing", *sentences(8, lengths=(19, 20, 30))]
+TEXTS = [*sentences(40, (1, 4, 5, 6, 7, 8)), "nothing", "w7", "nothing", *sentences(8, (19, 20, 30))]
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import re
 import shutil
 from dataclasses import replace
@@ -26,7 +25,7 @@ from cone_kernels.state.file import StateFileError
 from tests.runs.test_part import part_of
 from tests.support.encoding_folders import dense, save_tiny_encoder
 from tests.support.forked import run_python
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.tiny_checkpoints import THREE_LENGTHS, save_checkpoint, sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,13 +41,7 @@ def loaded(folder: Path) -> LoadedModel:
     return load_model(folder)
 
 
-def sentences(count: int) -> list[str]:
-    """Of three lengths: each length of a shard is a forward."""
-    rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=rng.choice((1, 4, 9)))) for _ in range(count)]
-
-
-TEXTS = sentences(52)  # six whole shards of eight and one of four
+TEXTS = sentences(52, THREE_LENGTHS)  # six whole shards of eight and one of four
 OPTIONS: dict[str, Any] = {"shard_size": 8, "second_moment": True, "checkpoint_every": 0}
 
 

@@ -18,8 +18,7 @@ from cone_kernels.runs.encoded_shards import encoded_shards
 from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.shard_runner import ShardRunner
-from tests.runs.test_runner import sentences
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import save_checkpoint, sentences
 
 
 def encoded(first_id: int, texts: list[str]) -> EncodedShard:

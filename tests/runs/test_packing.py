@@ -21,9 +21,8 @@ from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.names import pooling_names
 from cone_kernels.runs.batches import packed_batches
 from cone_kernels.runs.runner import run
-from tests.runs.test_runner import sentences
 from tests.support.encoding_folders import dense, save_encoder
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import save_checkpoint, sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

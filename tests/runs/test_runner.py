@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from cone_kernels.runs.progress import Progress
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.shard_runner import length_batches
 from tests.support.moment_cases import GROUP_OF
-from tests.support.tiny_checkpoints import WORDS, save_checkpoint
+from tests.support.tiny_checkpoints import THREE_LENGTHS, save_checkpoint, sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,12 +31,6 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = tmp_path_factory.mktemp("bert")
     save_checkpoint(folder)
     return load_model(folder)
-
-
-def sentences(count: int, longest: int = 9, *, lengths: Sequence[int] = ()) -> list[str]:
-    """Of any number of words up to `longest`, or of one of `lengths`: each length of a shard is a forward."""
-    rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=rng.choice(lengths or range(1, longest + 1)))) for _ in range(count)]
 
 
 def group_sums(loaded: LoadedModel, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +46,7 @@ def group_sums(loaded: LoadedModel, texts: list[str]) -> tuple[torch.Tensor, tor
     return sums[0], sums[1]
 
 
-TEXTS = sentences(150, lengths=(1, 4, 9))
+TEXTS = sentences(150, THREE_LENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +69,7 @@ def test_sums_are_those_of_one_sentence_at_a_time(
 
 
 def test_the_same_run_gives_the_same_bits(loaded: LoadedModel) -> None:
-    texts = sentences(100, lengths=(1, 4, 9))
+    texts = sentences(100, THREE_LENGTHS)
     first, second = run(loaded, texts, shard_size=40), run(loaded, texts, shard_size=40)
     assert first.state.fingerprint() == second.state.fingerprint()
 
@@ -134,7 +127,7 @@ def memory_for(loaded: LoadedModel, tokens: int, error: Callable[[], Exception])
 def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(
     loaded: LoadedModel, error: Callable[[], Exception]
 ) -> None:
-    texts = sentences(45, lengths=(1, 4, 9))
+    texts = sentences(45, THREE_LENGTHS)
     with memory_for(loaded, 16, error) as failed:
         result = run(loaded, texts, token_budget=400)
     assert result.out_of_memory == len(failed) >= 2
@@ -147,7 +140,7 @@ def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(
 
 
 def test_out_of_memory_in_a_later_shard_keeps_the_earlier_ones(loaded: LoadedModel) -> None:
-    texts = [*sentences(20, longest=3), *sentences(20, lengths=(1, 4, 9))]
+    texts = [*sentences(20, (1, 2, 3)), *sentences(20, THREE_LENGTHS)]
     reports: list[Progress] = []
     with memory_for(loaded, 25, lambda: torch.OutOfMemoryError()):
         result = run(loaded, texts, token_budget=25, shard_size=20)
@@ -171,7 +164,7 @@ def test_out_of_memory_after_some_batches_counts_nothing_twice(loaded: LoadedMod
         if len(calls) == 4:
             raise torch.OutOfMemoryError
 
-    texts, reports = sentences(45, lengths=(1, 4, 9)), list[Progress]()
+    texts, reports = sentences(45, THREE_LENGTHS), list[Progress]()
     with loaded.model.get_submodule("encoder.layer.1").register_forward_pre_hook(refuse_the_fourth):
         result = run(loaded, texts, token_budget=60, progress=reports.append)
     undisturbed = run(loaded, texts, token_budget=result.token_budget)
@@ -183,7 +176,7 @@ def test_out_of_memory_after_some_batches_counts_nothing_twice(loaded: LoadedMod
 
 
 def test_a_sentence_that_does_not_fit_alone_is_named(loaded: LoadedModel) -> None:
-    texts = [*sentences(20, longest=3), "w5 " * 30]
+    texts = [*sentences(20, (1, 2, 3)), "w5 " * 30]
     with (
         memory_for(loaded, 20, lambda: torch.OutOfMemoryError()),
         pytest.raises(RuntimeError, match=r"out of memory on sentence 20 alone \(32 tokens\)"),
@@ -236,7 +229,7 @@ def test_models_of_other_kinds(tmp_path: Path, architecture: str) -> None:
     model_class = {"t5": "T5ForConditionalGeneration"}.get(architecture)
     save_checkpoint(tmp_path, architecture, model_class=model_class)
     loaded = load_model(tmp_path)
-    texts = sentences(20, lengths=(1, 4, 9))
+    texts = sentences(20, THREE_LENGTHS)
     state = run(loaded, texts).state
     sentence, token = group_sums(loaded, texts)
     torch.testing.assert_close(state.sentence.unit_sum[3], sentence[3], rtol=0, atol=1e-6)
@@ -247,7 +240,7 @@ def test_states_of_one_model_merge_wherever_its_files_are(tmp_path: Path) -> Non
     for name in ("a", "b"):
         save_checkpoint(tmp_path / name)
     save_checkpoint(tmp_path / "c", seed=1)
-    a, b, c = (run(load_model(tmp_path / name), sentences(5, longest=1)).state for name in "abc")
+    a, b, c = (run(load_model(tmp_path / name), sentences(5, (1,))).state for name in "abc")
     assert a.merge(b).sentence.count[0].sum() == 10
     with pytest.raises(ValueError, match="weights_sha256"):
         a.merge(c)

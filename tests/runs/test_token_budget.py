@@ -13,8 +13,7 @@ from cone_kernels.runs import token_budget
 from cone_kernels.runs.encoded_shard import EncodedShard
 from cone_kernels.runs.runner import run
 from cone_kernels.runs.token_budget import find_token_budget
-from tests.runs.test_runner import sentences
-from tests.support.tiny_checkpoints import save_checkpoint
+from tests.support.tiny_checkpoints import THREE_LENGTHS, save_checkpoint, sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +74,7 @@ def test_other_errors_are_not_taken_for_memory(loaded: LoadedModel, monkeypatch:
 def test_a_run_takes_what_the_trial_finds(
     loaded: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = sentences(45, lengths=(1, 4, 9))
+    texts = sentences(45, THREE_LENGTHS)
     monkeypatch.setattr("cone_kernels.runs.shard_runner.find_token_budget", lambda loaded, encoded: 40)
     expected = run(loaded, texts, token_budget=40, shard_size=16)
     found = run(loaded, texts, token_budget="auto", shard_size=16, checkpoint=tmp_path / "run.ckpt")

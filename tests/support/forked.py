@@ -138,6 +138,7 @@ def _python(arguments: list[str], printed: list[Path], encoding: str) -> None:
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     elif arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
         exec(arguments[1], {"__name__": "__main__"})
     else:
         sys.argv = arguments

@@ -18,18 +18,14 @@ import torch
 
 from cone_kernels.models import LoadedModel, load_model
 from cone_kernels.runs.runner import run
-from tests.support.tiny_checkpoints import WORDS
+from tests.support.tiny_checkpoints import THREE_LENGTHS, sentences
 
-
-def sentences() -> list[str]:
-    rng = random.Random(1)
-    # Each length in a shard is a batch of its own, which takes as long as one of several sentences.
-    return [" ".join(rng.choices(WORDS, k=rng.choice((1, 4, 9)))) for _ in range(200)]
+TEXTS = sentences(200, THREE_LENGTHS, seed=1)
 
 
 def bits(loaded: LoadedModel, **options: Any) -> str:
     """What a run gives, sums and sentence vectors, as two fingerprints."""
-    found = run(loaded, sentences(), shard_size=16, second_moment=True, keep_vectors=[-1], **options)
+    found = run(loaded, TEXTS, shard_size=16, second_moment=True, keep_vectors=[-1], **options)
     (vectors,) = found.vectors.values()
     return f"{found.state.fingerprint()} {vectors.header()['sha256']}"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,14 @@ from torch import nn
 from tests.support.tiny_models import PAD, VOCAB, tiny_model
 
 WORDS = tuple(f"w{number}" for number in range(4, VOCAB))
+# In words. Each length of a shard is a forward, and three show that lengths do not matter.
+THREE_LENGTHS = (1, 4, 9)
+
+
+def sentences(count: int, lengths: Sequence[int] = range(1, 10), *, seed: int = 0) -> list[str]:
+    """Of words drawn by chance, each sentence of one of `lengths`, in words."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.choice(lengths))) for _ in range(count)]
 
 
 def word_tokenizer(*, special: bool = True, pad: bool = True, **settings: Any) -> transformers.PreTrainedTokenizerFast:
