@@ -59,7 +59,7 @@ void backward_layers(const MaskedMeanPoolBackwardArgs& args) {
   const int64_t n = args.grad.n, tasks = (n + kSentencesPerTask - 1) / kSentencesPerTask;
   const int64_t rows = args.n_layers * args.n_tokens * (args.cu_seqlens != nullptr ? 1 : n);
   ask_for_huge_pages(args.grad_hidden, size_t(rows * args.grad.d) * sizeof(Out));
-  parallel_for(args.n_layers * tasks, args.threads, [&](int64_t task) {
+  parallel_for(args.n_layers * tasks, threads_for(rows * args.grad.d, args.threads), [&](int64_t task) {
     const int64_t begin = task % tasks * kSentencesPerTask, past = begin + kSentencesPerTask;
     backward_sentences<Out>(args, task / tasks, begin, past < n ? past : n);
   });

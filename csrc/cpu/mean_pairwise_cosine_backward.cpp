@@ -77,7 +77,8 @@ void backward_layers(const MeanPairwiseCosineBackwardArgs& args) {
   const int64_t n = args.rows.n, rows_per_task = 1 + kElementsPerTask / args.rows.d;
   const int64_t tasks = (n + rows_per_task - 1) / rows_per_task;
   ask_for_huge_pages(args.grad_rows, size_t(args.n_layers * n * args.rows.d) * sizeof(In));
-  parallel_for(args.n_layers * tasks, args.threads, [&](int64_t task) {
+  const int threads = threads_for(args.n_layers * n * args.rows.d, args.threads);
+  parallel_for(args.n_layers * tasks, threads, [&](int64_t task) {
     const int64_t begin = task % tasks * rows_per_task, past = begin + rows_per_task;
     backward_rows<In>(args, task / tasks, begin, past < n ? past : n);
   });

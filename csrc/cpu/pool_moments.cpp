@@ -119,10 +119,11 @@ void add_layers(const PoolMomentsArgs& args) {
   const int64_t tasks = tasks_of_tokens(order.total() * hidden.d, args.sums.groups);
   const auto sentences = sentences_by_task(args, tasks);
   SharedSums shared(hidden.n_layers * tasks, hidden.d, true);
-  parallel_for(hidden.n_layers * tasks, args.threads, [&](int64_t task) {
+  const int threads = threads_for(hidden.n_layers * order.total() * hidden.d, args.threads);
+  parallel_for(hidden.n_layers * tasks, threads, [&](int64_t task) {
     add_sentences<In>(args, order, sentences[size_t(task % tasks)], task / tasks, shared, task);
   });
-  parallel_for(hidden.n_layers, args.threads,
+  parallel_for(hidden.n_layers, threads,
                [&](int64_t layer) { shared.add_to(args.sums, layer, layer * tasks, (layer + 1) * tasks); });
 }
 

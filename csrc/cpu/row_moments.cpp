@@ -92,7 +92,8 @@ void add_layers(const RowMomentsArgs& args) {
   const int64_t tasks = tasks_of_rows(n, d, groups);
   SharedSums shared(args.n_layers * tasks, d, kWanted == kAllSums);
   std::vector<GroupSums> sums(size_t(args.n_layers * tasks));
-  parallel_for(args.n_layers * tasks, args.threads, [&](int64_t task) {
+  const int threads = threads_for(args.n_layers * n * d, args.threads);
+  parallel_for(args.n_layers * tasks, threads, [&](int64_t task) {
     GroupSums& own = sums[size_t(task)];
     own.tallies.resize(size_t(groups));
     own.own_unit_sum.resize(size_t(tasks > 1 ? groups * d : 0));
@@ -101,7 +102,7 @@ void add_layers(const RowMomentsArgs& args) {
     add_range<In, kWanted>(args, task / tasks, n * part / tasks, n * (part + 1) / tasks, shared, task, own);
     for (const RowTally& tally : own.tallies) shared.add_norms(task, tally);
   });
-  parallel_for(args.n_layers, args.threads, [&](int64_t layer) {
+  parallel_for(args.n_layers, threads, [&](int64_t layer) {
     shared.add_to(args.sums, layer, layer * tasks, (layer + 1) * tasks);
     for (int64_t task = layer * tasks; task < (layer + 1) * tasks; ++task) {
       const GroupSums& own = sums[size_t(task)];

@@ -1,4 +1,4 @@
-// The inner loop that row_moments, pool_moments and masked_mean_pool share. Rows go through in chunks of two, in three
+// The inner loop that row_moments and pool_moments share. Rows go through in chunks of two, in three
 // stages at once: while the sums of one chunk are taken, which needs its norms, the norms of the next are, and the one
 // after that is fetched. So reading from memory and computing overlap, and a row's second read finds it in the
 // first-level cache.
@@ -22,7 +22,7 @@ constexpr int kRowsPerFlush = 32;  // rows added in the compute type before they
 constexpr int kCacheLine = 64;
 
 // Which sums of the columns are made.
-enum Wanted { kUnitSum, kPlainSum, kAllSums };
+enum Wanted { kUnitSum, kAllSums };
 
 struct RowTally {
   int64_t count = 0, n_zero = 0, n_nonfinite = 0;
@@ -58,24 +58,23 @@ inline void add_columns(const In* const* rows, const Vec<C>* scales, int64_t j, 
 #pragma GCC unroll 8
   for (int r = 0; r < kChunkRows; ++r) {
     const Vec<C> x = kRagged ? load_first<C>(rows[r] + j, d - j) : load<C>(rows[r] + j);
-    if (kWanted != kUnitSum) plain += x;
-    if (kWanted == kPlainSum) continue;
     const Vec<C> u = x * scales[r];
     unit += u;
     if (kWanted == kAllSums) {
+      plain += x;
       squares += x * x;
       unit_squares += u * u;
     }
   }
-  if (kWanted != kPlainSum) add_in_place(sums.unit + j, unit);
-  if (kWanted != kUnitSum) add_in_place(sums.plain + j, plain);
+  add_in_place(sums.unit + j, unit);
   if (kWanted == kAllSums) {
+    add_in_place(sums.plain + j, plain);
     add_in_place(sums.squares + j, squares);
     add_in_place(sums.unit_squares + j, unit_squares);
   }
 }
 
-// Adds the columns of a chunk to the sums, takes the squared norms of the next (plain sums need none), and fetches the
+// Adds the columns of a chunk to the sums, takes the squared norms of the next, and fetches the
 // one ahead. The next chunk is what comes from memory, and memory is fastest in order: so kChunkRows vectors of one of
 // its rows go with each vector of columns.
 template <class C, class In, Wanted kWanted>
@@ -95,12 +94,12 @@ void sweep(const In* const* rows, const C* inverse_norms, const In* const* next,
     Vec<C> squares[kChunkRows] = {};
     for (int64_t i = 0; i < whole; i += V) {
 #pragma GCC unroll 8
-      for (int k = 0; k < kChunkRows && kWanted != kPlainSum; ++k) {
+      for (int k = 0; k < kChunkRows; ++k) {
         const Vec<C> x = load<C>(from + kChunkRows * i + k * V);
         squares[k] += x * x;
       }
       // Reading norms in order is what the processor prefetches well by itself, unless the sums fill the cache.
-      if (kWanted != kUnitSum)
+      if (kWanted == kAllSums)
         for (int byte = 0; byte < kStep * int(sizeof(In)); byte += kCacheLine)
           __builtin_prefetch(reinterpret_cast<const char*>(fetched + kChunkRows * i) + byte, 0, 2);
       add_columns<C, In, kWanted, false>(now, scales, r * whole + i, d, sums);
@@ -112,14 +111,14 @@ void sweep(const In* const* rows, const C* inverse_norms, const In* const* next,
   // What whole steps leave over.
   int64_t j = kChunkRows * whole;
   for (; j + V <= d; j += V) {
-    for (int r = 0; r < kChunkRows && kWanted != kPlainSum; ++r) {
+    for (int r = 0; r < kChunkRows; ++r) {
       const Vec<C> x = load<C>(next[r] + j);
       ragged[r] += x * x;
     }
     add_columns<C, In, kWanted, false>(now, scales, j, d, sums);
   }
   if (j < d) {
-    for (int r = 0; r < kChunkRows && kWanted != kPlainSum; ++r) {
+    for (int r = 0; r < kChunkRows; ++r) {
       const Vec<C> x = load_first<C>(next[r] + j, d - j);
       ragged[r] += x * x;
     }
@@ -214,7 +213,7 @@ class RowPipeline {
     } else if (rows_in_segment_ >= kRowsPerFlush) {
       widen_segment();
     }
-    for (int r = 0; r < next.n && kWanted != kPlainSum; ++r) tally_row(next, r, norm_sq[r]);
+    for (int r = 0; r < next.n; ++r) tally_row(next, r, norm_sq[r]);
     turn_ = (turn_ + 1) % kStages;
   }
 
