@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cone_kernels.metrics import covariance, mean_vector, symmetric
+from cone_kernels.metrics import covariance, mean_vector
 from cone_kernels.ops.top_eigenvectors import TopEigenvectors, signed_along, top_eigenvectors
 from cone_kernels.state.cone_state import Moments
+from cone_kernels.sums import symmetric
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cone_kernels.names import GEOMETRY
 from cone_kernels.ops.top_eigenvectors import top_eigenvectors
 from cone_kernels.state.cone_state import ConeState, Moments
 from cone_kernels.statistics.population import Population, population
-from cone_kernels.sums import FOURTH_ORDER_FIELDS, jackknife_stderr
+from cone_kernels.sums import FOURTH_ORDER_FIELDS, jackknife_stderr, symmetric
 
 _RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
 # The largest eigenvalue that rounding makes of zeros is of the size of the lowest, with its sign turned.
@@ -206,12 +206,6 @@ def mean_vector(moments: Moments) -> Tensor:
     """Mean of the rows, (L, d)."""
     n = moments.count.sum(-1).double()
     return moments.sum / _or_nan(n, n >= 1)[:, None]
-
-
-def symmetric(upper: Tensor) -> Tensor:
-    """The whole matrix (..., d, d) from its upper triangle."""
-    whole: Tensor = upper.triu() + upper.triu(1).mT
-    return whole
 
 
 def covariance(moments: Moments, second_moment: Tensor | None = None) -> Tensor:

@@ -91,6 +91,12 @@ def zero_sums(
     }
 
 
+def symmetric(upper: Tensor) -> Tensor:
+    """The whole matrix (..., d, d) from its upper triangle."""
+    whole: Tensor = upper.triu() + upper.triu(1).mT
+    return whole
+
+
 def cosine_of_sums(unit_sum: Tensor, unit_sq_total: Tensor, count: Tensor) -> Tensor:
     """The mean pairwise cosine (...) of Σu (..., d), Σ‖u‖² (...) and n (...); NaN where there is no pair."""
     n = count.double()

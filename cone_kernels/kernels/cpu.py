@@ -217,8 +217,13 @@ def second_moment(
     weights: Tensor | None,
     pilot: Tensor | None,
     about_pilot: bool,
+    *,
+    whole: bool = False,
 ) -> None:
-    """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d)."""
+    """Adds Σ x xᵀ, or Σ (x − pilot)(x − pilot)ᵀ, of x (L, n, d) to the upper triangle of `moment` (L, d, d).
+
+    `whole`: the lower triangle is written too, as the mirror of the upper one.
+    """
     _cpu.second_moment(
         **rows_of(x),
         use=address(use),
@@ -226,6 +231,7 @@ def second_moment(
         pilot=address(pilot),
         about_pilot=about_pilot,
         moment=moment.data_ptr(),
+        whole=whole,
         threads=torch.get_num_threads(),
     )
 

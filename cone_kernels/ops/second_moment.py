@@ -18,6 +18,7 @@ from cone_kernels.ops.arguments import (
     traced,
 )
 from cone_kernels.ops.gradients import refuse_backward
+from cone_kernels.sums import symmetric
 
 
 def second_moment(
@@ -64,7 +65,8 @@ def second_moment(
         pilot = as_tensor("pilot", pilot)
         pilot = _float64("pilot", pilot.expand(*batch, d) if pilot.shape == (d,) else pilot, (*batch, d), rows.device)
     chosen = backends.resolve(backend, rows.device, "second_moment")
-    result: Array = like_input(_second_moment(rows, center, scale, pilot, chosen.value), x)
+    compute = _second_moment if any(traced(given) for given in (rows, scale, pilot) if given is not None) else _moment
+    result: Array = like_input(compute(rows, center, scale, pilot, chosen.value), x)
     return result
 
 
@@ -150,25 +152,38 @@ def _(
     return None
 
 
-@torch.library.custom_op("cone_kernels::second_moment", mutates_args=())
-def _second_moment(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | None, backend: str) -> Tensor:
+def _moment(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | None, backend: str) -> Tensor:
+    """What `second_moment` returns, of checked arguments."""
     rows = flatten_batch(x, 2)  # (L, n, d)
     n_layers, n, d = rows.shape
     scale = None if row_scale is None else row_scale.reshape(n_layers, n)
     about = None if pilot is None else pilot.reshape(n_layers, d)
-    moment = torch.zeros((n_layers, d, d), dtype=torch.float64, device=x.device)
-    multiply = backends.kernel("second_moment", backend)
-    if center:
-        mean = _mean(rows, scale)  # (L, d)
-        about = mean if about is None else about
-        multiply(moment, rows, None, scale, about, True)
+    if not center:
+        return _products(rows, scale, about, False, backend).reshape(*x.shape[:-2], d, d)
+    mean = _mean(rows, scale)  # (L, d)
+    moment = _products(rows, scale, mean if about is None else about, True, backend)
+    if about is not None:
         offset = mean - about
         moment -= n * offset[:, :, None] * offset[:, None, :]
-        moment /= n - 1 if n > 1 else torch.nan
-    else:
-        multiply(moment, rows, None, scale, about, False)
-    lower = moment.mT.tril(-1)
-    return (moment.triu_() + lower).reshape(*x.shape[:-2], d, d)
+    moment /= n - 1 if n > 1 else torch.nan
+    return moment.reshape(*x.shape[:-2], d, d)
+
+
+def _products(
+    rows: Tensor, row_scale: Tensor | None, pilot: Tensor | None, about_pilot: bool, backend: str
+) -> Tensor:
+    """Σ x xᵀ or Σ (x − pilot)(x − pilot)ᵀ, both triangles of it, (L, d, d)."""
+    n_layers, _, d = rows.shape
+    moment = torch.zeros((n_layers, d, d), dtype=torch.float64, device=rows.device)
+    multiply = backends.kernel("second_moment", backend)
+    if backend == backends.Backend.CPU.value:
+        multiply(moment, rows, None, row_scale, pilot, about_pilot, whole=True)
+        return moment
+    multiply(moment, rows, None, row_scale, pilot, about_pilot)
+    return symmetric(moment)
+
+
+_second_moment = torch.library.custom_op("cone_kernels::second_moment", _moment, mutates_args=())
 
 
 @_second_moment.register_fake

@@ -142,7 +142,7 @@ void pooled_cosine_backward(Address rows, int dtype, int64_t n, int64_t d, int64
 
 void second_moment(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                    int64_t col_stride, Address use, Address weights, Address pilot, bool about_pilot, Address moment,
-                   int threads) {
+                   bool whole, int threads) {
   const auto pointers = layer_pointers(layers);
   cone::second_moment({pointers.data(),
                        int64_t(pointers.size()),
@@ -152,7 +152,8 @@ void second_moment(const std::vector<Address>& layers, int dtype, int64_t n, int
                        at<const double>(pilot),
                        about_pilot,
                        at<double>(moment),
-                       threads});
+                       threads,
+                       whole});
 }
 
 void top_eigenvectors(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
@@ -238,7 +239,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("pooled_cosine_backward", &pooled_cosine_backward, Unlocked());
   m.def("second_moment", &second_moment, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("use"), py::arg("weights"), py::arg("pilot"),
-        py::arg("about_pilot"), py::arg("moment"), py::arg("threads"), Unlocked());
+        py::arg("about_pilot"), py::arg("moment"), py::arg("whole"), py::arg("threads"), Unlocked());
   m.def("top_eigenvectors", &top_eigenvectors, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"),
         py::arg("d"), py::arg("row_stride"), py::arg("col_stride"), py::arg("covariance"), py::arg("center"),
         py::arg("k"), py::arg("tolerance"), py::arg("max_iterations"), py::arg("start"), py::arg("block"),

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kBlockRows = 512;               // copied into panels together
 constexpr int64_t kSumRows = 128;                 // summed in the compute type, then added to float64
 constexpr int64_t kWaveBytes = int64_t(8) << 20;  // panels of the layers that are worked on together
+constexpr int64_t kProductsPerElement = 4;        // made in the time in which other kernels go through an element
 
 // A register tile is kTileRows columns of one panel times the kPanelVectors vectors of another.
 #if defined(__AVX512F__)
@@ -112,11 +113,33 @@ void multiply_panels(const C* a, const C* b, int64_t rows, C* tile) {
   std::memcpy(tile, acc, sizeof acc);
 }
 
-// Adds the product of strips s <= t to the moment; after the last block also p tᵀ + t pᵀ + n p pᵀ.
+// What is done with a product of strips after the last block.
+struct Finish {
+  bool add_pilot;  // p tᵀ + t pᵀ + n p pᵀ is added
+  bool mirror;     // the lower triangle is written
+};
+
+// Adds row i of a tile, `product` of columns [j_first, j_end) of the panel at j0, to row i of the moment.
 template <class C>
-void multiply_strips(const Layer<C>& layer, int64_t s, int64_t t, int64_t rows, bool last, int64_t d, double* moment) {
+void add_tile_row(const Layer<C>& layer, const double* product, int64_t i, int64_t j0, int64_t j_first, int64_t j_end,
+                  bool add_pilot, double* out) {
+  // Whole panels, of which not all columns may be wanted: the loops have no ends to look for.
+  double scaled[kPanel<C>], of_pilot[kPanel<C>];
+  const double unscale = layer.unscale[i];
+  for (int c = 0; c < kPanel<C>; ++c) scaled[c] = product[c] * (unscale * layer.unscale[j0 + c]);
+  for (int64_t j = j_first; j < j_end; ++j) out[j] += scaled[j - j0];
+  if (!add_pilot) return;
+  const double pilot = layer.pilot[i], sum = layer.sum[i], n = double(layer.n_rows);
+  for (int c = 0; c < kPanel<C>; ++c)
+    of_pilot[c] = pilot * (layer.sum[j0 + c] + n * layer.pilot[j0 + c]) + sum * layer.pilot[j0 + c];
+  for (int64_t j = j_first; j < j_end; ++j) out[j] += of_pilot[j - j0];
+}
+
+// Adds the product of strips s <= t to the moment.
+template <class C>
+void multiply_strips(const Layer<C>& layer, int64_t s, int64_t t, int64_t rows, Finish finish, int64_t d,
+                     double* moment) {
   constexpr int kWidth = kStrip<C>;
-  const double* pilot = layer.pilot;
   for (int64_t j0 = t * kWidth; j0 < (t + 1) * kWidth && j0 < d; j0 += kPanel<C>) {
     const int64_t j_end = j0 + kPanel<C> < d ? j0 + kPanel<C> : d;
     for (int64_t i0 = s * kWidth; i0 < (s + 1) * kWidth && i0 < j_end; i0 += kTileRows) {
@@ -128,15 +151,13 @@ void multiply_strips(const Layer<C>& layer, int64_t s, int64_t t, int64_t rows, 
         multiply_panels(left + k * kPanel<C>, right + k * kPanel<C>, rows - k < kSumRows ? rows - k : kSumRows, tile);
         for (int c = 0; c < kTileRows * kPanel<C>; ++c) sums[c] += double(tile[c]);
       }
-      for (int64_t i = i0; i < i0 + kTileRows && i < j_end; ++i) {
-        const double* product = sums + (i - i0) * kPanel<C> - j0;
-        double* out = moment + i * d;
-        const int64_t j_first = i > j0 ? i : j0;
-        for (int64_t j = j_first; j < j_end; ++j) out[j] += product[j] * (layer.unscale[i] * layer.unscale[j]);
-        if (!last) continue;
-        for (int64_t j = j_first; j < j_end; ++j)
-          out[j] += pilot[i] * (layer.sum[j] + double(layer.n_rows) * pilot[j]) + layer.sum[i] * pilot[j];
-      }
+      const int64_t i_end = i0 + kTileRows < j_end ? i0 + kTileRows : j_end;
+      for (int64_t i = i0; i < i_end; ++i)
+        add_tile_row(layer, sums + (i - i0) * kPanel<C>, i, j0, i > j0 ? i : j0, j_end, finish.add_pilot,
+                     moment + i * d);
+      if (!finish.mirror) continue;
+      for (int64_t j = j0; j < j_end; ++j)
+        for (int64_t i = i0; i < i_end && i < j; ++i) moment[j * d + i] = moment[i * d + j];
     }
   }
 }
@@ -151,6 +172,7 @@ template <class C, class In>
 void second_moment_of(const SecondMomentArgs& args) {
   const int64_t n = args.rows.n, d = args.rows.d;
   const int64_t strips = (d + kStrip<C> - 1) / kStrip<C>, columns = strips * kStrip<C>;
+  const int threads = threads_for(args.n_layers * n * d * d / kProductsPerElement, args.threads);
   const int64_t pairs = strips * (strips + 1) / 2;
   const int64_t block_rows = n < kBlockRows ? n : kBlockRows, panels_size = columns * kBlockRows;
   int64_t wave = kWaveBytes / (columns * block_rows * int64_t(sizeof(C)));
@@ -186,16 +208,17 @@ void second_moment_of(const SecondMomentArgs& args) {
         const int64_t rest = layers[w].n_rows - first;
         return rest < kBlockRows ? rest : kBlockRows;
       };
-      parallel_for(count * strips, args.threads, [&](int64_t task) {
+      parallel_for(count * strips, threads, [&](int64_t task) {
         const int64_t w = task / strips;
         if (rows_of(w) > 0) fill_panels<C, In>(args, layers[w], l0 + w, task % strips, first, rows_of(w));
       });
-      parallel_for(count * pairs, args.threads, [&](int64_t task) {
+      parallel_for(count * pairs, threads, [&](int64_t task) {
         const int64_t w = task / pairs;
         int64_t s, t;
         strips_of_pair(task % pairs, s, t);
-        const bool last = args.pilot && !args.about_pilot && first + kBlockRows >= layers[w].n_rows;
-        if (rows_of(w) > 0) multiply_strips(layers[w], s, t, rows_of(w), last, d, args.moment + (l0 + w) * d * d);
+        const bool last = first + kBlockRows >= layers[w].n_rows;
+        const Finish finish{last && args.pilot && !args.about_pilot, last && args.whole};
+        if (rows_of(w) > 0) multiply_strips(layers[w], s, t, rows_of(w), finish, d, args.moment + (l0 + w) * d * d);
       });
     }
   }

@@ -23,6 +23,7 @@ from cone_kernels.names import POOLINGS
 from cone_kernels.ops.pool_moments import pool_moments_
 from cone_kernels.ops.second_moment import second_moment_
 from cone_kernels.state.file import StateFileError
+from cone_kernels.sums import symmetric
 from tests.support.moment_cases import assert_sums_close, normal
 
 DIM = 6
@@ -161,7 +162,7 @@ def test_second_moments_are_those_of_the_rows_used() -> None:
         rows = x[layer][x[layer].isfinite().all(-1) & (x[layer] != 0).any(-1)]
         u = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         for got, wanted in ((moments.second_moment, rows.T @ rows), (moments.unit_second_moment, u.T @ u)):
-            torch.testing.assert_close(metrics.symmetric(got[layer]), wanted, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(symmetric(got[layer]), wanted, rtol=1e-12, atol=1e-12)
         squares = rows.square().sum(-1, keepdim=True)
         torch.testing.assert_close(moments.cubic_sum[layer], (squares * rows).sum(0), rtol=1e-12, atol=0)
         torch.testing.assert_close(moments.quartic_sum[layer], squares.square().sum(), rtol=1e-12, atol=0)

@@ -13,8 +13,9 @@ struct SecondMomentArgs {
   const double* weights;  // (L, n): each row is scaled by its weight (1/‖x‖ for unit rows); null: 1
   const double* pilot;    // (L, d): subtracted from each (scaled) row before the product; null: zero
   bool about_pilot;       // add Σ (x − pilot)(x − pilot)ᵀ instead of the plain sum
-  double* moment;         // (L, d, d) += Σ x xᵀ; only the upper triangle (i ≤ j) is read and written
+  double* moment;         // (L, d, d) += Σ x xᵀ; only the upper triangle (i ≤ j) is read
   int threads;
+  bool whole = false;  // on the CPU: write the lower triangle too, as the mirror of the upper one
 };
 
 // Each product is taken of rows less the pilot, in float32 for float32, bfloat16 and float16 rows over at most 128 rows
