@@ -7,6 +7,16 @@ from collections.abc import Mapping, Sequence
 
 threads: bool
 
+def asymmetry(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    threads: int,
+) -> tuple[float, float]: ...
 def force_isa(isa: str) -> None: ...
 def isa() -> str: ...
 def masked_mean_pool(
@@ -138,6 +148,7 @@ def second_moment(
     pilot: int,
     about_pilot: bool,
     moment: int,
+    whole: bool,
     threads: int,
 ) -> None: ...
 def supported_isas() -> list[str]: ...

@@ -135,17 +135,18 @@ def kernel(op: str, backend: str | Backend) -> Callable[..., Any]:
     chosen = _BY_NAME[backend]
     for runs in _runs:
         runs.append((op, chosen))
-    return _function(op, chosen)
+    return function(op, chosen)
 
 
 @functools.cache
-def _function(op: str, backend: Backend) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(importlib.import_module(_MODULES[backend].format(op=op)), op)
+def function(name: str, backend: Backend) -> Callable[..., Any]:
+    """The function `name` of a backend: a kernel, or what an op needs beside it, which is not noted as a run."""
+    found: Callable[..., Any] = getattr(importlib.import_module(_MODULES[backend].format(op=name)), name)
     if backend not in (Backend.CUDA, Backend.TRITON):
-        return function
+        return found
     from cone_kernels.devices import on_its_device
 
-    return on_its_device(function)
+    return on_its_device(found)
 
 
 @contextmanager

@@ -270,6 +270,12 @@ def top_eigenvectors(
     return values, vectors, residuals, iterations, next_value, converged, mean
 
 
+def asymmetry(matrices: Tensor) -> tuple[float, float]:
+    """The largest |C − Cᵀ| and the largest |C| of matrices (L, d, d), in one read of them."""
+    apart, largest = _cpu.asymmetry(**rows_of(matrices), threads=torch.get_num_threads())
+    return apart, largest
+
+
 def _pooled_like(layers: Sequence[Tensor], n_sentences: int) -> Tensor:
     first = layers[0]
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32

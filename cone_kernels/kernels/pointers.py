@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -122,6 +123,7 @@ def count_sentences(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:
     return len(cu_seqlens) - 1
 
 
+@functools.lru_cache(maxsize=16)
 def start_block(k: int, d: int) -> Tensor:
     """(b, d) float64 on the CPU: the vectors that the search for k eigenvectors starts with, the same at every call.
 

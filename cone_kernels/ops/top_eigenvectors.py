@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends
-from cone_kernels.ops.arguments import Array, flatten_batch, float_tensor, like_input, require_integer
+from cone_kernels.ops.arguments import Array, flatten_batch, float_tensor, like_input, require_integer, traced
 from cone_kernels.ops.gradients import refuse_backward
 
 # An axis whose |cos| with the mean is below this takes its sign from its largest component, and so does one whose
@@ -99,14 +99,15 @@ def top_eigenvectors(
     if max_iterations < 1:
         raise ValueError(f"max_iterations: got {max_iterations}; it must be at least 1")
     chosen = backends.resolve(backend, matrix.device, "top_eigenvectors")
-    found = _top_eigenvectors(matrix, name == "covariance", center, k, tolerance, max_iterations, chosen.value)
+    compute = _top_eigenvectors if traced(matrix) else _eigenvectors
+    found = compute(matrix, name == "covariance", center, k, tolerance, max_iterations, chosen.value)
     return TopEigenvectors(*(like_input(field, given) for field in found))
 
 
-@torch.library.custom_op("cone_kernels::top_eigenvectors", mutates_args=())
-def _top_eigenvectors(
+def _eigenvectors(
     matrix: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `TopEigenvectors`, of checked arguments."""
     flat, batch, d = flatten_batch(matrix, 2), matrix.shape[:-2], matrix.shape[-1]
     values, vectors, residuals, iterations, next_value, converged, mean = backends.kernel("top_eigenvectors", backend)(
         flat, covariance, center, k, tolerance, max_iterations
@@ -116,7 +117,7 @@ def _top_eigenvectors(
         got = "entries that are not finite, or too large for float64 eigenvalues"
         raise ValueError(f"{name}: got {got}; it must have neither")
     if covariance:
-        _refuse_asymmetric(flat)
+        _refuse_asymmetric(flat, backend)
     return (
         values.reshape(*batch, k),
         signed_along(vectors, values, mean).reshape(*batch, k, d),
@@ -127,15 +128,28 @@ def _top_eigenvectors(
     )
 
 
-def _refuse_asymmetric(matrices: Tensor) -> None:
+def _refuse_asymmetric(matrices: Tensor, backend: str) -> None:
     """Refuses matrices (L, d, d) whose triangles differ by more than rounding, as half of one that is not filled."""
-    matrices = matrices if matrices.dtype == torch.float64 else matrices.float()
-    apart, largest = ((matrices - matrices.mT).abs().amax(), matrices.abs().amax()) if matrices.numel() else (0, 0)
-    if float(apart) > _SYMMETRIC * float(largest):
+    apart, largest = _asymmetry(matrices, backend)
+    if apart > _SYMMETRIC * largest:
         raise ValueError(
-            f"covariance: got one whose entries (i, j) and (j, i) differ by up to {float(apart):.3g}; it must be "
-            "symmetric"
+            f"covariance: got one whose entries (i, j) and (j, i) differ by up to {apart:.3g}; it must be symmetric"
         )
+
+
+def _asymmetry(matrices: Tensor, backend: str) -> tuple[float, float]:
+    """The largest |C − Cᵀ| and the largest |C|: torch reads the matrices six times for it."""
+    if backend == backends.Backend.CPU.value:
+        found: tuple[float, float] = backends.function("asymmetry", backends.Backend.CPU)(matrices)
+        return found
+    if matrices.numel() == 0:
+        return 0.0, 0.0
+    wide = matrices if matrices.dtype == torch.float64 else matrices.float()
+    apart, largest = (torch.linalg.vector_norm(of, torch.inf) for of in (wide - wide.mT, wide))
+    return float(apart), float(largest)
+
+
+_top_eigenvectors = torch.library.custom_op("cone_kernels::top_eigenvectors", _eigenvectors, mutates_args=())
 
 
 @_top_eigenvectors.register_fake

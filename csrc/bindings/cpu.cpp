@@ -182,6 +182,20 @@ void top_eigenvectors(const std::vector<Address>& layers, int dtype, int64_t n, 
                           threads});
 }
 
+// The largest |C − Cᵀ| and the largest |C|.
+std::pair<double, double> asymmetry(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d,
+                                    int64_t row_stride, int64_t col_stride, int threads) {
+  const auto pointers = layer_pointers(layers);
+  double apart, largest;
+  cone::asymmetry({pointers.data(),
+                   int64_t(pointers.size()),
+                   {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                   &apart,
+                   &largest,
+                   threads});
+  return {apart, largest};
+}
+
 const std::vector<std::pair<std::string, cone::Isa>> kIsas = {
     {"baseline", cone::Isa::kBaseline}, {"avx2", cone::Isa::kAvx2}, {"avx512", cone::Isa::kAvx512}};
 
@@ -245,6 +259,8 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("k"), py::arg("tolerance"), py::arg("max_iterations"), py::arg("start"), py::arg("block"),
         py::arg("values"), py::arg("vectors"), py::arg("residuals"), py::arg("iterations"), py::arg("next_value"),
         py::arg("mean"), py::arg("converged"), py::arg("threads"), Unlocked());
+  m.def("asymmetry", &asymmetry, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
+        py::arg("row_stride"), py::arg("col_stride"), py::arg("threads"), Unlocked());
   m.def("isa", &active_isa, "The instruction set in force.");
   m.def("supported_isas", &supported_isas, "The instruction sets built in and known to this processor.");
   m.def("force_isa", &force_isa, py::arg("isa"), "Makes every kernel run with this instruction set.");

@@ -181,6 +181,8 @@ REFUSALS: dict[str, Callable[[Tensor], Tensor]] = {
     "pool_moments of a list": lambda x: pool_moments([x[0].detach(), x[1]], MASK).sums["sentence_sq_sum"],
     "pool_moments pooled": lambda x: pool_moments(x, MASK).pooled[:, :1],
     "second_moment": lambda x: second_moment(x.flatten(0, 2)),
+    "second_moment row_scale": lambda x: second_moment(x.detach().flatten(0, 2), row_scale=x.flatten(0, 2)[:, 0]),
+    "second_moment pilot": lambda x: second_moment(x.detach().flatten(0, 2), pilot=x.flatten(0, 2)[0], center=True),
     "top_eigenvectors": lambda x: top_eigenvectors(x.flatten(0, 2)).values,
     "top_eigenvectors vectors": lambda x: top_eigenvectors(x.flatten(0, 2)).vectors,
 }

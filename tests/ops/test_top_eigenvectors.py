@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, top_eigenvectors
+from cone_kernels.kernels.cpu import asymmetry
 from cone_kernels.ops.top_eigenvectors import TopEigenvectors, signed_along
 from tests.support.moment_cases import DTYPES, normal, views
 
@@ -411,6 +412,21 @@ def test_a_matrix_of_which_one_triangle_is_filled_is_refused() -> None:
     torch.testing.assert_close(top_eigenvectors(covariance=rounded).values, wanted, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_triangles_are_compared_wherever_they_differ(isa: str, dtype: torch.dtype) -> None:
+    for d in (1, 2, 31, 32, 33, 70, 97):
+        x = normal(2, d, d, dtype=dtype, seed=d)
+        x = x.triu() + x.triu(1).mT
+        for i, j in {(0, d - 1), (d // 2, d - 1), (d - 1, 0), (d - 1, max(0, d - 2)), (d // 3, d // 2)}:
+            given = x.clone()
+            given[1, i, j] += 5 if i < j else -5
+            given[0, j, i] += 3
+            wide = given.double()
+            wanted = (float((wide - wide.mT).abs().max()), float(wide.abs().max()))
+            for layout, view in views(given).items():
+                assert asymmetry(view) == pytest.approx(wanted, rel=1e-6), (d, i, j, layout)
+
+
 @pytest.mark.parametrize("k", [2.0, "2", None])
 def test_how_many_is_an_integer(k: Any) -> None:
     with pytest.raises(TypeError, match=f"k: got {k!r}; it must be an integer"):
@@ -457,7 +473,7 @@ def test_the_fewest_rows_and_reads() -> None:
 def test_options_that_are_not_given(dtype: torch.dtype, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
     fields = (torch.zeros(()),) * len(dataclasses.fields(TopEigenvectors))
-    op = "cone_kernels.ops.top_eigenvectors._top_eigenvectors"
+    op = "cone_kernels.ops.top_eigenvectors._eigenvectors"
     monkeypatch.setattr(op, lambda matrix, *options: asked.append(options) or fields)
     top_eigenvectors(**{given: torch.ones(3, 3, dtype=dtype)})
     tolerance = 1e-8 if given == "covariance" or dtype == torch.float64 else 1e-6

@@ -32,4 +32,16 @@ struct TopEigenvectorsArgs {
 // depend on the number of threads.
 void top_eigenvectors(const TopEigenvectorsArgs& args);
 
+struct AsymmetryArgs {
+  const void* const* layers;  // (L) first elements, each a matrix (d, d) of the strides `rows`
+  int64_t n_layers;
+  RowView rows;     // n = d; rows.data is not read
+  double* apart;    // the largest |C − Cᵀ| of all matrices, 0 where there is none; NaN is passed over
+  double* largest;  // the largest |C|, as above
+  int threads;
+};
+
+// How far the triangles of matrices are apart, in one read of them; float32 for all but float64.
+void asymmetry(const AsymmetryArgs& args);
+
 }  // namespace cone
