@@ -169,9 +169,7 @@ def _moment(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | N
     return moment.reshape(*x.shape[:-2], d, d)
 
 
-def _products(
-    rows: Tensor, row_scale: Tensor | None, pilot: Tensor | None, about_pilot: bool, backend: str
-) -> Tensor:
+def _products(rows: Tensor, row_scale: Tensor | None, pilot: Tensor | None, about_pilot: bool, backend: str) -> Tensor:
     """Σ x xᵀ or Σ (x − pilot)(x − pilot)ᵀ, both triangles of it, (L, d, d)."""
     n_layers, _, d = rows.shape
     moment = torch.zeros((n_layers, d, d), dtype=torch.float64, device=rows.device)
