@@ -16,17 +16,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch.compile would start processes to compile in, and each of them imports torch.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
-import torch  # noqa: E402
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.support.passed_before import KINDS, left_out, passed_before  # noqa: E402
 from tests.support.places import SNLI  # noqa: E402
 from tests.support.undrawn import DRAWN_BY  # noqa: E402
 from tests.support.undrawn import undrawn as empty_figure  # noqa: E402
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Nearly all that is imported while tests are collected stays: looking through it for garbage takes a tenth of the time.
+gc.disable()
 
 # The files that take longest come first: then the processes that share the files end at about the same time.
 LONGEST = (
@@ -58,6 +56,13 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     """pytest-xdist would begin with the files that have the most tests."""
     config.option.loadscopereorder = False
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the process that hands out the tests has no use for torch, and the others wait for it
+    import torch
+
+    # Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_report_header() -> str | None:
@@ -83,7 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported by now stays: looking through it for garbage again and again takes a tenth of the time."""
+    """What has been imported by now is not looked through for garbage again and again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
@@ -110,6 +116,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Puts torch's thread count back after a test that changes it."""
+    import torch
+
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -118,6 +126,8 @@ def threads() -> Iterator[None]:
 @pytest.fixture
 def one_thread(threads: None) -> None:
     """Threads cost tiny products far more time than they save."""
+    import torch
+
     torch.set_num_threads(1)
 
 

@@ -32,8 +32,10 @@ def imported(path: Path) -> Iterator[str]:
             yield from (name if name in MODULES else str(node.module) for name in full if str(node.module) in MODULES)
 
 
-# The package itself hands names on from everywhere, and imports none of them until it is asked for one.
-IMPORTS = {name: set(imported(path)) - {PACKAGE, name} for name, path in MODULES.items() if name != PACKAGE}
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """What each module imports. The package itself hands names on from everywhere, and imports them when asked."""
+    return {name: set(imported(path)) - {PACKAGE, name} for name, path in MODULES.items() if name != PACKAGE}
 
 
 def floors() -> dict[str, int]:
@@ -46,23 +48,23 @@ def room(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_every_room_has_a_floor() -> None:
-    assert set(floors()) == {room(module) for module in IMPORTS}
+def test_every_room_has_a_floor(imports: dict[str, set[str]]) -> None:
+    assert set(floors()) == {room(module) for module in imports}
 
 
-def test_no_import_runs_upwards() -> None:
+def test_no_import_runs_upwards(imports: dict[str, set[str]]) -> None:
     floor = floors()
     upwards = [
         f"{module} imports {other}"
-        for module, others in IMPORTS.items()
+        for module, others in imports.items()
         for other in sorted(others)
         if room(module) != room(other) and floor[room(module)] <= floor[room(other)]
     ]
     assert upwards == []
 
 
-def test_no_two_modules_import_each_other() -> None:
+def test_no_two_modules_import_each_other(imports: dict[str, set[str]]) -> None:
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
