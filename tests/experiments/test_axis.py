@@ -38,6 +38,9 @@ from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenize
 
 K, TOP = 3, 5
 EXAMPLE = EXAMPLES / "axis.py"
+# Float32 sums over 128 rows round a variance by some 1.6e-7, up or down. Of 384 of them the sum is known to 8e-9 (as
+# twelve draws of normal rows have it at every number of rows from 50 to 300); this is five times that.
+SUM_OF_VARIANCES = 4e-8
 
 
 def vectors_of(measurement: Measurement, layer: int) -> torch.Tensor:
@@ -101,7 +104,7 @@ def test_axes_are_the_eigenvectors_of_the_covariance(minilm: Measurement, found:
         got = result.vectors.centered[at].numpy()
         assert 1 - abs(got @ axes[at]) <= 1e-8
         assert component.eigenvalue == pytest.approx(values[at], rel=1e-8)
-        assert component.explained_variance_ratio == pytest.approx(values[at] / values.sum(), rel=1e-8)
+        assert component.explained_variance_ratio == pytest.approx(values[at] / values.sum(), rel=SUM_OF_VARIANCES)
         assert component.eigengap == pytest.approx(values[at] - values[at + 1], rel=1e-3)
         assert component.residual <= 1e-8 * values[0]
         assert got @ mean > 0 or abs(got @ mean) < 1e-3
