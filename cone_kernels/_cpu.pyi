@@ -47,6 +47,18 @@ def masked_mean_pool_backward(
     grad_hidden: int,
     threads: int,
 ) -> None: ...
+def mean_of_rows(
+    *,
+    layers: Sequence[int],
+    dtype: int,
+    n: int,
+    d: int,
+    row_stride: int,
+    col_stride: int,
+    weights: int,
+    mean: int,
+    threads: int,
+) -> None: ...
 def mean_pairwise_cosine(
     *,
     layers: Sequence[int],

@@ -236,6 +236,13 @@ def second_moment(
     )
 
 
+def mean_of_rows(x: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean (L, d) float64 of the rows of x (L, n, d), each times its weight (L, n); NaN where there is none."""
+    mean = torch.empty((x.shape[0], x.shape[-1]), dtype=torch.float64, device=x.device)
+    _cpu.mean_of_rows(**rows_of(x), weights=address(weights), mean=mean.data_ptr(), threads=torch.get_num_threads())
+    return mean
+
+
 def top_eigenvectors(
     x: Tensor, covariance: bool, center: bool, k: int, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:

@@ -160,7 +160,7 @@ def _moment(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | N
     about = None if pilot is None else pilot.reshape(n_layers, d)
     if not center:
         return _products(rows, scale, about, False, backend).reshape(*x.shape[:-2], d, d)
-    mean = _mean(rows, scale)  # (L, d)
+    mean = _mean(rows, scale, backend)  # (L, d)
     moment = _products(rows, scale, mean if about is None else about, True, backend)
     if about is not None:
         offset = mean - about
@@ -192,7 +192,10 @@ def _(x: Tensor, center: bool, row_scale: Tensor | None, pilot: Tensor | None, b
 _second_moment.register_autograd(refuse_backward("second_moment"))
 
 
-def _mean(rows: Tensor, scale: Tensor | None) -> Tensor:
+def _mean(rows: Tensor, scale: Tensor | None, backend: str) -> Tensor:
+    if backend == backends.Backend.CPU.value:
+        found: Tensor = backends.function("mean_of_rows", backends.Backend.CPU)(rows, scale)
+        return found
     if scale is None:
         return rows.mean(-2, dtype=torch.float64)
     n_layers, n, d = rows.shape

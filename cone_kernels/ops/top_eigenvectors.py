@@ -138,7 +138,7 @@ def _refuse_asymmetric(matrices: Tensor, backend: str) -> None:
 
 
 def _asymmetry(matrices: Tensor, backend: str) -> tuple[float, float]:
-    """The largest |C − Cᵀ| and the largest |C|: torch reads the matrices six times for it."""
+    """The largest |C − Cᵀ| and the largest |C|; in torch the memory of the matrices passes by five times for it."""
     if backend == backends.Backend.CPU.value:
         found: tuple[float, float] = backends.function("asymmetry", backends.Backend.CPU)(matrices)
         return found

@@ -156,6 +156,17 @@ void second_moment(const std::vector<Address>& layers, int dtype, int64_t n, int
                        whole});
 }
 
+void mean_of_rows(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
+                  int64_t col_stride, Address weights, Address mean, int threads) {
+  const auto pointers = layer_pointers(layers);
+  cone::mean_of_rows({pointers.data(),
+                      int64_t(pointers.size()),
+                      {nullptr, cone::DType(dtype), n, d, row_stride, col_stride},
+                      at<const double>(weights),
+                      at<double>(mean),
+                      threads});
+}
+
 void top_eigenvectors(const std::vector<Address>& layers, int dtype, int64_t n, int64_t d, int64_t row_stride,
                       int64_t col_stride, bool covariance, bool center, int64_t k, double tolerance,
                       int64_t max_iterations, Address start, int64_t block, Address values, Address vectors,
@@ -259,6 +270,9 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("k"), py::arg("tolerance"), py::arg("max_iterations"), py::arg("start"), py::arg("block"),
         py::arg("values"), py::arg("vectors"), py::arg("residuals"), py::arg("iterations"), py::arg("next_value"),
         py::arg("mean"), py::arg("converged"), py::arg("threads"), Unlocked());
+  m.def("mean_of_rows", &mean_of_rows, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
+        py::arg("row_stride"), py::arg("col_stride"), py::arg("weights"), py::arg("mean"), py::arg("threads"),
+        Unlocked());
   m.def("asymmetry", &asymmetry, py::kw_only(), py::arg("layers"), py::arg("dtype"), py::arg("n"), py::arg("d"),
         py::arg("row_stride"), py::arg("col_stride"), py::arg("threads"), Unlocked());
   m.def("isa", &active_isa, "The instruction set in force.");

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cone_kernels import backends, second_moment
+from cone_kernels.kernels.cpu import mean_of_rows
 from cone_kernels.ops.second_moment import second_moment_
 from tests.support.moment_cases import DTYPES, normal, views
 
@@ -125,12 +126,30 @@ def test_scaled_rows(isa: str) -> None:
     assert_moments_close(got, torch.stack([torch.cov(rows.mT) for rows in u]), 1e-6)
 
 
-def test_every_row_counts_once_in_the_mean_of_many_scaled_rows() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_mean_of_rows(isa: str, threads: None, dtype: torch.dtype) -> None:
+    for n, d in ((1, 1), (7, 33), (50, 128), (1200, 130), (5, 300)):
+        x = normal(2, n, d, dtype=dtype, seed=d, shift=3)
+        weights = torch.linspace(-1, 2, 2 * n, dtype=torch.float64).reshape(2, n)
+        for layout, view in views(x).items():
+            for scale in (None, weights):
+                rows = view.double() if scale is None else view.double() * scale[:, :, None]
+                torch.set_num_threads(2)
+                got = mean_of_rows(view, scale)
+                torch.testing.assert_close(got, rows.mean(1), rtol=1e-13, atol=1e-13, msg=f"{n}, {d}, {layout}")
+                torch.set_num_threads(1)
+                assert torch.equal(mean_of_rows(view, scale), got)
+    assert bool(mean_of_rows(torch.empty(2, 0, 3, dtype=dtype), None).isnan().all())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_every_row_counts_once_in_the_mean_of_many_scaled_rows(backend: str) -> None:
     x = torch.full((8200, 2), 1.0, dtype=torch.float64)
     x[[0, 4095, 4096, 4097, 8192, 8199], 1] = torch.tensor([3.0, 1e4, -2e4, 5e4, 7e4, -1e4], dtype=torch.float64)
     scale = torch.full((8200,), 0.5, dtype=torch.float64)
     wanted = torch.from_numpy(np.cov(x.numpy().T * 0.5))
-    torch.testing.assert_close(second_moment(x, row_scale=scale, center=True), wanted, rtol=1e-12, atol=1e-9)
+    got = second_moment(x, row_scale=scale, center=True, backend=backend)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-9)
 
 
 def test_rows_not_used_are_not_read(isa: str) -> None:

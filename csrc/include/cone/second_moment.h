@@ -24,4 +24,16 @@ struct SecondMomentArgs {
 // addition is fixed by the shape and by `use`, whatever the number of threads.
 void second_moment(const SecondMomentArgs& args);
 
+struct MeanOfRowsArgs {
+  const void* const* layers;  // (L) first elements, each a view of shape and strides `rows`
+  int64_t n_layers;
+  RowView rows;           // rows.data is not read
+  const double* weights;  // (L, n): each row is scaled by its weight; null: 1
+  double* mean;           // (L, d), NaN where there is no row
+  int threads;
+};
+
+// The mean of the (scaled) rows, summed in float64, row after row.
+void mean_of_rows(const MeanOfRowsArgs& args);
+
 }  // namespace cone
