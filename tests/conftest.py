@@ -57,7 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """pytest-xdist would begin with the files that have the most tests."""
     config.option.loadscopereorder = False
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return  # the process that hands out the tests has no use for torch, and the others wait for it
+        gc.enable()  # no tests are collected by the process that hands them out,
+        return  # and it has no use for torch, while the others wait for it
     import torch
 
     # Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.

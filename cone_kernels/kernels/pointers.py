@@ -109,6 +109,8 @@ def no_address(x: Tensor) -> int:
 
 def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
     """The layers, or contiguous copies where their strides differ: one call takes one set of strides."""
+    if len(layers) == 1:
+        return layers
     strides = layers[0].stride()
     if all([layer.stride() == strides for layer in layers]):  # noqa: C419 - takes the host half a generator's time
         return layers
@@ -118,9 +120,9 @@ def of_same_strides(layers: Sequence[Tensor]) -> Sequence[Tensor]:
 def count_sentences(mask: Tensor | None, cu_seqlens: Tensor | None) -> int:
     """How many sentences there are, by the mask (B, T) or else by the sentences' first rows (B + 1,)."""
     if mask is not None:
-        return len(mask)
+        return mask.shape[0]  # len() goes through Python code of torch
     assert cu_seqlens is not None
-    return len(cu_seqlens) - 1
+    return cu_seqlens.shape[0] - 1
 
 
 @functools.lru_cache(maxsize=16)
