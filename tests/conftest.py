@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         gc.enable()  # no tests are collected by the process that hands them out,
         return  # and it has no use for torch, while the others wait for it
+    if hasattr(config, "workerinput"):
+        # Registered before what torch registers, and so the last to run.
+        atexit.register(end_at_once, os.getpid())
     import torch
 
     # Where there is no GPU, Triton kernels run in Triton's interpreter; it is chosen when they are imported.
@@ -95,9 +99,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """What lives in cycles is freed at the exit, where compiled modules look for what was left over."""
-    gc.unfreeze()
+    if not hasattr(session.config, "workerinput"):
+        gc.unfreeze()
+
+
+def end_at_once(process: int) -> None:
+    """Ends one of the processes that share the tests: to take apart all that it imported takes some seconds."""
+    if os.getpid() == process:
+        os._exit(0)
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
