@@ -168,6 +168,23 @@ def test_a_float32_sum_that_overflows_has_a_mean() -> None:
     assert torch.equal(masked_mean_pool(hidden, torch.ones(1, 60)), torch.full((1, 4), 3e38))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_means_of_many_tokens_are_those_of_the_moments_to_the_bit(isa: str, dtype: torch.dtype) -> None:
+    lengths = torch.tensor([1, 33, 2, 64, 31, 0, 97, 32, 65, 63, 3])  # 32 are added up in the compute type
+    mask = torch.arange(100) < lengths[:, None]
+    starts = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    for d in (5, 33, 130):
+        hidden = normal(11, 100, d, dtype=dtype, seed=d)
+        wanted = (hidden.double() * mask[:, :, None]).sum(1) / lengths[:, None]
+        pooled = masked_mean_pool(hidden, mask, backend="cpu")
+        torch.testing.assert_close(pooled.double(), wanted, rtol=POOLED[dtype], atol=POOLED[dtype], equal_nan=True)
+        for other in (
+            pool_moments(hidden, mask, backend="cpu").pooled,
+            masked_mean_pool(hidden[mask], cu_seqlens=starts, backend="cpu"),
+        ):
+            torch.testing.assert_close(pooled, other, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("sentences", [0, 1, 2, 70])
 def test_sentence_counts(isa: str, sentences: int) -> None:
     hidden, mask = normal(2, sentences, 4, 16), torch.ones(sentences, 4)
