@@ -271,6 +271,23 @@ def test_opcheck_of_packed_layers() -> None:
     torch.library.opcheck(torch.ops.cone_kernels.pool_moments_.default, arguments)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.float32], ids=str
+)
+def test_a_mask_of_numbers_is_that_of_what_is_not_0(dtype: torch.dtype) -> None:
+    hidden, flags = normal(4, 6, 9), ragged_mask(4, 6)
+    wanted = masked_mean_pool(hidden, flags)
+    for mask in (flags.to(dtype), flags.to(dtype).mT.contiguous().mT, flags.to(dtype).repeat(1, 2)[:, :6]):
+        assert torch.equal(masked_mean_pool(hidden, mask), wanted)
+    for wrong in (2, 3, 64, *(() if dtype == torch.uint8 else (-1, -2))):
+        for place in ((0, 0), (3, 5)):
+            mask = flags.to(dtype)
+            mask[place] = wrong
+            with pytest.raises(ValueError, match="^mask: got values other than 0 and 1; it must have 1 for each token"):
+                masked_mean_pool(hidden, mask)
+    assert masked_mean_pool(torch.zeros(0, 6, 9), torch.zeros(0, 6, dtype=dtype)).shape == (0, 9)
+
+
 HIDDEN, MASK, STARTS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.tensor([0, 3])
 
 
