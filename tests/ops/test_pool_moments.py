@@ -280,10 +280,10 @@ def test_a_mask_of_numbers_is_that_of_what_is_not_0(dtype: torch.dtype) -> None:
     for mask in (flags.to(dtype), flags.to(dtype).mT.contiguous().mT, flags.to(dtype).repeat(1, 2)[:, :6]):
         assert torch.equal(masked_mean_pool(hidden, mask), wanted)
     for wrong in (2, 3, 64, *(() if dtype == torch.uint8 else (-1, -2))):
-        for place in ((0, 0), (3, 5)):
-            mask = flags.to(dtype)
+        for beside, place in itertools.product((flags, torch.zeros_like(flags)), ((0, 0), (3, 5))):
+            mask = beside.to(dtype)
             mask[place] = wrong
-            with pytest.raises(ValueError, match="^mask: got values other than 0 and 1; it must have 1 for each token"):
+            with pytest.raises(ValueError, match=r"^mask: got values other than 0 and 1; it must have 1 for each token"):
                 masked_mean_pool(hidden, mask)
     assert masked_mean_pool(torch.zeros(0, 6, 9), torch.zeros(0, 6, dtype=dtype)).shape == (0, 9)
 
