@@ -283,7 +283,7 @@ def test_a_mask_of_numbers_is_that_of_what_is_not_0(dtype: torch.dtype) -> None:
         for beside, place in itertools.product((flags, torch.zeros_like(flags)), ((0, 0), (3, 5))):
             mask = beside.to(dtype)
             mask[place] = wrong
-            with pytest.raises(ValueError, match=r"^mask: got values other than 0 and 1; it must have 1 for each token"):
+            with pytest.raises(ValueError, match=r"^mask: got values other than 0 and 1; it must have 1 for each"):
                 masked_mean_pool(hidden, mask)
     assert masked_mean_pool(torch.zeros(0, 6, 9), torch.zeros(0, 6, dtype=dtype)).shape == (0, 9)
 
