@@ -38,8 +38,8 @@ from tests.support.tiny_checkpoints import WORDS, save_checkpoint, word_tokenize
 
 K, TOP = 3, 5
 EXAMPLE = EXAMPLES / "axis.py"
-# Float32 sums over 128 rows round a variance by some 1.6e-7, up or down. Of 384 of them the sum is known to 8e-9 (as
-# twelve draws of normal rows have it at every number of rows from 50 to 300); this is five times that.
+# Float32 sums over 128 rows round a variance by some 1.6e-7, up or down, and so the sum of 384 by 8e-9 (draws of 50 to
+# 300 normal rows: by 4e-9 to 9e-9). This is five times that.
 SUM_OF_VARIANCES = 4e-8
 
 
