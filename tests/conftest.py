@@ -55,8 +55,8 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """pytest-xdist would begin with the files that have the most tests."""
-    config.option.loadscopereorder = False
+    """What each process needs before tests are collected: the order of the files, torch, and how the process ends."""
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files that have the most tests
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         gc.enable()  # no tests are collected by the process that hands them out,
         return  # and it has no use for torch, while the others wait for it

@@ -1,7 +1,6 @@
-// The inner loop that row_moments and pool_moments share. Rows go through in chunks of two, in three
-// stages at once: while the sums of one chunk are taken, which needs its norms, the norms of the next are, and the one
-// after that is fetched. So reading from memory and computing overlap, and a row's second read finds it in the
-// first-level cache.
+// The inner loop that row_moments and pool_moments share. Rows go through in chunks of two, in three stages at once:
+// while the sums of one chunk are taken, which needs its norms, the norms of the next are, and the one after that is
+// fetched. So reading from memory and computing overlap, and a row's second read finds it in the first-level cache.
 #pragma once
 
 #include <cfloat>
@@ -74,9 +73,9 @@ inline void add_columns(const In* const* rows, const Vec<C>* scales, int64_t j, 
   }
 }
 
-// Adds the columns of a chunk to the sums, takes the squared norms of the next, and fetches the
-// one ahead. The next chunk is what comes from memory, and memory is fastest in order: so kChunkRows vectors of one of
-// its rows go with each vector of columns.
+// Adds the columns of a chunk to the sums, takes the squared norms of the next, and fetches the one ahead. The next
+// chunk is what comes from memory, and memory is fastest in order: so kChunkRows vectors of one of its rows go with each
+// vector of columns.
 template <class C, class In, Wanted kWanted>
 void sweep(const In* const* rows, const C* inverse_norms, const In* const* next, const In* const* ahead, C* norm_sq,
            int64_t d, const Columns<C>& sums) {
