@@ -74,8 +74,8 @@ inline void add_columns(const In* const* rows, const Vec<C>* scales, int64_t j, 
 }
 
 // Adds the columns of a chunk to the sums, takes the squared norms of the next, and fetches the one ahead. The next
-// chunk is what comes from memory, and memory is fastest in order: so kChunkRows vectors of one of its rows go with each
-// vector of columns.
+// chunk is what comes from memory, and memory is fastest in order: so kChunkRows vectors of one of its rows go with
+// each vector of columns.
 template <class C, class In, Wanted kWanted>
 void sweep(const In* const* rows, const C* inverse_norms, const In* const* next, const In* const* ahead, C* norm_sq,
            int64_t d, const Columns<C>& sums) {
